@@ -1,0 +1,30 @@
+# make demo: from nothing to a trained and evaluated encoder. make test: lint, types and tests.
+# CUDA=12 installs DALI for CUDA 12 drivers; PYTHON=python3.12 chooses the interpreter.
+CUDA ?= 13
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready-cuda$(CUDA)
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(VENV)/bin/python -m tools.demo
+
+test: $(READY) lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+# The mark is written last: an installation that was interrupted is taken up again.
+$(READY): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python \
+	    --constraint constraints.txt --editable '.[cuda$(CUDA),dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

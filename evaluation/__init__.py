@@ -1,0 +1,18 @@
+"""Evaluation: what a frozen encoder's features, and its projector's embeddings, are worth.
+
+    un-augmented images ─▶ embed ─▶ Features of train and test ─▶ knn, linear, retrieval (labels)
+    views of held-out images ─▶ encoder ─▶ projector ─▶ z [V, A, D] ─▶ retrieval (views), geometry
+
+To add an evaluation, write `evaluation/my_metric.py` with a function `run` that takes Features
+(train and test, or test alone) or z [V, A, D] and returns {name: float}, then import it below:
+this list is the registry. Names begin with the file's word ("knn_top1"), so that they stay unique
+in metrics.jsonl. The test set may be used to report, never to choose anything.
+"""
+
+from . import features as features
+from . import geometry as geometry
+from . import knn as knn
+from . import linear as linear
+from . import retrieval as retrieval
+from .features import Features as Features
+from .features import embed as embed

@@ -1,0 +1,171 @@
+"""Features of a frozen encoder: h [N, F] for a labelled image set, with labels and sample ids."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class LabelledImages(Protocol):
+    """A batch of un-augmented images, as `pipeline.images` yields them."""
+
+    @property
+    def image_BCHW(self) -> Tensor:
+        """Images [B, C, H, W] on the encoder's device, normalised, channels-last."""
+        ...
+
+    @property
+    def label_B(self) -> Tensor:
+        """Labels [B], int64; -1 where the sample has none."""
+        ...
+
+    @property
+    def id_B(self) -> Tensor:
+        """Stable sample ids [B], int64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N samples, all on one device.
+
+    Args:
+        h_NF: Features [N, F], float32: N * F * 4 bytes (0.4 GiB for 50,000 samples at F = 2048).
+        label_N: Labels [N], int64; -1 where the sample has none.
+        id_N: Stable sample ids [N], int64.
+    """
+
+    h_NF: Tensor
+    label_N: Tensor
+    id_N: Tensor
+
+    def __post_init__(self) -> None:
+        N = len(self.h_NF)
+        if self.h_NF.ndim != 2 or self.label_N.shape != (N,) or self.id_N.shape != (N,):
+            raise ValueError(
+                f"Features need h [N, F], label [N] and id [N], found {list(self.h_NF.shape)}, "
+                f"{list(self.label_N.shape)} and {list(self.id_N.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.h_NF)
+
+    def labelled(self) -> "Features":
+        """Return only the rows that have a label: what every evaluation begins with.
+
+        Raises:
+            ValueError: A feature is not finite. It is noticed here and not in `embed`, because here
+                all ranks hold the same rows: where one rank stops, all of them do.
+        """
+        broken = int((~self.h_NF.isfinite().all(dim=1)).sum())
+        if broken:
+            raise ValueError(
+                f"{broken} of {len(self)} samples have features that are not finite: training has "
+                "diverged, or the encoder overflows in float16 (evaluate in bfloat16 or float32)."
+            )
+        keep_N = self.label_N >= 0
+        return Features(
+            h_NF=self.h_NF[keep_N], label_N=self.label_N[keep_N], id_N=self.id_N[keep_N]
+        )
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode, then each back into the mode it was in."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        # Part by part: a frozen batch norm inside a training encoder must stay frozen.
+        for part, mode in training.items():
+            part.training = mode
+
+
+def embed(
+    encoder: nn.Module,
+    batches: Iterable[LabelledImages],
+    *,
+    autocast: torch.dtype | None = None,
+) -> Features:
+    """Run the encoder over labelled images and keep the features on its device.
+
+    The features stay there in float32 (N * F * 4 bytes, twice that while they are put together).
+    The encoder runs in eval mode; every module's mode is restored, also when a batch fails.
+
+    Args:
+        encoder: The network [B, C, H, W] -> h [B, F].
+        batches: Every sample exactly once.
+        autocast: Compute in this dtype (torch.bfloat16, torch.float16); None computes in float32.
+
+    Returns:
+        Features in the order of the batches.
+
+    Raises:
+        ValueError: There are no batches, or the encoder does not return [B, F].
+    """
+    h, label, ids = [], [], []
+    with eval_mode(encoder), torch.inference_mode():
+        for batch in batches:
+            device = batch.image_BCHW.device.type
+            with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+                h_BF: Tensor = encoder(batch.image_BCHW)
+            if h_BF.ndim != 2:
+                raise ValueError(
+                    f"The encoder returned {list(h_BF.shape)}, expected features [B, F]: pool and "
+                    "flatten its last feature map."
+                )
+            h.append(h_BF.float())
+            # Copies: a loader may hand out the same memory again for the next batch.
+            label.append(batch.label_B.to(h_BF.device, torch.int64, copy=True))
+            ids.append(batch.id_B.to(h_BF.device, torch.int64, copy=True))
+    if not h:
+        raise ValueError("There are no images to evaluate on: the loader gave no batch.")
+    # Outside of inference mode, so that the results are normal tensors: autograd may use them.
+    return Features(h_NF=torch.cat(h), label_N=torch.cat(label), id_N=torch.cat(ids))
+
+
+def number_classes(train: Features, test: Features) -> tuple[Tensor, Features, Features]:
+    """Number the classes of train 0 to K - 1, drop rows without a label, and relabel both sets.
+
+    Returns:
+        The original labels [K] in increasing order, then train and test labelled by class number.
+
+    Raises:
+        ValueError: A set has no labels, train has a single class, test has a class that train
+            lacks, the two feature sizes differ, or features are not finite.
+    """
+    for name, features in (("train", train), ("test", test)):
+        if not bool((features.label_N >= 0).any()):
+            raise ValueError(
+                f"None of the {len(features)} {name} samples is labelled (all are -1), but k-NN "
+                "and the linear probe need labels. Choose a labelled split, or skip them."
+            )
+    if train.h_NF.shape[1] != test.h_NF.shape[1]:
+        raise ValueError(
+            f"Train features have size {train.h_NF.shape[1]}, test features "
+            f"{test.h_NF.shape[1]}: compute both with the same encoder."
+        )
+    train, test = train.labelled(), test.labelled()
+    label_K, train_class_N = train.label_N.unique(return_inverse=True)
+    if len(label_K) < 2:
+        raise ValueError(
+            f"All {len(train)} labelled train samples have the label {int(label_K[0])}; "
+            "classification needs 2 classes or more. Was a sorted set cut short?"
+        )
+    strange = sorted(set(test.label_N.tolist()) - set(label_K.tolist()))
+    if strange:
+        raise ValueError(
+            f"Test has {len(strange)} labels that train lacks ({strange[:5]}): train has "
+            f"{len(label_K)} classes from {int(label_K[0])} to {int(label_K[-1])}. Use two splits "
+            "of one data set, with the same label names."
+        )
+    test_class_N = torch.searchsorted(label_K, test.label_N)
+    return (
+        label_K,
+        Features(h_NF=train.h_NF, label_N=train_class_N, id_N=train.id_N),
+        Features(h_NF=test.h_NF, label_N=test_class_N, id_N=test.id_N),
+    )

@@ -1,0 +1,73 @@
+"""Weighted k-nearest-neighbour classification of frozen features: no training, no choices.
+
+Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978: the k nearest train samples by cosine s
+vote for their classes with weight exp(s / T). k = 20 is DINO's; the paper has k = 200, T = 0.07.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .features import Features, number_classes
+from .score import blocks
+
+
+def run(
+    train: Features,
+    test: Features,
+    *,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+    rows: int | None = None,
+) -> dict[str, float]:
+    """Classify every labelled test sample by its nearest labelled train samples.
+
+    Classes with equal votes go to the lowest label. Neighbours that tie for the last place are
+    chosen by `torch.topk`: the same ones in every run on one device.
+
+    Args:
+        train: The samples that vote; those without a label are left out.
+        test: The samples to classify; those without a label are left out.
+        neighbours: Votes per test sample; all of train where it is smaller.
+        temperature: T of exp(s / T); small makes the nearest neighbour decide.
+        rows: Test samples per block; changes memory and speed only.
+
+    Returns:
+        {"knn_top1": share of test samples classified rightly, 0 to 1}.
+
+    Raises:
+        ValueError: A setting is out of range, or the labels do not allow classification.
+    """
+    if neighbours < 1 or temperature <= 0:
+        raise ValueError(
+            f"neighbours={neighbours} and temperature={temperature}, but k-NN needs at least one "
+            "neighbour and a temperature above 0; the usual values are 20 and 0.07."
+        )
+    label_K, train, test = number_classes(train, test)
+    train_NF, test_NF = (
+        F.normalize(train.h_NF.float(), dim=1),
+        F.normalize(test.h_NF.float(), dim=1),
+    )
+    right = torch.zeros((), dtype=torch.int64, device=test_NF.device)
+    for start, S_QG in blocks(test_NF, train_NF, rows=rows):
+        class_Q = _classify(S_QG, train.label_N, len(label_K), neighbours, temperature)
+        right += (class_Q == test.label_N[start : start + len(S_QG)]).sum()
+    return {"knn_top1": int(right) / len(test)}
+
+
+def _classify(
+    S_QG: Tensor, class_G: Tensor, classes: int, neighbours: int, temperature: float
+) -> Tensor:
+    """Return the class [Q] with the most votes among each query's nearest gallery rows."""
+    s_QK, index_QK = S_QG.topk(min(neighbours, S_QG.shape[1]), dim=1)
+    # Relative to the nearest, so that no temperature overflows; the largest vote is the same.
+    weight_QK = ((s_QK - s_QK[:, :1]) / temperature).exp()
+    class_QK = class_G[index_QK]
+    # C is for classes here, K for neighbours.
+    votes_QC = S_QG.new_zeros(len(S_QG), classes)
+    # One neighbour at a time: within a call no class is added to twice, so the order of the
+    # additions, and with it the sum, is the same in every run, also on a GPU.
+    for k in range(s_QK.shape[1]):
+        votes_QC.scatter_add_(1, class_QK[:, k : k + 1], weight_QK[:, k : k + 1])
+    return votes_QC.argmax(dim=1)

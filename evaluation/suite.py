@@ -1,0 +1,111 @@
+"""All evaluations of one method on one pair of shard sets, as a run and `tools.evaluate` use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evaluation import geometry, knn, linear, retrieval
+from evaluation.features import Features, embed, eval_mode
+from model.gather import gather_rows
+from model.method import Method
+from pipeline.graph import ViewGroup
+from pipeline.images import Images
+from pipeline.loader import Loader
+from shards.layout import ShardSet
+
+# Fixed, so that two encoders are asked about the same views.
+VIEW_SEED = 20_101_007
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What to evaluate on, and how.
+
+    Args:
+        test: shard set that is classified and ranked.
+        train: labelled shard set: k-NN bank and training data of the linear probe; none skips both.
+        group: size of the images; count and policy of the views for view retrieval.
+        device: where to compute.
+        autocast: precision of the encoder; none is float32.
+        rank: this process.
+        world_size: number of processes; each embeds its part.
+        threads: CPU threads of the data pipelines.
+        view_samples: how many held-out samples are ranked by view retrieval, at most.
+    """
+
+    test: ShardSet
+    train: ShardSet | None
+    group: ViewGroup
+    device: torch.device
+    autocast: torch.dtype | None = None
+    rank: int = 0
+    world_size: int = 1
+    threads: int | None = None
+    view_samples: int = 1024
+
+    def run(self, method: Method, *, probe: bool) -> dict[str, float]:
+        """Return every figure that the shard sets allow; alike on every rank.
+
+        Without labels these are view retrieval and the geometry of the embeddings; with labels also
+        label retrieval and, with a training set, k-NN and the linear probe.
+
+        Args:
+            method: whose encoder, and embeddings, are evaluated.
+            probe: also fit the linear probe, which takes the longest.
+        """
+        z_VAD = self.embed_views(method)
+        figures = retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+        if not self.test.manifest.classes:
+            return figures
+        test = self.features(method, self.test)
+        figures |= retrieval.run_labels(test)
+        if self.train is not None and self.train.manifest.classes:
+            train = self.features(method, self.train)
+            figures |= knn.run(train, test)
+            if probe:
+                figures |= linear.run(train, test)
+        return figures
+
+    def features(self, method: Method, shard_set: ShardSet) -> Features:
+        """Return the features of all samples of a shard set, on every rank."""
+        images = Images(
+            shard_set,
+            size=self.group.size,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            threads=self.threads,
+        )
+        own = embed(method.encoder, images, autocast=self.autocast)
+        return Features(
+            h_NF=gather_rows(own.h_NF),
+            label_N=gather_rows(own.label_N),
+            id_N=gather_rows(own.id_N),
+        )
+
+    @torch.inference_mode()
+    def embed_views(self, method: Method) -> Tensor:
+        """Return the embeddings z [V, A, D] of fresh views of held-out samples, on every rank."""
+        part = min(self.view_samples, len(self.test)) // self.world_size
+        batch_size = max(1, min(128, part))
+        group = replace(self.group, count=max(2, self.group.count))
+        loader = Loader(
+            self.test,
+            [group],
+            batch_size_per_rank=batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            threads=self.threads,
+            seed=VIEW_SEED,
+        )
+        parts: list[Tensor] = []
+        with loader, eval_mode(method):
+            for batch, _ in zip(loader, range(max(1, part // batch_size)), strict=False):
+                device = self.device.type
+                with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+                    parts.append(method.embed(batch.views[0]).float())
+        return gather_rows(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)

@@ -1,0 +1,142 @@
+"""Image encoders: what is kept after training; torchvision's backbones without their classifiers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torchvision.models
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+
+class Encoder(nn.Module, ABC):
+    """Images to features: [N, C, H, W] → h [N, F]."""
+
+    feature_size: int
+    """F."""
+
+    @abstractmethod
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return the features h [N, F] of normalised images [N, 3, H, W]."""
+
+
+class ResNet(Encoder):
+    """torchvision's ResNet.
+
+    He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+    https://arxiv.org/abs/1512.03385.
+
+    Args:
+        depth: number of layers.
+        stem: large is the 7×7 convolution with stride 2 and max-pooling; small, a 3×3 convolution
+            without either, is customary for images of 32 to 64 pixels.
+        zero_init_residual: start every residual branch at zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: Literal[18, 34, 50, 101, 152] = 18,
+        stem: Literal["large", "small"] = "large",
+        zero_init_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        build = getattr(torchvision.models, f"resnet{depth}")
+        network = build(weights=None, zero_init_residual=zero_init_residual)
+        if stem == "small":
+            network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            network.maxpool = nn.Identity()
+        self.feature_size = network.fc.in_features
+        network.fc = nn.Identity()
+        self.network = network
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """See `Encoder.forward`."""
+        return self.network(images_NCHW)
+
+
+class SmallResNet(Encoder):
+    """A ResNet for CPUs and tests: one basic block a stage, 1.2 million parameters at width 32.
+
+    Args:
+        width: channels of the first stage; the next three have 2, 4 and 8 times as many.
+        stem_stride: of the first convolution; 2 suits images of 48 pixels and more.
+    """
+
+    def __init__(self, *, width: int = 32, stem_stride: Literal[1, 2] = 1) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width={width} channels; give 1 or more.")
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, width, kernel_size=3, stride=stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        channels = width
+        for stage in range(4):
+            stride = 1 if stage == 0 else 2
+            out = width * 2**stage
+            shortcut = None
+            if out != channels:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False),
+                    nn.BatchNorm2d(out),
+                )
+            layers.append(BasicBlock(channels, out, stride=stride, downsample=shortcut))
+            channels = out
+        self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.feature_size = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """See `Encoder.forward`."""
+        return self.network(images_NCHW)
+
+
+class VisionTransformer(Encoder):
+    """torchvision's Vision Transformer; the feature is the class token.
+
+    Dosovitskiy et al., "An Image is Worth 16×16 Words", ICLR 2021,
+    https://arxiv.org/abs/2010.11929.
+
+    Args:
+        variant: size and patch, in pixels.
+        image_size: height and width of the views; all view groups must have it.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: Literal["b_16", "b_32", "l_16", "l_32"] = "b_16",
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        patch = int(variant[2:])
+        if image_size % patch:
+            raise ValueError(
+                f"image_size={image_size} is not divisible by the {patch}-pixel patches of "
+                f"vit_{variant}; try {round(image_size / patch) * patch}."
+            )
+        network = getattr(torchvision.models, f"vit_{variant}")(weights=None, image_size=image_size)
+        self.image_size = image_size
+        self.feature_size = network.hidden_dim
+        network.heads = nn.Identity()
+        self.network = network
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: the images do not have the size that the positions were made for.
+        """
+        if images_NCHW.shape[-1] != self.image_size:
+            raise ValueError(
+                f"VisionTransformer(image_size={self.image_size}) was given views of "
+                f"{images_NCHW.shape[-1]} pixels; set both alike, e.g. --views.size "
+                f"{self.image_size}."
+            )
+        return self.network(images_NCHW)

@@ -1,0 +1,63 @@
+"""What a training method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step computed."""
+
+    loss: Tensor
+    """Scalar. Its mean over ranks is the global loss."""
+    z_VAD: Tensor
+    """All ranks' embeddings, detached, for the monitor's batch AP; [V, A, D]."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """The method's own figures: detached scalars, read only when they are logged."""
+
+
+class Method(nn.Module, ABC):
+    """One step of training: views in, loss out. It owns every network, queue and average it needs."""
+
+    encoder: Encoder
+    """What evaluation, export and checkpoints call the result."""
+
+    @abstractmethod
+    def forward(self, views: tuple[Tensor, ...]) -> Output:
+        """Return the loss of this rank's views.
+
+        Args:
+            views: one tensor a view group, [V, B, C, H, W], channels-last in memory with each
+                sample's views side by side.
+        """
+
+    @abstractmethod
+    def embed(self, views_VBCHW: Tensor) -> Tensor:
+        """Return the embeddings z [V, B, D] of one view group, for evaluation."""
+
+    def after_step(self) -> None:  # noqa: B027 -- most methods have nothing to do here
+        """Do what follows the optimizer, such as moving averages."""
+
+    def refuse(self, group_counts: tuple[int, ...]) -> None:  # noqa: B027 -- nor here
+        """Refuse view groups that the method is not defined for.
+
+        Args:
+            group_counts: number of views of each group.
+
+        Raises:
+            ValueError: what was found, what is needed.
+        """
+
+
+def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
+    """Return `network` of every view, [V, B, ...], in one pass and without copying the views."""
+    V, B = views_VBCHW.shape[:2]
+    rows = network(views_VBCHW.transpose(0, 1).flatten(0, 1))  # [B·V, C, H, W], as in memory
+    return rows.unflatten(0, (B, V)).transpose(0, 1)

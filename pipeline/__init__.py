@@ -1,0 +1,1 @@
+"""Tars on disk become many random views on the device. Nothing else imports nvidia.dali."""

@@ -1,0 +1,84 @@
+"""What an augmentation is, and where its random numbers come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
+
+
+class Draw:
+    """Random parameters for the V views of a sample, drawn on the CPU whatever the device.
+
+    The CPU and the GPU graph therefore see the same numbers, and one small DALI checkpoint restores
+    all of them. Every operator gets a seed of its own, by the order of the draws: adding an
+    augmentation at the end of a policy leaves the draws before it as they were.
+
+    Args:
+        views: V, the number of views of each sample.
+        seed: entropy of this stream: the run's seed, the rank and the view group.
+    """
+
+    def __init__(self, views: int, seed: tuple[int, ...]) -> None:
+        self.views = views
+        self._seeds = np.random.SeedSequence(seed)
+
+    def seed(self) -> int:
+        """Return the seed of the next random operator."""
+        return int(self._seeds.spawn(1)[0].generate_state(1)[0])
+
+    def uniform(self, low: float, high: float) -> DataNode:
+        """Return V numbers, uniform in [low, high); float32 [V]."""
+        return _node(fn.random.uniform(range=(low, high), shape=[self.views], seed=self.seed()))
+
+    def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
+        """Return V zeros and ones, one with `probability`; float32 [V, 1 × `trailing`]."""
+        shape = [self.views] + [1] * trailing
+        # coin_flip draws integers only.
+        flip = fn.random.coin_flip(probability=probability, shape=shape, seed=self.seed())
+        return _node(fn.cast(flip, dtype=types.FLOAT))
+
+
+def _node(value: object) -> DataNode:
+    """Narrow what DALI's stubs leave open: one operator output, not a list of them."""
+    assert isinstance(value, DataNode)
+    return value
+
+
+class Augment(ABC):
+    """One random change of the pixels of a view; its fields are its settings."""
+
+    @abstractmethod
+    def apply(self, views: DataNode, draw: Draw) -> DataNode:
+        """Return the changed views.
+
+        Args:
+            views: uint8 frames [V, H, W, C] of one sample, layout "FHWC", on the CPU or the GPU.
+            draw: random numbers, one per view.
+        """
+
+
+def check_probability(name: str, value: float) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        ValueError: `value` is outside 0..1.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is not a probability; give a number from 0 to 1.")
+
+
+def check_interval(name: str, interval: tuple[float, float], *, above: float) -> None:
+    """Refuse an interval that is empty or reaches down to `above`.
+
+    Raises:
+        ValueError: not `above` < low <= high.
+    """
+    low, high = interval
+    if not above < low <= high:
+        raise ValueError(
+            f"{name}=[{low}, {high}] is not an interval above {above:g}; give [low, high] with "
+            f"{above:g} < low <= high."
+        )

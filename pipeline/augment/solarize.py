@@ -1,0 +1,40 @@
+"""Solarisation: bright pixels are inverted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
+
+from pipeline.augment.augment import Augment, Draw, check_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solarize(Augment):
+    """Some views have every value at or above the threshold inverted.
+
+    Args:
+        probability: of a view being solarised.
+        threshold: the darkest value that is inverted, 0..255.
+    """
+
+    probability: float = 0.2
+    threshold: int = 128
+
+    def __post_init__(self) -> None:
+        check_probability("probability", self.probability)
+        if not 0 <= self.threshold <= 255:
+            raise ValueError(f"threshold={self.threshold} is no pixel value; give 0 to 255.")
+
+    def apply(self, views: DataNode, draw: Draw) -> DataNode:
+        """See `Augment.apply`."""
+        if self.probability == 0:
+            return views
+        # 256, which no value reaches, leaves a view as it is.
+        chosen = draw.coin(self.probability, trailing=3)
+        threshold = fn.cast(256 - (256 - self.threshold) * chosen, dtype=types.INT16)
+        if views.device == "gpu":
+            threshold = threshold.gpu()
+        # x ^ 255 is 255 - x, and stays in uint8.
+        return views ^ ((views >= threshold) * types.Constant(255, dtype=types.UINT8))

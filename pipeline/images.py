@@ -1,0 +1,104 @@
+"""Labelled images without augmentation, for evaluation: one pass, every sample exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.graph import default_threads, images_pipeline
+from pipeline.loader import unreadable
+from shards.layout import ShardSet
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A batch of evaluation images."""
+
+    image_BCHW: Tensor
+    """Normalised centre crops, channels-last in memory."""
+    label_B: Tensor
+    """Labels, int64, −1 where there is none."""
+    id_B: Tensor
+    """Stable sample ids, int64."""
+
+
+class Images:
+    """This rank's part of a shard set, in its order; every iteration is a pass of its own.
+
+    Args:
+        shard_set: where the samples come from.
+        size: height and width of the crops, in pixels.
+        batch_size: samples at a time on this rank.
+        rank: this process.
+        world_size: number of processes; their parts are disjoint and together complete.
+        device: where the images are decoded and delivered.
+        threads: CPU threads; by default, all that this process may use.
+        dtype: of the images, float16 or float32.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        *,
+        size: int,
+        batch_size: int = 256,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shard_set = shard_set
+        self.size, self.batch_size = size, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.device = device or torch.device("cpu")
+        self.threads = threads or default_threads()
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        """Samples in this rank's part."""
+        samples = len(self.shard_set)
+        return (
+            samples * (self.rank + 1) // self.world_size - samples * self.rank // self.world_size
+        )
+
+    def __iter__(self) -> Iterator[LabelledImages]:
+        """Yield this rank's part.
+
+        Raises:
+            ValueError: an image cannot be decoded.
+        """
+        left = len(self)
+        if left == 0:
+            return
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        pipeline = images_pipeline(
+            self.shard_set,
+            size=self.size,
+            batch_size=min(self.batch_size, left),
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            threads=self.threads,
+            dtype=self.dtype,
+        )
+        try:
+            pipeline.build()
+            pipeline.schedule_run()
+            while left > 0:
+                outputs = pipeline.share_outputs(stream)
+                image_BHWC, id_B1, label_B1 = (torch.from_dlpack(o.as_tensor()) for o in outputs)
+                pipeline.release_outputs()
+                pipeline.schedule_run()
+                own = min(left, len(image_BHWC))  # the rest repeats the last sample
+                left -= own
+                yield LabelledImages(
+                    image_BCHW=image_BHWC[:own].permute(0, 3, 1, 2),
+                    label_B=label_B1[:own, 0],
+                    id_B=id_B1[:own, 0],
+                )
+        except RuntimeError as error:
+            raise unreadable(self.shard_set, error) from error

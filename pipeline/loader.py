@@ -1,0 +1,265 @@
+"""Runs a views graph: batches on the device, epochs without a repeat, and exact resume."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from nvidia.dali import Pipeline
+from torch import Tensor
+
+from pipeline.graph import ViewGroup, default_threads, views_pipeline
+from shards.layout import ShardSet
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on in one step."""
+
+    views: tuple[Tensor, ...]
+    """One tensor a view group, [V, B, C, H, W], normalised, channels-last in memory, each sample's
+    views side by side: `views.transpose(0, 1).flatten(0, 1)` is [B·V, C, H, W] without a copy."""
+    id_B: Tensor
+    """Stable sample ids, int64 [B]."""
+    label_B: Tensor
+    """Labels, int64 [B], −1 where there is none."""
+
+
+class Loader:
+    """This rank's part of a shard set as batches of random views; iterating gives one epoch.
+
+    An epoch has floor(samples / (world_size · batch_size)) steps. Within it no sample is repeated and
+    no two ranks share one: a repeat would be a false negative to any ranking or contrastive
+    objective. What does not fill a last batch is left out, other samples each epoch.
+
+    Tensors are DALI's own buffers. They stay valid as long as they are referenced; on a GPU they are
+    ordered on the stream that is current when the batch is taken, so use them on that stream.
+
+    Args:
+        shard_set: where the samples come from.
+        groups: the views of every sample.
+        batch_size_per_rank: samples a step on this rank.
+        rank: this process.
+        world_size: number of processes.
+        device: where the views are made and delivered.
+        seed: of the order of the samples and of every view.
+        threads: CPU threads; by default, all that this process may use.
+        dtype: of the views, float16 or float32.
+        shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
+            cache, not in this process.
+        prefetch: batches made ahead.
+
+    Raises:
+        ValueError: a part has fewer samples than a batch.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        groups: Sequence[ViewGroup],
+        *,
+        batch_size_per_rank: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        shuffle_buffer: int = 8192,
+        prefetch: int = 2,
+    ) -> None:
+        device = device or torch.device("cpu")
+        self.shard_set = shard_set
+        self.groups = tuple(groups)
+        self.batch_size_per_rank = batch_size_per_rank
+        self.rank, self.world_size = rank, world_size
+        self.device = device
+        samples = len(shard_set)
+        self._steps = samples // (world_size * batch_size_per_rank)
+        if self._steps == 0:
+            raise ValueError(
+                f"batch_size={world_size * batch_size_per_rank} exceeds the {samples} samples of "
+                f"{shard_set.root}; set --batch_size {samples // world_size * world_size} or lower."
+            )
+        # Parts differ by one sample at most; the reader pads all of them to the largest.
+        largest_part = -(-samples // world_size)
+        self._reader_steps = -(-largest_part // batch_size_per_rank)
+        self._settings: dict[str, Any] = {
+            "batch_size": batch_size_per_rank,
+            "rank": rank,
+            "world_size": world_size,
+            "device": device,
+            "threads": threads or default_threads(),
+            "seed": seed,
+            "dtype": dtype,
+            "shuffle_buffer": shuffle_buffer,
+            "prefetch": prefetch,
+        }
+        self.epoch = 0
+        self.step = 0  # within the epoch
+        self._pipeline: Pipeline | None = None
+        self._blob: bytes | None = None
+        self._clock = _WaitClock(device)
+
+    def __len__(self) -> int:
+        """Steps per epoch, the same on every rank."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch, or the whole next one if this one has ended."""
+        if self.step == self._steps:
+            # The batch that the reader had to pad.
+            for _ in range(self._reader_steps - self._steps):
+                self._take()
+            self.epoch, self.step = self.epoch + 1, 0
+        while self.step < self._steps:
+            with self._clock:
+                outputs = self._take()
+            self.step += 1
+            yield self._batch(outputs)
+
+    def wait_seconds(self) -> float:
+        """Return how long training waited for data so far, without waiting for the device.
+
+        On a GPU this is the time its stream stood still for a batch; on the CPU, the time this
+        process did.
+        """
+        return self._clock.seconds()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what makes the next batch the very next one, bit for bit."""
+        blob = self._pipeline.checkpoint() if self._pipeline else self._blob
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "pipeline": torch.frombuffer(bytearray(blob or b""), dtype=torch.uint8)
+            if blob
+            else torch.empty(0, dtype=torch.uint8),
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; only before the first batch.
+
+        Raises:
+            ValueError: the state belongs to another shard set, rank, world size or batch size.
+        """
+        assert self._pipeline is None, "restore before the first batch is taken"
+        for name, here in self._identity().items():
+            if state[name] != here:
+                raise ValueError(
+                    f"the checkpoint's loader has {name}={state[name]}, this run has {here}: the "
+                    "samples would come in another order. Continue with the same shards, batch size "
+                    "and number of processes."
+                )
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._blob = state["pipeline"].numpy().tobytes() or None
+
+    def close(self) -> None:
+        """Stop the pipeline's threads and free its buffers."""
+        self._pipeline = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "samples": len(self.shard_set),
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "batch_size_per_rank": self.batch_size_per_rank,
+        }
+
+    def _take(self) -> tuple[Any, ...]:
+        """Return the next outputs of the pipeline and start the one after the prefetched ones."""
+        try:
+            if self._pipeline is None:
+                # Built late, because only construction can restore a state.
+                self._pipeline = views_pipeline(
+                    self.shard_set, self.groups, checkpoint=self._blob, **self._settings
+                )
+                self._pipeline.build()
+                self._pipeline.schedule_run()
+            outputs = self._pipeline.share_outputs(_current_stream(self.device))
+            tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
+            # The tensors own their buffers; only the queue's slot is released.
+            self._pipeline.release_outputs()
+            self._pipeline.schedule_run()
+        except RuntimeError as error:
+            raise unreadable(self.shard_set, error) from error
+        return tensors
+
+    def _batch(self, outputs: tuple[Tensor, ...]) -> Batch:
+        *group_outputs, id_B1, label_B1 = outputs
+        views = tuple(
+            images.unflatten(1, (group.count, group.size)).permute(1, 0, 4, 2, 3)
+            for images, group in zip(group_outputs, self.groups, strict=True)
+        )
+        return Batch(views=views, id_B=id_B1.squeeze(1), label_B=label_B1.squeeze(1))
+
+
+def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
+    """Turn DALI's report of bad data into one that names the sample and what to do.
+
+    Other failures come back unchanged.
+    """
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if any(mark in line for mark in ("decode", "Decode", "tar", "index", "component")):
+            return ValueError(
+                f"a sample of {shard_set.root} cannot be read: {line} Write the shard set again with "
+                "python -m tools.shard, which checks every image."
+            )
+    return error
+
+
+def _current_stream(device: torch.device) -> Any:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+class _WaitClock:
+    """Adds up the time spent inside its `with` blocks, as the device sees it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._open: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._begin: Any = None
+
+    def __enter__(self) -> None:
+        self._begin = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        end = self._now()
+        if self._device.type == "cuda":
+            self._open.append((self._begin, end))
+        else:
+            self._seconds += end - self._begin
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self) -> float:
+        # Only what the device has already passed: asking for more would wait.
+        while self._open and self._open[0][1].query():
+            begin, end = self._open.popleft()
+            self._seconds += begin.elapsed_time(end) / 1000
+        return self._seconds

@@ -1,0 +1,8 @@
+"""One file per data set. What is imported here is what `tools.shard` offers."""
+
+from .coco import COCO as COCO
+from .folder import Folder as Folder
+from .sample import Generated as Generated
+from .source import Sample as Sample
+from .source import Source as Source
+from .stl10 import STL10 as STL10

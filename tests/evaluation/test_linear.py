@@ -1,0 +1,131 @@
+"""The linear probe against scikit-learn, and the walls between fit, validation and test."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from evaluation import linear
+from evaluation.features import Features
+
+
+def features(N: int, *, seed: int, F: int = 12, apart: float = 1.0) -> Features:
+    """Four overlapping clusters in correlated features of very different scales."""
+    fixed = torch.Generator().manual_seed(99)
+    centre_KF = apart * torch.randn(4, F, generator=fixed)
+    mix_FF = torch.randn(F, F, generator=fixed)
+    scale_F = torch.logspace(-3, 3, F)
+    generator = torch.Generator().manual_seed(seed)
+    class_N = torch.randint(0, 4, (N,), generator=generator)
+    h_NF = centre_KF[class_N] + torch.randn(N, F, generator=generator) @ mix_FF / F**0.5 + 5
+    return Features(h_NF * scale_F, class_N, torch.arange(N))
+
+
+@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+def test_fit_equals_scikit_learn_at_equal_strength(l2: float):
+    train, test = features(400, seed=0), features(500, seed=1)
+    scaler = StandardScaler().fit(train.h_NF.double().numpy())
+    oracle = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-10, max_iter=10_000)
+    oracle.fit(scaler.transform(train.h_NF.double().numpy()), train.label_N.numpy())
+
+    probe = linear.fit(train.h_NF, train.label_N, classes=4, l2=l2)
+    np.testing.assert_allclose(probe.weight_KF.numpy(), oracle.coef_, atol=2e-3)
+    bias_K = probe.bias_K - probe.bias_K.mean()  # free up to a constant
+    np.testing.assert_allclose(bias_K.numpy(), oracle.intercept_, atol=2e-3)
+    expected = oracle.predict(scaler.transform(test.h_NF.double().numpy()))
+    assert (probe.predict(test.h_NF).numpy() == expected).mean() >= 0.998
+
+
+def test_a_warm_start_changes_the_way_but_not_the_result():
+    train = features(400, seed=0)
+    strong = linear.fit(train.h_NF, train.label_N, classes=4, l2=1.0)
+    warm = linear.fit(train.h_NF, train.label_N, classes=4, l2=1e-2, start=strong)
+    cold = linear.fit(train.h_NF, train.label_N, classes=4, l2=1e-2)
+    torch.testing.assert_close(warm.weight_KF, cold.weight_KF, atol=2e-3, rtol=0)
+
+
+def test_run_reports_the_accuracy_of_a_refit_on_all_of_train():
+    train, test = features(300, seed=2), features(400, seed=3)
+    found = linear.run(train, test)
+    assert found["linear_l2"] in linear.GRID
+    probe = linear.fit(train.h_NF, train.label_N, classes=4, l2=found["linear_l2"])
+    expected = (probe.predict(test.h_NF) == test.label_N).float().mean().item()
+    assert found["linear_top1"] == pytest.approx(expected) and 0.5 < expected < 1
+
+
+def test_the_test_set_does_not_choose():
+    train, test = features(120, seed=4, F=60, apart=0.2), features(200, seed=5, F=60, apart=0.2)
+    shuffled = test.label_N[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    found = linear.run(train, test)
+    other = linear.run(train, Features(test.h_NF.flip(0), shuffled, test.id_N))
+    assert found["linear_l2"] == other["linear_l2"]
+    assert found["linear_top1"] > other["linear_top1"]
+
+
+def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn():
+    train = features(150, seed=6, F=60, apart=0.2)  # few samples: the strength matters
+    held = linear.split(train.label_N, train.id_N, fraction=0.2, seed=0).numpy()
+    h, label = train.h_NF.double().numpy(), train.label_N.numpy()
+    scaler = StandardScaler().fit(h[~held])  # the held-out rows do not enter mean and std
+    accuracy = {}
+    for l2 in linear.GRID:
+        oracle = LogisticRegression(C=1 / (l2 * (~held).sum()), tol=1e-8, max_iter=10_000)
+        oracle.fit(scaler.transform(h[~held]), label[~held])
+        accuracy[l2] = oracle.score(scaler.transform(h[held]), label[held])
+    chosen = linear.run(train, train)["linear_l2"]
+    assert accuracy[chosen] >= max(accuracy.values()) - 1 / held.sum()  # float32: one row may flip
+    assert len(set(accuracy.values())) > 1
+
+
+def test_split_takes_the_same_share_of_every_class_by_id_and_seed():
+    class_N = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    id_N = torch.arange(63) * 7
+    held_N = linear.split(class_N, id_N, fraction=0.2, seed=0)
+    assert [int(held_N[class_N == k].sum()) for k in range(4)] == [10, 2, 1, 0]
+    # The samples in another order: the same ids are held out.
+    order_N = torch.randperm(63, generator=torch.Generator().manual_seed(1))
+    again_N = linear.split(class_N[order_N], id_N[order_N], fraction=0.2, seed=0)
+    assert set(id_N[order_N][again_N].tolist()) == set(id_N[held_N].tolist())
+    assert not torch.equal(held_N, linear.split(class_N, id_N, fraction=0.2, seed=1))
+
+
+def test_nothing_to_hold_out_is_refused():
+    with pytest.raises(ValueError, match="3 classes with one sample each"):
+        linear.split(torch.arange(3), torch.arange(3), fraction=0.2, seed=0)
+
+
+def test_constant_features_and_rows_without_a_label_change_nothing():
+    train, test = features(200, seed=7), features(100, seed=8)
+
+    def disturbed(part: Features) -> Features:
+        constant_N1 = torch.full((len(part), 1), 0.1)
+        h_NF = torch.cat([part.h_NF, constant_N1], dim=1)
+        return Features(
+            torch.cat([h_NF, torch.full((5, h_NF.shape[1]), 1e6)]),
+            torch.cat([part.label_N, torch.full((5,), -1)]),
+            torch.arange(len(part) + 5),
+        )
+
+    found = linear.run(disturbed(train), disturbed(test))
+    assert found["linear_l2"] == linear.run(train, test)["linear_l2"]
+    assert found["linear_top1"] == pytest.approx(linear.run(train, test)["linear_top1"], abs=0.011)
+
+
+def test_run_repeats_itself_and_works_in_inference_mode():
+    train, test = features(150, seed=9), features(80, seed=10)
+    expected = linear.run(train, test)
+    with torch.inference_mode():
+        inside = Features(train.h_NF.clone(), train.label_N.clone(), train.id_N.clone())
+        assert linear.run(inside, test) == expected
+    with torch.no_grad():
+        assert linear.run(train, test) == expected
+
+
+@pytest.mark.parametrize(
+    "setting", [{"l2_grid": ()}, {"l2_grid": (0.0,)}, {"validation_fraction": 1.0}]
+)
+def test_impossible_settings_are_refused(setting: dict):
+    train = features(20, seed=11)
+    with pytest.raises(ValueError, match="the defaults are"):
+        linear.run(train, train, **setting)

@@ -1,0 +1,101 @@
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from two_processes import WORLD_SIZE, encoder, own_queries, rows_of, views_VAC, work
+
+from model import objective
+from model.gather import gather, gather_rows
+from model.objective import Objective
+
+OBJECTIVES = [
+    each
+    for each in vars(objective).values()
+    if inspect.isclass(each) and issubclass(each, Objective) and not inspect.isabstract(each)
+]
+every_objective = pytest.mark.parametrize("Each", OBJECTIVES)
+every_rank = pytest.mark.parametrize("rank", range(WORLD_SIZE))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two gloo processes found, with different rows on each."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    spawn(work, args=(str(folder), OBJECTIVES), nprocs=WORLD_SIZE)
+    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+def one_process(loss_of: Any) -> tuple[float, Tensor | None, Tensor | None]:
+    model = encoder()
+    loss = loss_of(model(views_VAC()))
+    loss.backward()
+    return loss.item(), model.weight.grad, model.bias.grad
+
+
+def assert_same(one: Any, two: Any) -> None:
+    assert two[0] == pytest.approx(one[0], abs=1e-6)
+    torch.testing.assert_close(two[1:], one[1:], rtol=1e-6, atol=1e-9)
+
+
+@every_objective
+@every_rank
+def test_two_processes_have_the_loss_and_gradient_of_one(
+    Each: type[Objective], rank: int, found: list[dict[str, Any]]
+):
+    assert_same(one_process(Each()), found[rank][Each.__name__])
+
+
+@every_objective
+@every_rank
+def test_the_common_idiom_would_divide_the_gradient_by_the_number_of_processes(
+    Each: type[Objective], rank: int, found: list[dict[str, Any]]
+):
+    one, idiom = one_process(Each()), found[rank][f"{Each.__name__}, idiom"]
+    assert idiom[0] == pytest.approx(one[0], abs=1e-12)  # the loss alone would not show it
+    torch.testing.assert_close(idiom[1] * WORLD_SIZE, one[1])
+    with pytest.raises(AssertionError):
+        assert_same(one, idiom)
+
+
+def test_each_process_may_take_only_its_own_queries(found: list[dict[str, Any]]):
+    loss, *gradients = one_process(lambda z_VAD: own_queries(z_VAD, z_VAD))
+    ranks = [each["own queries"] for each in found]
+    assert sum(each[0] for each in ranks) / WORLD_SIZE == pytest.approx(loss, abs=1e-12)
+    for each in ranks:
+        torch.testing.assert_close(list(each[1:]), gradients)
+
+
+@every_rank
+def test_half_precision_is_widened_before_gradients_are_added(
+    rank: int, found: list[dict[str, Any]]
+):
+    z_VAD, gradient_VBD = found[rank]["half precision"]
+    assert z_VAD.dtype == torch.float32
+    assert z_VAD[0, :, 0].tolist() == [1, 1, 1, 2, 2, 2]  # in the order of ranks
+    assert gradient_VBD.dtype == torch.bfloat16
+    assert (gradient_VBD == 2).all()
+
+
+@every_rank
+def test_rows_come_in_the_order_of_ranks_whatever_their_number(
+    rank: int, found: list[dict[str, Any]]
+):
+    for dtype in (torch.float32, torch.int64, torch.bool):
+        expected = torch.cat([rows_of(0, dtype), rows_of(1, dtype)])
+        assert torch.equal(found[rank][f"rows {dtype}"], expected)
+        assert found[rank][f"rows {dtype}"].dtype == dtype
+    labels_N = torch.cat([rows_of(0, torch.int64), rows_of(1, torch.int64)])[:, 0]
+    assert torch.equal(found[rank]["labels"], labels_N)
+    assert torch.equal(found[rank]["none on rank 0"], rows_of(1, torch.float32))
+
+
+def test_one_process_gathers_nothing():
+    z_VBD = torch.randn(2, 3, 4, requires_grad=True)
+    assert gather(z_VBD) is z_VBD
+    rows_NF = gather_rows(z_VBD[0])
+    assert torch.equal(rows_NF, z_VBD[0])
+    assert not rows_NF.requires_grad

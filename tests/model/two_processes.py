@@ -1,0 +1,81 @@
+"""What each of two processes does for test_gather, and the inputs that it shares with the test."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.gather import gather, gather_rows
+from model.objective import Objective
+
+WORLD_SIZE = 2
+ROWS = {0: 3, 1: 5}  # of each rank, for gather_rows
+
+
+def views_VAC() -> Tensor:
+    """Three views of eight samples, different in every row."""
+    return torch.randn(3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def encoder() -> nn.Linear:
+    torch.manual_seed(4)
+    return nn.Linear(6, 4, dtype=torch.float64)
+
+
+def rows_of(rank: int, dtype: torch.dtype) -> Tensor:
+    return (10 * rank + torch.arange(2 * ROWS[rank]).unflatten(0, (-1, 2))).to(dtype)
+
+
+def own_queries(z_VBD: Tensor, z_VAD: Tensor) -> Tensor:
+    """Return a loss of some queries in a gallery; the mean over queries is a mean over ranks."""
+    return (z_VBD.flatten(0, 1) @ z_VAD.flatten(0, 1).T).logsumexp(-1).mean()
+
+
+def gather_without_gradient(z_VBD: Tensor) -> Tensor:
+    """The common idiom: gather detached, put the own part back. Its gradient is 1/world size."""
+    parts = [torch.empty_like(z_VBD) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, z_VBD.detach().contiguous())
+    parts[dist.get_rank()] = z_VBD
+    return torch.cat(parts, dim=1)
+
+
+def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
+    """Run one rank and leave what it found in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE
+    )
+    x_VBC = views_VAC().chunk(WORLD_SIZE, dim=1)[rank]
+    found: dict[str, Any] = {}
+
+    def step(name: str, loss_of: Any) -> None:
+        model = encoder()
+        loss = loss_of(model(x_VBC))
+        loss.backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        for gradient in gradients:  # averaged, as distributed data parallel does
+            assert gradient is not None
+            dist.all_reduce(gradient)
+            gradient /= WORLD_SIZE
+        found[name] = loss.item(), *gradients
+
+    for Each in objectives:
+        objective = Each()
+        step(Each.__name__, lambda z_VBD, of=objective: of(gather(z_VBD)))
+        idiom = f"{Each.__name__}, idiom"
+        step(idiom, lambda z_VBD, of=objective: of(gather_without_gradient(z_VBD)))
+    step("own queries", lambda z_VBD: own_queries(z_VBD, gather(z_VBD)))
+
+    z_VBD = torch.full((2, 3, 4), 1.0 + rank, dtype=torch.bfloat16).requires_grad_()
+    z_VAD = gather(z_VBD)
+    (z_VAD * (1 + 2**-10 * rank)).sum().backward()
+    found["half precision"] = z_VAD.detach(), z_VBD.grad
+
+    for dtype in (torch.float32, torch.int64, torch.bool):
+        found[f"rows {dtype}"] = gather_rows(rows_of(rank, dtype))
+    found["labels"] = gather_rows(rows_of(rank, torch.int64)[:, 0])
+    found["none on rank 0"] = gather_rows(rows_of(rank, torch.float32)[: 0 if rank == 0 else None])
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()

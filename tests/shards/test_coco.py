@@ -1,0 +1,156 @@
+"""COCO: the official layout made here, and real images where they lie beside the project."""
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from shards.source import COCO
+from shards.write import write
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "coco256.tar"
+NAMES = ["000000000009.jpg", "000000000025.jpg", "000000000100.jpg"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "coco"
+    for split in ("train2017", "unlabeled2017"):
+        (root / split).mkdir(parents=True)
+        for number, name in enumerate(NAMES):
+            Image.new("RGB", (20 + number, 10)).save(root / split / name, quality=90 - number)
+    images = [
+        {"id": int(name[:12]), "file_name": name, "width": 20 + number, "height": 10}
+        for number, name in enumerate(NAMES)
+    ]
+    boxes = [
+        {"id": 1, "image_id": 9, "category_id": 18, "bbox": [1, 2, 3.5, 4], "iscrowd": 0},
+        {"id": 2, "image_id": 100, "category_id": 90, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        {"id": 3, "image_id": 9, "category_id": 90, "bbox": [5, 5, 1, 1], "iscrowd": 0},
+    ]
+    boxes[0]["segmentation"] = [[1, 2, 3, 4, 5, 6]]
+    categories = [{"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
+    captions = [{"id": 7, "image_id": 25, "caption": "A giraffe."}]
+    annotations = root / "annotations"
+    annotations.mkdir()
+    (annotations / "instances_train2017.json").write_text(
+        json.dumps({"images": images[::-1], "annotations": boxes, "categories": categories})
+    )
+    (annotations / "captions_train2017.json").write_text(
+        json.dumps({"images": images, "annotations": captions})
+    )
+    return root
+
+
+def test_jpeg_bytes_and_annotations_are_kept(root: Path):
+    source = COCO(root=root)
+    assert [source[i].key for i in range(len(source))] == [name[:12] for name in NAMES]
+    assert source.classes == []
+    first, second, third = (source[i] for i in range(3))
+    assert first.image == (root / "train2017" / NAMES[0]).read_bytes()
+    assert (first.extension, first.label, first.id, third.id) == ("jpg", -1, 0, 2)
+    assert first.metadata == {
+        "file": f"train2017/{NAMES[0]}",
+        "image_id": 9,
+        "width": 20,
+        "height": 10,
+        "annotations": [
+            {"id": 1, "bbox": [1, 2, 3.5, 4], "category_id": 18, "category": "dog", "iscrowd": 0},
+            {
+                "id": 3,
+                "bbox": [5, 5, 1, 1],
+                "category_id": 90,
+                "category": "toothbrush",
+                "iscrowd": 0,
+            },
+        ],
+    }
+    assert second.metadata["annotations"] == [] and second.metadata["captions"] == ["A giraffe."]
+    assert [box["iscrowd"] for box in third.metadata["annotations"]] == [1]
+
+
+def test_a_split_without_annotations_works(root: Path):
+    source = COCO(root=root, split="unlabeled2017")
+    assert len(source) == 3
+    assert source[1].metadata == {"file": f"unlabeled2017/{NAMES[1]}"}
+    assert "no boxes" in source.notes[0]
+
+
+def test_images_beyond_the_annotations_are_taken_and_noted(root: Path):
+    Image.new("RGB", (5, 5)).save(root / "train2017" / "000000000001.jpg")
+    source = COCO(root=root)
+    assert len(source) == 4 and source[0].metadata == {"file": "train2017/000000000001.jpg"}
+    assert source.notes == ["1 images are not in the annotations"]
+
+
+def test_a_missing_split_names_those_that_are_there(root: Path):
+    with pytest.raises(FileNotFoundError) as refused:
+        COCO(root=root, split="val2017")
+    for piece in (str(root), "'val2017'", "train2017, unlabeled2017", "--split", "--root"):
+        assert piece in str(refused.value)
+    assert "annotations" not in str(refused.value)
+
+
+def test_annotated_images_that_are_absent_are_counted_and_the_first_named(root: Path):
+    for name in NAMES[1:]:
+        (root / "train2017" / name).unlink()
+    with pytest.raises(FileNotFoundError) as refused:
+        COCO(root=root)
+    assert "lacks 2 of the 3 images in its annotations" in str(refused.value)
+    assert f"the first being {NAMES[1]}" in str(refused.value)
+    assert "Unpack train2017.zip again" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "instances_train2017.json is not JSON"),
+        ("3", "instances_train2017.json is not JSON"),
+        ('{"images": []}', "instances_train2017.json has no annotations, categories"),
+        ('{"images": [{}], "annotations": [], "categories": []}', "KeyError 'file_name'"),
+    ],
+)
+def test_broken_annotations_are_refused(root: Path, content: str, says: str):
+    (root / "annotations" / "instances_train2017.json").write_text(content)
+    with pytest.raises(ValueError) as refused:
+        COCO(root=root)
+    assert says in str(refused.value) and "Unpack the annotations again" in str(refused.value)
+
+
+def test_an_empty_split_and_a_missing_root_are_refused(root: Path):
+    (root / "test2017").mkdir()
+    with pytest.raises(ValueError, match=r"test2017 holds no .jpg files. Unpack test2017.zip"):
+        COCO(root=root, split="test2017")
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        COCO(root=root / "nowhere")
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"needs real COCO images: {REAL} is absent")
+def test_real_images_come_out_of_the_tars_as_they_went_in(tmp_path: Path):
+    kept: dict[str, Any] = {}
+    with tarfile.open(REAL) as tar:
+        tar.extractall(tmp_path / "coco", filter="data")
+    for path in (tmp_path / "coco" / "val2017").iterdir():
+        kept[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()
+    instances = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    expected = json.loads(instances.read_text())
+
+    source = COCO(root=tmp_path / "coco", split="val2017")
+    shard_set = write(source, tmp_path / "out", samples_per_shard=50)
+    found, boxes = {}, 0
+    for path in shard_set.tars:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                stem, _, extension = member.name.partition(".")
+                if extension == "jpg":
+                    found[stem] = hashlib.sha256(file.read()).hexdigest()
+                if extension == "json":
+                    boxes += len(json.loads(file.read())["annotations"])
+    assert len(found) == 128 and found == kept
+    assert boxes == len(expected["annotations"]) == 898

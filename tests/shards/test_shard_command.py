@@ -1,0 +1,127 @@
+"""The command as a person meets it: help, summary, errors, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.layout import open_shards
+from tools.shard import SOURCES, main
+from training.command import run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.shard", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
+    root, out = class_folders(), tmp_path / "out"
+    ran = shard("folder", "--root", root, "--out", out, "--limit", 10, "--samples_per_shard", 4)
+    assert ran.returncode == 0, ran.stderr
+    for piece in ("10 of 12", "3 of 3 to 4 samples", "images/s", "median"):
+        assert piece in ran.stdout
+    assert ran.stdout.endswith(f"{out}\nnext          python -m tools.preview {out}\n")
+    manifest = open_shards(out).manifest
+    assert (manifest.samples, manifest.seed) == (10, 0)
+    assert manifest.command.startswith(f"python -m tools.shard folder --root {root}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pieces"),
+    [
+        (["folder", "--root", "NOWHERE", "--out", "OUT"], ["NOWHERE is not a folder", "--root"]),
+        (["coco", "--root", "IN", "--out", "OUT"], ["'train2017'", "it holds class_00, class_01"]),
+        (["stl10", "--root", "IN", "--out", "OUT"], ["train_X.bin is missing", "--download"]),
+        (["folder", "--root", "IN", "--out", "IN"], ["IN is not empty: it holds class_00"]),
+        (["folder", "--root", "IN", "--out", "OUT", "--limit", "0"], ["limit=0; expected 1"]),
+        (["folder", "--root", "IN", "--out", "OUT", "--limit", "few"], ["limit", "few"]),
+        (["folder", "--root", "IN", "--out", "OUT", "--lim", "3"], ["unrecognized", "--lim"]),
+        (["folder", "--root", "IN"], ["required", "out"]),
+        (
+            ["stl10", "--root", "IN", "--out", "OUT", "--split", "val"],
+            ["one of 'train'", "val"],
+        ),
+        (["imagenet"], ["imagenet", "folder"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    class_folders, tmp_path, arguments, pieces, monkeypatch, capsys
+):
+    root = class_folders(name="IN")
+    places = {"IN": root, "OUT": tmp_path / "OUT", "NOWHERE": tmp_path / "NOWHERE"}
+    words = ["tools.shard", *[str(places.get(argument, argument)) for argument in arguments]]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        run_command(main)
+    said = capsys.readouterr()
+    assert (left.value.code, said.out) == (2, "")
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    for piece in pieces:
+        assert piece in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["IN"]
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(class_folders, tmp_path: Path):
+    root = class_folders(classes=1, per_class=1)
+    image = root / "class_00" / "0000.jpg"
+    for number in range(1, 6000):
+        (root / "class_00" / f"{number:04d}.jpg").hardlink_to(image)
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "tools.shard", "folder", "--root", root, "--out", tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    first = tmp_path / "out.partial" / "00000.tar"
+    while writer.poll() is None and not (first.exists() and first.stat().st_size):
+        time.sleep(0.01)
+    writer.send_signal(signal.SIGINT)
+    stdout, stderr = writer.communicate(timeout=30)
+    assert (writer.returncode, stdout, stderr) == (130, "", "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_help_comes_from_the_constructors():
+    listed = shard("--help").stdout
+    assert set(SOURCES) >= {"stl10", "coco", "folder"}
+    assert all(name in listed for name in SOURCES)
+    shown = shard("stl10", "--help").stdout
+    for flag in ("--root", "--split", "--download", "--out", "--limit", "--seed"):
+        assert flag in shown
+    assert "Folder that holds the .bin files" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("a=1; expected 2."), 2, "error: a=1; expected 2.\n"),
+        (FileNotFoundError("x is missing. Make it."), 2, "error: x is missing. Make it.\n"),
+        (FileNotFoundError(2, "No such file", "y"), 2, "error: y: No such file\n"),
+        (OSError(28, "no space left for z"), 2, "error: no space left for z\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_a_user_can_cause_ends_in_one_line(error, code: int, says: str, capsys):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_command(fail)
+    assert left.value.code == code
+    assert capsys.readouterr().err == says
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)  # pyright: ignore[reportArgumentType]

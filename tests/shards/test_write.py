@@ -1,0 +1,346 @@
+"""Writing a shard set, against readers that share no line with the writer."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wds2idx
+from PIL import Image
+from webdataset.compat import WebDataset
+
+import shards.write
+from shards.layout import ShardSet, open_shards
+from shards.source import Folder, Sample, Source
+from shards.write import write
+
+
+class Listed(Source):
+    """Samples from a list."""
+
+    name = "listed"
+    split = ""
+
+    def __init__(self, samples: list[Sample], classes: list[str]) -> None:
+        self.samples, self.classes = samples, classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def pixel(key: str, label: int = -1, id: int = 0) -> Sample:
+    return Sample(key, PIXEL, "png", label, id, {})
+
+
+PIXEL = bytes.fromhex(  # the smallest PNG: one grey pixel
+    "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
+    "3a7e9b550000000a49444154789c6368000000820081dd436af40000000049454e44ae426082"
+)
+
+
+def read(shard_set: ShardSet) -> dict[str, dict[str, Any]]:
+    """All samples by key, as webdataset's own reader gives them."""
+    tars = [str(path) for path in shard_set.tars]
+    found = list(WebDataset(tars, shardshuffle=False, empty_check=False))
+    assert len(found) == len({sample["__key__"] for sample in found})
+    return {sample["__key__"]: sample for sample in found}
+
+
+def test_webdataset_reads_back_every_byte(class_folders, tmp_path: Path):
+    root = class_folders(classes=3, per_class=7)
+    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=4)
+    samples = read(shard_set)
+    files = sorted(root.rglob("*.jpg"))
+    assert len(samples) == len(files) == 21
+    for position, file in enumerate(files):
+        sample = samples[str(file.relative_to(root).with_suffix(""))]
+        assert sample["jpg"] == file.read_bytes()
+        assert np.frombuffer(sample["id.i64"], "<i8").tolist() == [position]
+        assert np.frombuffer(sample["y.i64"], "<i8").tolist() == [position // 7]
+        assert json.loads(sample["json"]) == {"file": str(file.relative_to(root))}
+
+
+def test_plain_tar_lists_what_the_source_holds(class_folders, tmp_path: Path):
+    shard_set = write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
+    for tar, shard in zip(shard_set.tars, shard_set.manifest.shards, strict=True):
+        listed = subprocess.run(["tar", "-tf", tar], capture_output=True, text=True, check=True)
+        assert listed.stderr == ""
+        names = listed.stdout.split()
+        assert len(names) == len(set(names)) == 4 * shard.samples
+        kinds = Counter(name.partition(".")[2] for name in names)
+        assert kinds == dict.fromkeys(["id.i64", "jpg", "json", "y.i64"], shard.samples)
+        assert tar.stat().st_size == shard.bytes
+        assert hashlib.sha256(tar.read_bytes()).hexdigest() == shard.sha256
+
+
+def test_the_index_is_that_of_dalis_own_indexer(class_folders, tmp_path: Path):
+    shard_set = write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
+    for tar, index in zip(shard_set.tars, shard_set.indexes, strict=True):
+        with wds2idx.IndexCreator(str(tar), str(tmp_path / "oracle.idx"), verbose=False) as oracle:
+            oracle.create_index()
+        assert index.read_bytes() == (tmp_path / "oracle.idx").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(
+    class_folders, tmp_path: Path
+):
+    source = Folder(root=class_folders(per_class=20))
+    one, same, other = (
+        write(source, tmp_path / name, seed=seed, samples_per_shard=7)
+        for name, seed in [("one", 3), ("same", 3), ("other", 4)]
+    )
+    for name in [path.name for path in one.tars + one.indexes]:
+        assert (one.root / name).read_bytes() == (same.root / name).read_bytes()
+    assert one.manifest == same.manifest
+    assert one.manifest.shards != other.manifest.shards
+    assert read(one).keys() == read(other).keys()
+
+
+def test_tars_carry_no_trace_of_time_or_user(class_folders, tmp_path: Path):
+    shard_set = write(Folder(root=class_folders()), tmp_path / "out")
+    with tarfile.open(shard_set.tars[0]) as tar:
+        traces = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar}
+    assert traces == {(0, 0, 0, "", "", 0o444)}
+
+
+@pytest.mark.parametrize(
+    ("samples", "per_shard", "counts"),
+    [(1, 10, [1]), (10, 10, [10]), (11, 10, [6, 5]), (101, 25, [21, 20, 20, 20, 20])],
+)
+def test_shards_differ_by_at_most_one_sample(tmp_path: Path, samples, per_shard, counts):
+    source = Listed([pixel(f"{i}", id=i) for i in range(samples)], [])
+    shard_set = write(source, tmp_path / "out", samples_per_shard=per_shard)
+    assert [shard.samples for shard in shard_set.manifest.shards] == counts
+    assert len(read(shard_set)) == samples
+
+
+def test_a_source_sorted_by_class_is_mixed_in_every_shard(tmp_path: Path):
+    classes, per_class = 20, 100
+    source = Listed(
+        [pixel(f"{i}", i // per_class, i) for i in range(classes * per_class)],
+        [str(label) for label in range(classes)],
+    )
+    shard_set = write(source, tmp_path / "out", samples_per_shard=100)
+    label = {key: int.from_bytes(s["y.i64"], "little") for key, s in read(shard_set).items()}
+    for tar in shard_set.tars:
+        with tarfile.open(tar) as members:
+            keys = [m.name.partition(".")[0] for m in members if m.name.endswith(".png")]
+        # 100 of 2,000 at random miss a given class with probability 0.006.
+        assert len({label[key] for key in keys}) >= 18
+        assert max(Counter(label[key] for key in keys).values()) <= 17
+
+
+def test_a_limit_is_a_random_subset_and_the_ids_stay(tmp_path: Path):
+    source = Listed([pixel(f"{i}", i // 100, i) for i in range(1000)], [str(i) for i in range(10)])
+    some = read(write(source, tmp_path / "some", limit=200))
+    all_ids = {k: s["id.i64"] for k, s in read(write(source, tmp_path / "all")).items()}
+    assert len(some) == 200
+    assert all(all_ids[key] == sample["id.i64"] for key, sample in some.items())
+    counts = Counter(int.from_bytes(sample["y.i64"], "little") for sample in some.values())
+    assert len(counts) == 10 and min(counts.values()) >= 8  # 20 expected, deviation 3.8
+    more = read(write(source, tmp_path / "more", limit=5000))
+    assert len(more) == 1000
+
+
+def test_statistics_are_those_of_the_pixels(class_folders, tmp_path: Path):
+    root = class_folders(classes=2, per_class=10, suffix="png")
+    found = write(Folder(root=root), tmp_path / "out").manifest.statistics
+    images = [np.asarray(Image.open(path)) / 255 for path in root.rglob("*.png")]
+    # Each image counts alike, as it does once views are resized.
+    means = np.mean([image.mean((0, 1)) for image in images], 0)
+    squares = np.mean([(image**2).mean((0, 1)) for image in images], 0)
+    assert found.mean == pytest.approx(means, abs=1e-6)
+    assert found.std == pytest.approx(np.sqrt(squares - means**2), abs=1e-6)
+    heights, widths = [i.shape[0] for i in images], [i.shape[1] for i in images]
+    assert (found.min_height, found.max_height) == (min(heights), max(heights))
+    assert (found.min_width, found.max_width) == (min(widths), max(widths))
+    shorter = [min(pair) for pair in zip(heights, widths, strict=True)]
+    assert found.median_shorter_side == statistics.median(shorter)
+    assert found.images == 20
+
+
+def test_the_median_side_of_an_even_count_lies_between_the_middle_two(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for side in (4, 6, 9, 20):
+        Image.new("RGB", (side, 30)).save(tmp_path / "in" / f"{side}.png")
+    found = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
+    assert found.median_shorter_side == 7.5
+
+
+def test_sizes_are_as_shown_after_exif_orientation(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.new("RGB", (30, 10)).save(tmp_path / "in" / "turned.jpg", exif=exif)
+    found = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
+    assert (found.min_width, found.min_height) == (10, 30)
+
+
+@pytest.mark.parametrize(
+    ("share", "after", "reason"),
+    [
+        (0.5, b"", "truncated"),
+        (0, b"", "the file is empty"),
+        (0, b"hello", "no image that Pillow can read"),
+    ],
+)
+def test_an_unreadable_image_is_named_and_nothing_is_left(
+    class_folders, tmp_path: Path, share: float, after: bytes, reason: str
+):
+    root = class_folders()
+    bad = root / "class_01" / "0002.jpg"
+    data = bad.read_bytes()
+    bad.write_bytes(data[: int(len(data) * share)] + after)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError) as refused:
+        write(Folder(root=root), tmp_path / "deep" / "er" / "out", samples_per_shard=2)
+    message = str(refused.value)
+    assert "class_01/0002.jpg" in message
+    assert "cannot be decoded: " in message and reason.lower() in message.lower()
+    assert "Repair or remove it, and run this again." in message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_image_that_is_not_what_its_sample_says_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"sample a cannot .* not those of a JPEG file"):
+        write(Listed([Sample("a", PIXEL, "jpg", -1, 0, {})], []), tmp_path / "out")
+
+
+def test_two_samples_of_one_key_are_refused(tmp_path: Path):
+    source = Listed([pixel(key) for key in ("a", "b", "c", "b")], [])
+    with pytest.raises(ValueError) as refused:
+        write(source, tmp_path / "out", samples_per_shard=1)
+    assert "have the same key 'b'" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"samples_per_shard": 0}, "samples_per_shard=0; expected 1 or more"),
+        ({"limit": 0}, "limit=0; expected 1 or more"),
+        ({"seed": -1}, "seed=-1; expected a number from 0 to 4294967295"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, settings: Any, says: str):
+    with pytest.raises(ValueError, match=says):
+        write(Listed([pixel("a")], []), tmp_path / "out", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
+    source = Listed([pixel("a")], [])
+    (tmp_path / "empty").mkdir()
+    write(source, tmp_path / "empty")
+    with pytest.raises(FileExistsError, match=r"already holds a shard set.*another --out"):
+        write(source, tmp_path / "empty")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_mother.txt").touch()
+    with pytest.raises(FileExistsError, match=r"not empty: it holds to_mother\.txt"):
+        write(source, tmp_path / "letters")
+    with pytest.raises(FileExistsError, match="is a file"):
+        write(source, tmp_path / "letters" / "to_mother.txt")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is no shard"):
+        write(source, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "thesis.tex").exists()
+
+
+def test_an_interrupt_leaves_nothing(class_folders, tmp_path: Path):
+    def interrupt(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    source = Folder(root=class_folders())
+    with pytest.raises(KeyboardInterrupt):
+        write(source, tmp_path / "out", samples_per_shard=2, progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(class_folders, tmp_path: Path, monkeypatch):
+    source = Folder(root=class_folders())
+    synced = []
+
+    def full(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.write.os, "fsync", full)
+    with pytest.raises(OSError) as refused:
+        write(source, tmp_path / "out", samples_per_shard=2)
+    assert refused.value.errno == errno.ENOSPC
+    assert f"no space left for {tmp_path / 'out'}" in str(refused.value)
+    assert "were removed again. Free space, or give an --out on another disk." in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_killed_writer_leaves_nothing_that_opens_and_does_not_stand_in_the_way(
+    class_folders, tmp_path: Path
+):
+    root, out = class_folders(), tmp_path / "out"
+    program = f"""
+import pathlib, time
+from shards.source import Folder
+from shards.write import write
+def progress(done, total):
+    if done == 11:
+        print("eleven of twelve", flush=True)
+        time.sleep(60)
+write(Folder(root=pathlib.Path({str(root)!r})), pathlib.Path({str(out)!r}), samples_per_shard=3,
+      progress=progress)
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == b"eleven of twelve\n"
+    with pytest.raises(FileExistsError, match="is being written by another process"):
+        write(Folder(root=root), out)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+
+    partial = tmp_path / "out.partial"
+    assert len(list(partial.glob("*.tar"))) == 4
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_shards(out)
+    with pytest.raises(FileNotFoundError, match=r"4 tar files but no manifest.*did not finish"):
+        open_shards(partial)
+    assert len(write(Folder(root=root), out, samples_per_shard=3)) == 12
+    assert not partial.exists()
+
+
+def test_progress_counts_every_sample_once(class_folders, tmp_path: Path):
+    calls = []
+    source = Folder(root=class_folders())
+    write(source, tmp_path / "out", samples_per_shard=5, progress=lambda *call: calls.append(call))
+    assert calls == [(done, 12) for done in range(1, 13)]
+
+
+def test_a_shard_can_be_written_in_another_process(class_folders):
+    source = Folder(root=class_folders())
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[5] == source[5]
+
+
+def test_shards_needs_no_torch():
+    program = (
+        "import sys, shards.write, shards.layout, shards.source\n"
+        "assert not {'torch', 'torchvision', 'nvidia'} & set(sys.modules), 'imported'"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env={**os.environ})

@@ -1,0 +1,307 @@
+"""Pretrain an image encoder from many views.
+
+    accelerate launch train.py --config recipes/sample_s2r2.yaml
+    accelerate launch train.py --config recipes/stl10_s2r2.yaml --views.count 8 --batch_size 512
+
+The same command again continues the run, bit for bit on the CPU, from its last checkpoint.
+`python train.py --help` explains every setting.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from datetime import timedelta
+from itertools import chain, repeat
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from evaluation import retrieval
+from evaluation.suite import Suite
+from model.method import Output
+from pipeline.graph import MEAN, STD, default_threads
+from pipeline.loader import Loader
+from shards.layout import open_shards
+from training import checkpoint, folder
+from training.command import run_command
+from training.config import Config, parse
+from training.launch import check_processes
+from training.monitor import Monitor, records
+from training.optimizer import build_optimizer, set_learning_rate
+from training.pace import Pace
+from training.schedule import learning_rate
+from training.stop import TIME, Stop
+
+GIB = 2**30
+
+
+def main() -> None:
+    """Train one run, from its configuration to its last evaluation."""
+    # ── config ──────────────────────────────────────────────────────────────────────────────────
+    settings = parse()
+    config = settings.config
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    check_processes(world_size)
+    batch_size_per_rank = config.batch_size_per_rank(world_size)
+    shard_set = open_shards(config.shards)
+    test = open_shards(config.evaluation_test) if config.evaluation_test else None
+    train = open_shards(config.evaluation_train) if config.evaluation_train else None
+    folder.check(config.run, settings)
+
+    # ── processes and devices ───────────────────────────────────────────────────────────────────
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers) or None,
+        project_dir=config.run,
+        # An evaluation may take longer than the ten minutes that NCCL waits.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+    )
+    device, rank = accelerator.device, accelerator.process_index
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    threads = config.threads or default_threads(ranks_here)
+    if device.type == "cpu":
+        torch.set_num_threads(default_threads(ranks_here))  # the launcher may have left just one
+    half = device.type == "cuda" and config.mixed_precision != "no"
+    stop = Stop()
+
+    # ── data ────────────────────────────────────────────────────────────────────────────────────
+    loader = Loader(
+        shard_set,
+        config.groups,
+        batch_size_per_rank=batch_size_per_rank,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        seed=config.seed,
+        threads=threads,
+        dtype=torch.float16 if half else torch.float32,
+        shuffle_buffer=config.shuffle_buffer,
+        prefetch=config.prefetch,
+    )
+    total_steps = config.total_steps(len(loader))
+    warmup_steps = round(config.warmup_epochs * len(loader))
+    evaluate_steps = round((config.evaluate_every or 0) * len(loader))
+    if rank == 0:
+        folder.prepare(config.run, settings)
+
+    # ── method and optimizer ────────────────────────────────────────────────────────────────────
+    method = config.method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.sync_batch_norm and world_size > 1 and device.type == "cuda":
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    if config.compile:
+        method.encoder.compile()
+    optimizer = build_optimizer(
+        method,
+        name=config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+    )
+    model, optimizer = accelerator.prepare(method, optimizer)
+    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+
+    # ── resume ──────────────────────────────────────────────────────────────────────────────────
+    step, seconds = 0, 0.0
+    torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
+    saved = checkpoint.newest(config.run)
+    if saved is not None:
+        folder.check_world_size(saved, world_size)
+        method.load_state_dict(saved.method())
+        states, own = saved.optimizer(), saved.rank(rank)
+        optimizer.load_state_dict(states["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(states["scaler"])
+        loader.load_state_dict(own["loader"])
+        checkpoint.set_random_state(own["random"])
+        step, seconds = saved.step, saved.seconds
+
+    def save() -> None:
+        scaler = accelerator.scaler
+        checkpoint.save(
+            config.run,
+            step=step,
+            seconds=pace.seconds,
+            method=method.state_dict(),
+            optimizer={
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+            },
+            rank_state={"loader": loader.state_dict(), "random": checkpoint.random_state()},
+            rank=rank,
+            world_size=world_size,
+            keep=config.keep_checkpoints,
+            barrier=accelerator.wait_for_everyone,
+        )
+
+    # ── monitor and evaluation ──────────────────────────────────────────────────────────────────
+    if config.trackers:
+        accelerator.init_trackers("viewrank")
+    monitor = Monitor(config.run, main=rank == 0, step=step, total_steps=total_steps)
+    monitor.header(_header(config, loader, device, threads, total_steps))
+    if saved is not None:
+        monitor.say(f"continuing from step {step:,}: {saved.root}")
+
+    def record() -> None:
+        lap = pace.lap(step=step, wait=loader.wait_seconds())
+        images_per_second = lap.steps * config.batch_size / lap.seconds
+        seconds_left = (total_steps - step) * lap.seconds / lap.steps
+        if config.max_seconds is not None:
+            seconds_left = max(0.0, min(seconds_left, config.max_seconds - pace.seconds))
+        figures = {
+            "epoch": round(step / len(loader), 4),
+            "loss": accelerator.reduce(output.loss.detach(), reduction="mean").item(),
+            "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
+            "learning_rate": rate,
+            "images_per_second": images_per_second,
+            "views_per_second": images_per_second * sum(group.count for group in config.groups),
+            "data_wait": lap.data_wait,
+            "memory_gib": _memory_gib(device),
+            "seconds": pace.seconds,
+            "seconds_left": seconds_left,
+        }
+        figures |= {name: value.item() for name, value in output.metrics.items()}
+        monitor.step({"step": step} | figures)
+        accelerator.log(figures, step=step)
+
+    def evaluate(*, final: bool) -> None:
+        if test is None:
+            return
+        suite = Suite(
+            test=test,
+            train=train,
+            group=config.views,
+            device=device,
+            autocast=torch.bfloat16 if half else None,
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+        )
+        figures = suite.run(method, probe=final)
+        monitor.evaluation({"step": step, "evaluation": "final" if final else "online"} | figures)
+        accelerator.log(figures, step=step)
+
+    # ── loop ────────────────────────────────────────────────────────────────────────────────────
+    reason = 0
+    bad_steps = torch.zeros((), device=device)  # counted on the device, read with the next record
+    batches = chain.from_iterable(repeat(loader)) if step < total_steps else ()
+    method.train()
+    pace = Pace(step=step, seconds=seconds)
+    with monitor, loader:
+        for batch in batches:
+            rate = learning_rate(
+                step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
+            )
+            set_learning_rate(optimizer, rate)
+            output: Output = model(batch.views)
+            accelerator.backward(output.loss)
+            if config.clip_gradient_norm is not None:
+                accelerator.clip_grad_norm_(parameters, config.clip_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step()
+            bad_steps += ~output.loss.detach().isfinite()
+            step += 1
+
+            late = config.max_seconds is not None and pace.seconds >= config.max_seconds
+            reason = stop.after_step(out_of_time=late)
+            last = reason != 0 or step == total_steps
+            save_due = last or step % config.checkpoint_every == 0
+            if save_due or step % config.log_every == 0:
+                # The host waits for the device here and nowhere else.
+                _refuse_bad_steps(accelerator.reduce(bad_steps, reduction="sum").item(), step)
+                record()
+            monitor.advance(step)
+            with pace.paused():
+                if save_due:
+                    save()
+                if not last and evaluate_steps and step % evaluate_steps == 0:
+                    evaluate(final=False)
+            if last:
+                break
+
+    # ── finish ──────────────────────────────────────────────────────────────────────────────────
+    if reason > 0:
+        name = signal.Signals(reason).name
+        monitor.say(f"{name}: saved step {step:,} in {config.run}; the same command continues it")
+        _leave(accelerator, 128 + reason)
+    if reason == TIME:
+        monitor.say(f"stopped at step {step:,} after {config.max_seconds:g} s, as --max_seconds says")
+    if not any(r["step"] == step and r.get("evaluation") == "final" for r in records(config.run)):
+        evaluate(final=True)
+    if rank == 0:
+        facts = {"size": config.views.size, "mean": MEAN, "std": STD, "step": step}
+        path = folder.export(config.run, method.encoder, facts)
+        monitor.say(f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}")
+    _leave(accelerator, 0)
+
+
+def _header(
+    config: Config, loader: Loader, device: torch.device, threads: int, total_steps: int
+) -> dict[str, str]:
+    """Return what is going to run, with the batch arithmetic."""
+    manifest, world_size = loader.shard_set.manifest, loader.world_size
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if device.type == "cpu":
+        where += f", {torch.get_num_threads()} threads"
+    views = " + ".join(
+        f"{group.count} × {group.size} px {type(group.policy).__name__} "
+        f"({group.resampling_for(loader.shard_set)})"
+        for group in config.groups
+    )
+    V = sum(group.count for group in config.groups)
+    ranks = f"{world_size} rank" + "s" * (world_size > 1)
+    encoder = config.method.encoder
+    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    objective = getattr(config.method, "objective", None)
+    return {
+        "run": str(config.run),
+        "device": f"{ranks} on {where}, mixed precision {config.mixed_precision}",
+        "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
+        f"{len(manifest.shards)} shards, {config.shards}",
+        "views": f"{views}, {threads} pipeline threads a rank",
+        "batch": f"{config.batch_size // world_size} images × {V} views × {ranks} = "
+        f"{config.batch_size * V:,} embeddings ranked",
+        "method": f"{type(config.method).__name__}, {type(encoder).__name__} of {millions:.1f} M "
+        f"parameters" + (f", {objective}" if objective is not None else ""),
+        "length": f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = "
+        f"{total_steps:,} steps"
+        + (f", at most {config.max_seconds:g} s" if config.max_seconds else ""),
+    }
+
+
+def _refuse_bad_steps(bad_steps: float, step: int) -> None:
+    """Stop before anything is saved if a loss was not finite; alike on every rank."""
+    if bad_steps:
+        raise ValueError(
+            f"the loss was not finite in {bad_steps:.0f} of the steps up to {step}; nothing was saved "
+            "since. Lower --learning_rate, raise --warmup_epochs, set --clip_gradient_norm 1, or use "
+            "--mixed_precision bf16 instead of fp16; then start a new --run."
+        )
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Return the memory in use: of the device, DALI's buffers included, or of this process."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def _leave(accelerator: Accelerator, code: int) -> None:
+    accelerator.end_training()
+    sys.exit(code)
+
+
+def _later_rank() -> bool:
+    """Whether an error needs no second report: before the ranks meet, all find the same."""
+    return os.environ.get("RANK", "0") != "0" and not dist.is_initialized()
+
+
+if __name__ == "__main__":
+    run_command(main, silent=_later_rank)

@@ -1,0 +1,1 @@
+"""What keeps a run alive: configuration, optimizer, schedule, checkpoints, monitor."""

@@ -1,0 +1,42 @@
+"""The top of a command: wrong input ends in one line and exit code 2, not in a traceback."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+
+TRACEBACK = "VIEWRANK_TRACEBACK"
+
+
+def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda: False) -> None:
+    """Run a command's main function; what the user can cause becomes a message on stderr.
+
+    Exit code 2 with `error: …` for wrong input and for files and disks that fail, 130 with
+    `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps its traceback;
+    so do all with VIEWRANK_TRACEBACK=1 in the environment.
+
+    Args:
+        main: the command.
+        silent: asked after an error; true leaves the message to another process, the exit code stays.
+    """
+    try:
+        main()
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        if not silent():
+            sys.stderr.write(f"error: {_message(error)}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, argparse.ArgumentError):  # jsonargparse lays them out over many lines
+        text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", " ".join(str(error).split()))
+        return re.sub(r"a <class '(\w+)'>", r"\1", text)
+    return str(error) or type(error).__name__

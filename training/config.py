@@ -1,0 +1,277 @@
+"""A run's configuration: typed, checked before any device is touched, read from YAML and flags."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from model.encoder import Encoder
+from model.method import Method
+from model.objective import Objective
+from pipeline.augment import Augment, Policy
+from pipeline.graph import ViewGroup
+
+# What may change when a run is continued: it moves no sample and no gradient.
+RESUMABLE = frozenset(
+    ("max_seconds", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
+    + ("evaluation_train", "evaluation_test", "trackers", "run")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run depends on."""
+
+    shards: Path
+    """Folder of the shard set to train on, made by `python -m tools.shard`."""
+    run: Path
+    """Folder of the run: configuration, metrics, checkpoints. The same command continues it."""
+
+    views: ViewGroup
+    """The views of every sample."""
+    more_views: list[ViewGroup] = field(default_factory=list)
+    """Further view groups of the same decoded image: small crops, or a second policy."""
+    batch_size: int = 256
+    """Samples a step over all ranks; times the views, this is how many embeddings are ranked."""
+
+    method: Method
+    """Training method with its encoder and objective."""
+
+    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
+    """Norms and biases get no weight decay."""
+    learning_rate: float = 1e-3
+    """Highest learning rate, after the warm-up."""
+    weight_decay: float = 1e-4
+    """Decoupled in adamw, part of the gradient in sgd and lars."""
+    momentum: float = 0.9
+    """Of sgd and lars; the first moment of adamw."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up; a cosine to zero follows."""
+    clip_gradient_norm: float | None = None
+    """Largest norm of the whole gradient; none leaves it as it is."""
+
+    epochs: float | None = None
+    """Length of the run in passes over the shard set; give this or `steps`."""
+    steps: int | None = None
+    """Length of the run in optimizer steps; give this or `epochs`."""
+    max_seconds: float | None = None
+    """Stop earlier after this much training time, resumed parts included."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto is the GPU if there is one."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the networks; scores and losses are float32 always."""
+    compile: bool = False
+    """Compile the encoder with torch.compile."""
+    sync_batch_norm: bool = True
+    """With several GPUs, batch norm over all ranks' views."""
+    seed: int = 0
+    """Of the weights, the order of the samples and every view."""
+    threads: int | None = None
+    """CPU threads of this rank's data pipeline; by default, its share of the cores."""
+    shuffle_buffer: int = 8192
+    """Samples held for shuffling, on top of the shuffled order of the shards."""
+    prefetch: int = 2
+    """Batches that are made ahead."""
+
+    log_every: int = 10
+    """Steps between two records; the only moments at which the host waits for the device."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; two, because the last may be being written."""
+    evaluate_every: float | None = None
+    """Epochs between two evaluations; none evaluates at the end only."""
+    evaluation_test: Path | None = None
+    """Held-out shard set that is ranked and, if labelled, classified; none, no evaluation."""
+    evaluation_train: Path | None = None
+    """Labelled shard set for k-NN and the linear probe; none skips both."""
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Where else records go, by Accelerate's trackers."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by exactly "
+                "one of them. Give --epochs or --steps (none for the other)."
+            )
+        positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "prefetch")
+        positive += ("epochs", "steps", "max_seconds", "threads", "evaluate_every")
+        positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}, but it must be above 0.")
+        for name in ("warmup_epochs", "weight_decay", "momentum", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}, but it must not be negative.")
+        if self.momentum >= 1:
+            raise ValueError(f"momentum={self.momentum}, but it must be below 1; 0.9 is usual.")
+        if self.evaluation_train is not None and self.evaluation_test is None:
+            raise ValueError(
+                f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing to "
+                "classify with it; give --evaluation_test too."
+            )
+        gpu = torch.cuda.is_available()
+        if self.device == "gpu" and not gpu:
+            raise ValueError(
+                "device=gpu, but PyTorch finds no GPU here. Set --device auto or cpu, or check "
+                "nvidia-smi and that the driver is new enough for "
+                f"CUDA {torch.version.cuda or '(this PyTorch is a CPU build)'}."
+            )
+        if self.mixed_precision == "fp16" and (self.device == "cpu" or not gpu):
+            raise ValueError(
+                "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
+            )
+        self.method.refuse(tuple(group.count for group in self.groups))
+
+    @property
+    def groups(self) -> tuple[ViewGroup, ...]:
+        """All view groups."""
+        return (self.views, *self.more_views)
+
+    def batch_size_per_rank(self, world_size: int) -> int:
+        """Return samples a step on each rank.
+
+        Raises:
+            ValueError: the batch does not divide.
+        """
+        if self.batch_size % world_size:
+            fitting = self.batch_size // world_size * world_size or world_size
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by world_size={world_size}; "
+                f"try {fitting}."
+            )
+        return self.batch_size // world_size
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run: what `epochs` or `steps` say."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * steps_per_epoch))
+
+
+def parser() -> ArgumentParser:
+    """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
+    # The strings below the fields become their help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    arguments = ArgumentParser(
+        prog="train.py",
+        description="Pretrain an image encoder from many views.",
+        allow_abbrev=False,  # else --epoch is taken for --epochs
+        exit_on_error=False,
+    )
+    arguments.add_argument(
+        "--config", action="config", help="A recipe; repeatable, and later settings win."
+    )
+    arguments.add_class_arguments(Config)
+    # As plain values, because instances as defaults cannot be written to the run's config.yaml.
+    arguments.set_defaults(
+        {
+            "views.policy": {"class_path": "pipeline.augment.SimCLR"},
+            "method": {
+                "class_path": "model.method.JointEmbedding",
+                "init_args": {
+                    "encoder": {"class_path": "model.encoder.ResNet"},
+                    "objective": {"class_path": "model.objective.SmoothAP"},
+                },
+            },
+        }
+    )
+    return arguments
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A parsed configuration: what is saved with the run, and what is built from it."""
+
+    config: Config
+    resolved: dict[str, Any]
+    """Plain values, as YAML holds them; parses to the same configuration."""
+
+    def yaml(self) -> str:
+        """Return the resolved configuration as a recipe."""
+        return yaml.safe_dump(self.resolved, sort_keys=False)
+
+    def changed(self, other: dict[str, Any]) -> list[str]:
+        """Return the fields, dotted, in which a run cannot be continued with this configuration."""
+        mine, theirs = _flat(self.resolved), _flat(other)
+        names = [name for name in {**theirs, **mine} if name.split(".")[0] not in RESUMABLE]
+        return [
+            f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
+            for name in names
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Read the command line, or `arguments`.
+
+    Networks are built here, with weights that depend on the seed only.
+
+    Raises:
+        ValueError: what is unknown, missing or impossible, and the remedy.
+    """
+    command_line = parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        namespace = command_line.parse_args(list(arguments))
+    except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
+        raise ValueError(_explain(str(error))) from error
+    namespace.pop("config", None)
+    resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
+    torch.manual_seed(namespace.seed)
+    built = command_line.instantiate(namespace)
+    return Settings(config=Config(**_fields(built)), resolved=resolved)
+
+
+def _fields(namespace: Namespace) -> dict[str, Any]:
+    return {name: getattr(namespace, name) for name in Config.__dataclass_fields__}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted name: value}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+CLASSES = {
+    "method": Method,
+    "encoder": Encoder,
+    "objective": Objective,
+    "policy": Policy,
+    "augments": Augment,
+}
+
+
+def _explain(message: str) -> str:
+    """Return jsonargparse's message on one line, with the choices where a class name is wrong."""
+    line = " ".join(message.split())
+    if "import path" in line or "is abstract" in line:
+        # The last key named is the innermost, where the wrong name stands.
+        keys = [key.rsplit(".", 1)[-1] for key in re.findall(r'Parser key "([^"]+)"', line)]
+        if keys and keys[-1] in CLASSES:
+            names = sorted(_concrete(CLASSES[keys[-1]]))
+            line += f". Choose from {', '.join(names)}."
+    return line
+
+
+def _concrete(base: type) -> set[str]:
+    """Return the names of the classes that can stand where `base` is asked for."""
+    own = set() if inspect.isabstract(base) else {base.__name__}
+    return own.union(*(_concrete(child) for child in base.__subclasses__()))

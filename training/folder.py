@@ -1,0 +1,109 @@
+"""The run's folder: one configuration, kept; another one is refused.
+
+    RUN/config.yaml           the resolved configuration: a recipe that repeats the run
+        metrics.jsonl         one record a line: training steps and evaluations
+        checkpoints/          see `training.checkpoint`
+        encoder.safetensors   the trained encoder's weights, under torchvision's names where it has them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+
+from model.encoder import Encoder
+from training.checkpoint import Checkpoint
+from training.config import Settings
+
+CONFIG = "config.yaml"
+ENCODER = "encoder.safetensors"
+
+
+def check(run: Path, settings: Settings) -> None:
+    """Refuse a folder that is not this run's.
+
+    Raises:
+        ValueError: the folder holds another configuration, or something that is no run.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
+    if (run / CONFIG).exists():
+        changed = settings.changed(read_config(run))
+        if changed:
+            raise ValueError(
+                f"{run} holds a run with another configuration ({'; '.join(changed)}). Give another "
+                "--run for a new run, or the old settings to continue this one."
+            )
+    elif any(run.iterdir()):
+        raise ValueError(
+            f"{run} holds files but no {CONFIG}, so it is no run of viewrank; give a new or empty "
+            "folder as --run."
+        )
+
+
+def prepare(run: Path, settings: Settings) -> None:
+    """Make the folder and write its configuration, unless it is there."""
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / CONFIG).exists():
+        partial = run / f".{CONFIG}.partial"
+        partial.write_text(settings.yaml())
+        os.replace(partial, run / CONFIG)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the saved configuration of a run as plain values.
+
+    Raises:
+        ValueError: it is missing or no YAML mapping.
+    """
+    path = run / CONFIG
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{run} holds no {CONFIG}, so it is no run of viewrank.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no settings.")
+    return values
+
+
+def check_world_size(saved: Checkpoint, world_size: int) -> None:
+    """Refuse to continue with another number of processes: the order of samples would differ.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    if saved.world_size != world_size:
+        raise ValueError(
+            f"{saved.root} was saved by {saved.world_size} processes, this run has {world_size}: "
+            f"each process continues its own part of the samples. Launch {saved.world_size}."
+        )
+
+
+def export(run: Path, encoder: Encoder, facts: dict[str, Any]) -> Path:
+    """Write the encoder's weights for use elsewhere; returns the path.
+
+    Args:
+        run: the run's folder.
+        encoder: its `network` is exported without that prefix, so that a torchvision model takes
+            the weights as they are (`strict=False`, for it has a classifier besides).
+        facts: written into the file's metadata.
+    """
+    tensors = {
+        name.removeprefix("network."): tensor.contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }
+    path = run / ENCODER
+    partial = path.with_suffix(".partial")
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    safetensors.torch.save_file(tensors, partial, metadata=metadata)
+    os.replace(partial, path)
+    return path

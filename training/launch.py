@@ -1,0 +1,47 @@
+"""What the launcher asked for, against what it started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def check_processes(world_size: int) -> None:
+    """Refuse a launch that asked for several processes and got one.
+
+    `accelerate launch --cpu --num_processes 2` starts a single process, silently (Accelerate 1.15).
+
+    Raises:
+        ValueError: fewer processes than were asked for.
+    """
+    asked = _asked_processes(_command_line(os.getppid()))
+    if asked > world_size == 1:
+        raise ValueError(
+            f"the launcher was asked for {asked} processes but started one: with --cpu Accelerate "
+            "ignores --num_processes. For processes without GPUs use ACCELERATE_USE_CPU=true accelerate "
+            f"launch --multi_gpu --num_processes {asked} train.py …"
+        )
+
+
+def _asked_processes(command_line: list[str]) -> int:
+    """Return the number of processes on the launcher's command line, 1 if it is not there."""
+    # Only what stands before the script is the launcher's.
+    before_script = command_line
+    for position, word in enumerate(command_line):
+        if word.endswith(".py") and position > 0 and "accelerate" not in word:
+            before_script = command_line[:position]
+            break
+    for position, word in enumerate(before_script):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes", "-n"):
+            value = value or "".join(before_script[position + 1 : position + 2])
+            return int(value) if value.isdigit() else 1
+    return 1
+
+
+def _command_line(process: int) -> list[str]:
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # no /proc on this system
+        return []
+    return [word.decode(errors="replace") for word in words]

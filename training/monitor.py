@@ -1,0 +1,162 @@
+"""What people and programs see of a run: the terminal and metrics.jsonl, from the same records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import Task as ProgressTask
+from rich.table import Table
+from rich.text import Text
+
+METRICS = "metrics.jsonl"
+Record = Mapping[str, float | int | str]
+
+
+class Monitor:
+    """Shows and stores the records of a run; silent on all ranks but the first.
+
+    On a terminal it draws a header and a progress line; elsewhere it prints plain lines. Every
+    figure shown is in metrics.jsonl, one JSON object a line, `step` first.
+
+    Args:
+        run: the run's folder.
+        main: whether this process is rank 0.
+        step: where the run starts; later records of a run that was cut off are removed, because
+            they are going to be made again.
+        total_steps: where it ends.
+        console: where to draw; by default the standard output.
+    """
+
+    def __init__(
+        self, run: Path, *, main: bool, step: int, total_steps: int, console: Console | None = None
+    ) -> None:
+        self.console = (console or Console(highlight=False)) if main else Console(quiet=True)
+        self._live = main and self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("[bold]step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            _Figures(),
+            console=self.console,
+            disable=not self._live,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("", total=total_steps, completed=step)
+        self._path = run / METRICS
+        self._main = main
+        if main:
+            keep_records(self._path, up_to=step)
+
+    def header(self, rows: Mapping[str, str]) -> None:
+        """Show what is going to run."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold cyan")
+        table.add_column()
+        for name, text in rows.items():
+            table.add_row(name, Text(text))
+        if self._live:
+            self.console.print(Panel(table, title="viewrank", title_align="left", expand=False))
+        else:
+            self.console.print(table)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        self._progress.update(self._task, completed=step)
+
+    def step(self, record: Record) -> None:
+        """Store and show the record of a training step."""
+        self._store(record)
+        figures = describe(record)
+        if self._live:
+            self._progress.update(self._task, completed=record["step"], figures=figures)
+        else:
+            total = self._progress.tasks[0].total or 0
+            self.console.print(f"step {record['step']:,}/{total:,.0f}  {figures}", soft_wrap=True)
+
+    def evaluation(self, record: Record) -> None:
+        """Store and show the record of an evaluation."""
+        self._store(record)
+        figures = "  ".join(
+            f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in record.items()
+            if name != "step"
+        )
+        self.console.print(f"evaluation at step {record['step']:,}  {figures}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.console.print(text, soft_wrap=True)
+
+    def __enter__(self) -> Monitor:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def _store(self, record: Record) -> None:
+        if self._main:
+            with self._path.open("a") as file:
+                file.write(json.dumps(dict(record)) + "\n")
+
+
+def describe(record: Record) -> str:
+    """Return a step's record as one line for people."""
+    value: dict[str, Any] = dict(record)
+    parts = [
+        f"loss {value['loss']:.4f}",
+        f"batch AP {value['batch_ap']:.3f}",
+        f"{value['images_per_second']:,.0f} images/s",
+        f"{value['views_per_second']:,.0f} views/s",
+        f"waiting for data {value['data_wait']:.1%}",
+        f"memory {value['memory_gib']:.1f} GiB",
+        f"{_clock(value['seconds_left'])} left",
+    ]
+    return " · ".join(parts)
+
+
+def keep_records(path: Path, *, up_to: int) -> None:
+    """Remove the records after a step, and a last line that was cut off; other lines stay."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= up_to:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """Return all records of a run."""
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Figures(ProgressColumn):
+    """The latest record, beside the bar."""
+
+    def render(self, task: ProgressTask) -> Text:
+        return Text(task.fields.get("figures", "first step …"))

@@ -1,0 +1,47 @@
+"""Optimizers by name, with no weight decay on norms and biases."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+def build_optimizer(
+    module: nn.Module,
+    *,
+    name: Literal["sgd", "adamw", "lars"],
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+) -> Optimizer:
+    """Return an optimizer of all trainable parameters of `module`.
+
+    Args:
+        module: whose parameters are trained.
+        name: sgd, adamw, or lars as in You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888.
+        learning_rate: at the start; the schedule sets it every step.
+        weight_decay: of matrices and filters.
+        momentum: of sgd and lars; the first beta of adamw.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        # Scales and offsets of norms, and biases; lars does not adapt their rate either.
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+    from timm.optim.lars import Lars  # here, because importing timm takes a second
+
+    return Lars(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Set the rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
