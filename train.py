@@ -231,13 +231,17 @@ def main() -> None:
         monitor.say(f"{name}: saved step {step:,} in {config.run}; the same command continues it")
         _leave(accelerator, 128 + reason)
     if reason == TIME:
-        monitor.say(f"stopped at step {step:,} after {config.max_seconds:g} s, as --max_seconds says")
+        monitor.say(
+            f"stopped at step {step:,} after {config.max_seconds:g} s, as --max_seconds says"
+        )
     if not any(r["step"] == step and r.get("evaluation") == "final" for r in records(config.run)):
         evaluate(final=True)
     if rank == 0:
         facts = {"size": config.views.size, "mean": MEAN, "std": STD, "step": step}
         path = folder.export(config.run, method.encoder, facts)
-        monitor.say(f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}")
+        monitor.say(
+            f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}"
+        )
     _leave(accelerator, 0)
 
 

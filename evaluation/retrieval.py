@@ -1,7 +1,7 @@
 """Retrieval: exact average precision and recall of rankings, over labels and over views.
 
-A query ranks its gallery by cosine. Its position-k precision and its average precision (AP) are
-those of `sklearn.metrics.average_precision_score`:
+A query ranks its gallery by cosine. Its average precision (AP) is that of
+`sklearn.metrics.average_precision_score`:
 
     AP = mean over positives of  hits / position,  where
     position = gallery rows that score at least as high as this positive (itself included)
@@ -24,7 +24,7 @@ def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
     """Return the exact AP [Q] of every query's ranking; nan where a query has no positive.
 
     Args:
-        S_QG: Scores [Q, G]. -inf takes a row out of the query's gallery (the query itself, say).
+        S_QG: Scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
         positive_QG: True where the gallery row is a right answer; False where S is -inf.
     """
     G = S_QG.shape[1]
@@ -39,9 +39,9 @@ def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
 
 def _sort(S_QG: Tensor) -> Tensor:
     """Return the rows of S in increasing order."""
-    if S_QG.is_cuda:
+    if not S_QG.is_cpu:
         return S_QG.sort(dim=1).values
-    S_QG = S_QG.clone()
+    S_QG = S_QG.detach().clone()
     S_QG.numpy().sort(axis=1)  # in place; 10 times faster than torch, which sorts indices too
     return S_QG
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Scores in one block. 8 MiB on the CPU: larger leaves the cache (64 MiB counts half as fast), smaller
-# makes threads wait for each other more often where others use the same cores. 64 MiB on a GPU.
+# Scores in one block. 8 MiB on the CPU: larger leaves the cache (64 MiB counts half as fast), and
+# smaller makes threads wait for each other more often. A GPU wants fewer, larger kernels: 64 MiB.
 CPU_SCORES = 2**21
 GPU_SCORES = 2**24
 LEAST_ROWS = 64  # a narrower matrix product costs more in packing than it computes

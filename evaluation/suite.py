@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evaluation import geometry, knn, linear, retrieval
-from evaluation.features import Features, embed, eval_mode
 from model.gather import gather_rows
 from model.method import Method
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
 from shards.layout import ShardSet
+
+from . import geometry, knn, linear, retrieval
+from .features import Features, embed, eval_mode
 
 # Fixed, so that two encoders are asked about the same views.
 VIEW_SEED = 20_101_007

@@ -30,9 +30,9 @@ def gather(z_VBD: Tensor) -> Tensor:
     wide_VBD = z_VBD if z_VBD.dtype == torch.float64 else z_VBD.float()
     gather_exactly = _Gather.apply
     if torch.compiler.is_compiling():
-        # A collective waits for all ranks, whatever each has compiled. See objective/queries.py.
+        # A collective waits for all ranks, whatever each has compiled.
         gather_exactly = torch.compiler.disable(gather_exactly)
-    return gather_exactly(wide_VBD)  # pyright: ignore[reportCallIssue, reportReturnType]
+    return gather_exactly(wide_VBD)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipeline.augment import Draw, Policy
-from pipeline.augment.crop import Resampling
 from shards.layout import ShardSet
+
+from .augment import Draw, Policy
+from .augment.crop import Resampling
 
 # ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
 # evaluated on shards other than those it was trained on.

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.graph import default_threads, images_pipeline
-from pipeline.loader import unreadable
 from shards.layout import ShardSet
+
+from .graph import default_threads, images_pipeline
+from .loader import unreadable
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Images:
     def __len__(self) -> int:
         """Samples in this rank's part."""
         samples = len(self.shard_set)
-        return (
-            samples * (self.rank + 1) // self.world_size - samples * self.rank // self.world_size
-        )
+        return samples * (self.rank + 1) // self.world_size - samples * self.rank // self.world_size
 
     def __iter__(self) -> Iterator[LabelledImages]:
         """Yield this rank's part.

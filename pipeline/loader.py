@@ -13,8 +13,10 @@ import torch
 from nvidia.dali import Pipeline
 from torch import Tensor
 
-from pipeline.graph import ViewGroup, default_threads, views_pipeline
 from shards.layout import ShardSet
+from shards.verify import explain_failure
+
+from .graph import ViewGroup, default_threads, views_pipeline
 
 
 @dataclass(frozen=True)
@@ -212,19 +214,20 @@ class Loader:
 
 
 def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
-    """Turn DALI's report of bad data into one that names the sample and what to do.
+    """Turn DALI's failure to read or decode into an error that names the file and what to do.
 
-    Other failures come back unchanged.
+    DALI does not say which sample it was, so the tars are compared with the manifest, now that the
+    run has ended anyway. Other failures come back unchanged.
     """
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for line in lines:
-        if any(mark in line for mark in ("decode", "Decode", "tar", "index", "component")):
-            return ValueError(
-                f"a sample of {shard_set.root} cannot be read: {line} Write the shard set again with "
-                "python -m tools.shard, which checks every image."
-            )
-    return error
+    text = " ".join(str(error).split())
+    if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
+        return error
+    found = explain_failure(shard_set)
+    if found is None:  # as written, yet DALI refuses it: its own words are all there is
+        found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
+    return ValueError(
+        f"{found}. Copy it again, or write the shard set again: python -m tools.shard"
+    )
 
 
 def _current_stream(device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from model.encoder import Encoder
 from model.method import Method
@@ -161,13 +161,15 @@ class Config:
         return max(1, round(self.epochs * steps_per_epoch))
 
 
-def parser() -> ArgumentParser:
+def parser(
+    prog: str = "train.py", description: str = "Pretrain an image encoder from many views."
+) -> ArgumentParser:
     """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
     # The strings below the fields become their help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     arguments = ArgumentParser(
-        prog="train.py",
-        description="Pretrain an image encoder from many views.",
+        prog=prog,
+        description=description,
         allow_abbrev=False,  # else --epoch is taken for --epochs
         exit_on_error=False,
     )
@@ -198,6 +200,8 @@ class Settings:
     config: Config
     resolved: dict[str, Any]
     """Plain values, as YAML holds them; parses to the same configuration."""
+    options: dict[str, Any]
+    """What a tool's own arguments were, besides those of `Config`."""
 
     def yaml(self) -> str:
         """Return the resolved configuration as a recipe."""
@@ -214,15 +218,19 @@ class Settings:
         ]
 
 
-def parse(arguments: Sequence[str] | None = None) -> Settings:
-    """Read the command line, or `arguments`.
+def parse(
+    arguments: Sequence[str] | None = None, *, command_line: ArgumentParser | None = None
+) -> Settings:
+    """Read a command line. Networks are built here, with weights that depend on the seed only.
 
-    Networks are built here, with weights that depend on the seed only.
+    Args:
+        arguments: what to read instead of this process's command line.
+        command_line: `parser()` with a tool's own arguments added.
 
     Raises:
         ValueError: what is unknown, missing or impossible, and the remedy.
     """
-    command_line = parser()
+    command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         namespace = command_line.parse_args(list(arguments))
@@ -231,12 +239,13 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     namespace.pop("config", None)
     resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
     torch.manual_seed(namespace.seed)
-    built = command_line.instantiate(namespace)
-    return Settings(config=Config(**_fields(built)), resolved=resolved)
-
-
-def _fields(namespace: Namespace) -> dict[str, Any]:
-    return {name: getattr(namespace, name) for name in Config.__dataclass_fields__}
+    built = vars(command_line.instantiate(namespace))
+    fields = Config.__dataclass_fields__
+    return Settings(
+        config=Config(**{name: built[name] for name in fields}),
+        resolved={name: resolved[name] for name in fields},
+        options={name: value for name, value in built.items() if name not in fields},
+    )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The run's folder: one configuration, kept; another one is refused.
 
-    RUN/config.yaml           the resolved configuration: a recipe that repeats the run
-        metrics.jsonl         one record a line: training steps and evaluations
-        checkpoints/          see `training.checkpoint`
-        encoder.safetensors   the trained encoder's weights, under torchvision's names where it has them
+RUN/config.yaml           the resolved configuration: a recipe that repeats the run
+metrics.jsonl         one record a line: training steps and evaluations
+checkpoints/          see `training.checkpoint`
+encoder.safetensors   the trained encoder's weights, under torchvision's names where it has them
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import safetensors.torch
 import yaml
 
 from model.encoder import Encoder
-from training.checkpoint import Checkpoint
-from training.config import Settings
+
+from .checkpoint import Checkpoint
+from .config import Settings
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.encoder import Encoder
-from model.gather import gather
-from model.method.method import Method, Output, encode
-from model.objective import Objective
-from model.projector import Projector
+from ..encoder import Encoder
+from ..gather import gather
+from ..objective import Objective
+from ..projector import Projector
+from .method import Method, Output, encode
 
 
 class JointEmbedding(Method):

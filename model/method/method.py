@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from model.encoder import Encoder
+from ..encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Method(nn.Module, ABC):
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """Return the embeddings z [V, B, D] of one view group, for evaluation."""
 
-    def after_step(self) -> None:  # noqa: B027 -- most methods have nothing to do here
+    def after_step(self) -> None:
         """Do what follows the optimizer, such as moving averages."""
 
-    def refuse(self, group_counts: tuple[int, ...]) -> None:  # noqa: B027 -- nor here
+    def refuse(self, group_counts: tuple[int, ...]) -> None:
         """Refuse view groups that the method is not defined for.
 
         Args:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from .objective import Objective
 
-# Scores in a chunk. An objective holds about three such tensors: on the CPU they should stay in
-# the second-level cache (1 MiB each in float32); a GPU wants few large pieces (64 MiB each).
-CPU_CHUNK = 1 << 18
+# Scores in a chunk. An objective holds about three such tensors: on the CPU each core's share of
+# them should stay in its cache (2 MiB in float32); a GPU wants few large pieces (64 MiB).
+CPU_CHUNK = 1 << 19
 GPU_CHUNK = 1 << 24
 # With fewer rows a matrix product loses more than the smaller chunk gains (found at N=16384).
 MIN_ROWS = 64
@@ -42,8 +42,8 @@ class PerQuery(NamedTuple):
 class MeanOverQueries(Objective):
     """The mean, over all N = V · A views as queries, of a function of a query's cosine scores.
 
-    Differentiable once. Scores are float32: leave `torch.set_float32_matmul_precision` at
-    "highest", because TF32 rounds a cosine to steps of about 0.0005.
+    It is differentiable once. Scores are to be float32: leave `set_float32_matmul_precision` of
+    torch at "highest", because TF32 rounds a cosine to steps of about 0.0005.
     """
 
     @abstractmethod
@@ -98,9 +98,11 @@ class _OnePass(Function):
         return loss.div_(N)
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, d_loss: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # once_differentiable would let this pass, with a wrong result
+            raise RuntimeError(
+                "found create_graph=True, but objectives over queries are differentiable once: "
+                "their gradient is taken in the forward pass. Leave create_graph out."
+            )
         (dz_VAD,) = ctx.saved_tensors
-        return dz_VAD * d_loss, None
+        return dz_VAD * grad_outputs[0], None

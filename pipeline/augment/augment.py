@@ -31,7 +31,8 @@ class Draw:
 
     def uniform(self, low: float, high: float) -> DataNode:
         """Return V numbers, uniform in [low, high); float32 [V]."""
-        return _node(fn.random.uniform(range=(low, high), shape=[self.views], seed=self.seed()))
+        unit = fn.random.uniform(range=(0.0, 1.0), shape=[self.views], seed=self.seed())
+        return low + (high - low) * _node(unit)  # also where high is low, which DALI would refuse
 
     def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
         """Return V zeros and ones, one with `probability`; float32 [V, 1 × `trailing`]."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipeline.augment.augment import Augment, Draw, check_interval, check_probability
+from .augment import Augment, Draw, check_interval, check_probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class Blur(Augment):
         check_probability("probability", self.probability)
         check_interval("sigma", self.sigma, above=0)
         if self.window < 1 or self.window % 2 == 0:
-            raise ValueError(f"window={self.window} is not odd and positive; try {self.window | 1}.")
+            raise ValueError(
+                f"window={self.window} is not odd and positive; try {self.window | 1}."
+            )
 
     def apply(self, views: DataNode, draw: Draw) -> DataNode:
         """See `Augment.apply`."""

@@ -8,7 +8,7 @@ from typing import Literal
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipeline.augment.augment import Draw, check_interval, check_probability
+from .augment import Draw, check_interval, check_probability
 
 Resampling = Literal["warp", "resize"]
 

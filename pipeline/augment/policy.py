@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from nvidia.dali.data_node import DataNode
 
-from pipeline.augment.augment import Augment, Draw
-from pipeline.augment.blur import Blur
-from pipeline.augment.color import Color
-from pipeline.augment.crop import Crop, Resampling
-from pipeline.augment.solarize import Solarize
+from .augment import Augment, Draw
+from .blur import Blur
+from .color import Color
+from .crop import Crop, Resampling
+from .solarize import Solarize
 
 
 class Policy:
@@ -114,7 +114,12 @@ class MoCoV2(Policy):
         blur_window: int = 9,
     ) -> None:
         color = Color(
-            jitter=jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=grayscale
+            jitter=jitter,
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.1,
+            grayscale=grayscale,
         )
         super().__init__(
             crop=Crop(area=area, flip=flip),

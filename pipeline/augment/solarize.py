@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-from pipeline.augment.augment import Augment, Draw, check_probability
+from .augment import Augment, Draw, check_probability
 
 
 @dataclass(frozen=True, kw_only=True)

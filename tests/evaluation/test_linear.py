@@ -78,6 +78,29 @@ def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn():
     assert len(set(accuracy.values())) > 1
 
 
+def test_held_out_rows_enter_no_fit_but_the_last(monkeypatch: pytest.MonkeyPatch):
+    train, test = features(100, seed=12), features(50, seed=13)
+    fits: list[torch.Tensor] = []
+
+    def recorded(h_NF: torch.Tensor, class_N: torch.Tensor, **settings) -> linear.Probe:
+        fits.append(h_NF)
+        return fit(h_NF, class_N, **settings)
+
+    fit = linear.fit
+    monkeypatch.setattr(linear, "fit", recorded)
+    linear.run(train, test)
+    held_N = linear.split(train.label_N, train.id_N, fraction=0.2, seed=0)
+    assert len(fits) == len(linear.GRID) + 1
+    assert all(torch.equal(h_NF, train.h_NF[~held_N]) for h_NF in fits[:-1])
+    assert torch.equal(fits[-1], train.h_NF)
+
+
+def test_the_stronger_of_two_equals_is_chosen():
+    train = features(150, seed=14, F=60)  # far apart: every strength is right everywhere
+    found = linear.run(train, train, l2_grid=(1e-4, 1e-2, 1e-3))
+    assert found == {"linear_top1": 1.0, "linear_l2": 1e-2}
+
+
 def test_split_takes_the_same_share_of_every_class_by_id_and_seed():
     class_N = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
     id_N = torch.arange(63) * 7

@@ -1,5 +1,6 @@
 """Retrieval against scikit-learn's average precision, sorted lists, and known values."""
 
+import math
 from statistics import mean
 
 import pytest
@@ -84,7 +85,9 @@ def test_average_precision_of_known_orders():
     positive_QG = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
     found = retrieval.average_precision(S_QG, positive_QG).tolist()
     assert found[:3] == pytest.approx([1, (1 / 3 + 2 / 4) / 2, 1 / 2])
-    assert found[3] != found[3]  # nan: nothing to find
+    assert math.isnan(found[3])  # nothing to find
+    nothing_QG = torch.zeros(4, 4, dtype=torch.bool)
+    assert retrieval.average_precision(S_QG, nothing_QG).isnan().all()
 
 
 def test_minus_infinity_takes_a_row_out_of_the_gallery():

@@ -1,22 +1,16 @@
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from embeddings import OBJECTIVES
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from two_processes import WORLD_SIZE, encoder, own_queries, rows_of, views_VAC, work
 
-from model import objective
 from model.gather import gather, gather_rows
 from model.objective import Objective
 
-OBJECTIVES = [
-    each
-    for each in vars(objective).values()
-    if inspect.isclass(each) and issubclass(each, Objective) and not inspect.isabstract(each)
-]
 every_objective = pytest.mark.parametrize("Each", OBJECTIVES)
 every_rank = pytest.mark.parametrize("rank", range(WORLD_SIZE))
 

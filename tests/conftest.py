@@ -1,0 +1,74 @@
+"""Shard sets that several parts are tested with."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.layout import ShardSet
+from shards.source.source import Sample, Source
+from shards.write import write
+
+MakeShardSet = Callable[..., ShardSet]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; PyTorch finds none"))
+
+
+class Pictures(Source):
+    """Smooth random pictures, lossless; sample i has id i and label i mod 10."""
+
+    name = "pictures"
+    split = "all"
+
+    def __init__(self, samples: int, *, height: int = 32, width: int = 32) -> None:
+        self.samples, self.height, self.width = samples, height, width
+        self.classes = [f"class {label}" for label in range(10)]
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        coarse = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        size = (self.width, self.height)
+        return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+
+    def __getitem__(self, index: int) -> Sample:
+        file = io.BytesIO()
+        Image.fromarray(self.pixels(index)).save(file, "PNG")
+        return Sample(
+            key=f"{index:06d}",
+            image=file.getvalue(),
+            extension="png",
+            label=index % 10,
+            id=index,
+            metadata={},
+        )
+
+
+@pytest.fixture(scope="session")
+def make_shard_set(tmp_path_factory: pytest.TempPathFactory) -> MakeShardSet:
+    """A function that writes a set of `Pictures` once a session, and returns it."""
+    made: dict[tuple[int, int, int, int], ShardSet] = {}
+
+    def make(
+        samples: int, *, samples_per_shard: int = 8, height: int = 32, width: int = 32
+    ) -> ShardSet:
+        what = (samples, samples_per_shard, height, width)
+        if what not in made:
+            out = tmp_path_factory.mktemp("pictures") / "shards"
+            source = Pictures(samples, height=height, width=width)
+            made[what] = write(source, out, samples_per_shard=samples_per_shard)
+        return made[what]
+
+    return make

@@ -1,0 +1,217 @@
+"""The loader's promises: which samples, which memory, which place to go on from."""
+
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.augment import Crop, Policy, SimCLR
+from pipeline.graph import ViewGroup
+from pipeline.loader import Batch, Loader
+from shards.layout import ShardSet, open_shards
+from tests.conftest import MakeShardSet, Pictures
+
+SMALL = ViewGroup(policy=SimCLR(), count=3, size=16)
+MULTI_CROP = [
+    ViewGroup(policy=SimCLR(), count=2, size=24),
+    ViewGroup(policy=SimCLR(), count=3, size=16),
+]
+UNCHANGED = ViewGroup(
+    policy=Policy(crop=Crop(area=(1, 1), aspect=(1, 1), flip=0)), count=2, size=32
+)
+
+
+def epoch_ids(loader: Loader) -> list[int]:
+    return [sample for batch in loader for sample in batch.id_B.tolist()]
+
+
+def take(loader: Loader, count: int) -> list[Batch]:
+    return list(islice(chain.from_iterable(repeat(loader)), count))
+
+
+def same(left: Batch, right: Batch) -> bool:
+    pairs: list[tuple[Tensor, Tensor]] = [
+        (left.id_B, right.id_B),
+        (left.label_B, right.label_B),
+        *zip(left.views, right.views, strict=True),
+    ]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("samples", "world_size", "batch_size"),
+    [(40, 1, 8), (41, 1, 8), (47, 2, 5), (50, 3, 4), (51, 2, 25), (49, 4, 3)],
+)
+def test_an_epoch_repeats_nothing_and_ranks_share_nothing(
+    make_shard_set: MakeShardSet, samples: int, world_size: int, batch_size: int
+) -> None:
+    shard_set = make_shard_set(samples)
+    loaders = [
+        Loader(shard_set, [SMALL], batch_size_per_rank=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    steps = samples // (world_size * batch_size)
+    first_epochs: list[list[int]] = []
+    for _ in range(3):
+        ids = [sample for loader in loaders for sample in epoch_ids(loader)]
+        assert len(ids) == steps * world_size * batch_size
+        assert len(set(ids)) == len(ids), "a sample was seen twice"
+        first_epochs.append(ids)
+    assert first_epochs[0] != first_epochs[1] != first_epochs[2], "the order never changes"
+
+
+def test_parts_are_complete_over_an_epoch(make_shard_set: MakeShardSet) -> None:
+    shard_set = make_shard_set(48)
+    for epoch in range(2):
+        ids: set[int] = set()
+        for rank in range(2):
+            with Loader(
+                shard_set, [SMALL], batch_size_per_rank=8, rank=rank, world_size=2
+            ) as loader:
+                for _ in range(epoch + 1):
+                    part = epoch_ids(loader)
+            ids |= set(part)
+        assert ids == set(range(48))
+
+
+def test_what_an_epoch_leaves_out_differs_from_epoch_to_epoch(make_shard_set: MakeShardSet) -> None:
+    with Loader(make_shard_set(41), [SMALL], batch_size_per_rank=8) as loader:
+        left_out = {next(iter(set(range(41)) - set(epoch_ids(loader)))) for _ in range(8)}
+    assert len(left_out) > 1
+
+
+def test_views_carry_the_labels_and_pixels_of_their_samples(make_shard_set: MakeShardSet) -> None:
+    source = Pictures(40)
+    with Loader(make_shard_set(40), [UNCHANGED], batch_size_per_rank=8) as loader:
+        batch = next(iter(loader))
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    for b, sample in enumerate(batch.id_B.tolist()):
+        assert batch.label_B[b] == sample % 10
+        pixels = torch.from_numpy(source.pixels(sample).copy()).permute(2, 0, 1) / 255
+        for v in range(2):
+            assert torch.allclose(batch.views[0][v, b], (pixels - mean) / std, atol=1e-4)
+
+
+def test_views_of_a_sample_differ(make_shard_set: MakeShardSet) -> None:
+    with Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8) as loader:
+        views = next(iter(loader)).views[0]
+    assert not torch.equal(views[0], views[1]) and not torch.equal(views[1], views[2])
+
+
+def test_the_hand_over_copies_nothing_and_is_channels_last(make_shard_set: MakeShardSet) -> None:
+    """The views lie in DALI's own buffer, and become rows for the encoder without a copy."""
+    loader = Loader(make_shard_set(40), MULTI_CROP, batch_size_per_rank=8)
+    with loader:
+        batch = next(iter(loader))
+        pipeline = loader._pipeline
+        assert pipeline is not None
+        # The next batch, taken by hand, so that DALI's own address can be seen.
+        outputs = pipeline.share_outputs()
+        addresses = [
+            output.data_ptr() for output in (outputs[0].as_tensor(), outputs[1].as_tensor())
+        ]
+        tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
+        pipeline.release_outputs()
+        by_hand = loader._batch(tensors)
+    for group, address in zip(by_hand.views, addresses, strict=True):
+        assert group.data_ptr() == address
+    for group in batch.views:
+        rows = group.transpose(0, 1).flatten(0, 1)
+        assert rows.data_ptr() == group.data_ptr()
+        assert rows.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_earlier_batches_stay_intact(make_shard_set: MakeShardSet) -> None:
+    with Loader(make_shard_set(64), [SMALL], batch_size_per_rank=8) as loader:
+        held = [(batch, batch.views[0].clone()) for batch in loader]
+    assert all(torch.equal(batch.views[0], copy) for batch, copy in held)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stop", [0, 2, 4, 5, 7])  # epochs have 4 steps of 41 // (2 · 5) samples
+def test_a_restored_loader_gives_the_very_next_batches(
+    make_shard_set: MakeShardSet, world_size: int, stop: int
+) -> None:
+    shard_set = make_shard_set(41)
+    batch_size = 10 // world_size
+    for rank in range(world_size):
+
+        def loader(rank: int = rank) -> Loader:
+            return Loader(
+                shard_set,
+                MULTI_CROP,
+                batch_size_per_rank=batch_size,
+                rank=rank,
+                world_size=world_size,
+                seed=7,
+                shuffle_buffer=12,
+            )
+
+        with loader() as straight, loader() as interrupted, loader() as resumed:
+            expected = take(straight, 10)
+            take(interrupted, stop)
+            resumed.load_state_dict(interrupted.state_dict())
+            for found, wanted in zip(take(resumed, 10 - stop), expected[stop:], strict=True):
+                assert same(found, wanted)
+
+
+def test_a_state_restored_twice_without_a_step_is_kept(make_shard_set: MakeShardSet) -> None:
+    shard_set = make_shard_set(41)
+    with Loader(shard_set, [SMALL], batch_size_per_rank=8) as first:
+        take(first, 3)
+        state = first.state_dict()
+    with Loader(shard_set, [SMALL], batch_size_per_rank=8) as second:
+        second.load_state_dict(state)
+        assert torch.equal(second.state_dict()["pipeline"], state["pipeline"])
+
+
+def test_a_state_of_another_batch_size_is_refused(make_shard_set: MakeShardSet) -> None:
+    state = Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8).state_dict()
+    with pytest.raises(ValueError, match="batch_size_per_rank=8, this run has 4"):
+        Loader(make_shard_set(40), [SMALL], batch_size_per_rank=4).load_state_dict(state)
+
+
+def test_a_batch_larger_than_the_shard_set_is_refused(make_shard_set: MakeShardSet) -> None:
+    with pytest.raises(ValueError, match=r"batch_size=41 exceeds the 40 samples.*--batch_size 40"):
+        Loader(make_shard_set(40), [SMALL], batch_size_per_rank=41)
+
+
+def test_an_unreadable_image_names_the_sample_and_the_remedy(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    damaged = _copy(make_shard_set(40), tmp_path)
+    tar = damaged.tars[0]
+    content = bytearray(tar.read_bytes())
+    start = content.index(b"\x89PNG")
+    content[start : start + 400] = bytes(400)
+    tar.write_bytes(content)
+    with (
+        Loader(damaged, [SMALL], batch_size_per_rank=8) as loader,
+        pytest.raises(ValueError, match=r"00000\.tar is not what was written.*png.* cannot be decoded.*tools\.shard"),
+    ):
+        epoch_ids(loader)
+
+
+def _copy(shard_set: ShardSet, folder: Path) -> ShardSet:
+    for path in shard_set.root.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return open_shards(folder)
+
+
+@pytest.mark.gpu
+def test_gpu_views_equal_cpu_views(make_shard_set: MakeShardSet) -> None:
+    def first(device: str) -> Batch:
+        loader = Loader(
+            make_shard_set(40), MULTI_CROP, batch_size_per_rank=8, device=torch.device(device)
+        )
+        with loader:
+            return next(iter(loader))
+
+    cpu, gpu = first("cpu"), first("cuda:0")
+    assert torch.equal(cpu.id_B, gpu.id_B.cpu())
+    for on_cpu, on_gpu in zip(cpu.views, gpu.views, strict=True):
+        # Rounding of a pixel to one of 255 levels, a few times over, is 0.02 after normalising.
+        assert (on_cpu - on_gpu.cpu()).abs().mean() < 0.02

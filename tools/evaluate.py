@@ -1,0 +1,100 @@
+"""Evaluate a run's encoder on shard sets: k-NN, linear probe, retrieval, geometry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.suite import Suite
+from shards.layout import open_shards
+from training import checkpoint, folder
+from training.command import run_command
+from training.config import parse
+
+
+def main() -> None:
+    """Evaluate a checkpoint, or the weights that its run began with."""
+    arguments = ArgumentParser(
+        prog="python -m tools.evaluate",
+        description="Evaluate a run's encoder on frozen features.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    arguments.add_argument("run", type=Path, help="Folder of a run, or one of its checkpoints.")
+    arguments.add_argument(
+        "--test", type=Path | None, help="Held-out shard set; by default, the recipe's."
+    )
+    arguments.add_argument(
+        "--train",
+        type=Path | None,
+        help="Labelled shard set for k-NN and the linear probe; by default, the recipe's.",
+    )
+    arguments.add_argument("--json", type=Path | None, help="File to write the figures to.")
+    arguments.add_argument(
+        "--random_init",
+        type=bool,
+        default=False,
+        help="Evaluate the weights that the run began with, instead of the trained ones.",
+    )
+    arguments.add_argument("--device", type=Literal["auto", "cpu", "gpu"], default="auto")
+    options = arguments.parse_args()
+
+    run, saved = _locate(options.run)
+    settings = parse(["--config", str(run / folder.CONFIG), "--device", options.device])
+    config = settings.config
+    test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
+    if test is None:
+        raise ValueError(f"{run} was trained without a test set; name one with --test DIR.")
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+    suite = Suite(
+        test=open_shards(test),
+        train=open_shards(train) if train else None,
+        group=config.views,
+        device=device,
+        autocast=torch.bfloat16 if gpu and config.mixed_precision != "no" else None,
+        threads=config.threads,
+    )
+    if not options.random_init:
+        config.method.load_state_dict(saved.method())
+    method = config.method.to(device=device, memory_format=torch.channels_last)
+    figures = suite.run(method, probe=True)
+
+    weights = "random init" if options.random_init else f"step {saved.step:,}"
+    table = Table(title=f"{run}, {weights}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}")
+    Console(highlight=False).print(table)
+    if options.json:
+        record = {
+            "run": str(run),
+            "step": 0 if options.random_init else saved.step,
+            "test": str(test),
+            "train": str(train) if train else None,
+        }
+        options.json.write_text(json.dumps(record | figures, indent=1) + "\n")
+
+
+def _locate(path: Path) -> tuple[Path, checkpoint.Checkpoint]:
+    """Return the run and the checkpoint that a path stands for."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
+    if (path / checkpoint.RECORD).exists():
+        return path.resolve().parent.parent, checkpoint.read(path)
+    folder.read_config(path)  # refuses what is no run
+    saved = checkpoint.newest(path)
+    if saved is None:
+        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
+    return path, saved
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,70 @@
+"""Show what the trainer gets: rows of images, columns of their views, as one PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.graph import MEAN, STD
+from pipeline.loader import Loader
+from shards.layout import open_shards
+from training.command import run_command
+from training.config import parse, parser
+
+GAP = 3  # pixels between views
+
+
+def main() -> None:
+    """Draw the views of the first samples of an epoch, exactly as training sees them."""
+    command_line = parser("python -m tools.preview", "Draw the views that a recipe makes.")
+    command_line.add_argument("folder", type=Path, help="Shard set of python -m tools.shard.")
+    command_line.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write.")
+    command_line.add_argument("--rows", type=int, default=8, help="Samples, one a row.")
+    command_line.set_defaults({"shards": Path("."), "run": Path("."), "steps": 1})
+    settings = parse(command_line=command_line)
+    folder, out, rows = (settings.options[name] for name in ("folder", "out", "rows"))
+    if rows < 1:
+        raise ValueError(f"rows={rows}; give 1 or more.")
+    shard_set = open_shards(folder)
+    loader = Loader(
+        shard_set,
+        settings.config.groups,
+        batch_size_per_rank=min(rows, len(shard_set)),
+        seed=settings.config.seed,
+        shuffle_buffer=settings.config.shuffle_buffer,
+    )
+    with loader:
+        batch = next(iter(loader))
+    Image.fromarray(contact_sheet(batch.views)).save(out)
+    groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
+    print(f"{len(batch.id_B)} samples × {groups} views of {folder}: {out}")
+
+
+def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:
+    """Return one picture, uint8 [H, W, 3]: a row a sample, its views from left to right.
+
+    Args:
+        views: normalised view groups [V, B, C, H, W].
+    """
+    height = max(group.shape[-1] for group in views) + GAP
+    width = sum(group.shape[0] * (group.shape[-1] + GAP) for group in views)
+    sheet = np.full((views[0].shape[1] * height + GAP, width + GAP, 3), 255, dtype=np.uint8)
+    left = GAP
+    for group in views:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        pixels = (group.float().cpu() * std + mean).round().clamp(0, 255).to(torch.uint8)
+        for of_view in pixels.permute(0, 1, 3, 4, 2).numpy():
+            size = of_view.shape[1]
+            for row, picture in enumerate(of_view):
+                top = GAP + row * height
+                sheet[top : top + size, left : left + size] = picture
+            left += size + GAP
+    return sheet
+
+
+if __name__ == "__main__":
+    run_command(main)
