@@ -1,0 +1,62 @@
+"""Who may import whom, held against the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OWN = {"shards", "pipeline", "model", "training", "evaluation", "tools", "train", "benchmarks"}
+
+# What each part may import besides the standard library. `training` knows `pipeline` for the typed
+# configuration alone: a recipe names view policies as well as methods.
+MAY_IMPORT = {
+    "shards": {"shards", "numpy", "PIL", "torchvision"},
+    "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy"},
+    "model": {"model", "torch", "torchvision"},
+    "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
+    "training": {"training", "model", "pipeline", "torch", "timm", "rich", "yaml", "jsonargparse"}
+    | {"safetensors"},
+    "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools"}
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse"},
+}
+
+
+def imports(path: Path, part: str) -> set[str]:
+    """Return the top-level packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(part if node.level else (node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_the_house_allows(part: str) -> None:
+    import sys
+
+    files = list((ROOT / part).rglob("*.py"))
+    assert files
+    for path in files:
+        foreign = imports(path, part) - set(sys.stdlib_module_names) - MAY_IMPORT[part]
+        assert not foreign, f"{path.relative_to(ROOT)} imports {', '.join(sorted(foreign))}"
+
+
+def test_only_the_pipeline_imports_dali() -> None:
+    for path in ROOT.glob("*/**/*.py"):
+        part = path.relative_to(ROOT).parts[0]
+        if part in OWN - {"pipeline", "benchmarks"}:
+            assert "nvidia" not in imports(path, part), path
+
+
+def test_torch_distributed_is_used_in_one_file_of_the_model() -> None:
+    users = [p.name for p in (ROOT / "model").rglob("*.py") if "torch.distributed" in p.read_text()]
+    assert users == ["gather.py"]
+
+
+def test_nothing_imports_the_program_or_the_tools() -> None:
+    for part in set(MAY_IMPORT) - {"tools"}:
+        for path in (ROOT / part).rglob("*.py"):
+            assert not imports(path, part) & {"train", "tools"}, path

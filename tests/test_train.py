@@ -1,0 +1,252 @@
+"""The program as its users start it: launched, killed, continued, misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from shards.layout import ShardSet
+from tests.conftest import MakeShardSet
+from training import checkpoint
+from training.monitor import records
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+# Tiny, and with all that could break a resume: multi-crop, blur, dropout-free batch norm, clipping.
+RECIPE = """
+views: {count: 2, size: 24, policy: {class_path: SimCLR}}
+more_views:
+- {count: 2, size: 16, policy: {class_path: SwAV, init_args: {small: true, blur_window: 3}}}
+batch_size: 8
+method:
+  class_path: JointEmbedding
+  init_args:
+    encoder: {class_path: SmallResNet, init_args: {width: 4}}
+    objective: {class_path: SmoothAP}
+    hidden_size: 16
+    embedding_size: 8
+learning_rate: 0.01
+warmup_epochs: 0.5
+clip_gradient_norm: 1.0
+shuffle_buffer: 16
+log_every: 1
+"""
+
+
+def arguments(shard_set: ShardSet, run: Path, *more: str) -> list[str]:
+    recipe = run.parent / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    files = ["--config", str(recipe), "--shards", str(shard_set.root), "--run", str(run)]
+    return ["train.py", *files, *more]
+
+
+def start(program: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        program,
+        cwd=ROOT,
+        env={**os.environ, **CPU, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(program: list[str], **environment: str) -> tuple[int, str, str]:
+    process = start(program, **environment)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, err
+
+
+def train(shard_set: ShardSet, run: Path, *more: str) -> tuple[int, str, str]:
+    return finish([sys.executable, *arguments(shard_set, run, *more)])
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in records(run) if "loss" in r]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.newest(run)
+    assert saved is not None
+    return saved.method()
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(at >= step for at, _ in losses(run)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the launcher and all that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
+    return make_shard_set(42)  # five steps an epoch of 8, and two samples left out
+
+
+@pytest.fixture(scope="module")
+def straight(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 14 steps, nearly three epochs, that nothing disturbed."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    code, out, err = train(shard_set, run, "--steps", "14")
+    assert code == 0, out + err
+    return run
+
+
+def test_a_run_leaves_what_the_readme_promises(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors"}
+    assert [step for step, _ in losses(straight)] == list(range(1, 15))
+    encoder = safetensors.torch.load_file(straight / "encoder.safetensors")
+    inside = {k: v for k, v in weights(straight).items() if k.startswith("encoder.network.")}
+    assert len(encoder) == len(inside)
+    for name, value in inside.items():
+        assert torch.equal(encoder[name.removeprefix("encoder.network.")], value)
+
+
+def test_a_killed_run_continues_bit_for_bit(
+    shard_set: ShardSet, straight: Path, tmp_path: Path
+) -> None:
+    """Killed in the second epoch, continued into the third."""
+    run = tmp_path / "run"
+    command = [sys.executable, *arguments(shard_set, run, "--steps", "14")]
+    process = start([*command, "--checkpoint_every", "4"])
+    wait_for_step(process, run, 6)
+    kill(process)
+    assert losses(run)[-1][0] < 14, "the run ended before it could be killed"
+    code, out, err = finish(command)
+    assert code == 0, out + err
+    assert "continuing from step" in out
+    assert losses(run) == losses(straight)
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+
+
+def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_path: Path) -> None:
+    def command(run: Path) -> list[str]:
+        return [str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "12")]
+
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    whole, broken = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    code, out, err = finish(command(whole))
+    assert code == 0, out + err
+    assert "4 images × 4 views × 2 ranks = 32 embeddings ranked" in out
+    process = start([*command(broken), "--checkpoint_every", "4"])
+    wait_for_step(process, broken, 6)
+    kill(process)
+    code, out, err = finish(command(broken))
+    assert code == 0, out + err
+    assert losses(broken) == losses(whole)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(number: signal.Signals, shard_set: ShardSet, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([sys.executable, *arguments(shard_set, run, "--steps", "100000")])
+    wait_for_step(process, run, 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"{number.name}: saved step" in out and "Traceback" not in err
+    saved = checkpoint.newest(run)
+    assert saved is not None and saved.step == losses(run)[-1][0]
+
+
+def test_another_configuration_is_refused_by_field(shard_set: ShardSet, straight: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+    code, out, err = train(shard_set, straight, "--steps", "14", "--learning_rate", "0.5")
+    assert (code, out) == (2, "")
+    assert "another configuration (learning_rate: 0.01 there, 0.5 here)" in err
+    assert err.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+
+
+def test_another_number_of_processes_is_refused(shard_set: ShardSet, straight: Path) -> None:
+    program = [str(BIN / "accelerate"), *TWO, *arguments(shard_set, straight, "--steps", "14")]
+    code, _, err = finish(program)
+    assert code != 0
+    assert "was saved by 1 processes, this run has 2" in err
+
+
+def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -> None:
+    before = (straight / "metrics.jsonl").read_text()
+    code, out, _ = train(shard_set, straight, "--steps", "14")
+    assert code == 0 and "finished" in out
+    assert (straight / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--shards", "no/such/folder"], ["no/such/folder does not exist", "tools.shard"]),
+        (["--batch_size", "64"], ["batch_size=64 exceeds the 42 samples", "--batch_size 42"]),
+        (["--device", "gpu"], ["finds no GPU", "--device auto"]),
+        (["--view.count", "4"], ["unrecognized", "--view.count"]),
+        (["--evaluation_test", "nowhere"], ["nowhere does not exist"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    more: list[str], words: list[str], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code, out, err = train(shard_set, run, "--steps", "3", *more)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not run.exists()
+
+
+def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
+    command = arguments(shard_set, tmp_path / "run", "--steps", "3")
+    launch = ["launch", "--quiet", "--cpu", "--num_processes", "2"]
+    code, _, err = finish([str(BIN / "accelerate"), *launch, *command])
+    assert code != 0
+    assert "asked for 2 processes but started one" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = ["--steps", "60", "--learning_rate", "1e30", "--clip_gradient_norm", "null"]
+    code, _, err = train(shard_set, run, *more, "--optimizer", "sgd", "--checkpoint_every", "1")
+    assert code == 2 and "was not finite" in err and "--learning_rate" in err
+    saved = checkpoint.newest(run)
+    assert saved is None or all(v.isfinite().all() for v in saved.method().values())
+
+
+def test_the_evaluate_tool_measures_trained_and_first_weights(
+    shard_set: ShardSet, straight: Path, tmp_path: Path
+) -> None:
+    def evaluate(name: str, *more: str) -> dict[str, float]:
+        out = tmp_path / name
+        tool = [sys.executable, "-m", "tools.evaluate", str(straight), "--json", str(out), *more]
+        sets = ["--train", str(shard_set.root), "--test", str(shard_set.root)]
+        code, _, err = finish([*tool, *sets])
+        assert code == 0, err
+        return json.loads(out.read_text())
+
+    trained, first = evaluate("a.json"), evaluate("b.json", "--random_init", "true")
+    for name in ("knn_top1", "linear_top1", "view_map", "label_map", "effective_dimension"):
+        assert trained[name] != first[name]
+    assert (trained["step"], first["step"]) == (14, 0)

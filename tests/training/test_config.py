@@ -1,0 +1,113 @@
+"""The configuration: every field explained, every impossible setting refused with its remedy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import Config, parse, parser
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ValueError) as error:
+        parse([*LEAST, *arguments])
+    return str(error.value)
+
+
+def test_help_names_and_explains_every_field() -> None:
+    text = parser().format_help()
+    for name in Config.__dataclass_fields__:
+        assert f"--{name}" in text
+    for words in ("Samples a step over all ranks", "Views of each sample", "Highest learning rate"):
+        assert words in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_says_how_it_is_run(recipe: Path) -> None:
+    config = parse(["--config", str(recipe)]).config
+    assert config.epochs or config.steps
+    head = recipe.read_text().split("\n\n")[0]
+    assert f"train.py --config recipes/{recipe.name}" in head
+    for word in ("Hardware", "Expected"):
+        assert word in head
+
+
+def test_the_resolved_configuration_parses_to_itself(tmp_path: Path) -> None:
+    first = parse([*LEAST, "--views.policy", "MoCoV2", "--views.policy.blur", "0.25"])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(first.yaml())
+    second = parse(["--config", str(saved)])
+    assert second.resolved == first.resolved
+    assert second.changed(first.resolved) == []
+
+
+def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
+    recipe = tmp_path / "multi_crop.yaml"
+    recipe.write_text(
+        "more_views:\n- {count: 6, size: 48, policy: {class_path: SwAV, init_args: {small: true}}}\n"
+    )
+    config = parse([*LEAST, "--config", str(recipe), "--views.count", "2"]).config
+    assert [(g.count, g.size) for g in config.groups] == [(2, 96), (6, 48)]
+    assert config.groups[1].policy.crop.area == (0.05, 0.14)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    def weights(*arguments: str) -> torch.Tensor:
+        torch.rand(3)  # whatever was drawn before
+        method = parse([*LEAST, "--method.encoder", "SmallResNet", *arguments]).config.method
+        return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights("--seed", "1"))
+
+
+def test_changed_names_the_fields_that_forbid_to_continue() -> None:
+    there = parse(LEAST).resolved
+    here = parse(
+        [*LEAST, "--learning_rate", "3", "--method.objective.temperature", "0.5", "--log_every", "1"]
+    )
+    changed = here.changed(there)
+    assert len(changed) == 2
+    assert "learning_rate: 0.001 there, 3.0 here" in changed
+    assert any("temperature: 0.05 there, 0.5 here" in line for line in changed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "1"], ["epochs=1.0 and steps=5", "exactly one"]),
+        (["--views.count", "1"], ["1 view a sample", "--views.count 2"]),
+        (["--views.size", "4"], ["size=4", "8 pixels or more"]),
+        (["--batch_size", "0"], ["batch_size=0", "above 0"]),
+        (["--momentum", "1"], ["momentum=1.0", "below 1"]),
+        (["--evaluation_train", "x"], ["evaluation_train=x", "--evaluation_test"]),
+        (["--mixed_precision", "fp16", "--device", "cpu"], ["fp16 needs a GPU", "bf16"]),
+        (["--batchsize", "3"], ["unrecognized arguments", "--batchsize"]),
+        (["--steps", "many"], ["steps", "many"]),
+        (["--method.objective", "SmothAP"], ["SmothAP", "Choose from", "SmoothAP", "NTXent"]),
+        (["--views.policy", "SimCLRR"], ["SimCLRR", "Choose from", "MoCoV2"]),
+        (["--method.objective.temperature", "0"], ["temperature=0", "above 0"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "does not exist"]),
+        (["--optimizer", "adam"], ["optimizer", "adamw"]),
+    ],
+)
+def test_an_impossible_setting_is_refused(arguments: list[str], words: list[str]) -> None:
+    message = refused(*arguments)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    message = refused("--device", "gpu")
+    assert "finds no GPU" in message and "--device auto" in message
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    config = parse([*LEAST, "--batch_size", "1000"]).config
+    with pytest.raises(ValueError, match="batch_size=1000 is not divisible by world_size=3; try 999"):
+        config.batch_size_per_rank(3)

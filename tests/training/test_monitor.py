@@ -1,0 +1,49 @@
+"""What the terminal shows is what metrics.jsonl holds."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from training.monitor import Monitor, keep_records, records
+
+RECORD = {
+    "step": 10,
+    "loss": 0.51234,
+    "batch_ap": 0.25,
+    "images_per_second": 1234.5,
+    "views_per_second": 4938.0,
+    "data_wait": 0.0123,
+    "memory_gib": 1.5,
+    "seconds_left": 3725.0,
+}
+
+
+def test_plain_lines_hold_every_figure_without_a_terminal(tmp_path: Path) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=False, width=40)
+    with Monitor(tmp_path, main=True, step=0, total_steps=100, console=console) as monitor:
+        monitor.step(RECORD)
+        monitor.evaluation({"step": 10, "evaluation": "final", "knn_top1": 0.75})
+    shown = text.getvalue()
+    figures = ("step 10/100", "loss 0.5123", "AP 0.250", "1,234 images/s", "4,938 views/s")
+    for words in (*figures, "1.2%", "1.5 GiB", "1:02:05 left", "knn_top1 0.7500"):
+        assert words in shown
+    assert len(shown.splitlines()) == 2  # no line is folded
+    assert [record["step"] for record in records(tmp_path)] == [10, 10]
+    assert records(tmp_path)[0] == RECORD
+
+
+def test_other_ranks_show_and_store_nothing(tmp_path: Path) -> None:
+    with Monitor(tmp_path, main=False, step=0, total_steps=100) as monitor:
+        monitor.step(RECORD)
+    assert records(tmp_path) == []
+
+
+def test_records_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join(lines) + '\n{"step": 4, "lo')  # cut off by a kill
+    keep_records(path, up_to=2)
+    assert [record["step"] for record in records(tmp_path)] == [1, 2]

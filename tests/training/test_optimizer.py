@@ -1,0 +1,42 @@
+"""Which parameters decay, and that each optimizer learns."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.encoder import SmallResNet
+from training.optimizer import build_optimizer
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_norms_and_biases_do_not_decay(name) -> None:
+    module = nn.Sequential(SmallResNet(width=4), nn.Linear(32, 3))
+    optimizer = build_optimizer(
+        module, name=name, learning_rate=0.1, weight_decay=0.5, momentum=0.9
+    )
+    decaying = {
+        id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
+    for layer in module.modules():
+        for kind, parameter in layer.named_parameters(recurse=False):
+            weight = isinstance(layer, nn.Conv2d | nn.Linear) and kind == "weight"
+            assert (id(parameter) in decaying) == weight
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("adamw", 0.05), ("lars", 0.1)])
+def test_every_optimizer_descends(name, rate: float) -> None:
+    torch.manual_seed(0)
+    module, x, y = nn.Linear(5, 1), torch.randn(64, 5), torch.randn(64, 1)
+    optimizer = build_optimizer(
+        module, name=name, learning_rate=rate, weight_decay=0.0, momentum=0.9
+    )
+    losses = []
+    for _ in range(40):
+        loss = (module(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
