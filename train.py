@@ -15,6 +15,7 @@ import signal
 import sys
 from datetime import timedelta
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,9 +55,10 @@ def main() -> None:
     folder.check(config.run, settings)
 
     # ── processes and devices ───────────────────────────────────────────────────────────────────
+    precision = config.precision()
     accelerator = Accelerator(
         cpu=config.device == "cpu",
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision,
         log_with=list(config.trackers) or None,
         project_dir=config.run,
         # An evaluation may take longer than the ten minutes that NCCL waits.
@@ -67,7 +69,7 @@ def main() -> None:
     threads = config.threads or default_threads(ranks_here)
     if device.type == "cpu":
         torch.set_num_threads(default_threads(ranks_here))  # the launcher may have left just one
-    half = device.type == "cuda" and config.mixed_precision != "no"
+    half = device.type == "cuda" and precision != "no"
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
@@ -91,7 +93,8 @@ def main() -> None:
         folder.prepare(config.run, settings)
 
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
-    method = config.method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    method: Any = config.method  # Any, because nn.Module's attributes and conversions are untyped
+    method = method.to(memory_format=torch.channels_last)
     if config.sync_batch_norm and world_size > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     if config.compile:
@@ -143,7 +146,7 @@ def main() -> None:
     if config.trackers:
         accelerator.init_trackers("viewrank")
     monitor = Monitor(config.run, main=rank == 0, step=step, total_steps=total_steps)
-    monitor.header(_header(config, loader, device, threads, total_steps))
+    monitor.header(_header(config, loader, device, precision, threads, total_steps))
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
 
@@ -155,7 +158,7 @@ def main() -> None:
             seconds_left = max(0.0, min(seconds_left, config.max_seconds - pace.seconds))
         figures = {
             "epoch": round(step / len(loader), 4),
-            "loss": accelerator.reduce(output.loss.detach(), reduction="mean").item(),
+            "loss": _over_ranks(accelerator, output.loss.detach(), "mean"),
             "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
             "learning_rate": rate,
             "images_per_second": images_per_second,
@@ -177,7 +180,7 @@ def main() -> None:
             train=train,
             group=config.views,
             device=device,
-            autocast=torch.bfloat16 if half else None,
+            autocast=None if precision == "no" else torch.bfloat16,
             rank=rank,
             world_size=world_size,
             threads=threads,
@@ -214,7 +217,7 @@ def main() -> None:
             save_due = last or step % config.checkpoint_every == 0
             if save_due or step % config.log_every == 0:
                 # The host waits for the device here and nowhere else.
-                _refuse_bad_steps(accelerator.reduce(bad_steps, reduction="sum").item(), step)
+                _refuse_bad_steps(_over_ranks(accelerator, bad_steps, "sum"), step)
                 record()
             monitor.advance(step)
             with pace.paused():
@@ -246,7 +249,12 @@ def main() -> None:
 
 
 def _header(
-    config: Config, loader: Loader, device: torch.device, threads: int, total_steps: int
+    config: Config,
+    loader: Loader,
+    device: torch.device,
+    precision: str,
+    threads: int,
+    total_steps: int,
 ) -> dict[str, str]:
     """Return what is going to run, with the batch arithmetic."""
     manifest, world_size = loader.shard_set.manifest, loader.world_size
@@ -265,7 +273,7 @@ def _header(
     objective = getattr(config.method, "objective", None)
     return {
         "run": str(config.run),
-        "device": f"{ranks} on {where}, mixed precision {config.mixed_precision}",
+        "device": f"{ranks} on {where}, precision {'float32' if precision == 'no' else precision}",
         "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
         f"{len(manifest.shards)} shards, {config.shards}",
         "views": f"{views}, {threads} pipeline threads a rank",
@@ -283,10 +291,16 @@ def _refuse_bad_steps(bad_steps: float, step: int) -> None:
     """Stop before anything is saved if a loss was not finite; alike on every rank."""
     if bad_steps:
         raise ValueError(
-            f"the loss was not finite in {bad_steps:.0f} of the steps up to {step}; nothing was saved "
-            "since. Lower --learning_rate, raise --warmup_epochs, set --clip_gradient_norm 1, or use "
-            "--mixed_precision bf16 instead of fp16; then start a new --run."
+            f"the loss was not finite in {bad_steps:.0f} of the steps up to {step}; nothing was "
+            "saved since. Lower --learning_rate, raise --warmup_epochs, set --clip_gradient_norm "
+            "1, or use --mixed_precision bf16 instead of fp16; then start a new --run."
         )
+
+
+def _over_ranks(accelerator: Accelerator, value: torch.Tensor, reduction: str) -> float:
+    """Return the sum or mean of a scalar over all ranks; waits for the device."""
+    reduced: Any = accelerator.reduce(value, reduction=reduction)
+    return reduced.item()
 
 
 def _memory_gib(device: torch.device) -> float:

@@ -39,7 +39,8 @@ from model import objective
 from model.objective import Objective
 
 V, D = 4, 128
-SECONDS = 2.0  # of repeats in one process
+SECONDS = 2.0  # of repeats in one process, but 3 repeats or more
+LONG = 15.0  # seconds; such a step is taken once and needs no warming
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -131,8 +132,8 @@ def measure(name: str, N: int) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     first, loss = step(N // V)
     extra = status_bytes("VmHWM") - before
-    seconds = [first] if first > 2 * SECONDS else []  # a long step needs no warming
-    while sum(seconds) < SECONDS:
+    seconds = [first] if first > LONG else []
+    while sum(seconds) < SECONDS or (first < LONG and len(seconds) < 3):
         seconds.append(step(N // V)[0])
     return {"seconds": seconds, "extra_bytes": extra, "loss": loss}
 
@@ -157,7 +158,7 @@ def measure_all(sizes: list[int], rounds: int, console: Console) -> list[dict[st
             needed, free = bytes_needed(name, N), available_bytes()
             if needed > 0.9 * free:
                 row["skipped"] = f"needs {needed / 2**30:,.0f} GiB, {free / 2**30:.0f} GiB are free"
-            if "skipped" in row or (row["seconds"] and row["seconds"][0] > 2 * SECONDS):
+            if "skipped" in row or (row["seconds"] and row["seconds"][0] > LONG):
                 continue
             console.print(f"round {turn + 1} of {rounds}: {name}, N={N}", style="dim")
             command = [

@@ -1,4 +1,4 @@
-"""All evaluations of one method on one pair of shard sets, as a run and `tools.evaluate` use them."""
+"""All evaluations of a method on a pair of shard sets, for runs and for `tools.evaluate`."""
 
 from __future__ import annotations
 

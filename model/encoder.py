@@ -1,4 +1,4 @@
-"""Image encoders: what is kept after training; torchvision's backbones without their classifiers."""
+"""Image encoders, what is kept after training: torchvision's backbones without classifiers."""
 
 from __future__ import annotations
 
@@ -91,6 +91,9 @@ class SmallResNet(Encoder):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, BasicBlock):
+                # Every residual branch starts at zero, as in `ResNet`.
+                nn.init.zeros_(module.bn2.get_parameter("weight"))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """See `Encoder.forward`."""

@@ -1,10 +1,10 @@
 """The DALI graphs: what happens to a sample between its tar and the device.
 
-    tar ─▶ read this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ normalise ─▶ view group 0
-                                                 └▶ V' views as frames ─▶ …                  ─▶ view group 1
+    tar ─▶ this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ normalise ─▶ group 0
+                                            └▶ V' views as frames ─▶ …                   ─▶ group 1
 
-A description only: `Loader` and `Images` run it. All random numbers are drawn on the CPU, so that the
-same program runs without a GPU and sees the same views.
+A description only: `Loader` and `Images` run it. All random numbers are drawn on the CPU, so that
+the same program runs without a GPU and sees the same views.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from nvidia.dali import Pipeline, fn, types
-from nvidia.dali.data_node import DataNode
 
 from shards.layout import ShardSet
 
 from .augment import Draw, Policy
 from .augment.crop import Resampling
+from .dali import DataNode, Pipeline, fn, types
 
 # ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
 # evaluated on shards other than those it was trained on.
@@ -61,7 +60,7 @@ class ViewGroup:
 
 
 def default_threads(ranks_per_node: int = 1) -> int:
-    """Return how many CPU threads a rank's pipeline uses: its share of the cores this process may use."""
+    """Return how many CPU threads a rank gets: its share of the cores that it may use."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_per_node))
 
 
@@ -118,12 +117,12 @@ def views_pipeline(
             # A buffer larger than the part would hold samples of the epochs after it.
             initial_fill=min(shuffle_buffer, part),
             seed=Draw(1, (seed, rank, 0)).seed(),
-            # The order of the shards changes every epoch, alike on all ranks: their parts stay disjoint.
+            # The shards' order changes every epoch, alike on all ranks: parts stay disjoint.
             shuffle_after_epoch=True,
             shuffle_after_epoch_seed=seed % 2**31,
             shard_id=rank,
             num_shards=world_size,
-            # An epoch ends on a batch boundary, the same on every rank. `Loader` drops the padded batch.
+            # An epoch ends with a batch, the same on every rank; `Loader` drops the padded one.
             pad_last_batch=True,
         )
         image = _decode(encoded, gpu)
@@ -137,7 +136,7 @@ def views_pipeline(
                 size=group.size,
                 resampling=group.resampling_for(shard_set),
             )
-            # Frames are merged with rows, which costs nothing, because the next operator takes one image.
+            # Frames become rows, at no cost, because the next operator takes one image a sample.
             views = fn.reshape(views, shape=[group.count * group.size, group.size, 3], layout="HWC")
             outputs.append(_normalise(views, dtype))
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
@@ -193,7 +192,7 @@ def images_pipeline(
 
 def _read(shard_set: ShardSet, **settings: Any) -> tuple[DataNode, DataNode, DataNode]:
     """Return the encoded image, the id and the label of each sample."""
-    encoded, id_B, label_B = fn.readers.webdataset(
+    return fn.readers.webdataset(
         paths=[str(path) for path in shard_set.tars],
         index_paths=[str(path) for path in shard_set.indexes],
         ext=[";".join(shard_set.manifest.extensions), "id.i64", "y.i64"],
@@ -201,22 +200,17 @@ def _read(shard_set: ShardSet, **settings: Any) -> tuple[DataNode, DataNode, Dat
         missing_component_behavior="error",
         **settings,
     )
-    return encoded, id_B, label_B
 
 
 def _decode(encoded: DataNode, gpu: bool) -> DataNode:
     # Fancy upsampling is what the CPU decoders do always: without it GPU and CPU pixels differ.
     device = "mixed" if gpu else "cpu"
-    image = fn.decoders.image(
+    return fn.decoders.image(
         encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True
     )
-    assert isinstance(image, DataNode)
-    return image
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:
-    normalised = fn.crop_mirror_normalize(
+    return fn.crop_mirror_normalize(
         images, dtype=DTYPES[dtype], output_layout="HWC", mean=list(MEAN), std=list(STD)
     )
-    assert isinstance(normalised, DataNode)
-    return normalised

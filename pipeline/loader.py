@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from nvidia.dali import Pipeline
 from torch import Tensor
 
 from shards.layout import ShardSet
 from shards.verify import explain_failure
 
+from .dali import Pipeline
 from .graph import ViewGroup, default_threads, views_pipeline
 
 
@@ -35,12 +35,12 @@ class Batch:
 class Loader:
     """This rank's part of a shard set as batches of random views; iterating gives one epoch.
 
-    An epoch has floor(samples / (world_size · batch_size)) steps. Within it no sample is repeated and
-    no two ranks share one: a repeat would be a false negative to any ranking or contrastive
+    An epoch has floor(samples / (world_size · batch_size)) steps. Within it no sample is repeated
+    and no two ranks share one: a repeat would be a false negative to any ranking or contrastive
     objective. What does not fill a last batch is left out, other samples each epoch.
 
-    Tensors are DALI's own buffers. They stay valid as long as they are referenced; on a GPU they are
-    ordered on the stream that is current when the batch is taken, so use them on that stream.
+    Tensors are DALI's own buffers. They stay valid as long as they are referenced; on a GPU they
+    are ordered on the stream that is current when the batch is taken, so use them on that stream.
 
     Args:
         shard_set: where the samples come from.
@@ -156,8 +156,8 @@ class Loader:
             if state[name] != here:
                 raise ValueError(
                     f"the checkpoint's loader has {name}={state[name]}, this run has {here}: the "
-                    "samples would come in another order. Continue with the same shards, batch size "
-                    "and number of processes."
+                    "samples would come in another order. Continue with the same shards, batch "
+                    "size and number of processes."
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._blob = state["pipeline"].numpy().tobytes() or None

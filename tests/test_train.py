@@ -142,8 +142,7 @@ def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_p
     def command(run: Path) -> list[str]:
         return [str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "12")]
 
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    whole, broken = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, out, err = finish(command(whole))
     assert code == 0, out + err
     assert "4 images × 4 views × 2 ranks = 32 embeddings ranked" in out
@@ -158,7 +157,9 @@ def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(number: signal.Signals, shard_set: ShardSet, tmp_path: Path) -> None:
+def test_a_signal_saves_and_leaves(
+    number: signal.Signals, shard_set: ShardSet, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     process = start([sys.executable, *arguments(shard_set, run, "--steps", "100000")])
     wait_for_step(process, run, 3)

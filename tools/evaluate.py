@@ -58,12 +58,12 @@ def main() -> None:
         train=open_shards(train) if train else None,
         group=config.views,
         device=device,
-        autocast=torch.bfloat16 if gpu and config.mixed_precision != "no" else None,
+        autocast=None if config.precision() == "no" else torch.bfloat16,
         threads=config.threads,
     )
     if not options.random_init:
         config.method.load_state_dict(saved.method())
-    method = config.method.to(device=device, memory_format=torch.channels_last)
+    method = config.method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     figures = suite.run(method, probe=True)
 
     weights = "random init" if options.random_init else f"step {saved.step:,}"

@@ -153,7 +153,7 @@ def read(root: Path) -> Checkpoint:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the state of this process's random numbers; views have theirs in the loader's state."""
+    """Return the state of this process's random numbers; the loader keeps its own."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()

@@ -18,7 +18,7 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
 
     Args:
         main: the command.
-        silent: asked after an error; true leaves the message to another process, the exit code stays.
+        silent: asked after an error; true leaves the message to another process.
     """
     try:
         main()

@@ -21,10 +21,10 @@ from pipeline.augment import Augment, Policy
 from pipeline.graph import ViewGroup
 
 # What may change when a run is continued: it moves no sample and no gradient.
-RESUMABLE = frozenset(
-    ("max_seconds", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every")
-    + ("evaluation_train", "evaluation_test", "trackers", "run")
-)
+RESUMABLE = {
+    *("max_seconds", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"),
+    *("evaluation_train", "evaluation_test", "trackers", "run"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,9 @@ class Config:
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto is the GPU if there is one."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the networks; scores and losses are float32 always."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the networks; scores and losses are float32 always. auto is bf16 where the GPU
+    or the CPU (AMX) multiplies it in hardware, else no."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
     sync_batch_norm: bool = True
@@ -101,8 +102,8 @@ class Config:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by exactly "
-                "one of them. Give --epochs or --steps (none for the other)."
+                f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by "
+                "exactly one of them. Give --epochs or --steps (none for the other)."
             )
         positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "prefetch")
         positive += ("epochs", "steps", "max_seconds", "threads", "evaluate_every")
@@ -118,8 +119,8 @@ class Config:
             raise ValueError(f"momentum={self.momentum}, but it must be below 1; 0.9 is usual.")
         if self.evaluation_train is not None and self.evaluation_test is None:
             raise ValueError(
-                f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing to "
-                "classify with it; give --evaluation_test too."
+                f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing "
+                "to classify with it; give --evaluation_test too."
             )
         gpu = torch.cuda.is_available()
         if self.device == "gpu" and not gpu:
@@ -152,6 +153,18 @@ class Config:
                 f"try {fitting}."
             )
         return self.batch_size // world_size
+
+    def precision(self) -> Literal["no", "bf16", "fp16"]:
+        """Return the mixed precision that is meant on this machine."""
+        if self.mixed_precision != "auto":
+            return self.mixed_precision
+        if self.device != "cpu" and torch.cuda.is_available():
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:  # no Linux
+            return "no"
+        return "bf16" if "amx_bf16" in flags else "no"
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run: what `epochs` or `steps` say."""

@@ -39,8 +39,8 @@ def check(run: Path, settings: Settings) -> None:
         changed = settings.changed(read_config(run))
         if changed:
             raise ValueError(
-                f"{run} holds a run with another configuration ({'; '.join(changed)}). Give another "
-                "--run for a new run, or the old settings to continue this one."
+                f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
+                "another --run for a new run, or the old settings to continue this one."
             )
     elif any(run.iterdir()):
         raise ValueError(

@@ -18,8 +18,8 @@ def check_processes(world_size: int) -> None:
     if asked > world_size == 1:
         raise ValueError(
             f"the launcher was asked for {asked} processes but started one: with --cpu Accelerate "
-            "ignores --num_processes. For processes without GPUs use ACCELERATE_USE_CPU=true accelerate "
-            f"launch --multi_gpu --num_processes {asked} train.py …"
+            "ignores --num_processes. For processes without GPUs use ACCELERATE_USE_CPU=true "
+            f"accelerate launch --multi_gpu --num_processes {asked} train.py …"
         )
 
 

@@ -75,7 +75,7 @@ class Monitor:
         self._store(record)
         figures = describe(record)
         if self._live:
-            self._progress.update(self._task, completed=record["step"], figures=figures)
+            self._progress.update(self._task, completed=int(record["step"]), figures=figures)
         else:
             total = self._progress.tasks[0].total or 0
             self.console.print(f"step {record['step']:,}/{total:,.0f}  {figures}", soft_wrap=True)

@@ -38,7 +38,8 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
     from timm.optim.lars import Lars  # here, because importing timm takes a second
 
-    return Lars(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    settings: Any = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    return Lars(groups, **settings)  # its annotations say int
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import signal
 from types import FrameType
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,15 +18,15 @@ TIME = -1
 class Stop:
     """Turns signals into a decision that all ranks take at the same step.
 
-    The first signal asks for a checkpoint and a clean end; a second Ctrl-C ends at once. Ranks agree
-    through a small message between the hosts, sent at one step and read at the next, so that neither
-    the device nor the step waits for it.
+    The first signal asks for a checkpoint and a clean end; a second Ctrl-C ends at once. Ranks
+    agree through a small message between the hosts, sent at one step and read at the next, so that
+    neither the device nor the step waits for it.
     """
 
     def __init__(self) -> None:
         self._wish = 0  # a signal's number, TIME, or 0
         distributed = dist.is_available() and dist.is_initialized()
-        self._group = dist.new_group(backend="gloo") if distributed else None
+        self._group: Any = dist.new_group(backend="gloo") if distributed else None
         self._message = torch.zeros(1, dtype=torch.int32)
         self._sent: dist.Work | None = None
         for number in SIGNALS:
@@ -58,12 +59,15 @@ class Stop:
         mine = self._wish if self._wish > 0 else int(self._wish == TIME and dist.get_rank() == 0)
         self._message[0] = mine
         self._sent = dist.all_reduce(
-            self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+            self._message,
+            op=cast(dist.ReduceOp, dist.ReduceOp.MAX),
+            group=self._group,
+            async_op=True,
         )
         return 0
 
 
 def _follow_parent() -> None:
-    """Have the kernel send SIGTERM when the launcher dies, so that a run never outlives it unseen."""
+    """Have the kernel send SIGTERM when the launcher dies: no run outlives it unseen."""
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,14 +1,13 @@
 """Joint embedding: one encoder and projector for all views, one objective over all embeddings.
 
-With `SmoothAP` this is the idea of S2R2: every view is a query, the other views of its sample are to
-rank above the views of all other samples, and average precision is maximised.
+With `SmoothAP` this is the idea of S2R2: every view is a query, the other views of its sample are
+to rank above the views of all other samples, and average precision is maximised.
 
-    Varamesh, Diba, Tuytelaars, Van Gool, "Self-Supervised Ranking for Representation Learning", 2020,
-    https://arxiv.org/abs/2010.07258
+    Varamesh, Diba, Tuytelaars, Van Gool, "Self-Supervised Ranking for Representation Learning",
+    2020, https://arxiv.org/abs/2010.07258
 
-S2R2's surrogate of AP, its architecture and its hyper-parameters are not published with the abstract
-and no code of the authors is known to us: results are "S2R2-style". With `NTXent` it is SimCLR over
-many views.
+S2R2's surrogate of AP, architecture and hyper-parameters were not available to us, and no code of
+the authors is known: results are "S2R2-style". With `NTXent` it is SimCLR over many views.
 """
 
 from __future__ import annotations
@@ -68,5 +67,6 @@ class JointEmbedding(Method):
         if sum(group_counts) < 2:
             raise ValueError(
                 f"{sum(group_counts)} view a sample, but ranking needs 2 or more: each view is a "
-                "query, and the sample's other views are its positives. Set --views.count 2 or higher."
+                "query, and the sample's other views are its positives. Set --views.count 2 or "
+                "higher."
             )

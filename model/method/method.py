@@ -24,7 +24,7 @@ class Output:
 
 
 class Method(nn.Module, ABC):
-    """One step of training: views in, loss out. It owns every network, queue and average it needs."""
+    """One step of training: views in, loss out; with every network and queue that it needs."""
 
     encoder: Encoder
     """What evaluation, export and checkpoints call the result."""

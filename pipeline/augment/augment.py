@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-from nvidia.dali import fn, types
-from nvidia.dali.data_node import DataNode
+
+from ..dali import DataNode, fn, types
 
 
 class Draw:
@@ -32,20 +32,14 @@ class Draw:
     def uniform(self, low: float, high: float) -> DataNode:
         """Return V numbers, uniform in [low, high); float32 [V]."""
         unit = fn.random.uniform(range=(0.0, 1.0), shape=[self.views], seed=self.seed())
-        return low + (high - low) * _node(unit)  # also where high is low, which DALI would refuse
+        return low + (high - low) * unit  # also where high is low, which DALI would refuse
 
     def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
         """Return V zeros and ones, one with `probability`; float32 [V, 1 × `trailing`]."""
         shape = [self.views] + [1] * trailing
         # coin_flip draws integers only.
         flip = fn.random.coin_flip(probability=probability, shape=shape, seed=self.seed())
-        return _node(fn.cast(flip, dtype=types.FLOAT))
-
-
-def _node(value: object) -> DataNode:
-    """Narrow what DALI's stubs leave open: one operator output, not a list of them."""
-    assert isinstance(value, DataNode)
-    return value
+        return fn.cast(flip, dtype=types.FLOAT)
 
 
 class Augment(ABC):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nvidia.dali import fn, types
-from nvidia.dali.data_node import DataNode
-
+from ..dali import DataNode, fn, types
 from .augment import Draw, check_interval, check_probability
 
 Resampling = Literal["warp", "resize"]
@@ -17,7 +15,7 @@ Resampling = Literal["warp", "resize"]
 class Crop:
     """A random part of the image, scaled to the view's size, perhaps mirrored.
 
-    The law is torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten attempts.
+    The law is torchvision's RandomResizedCrop: uniform area, log-uniform aspect, ten attempts.
 
     Args:
         area: smallest and largest part of the image's area.

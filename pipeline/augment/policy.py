@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvidia.dali.data_node import DataNode
-
+from ..dali import DataNode
 from .augment import Augment, Draw
 from .blur import Blur
 from .color import Color
@@ -54,7 +53,7 @@ class SimCLR(Policy):
         grayscale: probability of losing all colour.
         blur: probability of Gaussian blur.
         blur_sigma: smallest and largest standard deviation, in pixels.
-        blur_window: width of the blur's filter in pixels; the paper's is a tenth of the view's size.
+        blur_window: width of the blur's filter in pixels; in the paper a tenth of the view.
         solarize: probability of solarisation.
     """
 

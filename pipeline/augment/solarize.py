@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvidia.dali import fn, types
-from nvidia.dali.data_node import DataNode
-
+from ..dali import DataNode, fn, types
 from .augment import Augment, Draw, check_probability
 
 

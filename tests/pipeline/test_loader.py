@@ -70,9 +70,9 @@ def test_parts_are_complete_over_an_epoch(make_shard_set: MakeShardSet) -> None:
             with Loader(
                 shard_set, [SMALL], batch_size_per_rank=8, rank=rank, world_size=2
             ) as loader:
-                for _ in range(epoch + 1):
-                    part = epoch_ids(loader)
-            ids |= set(part)
+                for _ in range(epoch):
+                    epoch_ids(loader)
+                ids |= set(epoch_ids(loader))
         assert ids == set(range(48))
 
 
@@ -190,7 +190,10 @@ def test_an_unreadable_image_names_the_sample_and_the_remedy(
     tar.write_bytes(content)
     with (
         Loader(damaged, [SMALL], batch_size_per_rank=8) as loader,
-        pytest.raises(ValueError, match=r"00000\.tar is not what was written.*png.* cannot be decoded.*tools\.shard"),
+        pytest.raises(
+            ValueError,
+            match=r"00000\.tar is not what was written.*png.* cannot be decoded.*tools\.shard",
+        ),
     ):
         epoch_ids(loader)
 

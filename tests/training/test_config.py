@@ -67,7 +67,15 @@ def test_weights_depend_on_the_seed_alone() -> None:
 def test_changed_names_the_fields_that_forbid_to_continue() -> None:
     there = parse(LEAST).resolved
     here = parse(
-        [*LEAST, "--learning_rate", "3", "--method.objective.temperature", "0.5", "--log_every", "1"]
+        [
+            *LEAST,
+            "--learning_rate",
+            "3",
+            "--method.objective.temperature",
+            "0.5",
+            "--log_every",
+            "1",
+        ]
     )
     changed = here.changed(there)
     assert len(changed) == 2
@@ -109,5 +117,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     config = parse([*LEAST, "--batch_size", "1000"]).config
-    with pytest.raises(ValueError, match="batch_size=1000 is not divisible by world_size=3; try 999"):
+    with pytest.raises(
+        ValueError, match="batch_size=1000 is not divisible by world_size=3; try 999"
+    ):
         config.batch_size_per_rank(3)

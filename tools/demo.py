@@ -1,0 +1,99 @@
+"""From nothing to an evaluated encoder: `make demo`. Every command is shown, and can be run alone.
+
+What is there already is used again; remove data/ and runs/demo to start over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from shards.layout import MANIFEST
+from training.command import run_command
+
+DATA, RUN = Path("data"), Path("runs/demo")
+RECIPE = "recipes/sample_s2r2.yaml"
+FIGURES = {
+    "knn_top1": "k-NN, k = 20 (%)",
+    "linear_top1": "linear probe (%)",
+    "label_map": "retrieval of the same class, mAP (%)",
+    "view_map": "retrieval of the same image's views, mAP (%)",
+    "view_r1": "retrieval of the same image's views, R@1 (%)",
+}
+
+
+def main() -> None:
+    """Generate, shard, preview, train, evaluate, compare."""
+    console = Console(highlight=False)
+    begin = time.monotonic()
+    for split in ("unlabeled", "train", "test"):
+        out = DATA / f"sample-{split}"
+        if not (out / MANIFEST).exists():
+            # The first call draws the set and stores it as STL-10 is stored; the others read that.
+            source = "sample" if split == "unlabeled" else "stl10"
+            _python(
+                "-m",
+                "tools.shard",
+                source,
+                "--root",
+                f"{DATA}/sample",
+                "--split",
+                split,
+                "--out",
+                str(out),
+            )
+    sheet = DATA / "sample-views.png"
+    if not sheet.exists():
+        train = str(DATA / "sample-unlabeled")
+        _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
+
+    launcher = Path(sys.executable).parent / "accelerate"
+    _call([str(launcher), "launch", "--quiet", "train.py", "--config", RECIPE, "--run", str(RUN)])
+    results = {}
+    for name, flags in (("random init", ["--random_init", "true"]), ("trained", [])):
+        file = RUN / f"evaluation-{name.replace(' ', '-')}.json"
+        if not file.exists():
+            _python("-m", "tools.evaluate", str(RUN), "--json", str(file), *flags)
+        results[name] = json.loads(file.read_text())
+
+    table = Table(title="held-out sample images, frozen encoder", title_justify="left")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    for figure, words in FIGURES.items():
+        table.add_row(words, *(f"{100 * result[figure]:.1f}" for result in results.values()))
+    console.print(table)
+    places = {
+        "shards": f"{DATA}/sample-*",
+        "views": str(sheet),
+        "run": f"{RUN} (config.yaml, metrics.jsonl, checkpoints/, encoder.safetensors)",
+        "wall time": f"{time.monotonic() - begin:.0f} s",
+    }
+    for name, place in places.items():
+        console.print(f"{name:10}{place}")
+
+
+def _python(*arguments: str) -> None:
+    _call([sys.executable, *arguments])
+
+
+def _call(command: list[str]) -> None:
+    """Show a command as a person would type it, and run it; leave with its code if it fails."""
+    shown = [Path(command[0]).name, *command[1:]]
+    sys.stdout.write(f"\n$ {shlex.join(shown)}\n")
+    sys.stdout.flush()
+    code = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_command(main)
