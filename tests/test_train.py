@@ -12,9 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import train as program
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from training import checkpoint
+from training.command import run_command
 from training.monitor import records
 
 ROOT = Path(__file__).parent.parent
@@ -198,22 +200,37 @@ def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -
     ("more", "words"),
     [
         (["--shards", "no/such/folder"], ["no/such/folder does not exist", "tools.shard"]),
-        (["--batch_size", "64"], ["batch_size=64 exceeds the 42 samples", "--batch_size 42"]),
         (["--device", "gpu"], ["finds no GPU", "--device auto"]),
         (["--view.count", "4"], ["unrecognized", "--view.count"]),
         (["--evaluation_test", "nowhere"], ["nowhere does not exist"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
-    more: list[str], words: list[str], shard_set: ShardSet, tmp_path: Path
+    more: list[str],
+    words: list[str],
+    shard_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In this process, to save the seconds of starting one: no device is touched before."""
     run = tmp_path / "run"
-    code, out, err = train(shard_set, run, "--steps", "3", *more)
-    assert (code, out) == (2, "")
+    monkeypatch.setattr(sys, "argv", arguments(shard_set, run, "--steps", "3", *more))
+    with pytest.raises(SystemExit) as ended:
+        run_command(program.main)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1
     for word in words:
         assert word in err
     assert not run.exists()
+
+
+def test_a_batch_larger_than_the_shard_set_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
+    code, out, err = train(shard_set, tmp_path / "run", "--steps", "3", "--batch_size", "64")
+    assert (code, out) == (2, "")
+    assert "batch_size=64 exceeds the 42 samples" in err and "--batch_size 42" in err
+    assert err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ class Crop:
             )
             return fn.warp_affine(
                 image,
-                matrix,
+                matrix=fn.per_frame(
+                    matrix
+                ),  # named, because such arguments stay on the CPU on a GPU too
                 size=(size, size),
                 inverse_map=False,
                 interp_type=types.INTERP_LINEAR,

@@ -46,9 +46,8 @@ def test_the_resolved_configuration_parses_to_itself(tmp_path: Path) -> None:
 
 def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
     recipe = tmp_path / "multi_crop.yaml"
-    recipe.write_text(
-        "more_views:\n- {count: 6, size: 48, policy: {class_path: SwAV, init_args: {small: true}}}\n"
-    )
+    policy = "{class_path: SwAV, init_args: {small: true}}"
+    recipe.write_text(f"more_views:\n- {{count: 6, size: 48, policy: {policy}}}\n")
     config = parse([*LEAST, "--config", str(recipe), "--views.count", "2"]).config
     assert [(g.count, g.size) for g in config.groups] == [(2, 96), (6, 48)]
     assert config.groups[1].policy.crop.area == (0.05, 0.14)

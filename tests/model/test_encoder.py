@@ -1,0 +1,98 @@
+"""Encoders: sizes, and that a batch of views is encoded as its views are, one by one."""
+
+import pytest
+import torch
+import torchvision.models
+
+from model.encoder import Encoder, ResNet, SmallResNet, VisionTransformer
+from model.method import JointEmbedding
+from model.method.method import encode
+from model.objective import NTXent, SmoothAP
+from model.projector import Projector
+
+
+@pytest.mark.parametrize(
+    ("encoder", "feature_size"),
+    [
+        (ResNet(depth=18), 512),
+        (ResNet(depth=50, stem="small"), 2048),
+        (SmallResNet(), 256),
+        (VisionTransformer(variant="b_32", image_size=32), 768),
+    ],
+)
+def test_features_have_the_announced_size(encoder: Encoder, feature_size: int) -> None:
+    assert encoder.feature_size == feature_size
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, feature_size)
+
+
+def test_a_resnets_features_are_torchvisions() -> None:
+    torch.manual_seed(0)
+    ours = ResNet(depth=18, zero_init_residual=False).eval()
+    theirs = torchvision.models.resnet18(weights=None).eval()
+    missing = theirs.load_state_dict(ours.network.state_dict(), strict=False)
+    assert set(missing.missing_keys) == {"fc.weight", "fc.bias"} and not missing.unexpected_keys
+    theirs.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_the_small_stem_keeps_the_resolution() -> None:
+    small, large = ResNet(stem="small"), ResNet(stem="large")
+    images = torch.randn(1, 3, 32, 32)
+
+    def size_after_stem(encoder: ResNet) -> torch.Size:
+        network = encoder.network
+        return network.maxpool(network.relu(network.bn1(network.conv1(images)))).shape[-2:]
+
+    assert size_after_stem(small) == (32, 32) and size_after_stem(large) == (8, 8)
+
+
+def test_the_small_resnet_has_about_one_million_parameters() -> None:
+    assert 1.15e6 < sum(p.numel() for p in SmallResNet().parameters()) < 1.25e6
+
+
+def test_a_vision_transformer_names_the_size_it_was_made_for() -> None:
+    with pytest.raises(ValueError, match=r"image_size=32.*views of 48 pixels.*--views.size 32"):
+        VisionTransformer(variant="b_32", image_size=32)(torch.randn(1, 3, 48, 48))
+    with pytest.raises(ValueError, match=r"image_size=100 is not divisible.*try 96"):
+        VisionTransformer(variant="b_16", image_size=100)
+
+
+def test_views_are_encoded_as_one_by_one_without_a_copy() -> None:
+    V, B = 3, 4
+    views_VBCHW = torch.randn(B, V, 8, 8, 3).permute(1, 0, 4, 2, 3)  # as the loader lays them out
+    seen: list[torch.Tensor] = []
+
+    def network(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(rows)
+        return rows.flatten(1).cumsum(1)[:, :5]
+
+    z_VBD = encode(network, views_VBCHW)
+    assert seen[0].data_ptr() == views_VBCHW.data_ptr()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    for v in range(V):
+        for b in range(B):
+            alone = network(views_VBCHW[v, b][None])[0]
+            assert torch.allclose(z_VBD[v, b], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [SmoothAP(), NTXent()])
+def test_joint_embedding_ranks_all_view_groups_together(objective) -> None:
+    torch.manual_seed(0)
+    method = JointEmbedding(encoder=SmallResNet(width=4), objective=objective, hidden_size=16)
+    method.eval()  # batch norm apart, rows do not influence each other
+    groups = torch.randn(2, 5, 3, 24, 24), torch.randn(3, 5, 3, 16, 16)
+    output = method(groups)
+    z_VAD = torch.stack([method.projector(method.encoder(view)) for g in groups for view in g])
+    assert torch.allclose(output.z_VAD, z_VAD, atol=1e-5)
+    assert output.loss.item() == pytest.approx(objective(z_VAD).item(), abs=1e-5)
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    assert not output.z_VAD.requires_grad
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_projector_has_as_many_layers_as_asked_for(layers: int) -> None:
+    projector = Projector(feature_size=6, hidden_size=7, embedding_size=5, layers=layers)
+    assert sum(isinstance(m, torch.nn.Linear) for m in projector.modules()) == layers
+    assert projector(torch.randn(4, 6)).shape == (4, 5)
