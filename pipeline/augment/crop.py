@@ -78,9 +78,7 @@ class Crop:
             )
             return fn.warp_affine(
                 image,
-                matrix=fn.per_frame(
-                    matrix
-                ),  # named, because such arguments stay on the CPU on a GPU too
+                matrix,  # by place: only there does it turn one image into V frames
                 size=(size, size),
                 inverse_map=False,
                 interp_type=types.INTERP_LINEAR,
