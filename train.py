@@ -192,9 +192,10 @@ def main() -> None:
         accelerator.log(figures, step=step)
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
-    reason = 0
+    late = config.max_seconds is not None and seconds >= config.max_seconds
+    reason = TIME if late else 0
     bad_steps = torch.zeros((), device=device)  # counted on the device, read with the next record
-    batches = chain.from_iterable(repeat(loader)) if step < total_steps else ()
+    batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
     method.train()
     pace = Pace(step=step, seconds=seconds)
     with monitor, loader:

@@ -47,6 +47,14 @@ class Suite:
     threads: int | None = None
     view_samples: int = 1024
 
+    def __post_init__(self) -> None:
+        for shard_set in (self.test, self.train):
+            if shard_set is not None and len(shard_set) < self.world_size:
+                raise ValueError(
+                    f"{shard_set.root} has {len(shard_set)} samples for {self.world_size} "
+                    "processes; evaluation needs one or more for each. Give a larger set."
+                )
+
     def run(self, method: Method, *, probe: bool) -> dict[str, float]:
         """Return every figure that the shard sets allow; alike on every rank.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import sys
@@ -122,6 +123,12 @@ class Config:
                 f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing "
                 "to classify with it; give --evaluation_test too."
             )
+        for name in self.trackers:
+            if importlib.util.find_spec(name) is None:  # Accelerate would say nothing
+                raise ValueError(
+                    f"trackers=[{name}], but the package {name} is not installed. Install it with "
+                    f"uv pip install {name}, or leave it out."
+                )
         gpu = torch.cuda.is_available()
         if self.device == "gpu" and not gpu:
             raise ValueError(

@@ -42,7 +42,7 @@ def check(run: Path, settings: Settings) -> None:
                 f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
                 "another --run for a new run, or the old settings to continue this one."
             )
-    elif any(run.iterdir()):
+    elif any(path.suffix != ".partial" for path in run.iterdir()):
         raise ValueError(
             f"{run} holds files but no {CONFIG}, so it is no run of viewrank; give a new or empty "
             "folder as --run."

@@ -14,6 +14,11 @@ class Objective(nn.Module, ABC):
     a file with a class that has a `loss`, and a line in this package's `__init__`.
     """
 
+    def extra_repr(self) -> str:
+        """Return the settings, for the header of a run."""
+        own = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        return ", ".join(f"{name}={own[name]}" for name in own if name != "training")
+
     def forward(self, z_VAD: Tensor) -> Tensor:
         """Return the loss in float32, or in float64 for float64 embeddings.
 
