@@ -2,8 +2,10 @@
 # CUDA=12 installs DALI for CUDA 12 drivers; PYTHON=python3.12 chooses the interpreter.
 CUDA ?= 13
 PYTHON ?= python3
-VENV := .venv
-READY := $(VENV)/ready-cuda$(CUDA)
+# The two builds of DALI would overwrite each other.
+VENV := $(if $(filter 12,$(CUDA)),.venv-cuda12,.venv)
+TORCH := $(if $(filter 12,$(CUDA)),--torch-backend=cu126)
+READY := $(VENV)/ready
 
 .PHONY: demo test lint clean
 
@@ -23,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python \
-	    --constraint constraints.txt --editable '.[cuda$(CUDA),dev]'
+	    $(TORCH) --constraint constraints.txt --editable '.[cuda$(CUDA),dev]'
 	touch $@
 
 clean:

@@ -71,6 +71,7 @@ def main() -> None:
     if device.type == "cpu":
         torch.set_num_threads(default_threads(ranks_here))  # the launcher may have left just one
     half = device.type == "cuda" and precision != "no"
+    machine = f"{device.type}, {precision}"
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
@@ -89,7 +90,26 @@ def main() -> None:
     )
     total_steps = config.total_steps(len(loader))
     warmup_steps = round(config.warmup_epochs * len(loader))
-    evaluate_steps = round((config.evaluate_every or 0) * len(loader))
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            f"warmup_epochs={config.warmup_epochs:g} are {warmup_steps} steps, but the run has "
+            f"{total_steps}; the learning rate would never reach its peak. Shorten the warm-up."
+        )
+    evaluate_steps = (
+        max(1, round(config.evaluate_every * len(loader))) if config.evaluate_every else 0
+    )
+    suite = None
+    if test is not None:
+        suite = Suite(
+            test=test,
+            train=train,
+            group=config.views,
+            device=device,
+            autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision),
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+        )
     if rank == 0:
         folder.prepare(config.run, settings)
 
@@ -115,7 +135,7 @@ def main() -> None:
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
     saved = checkpoint.newest(config.run)
     if saved is not None:
-        folder.check_world_size(saved, world_size)
+        folder.check_continues(saved, world_size, machine)
         method.load_state_dict(saved.method())
         states, own = saved.optimizer(), saved.rank(rank)
         optimizer.load_state_dict(states["optimizer"])
@@ -139,13 +159,15 @@ def main() -> None:
             rank_state={"loader": loader.state_dict(), "random": checkpoint.random_state()},
             rank=rank,
             world_size=world_size,
+            machine=machine,
             keep=config.keep_checkpoints,
             barrier=accelerator.wait_for_everyone,
         )
 
     # ── monitor and evaluation ──────────────────────────────────────────────────────────────────
     if config.trackers:
-        accelerator.init_trackers("viewrank")
+        flat = {name: str(value) for name, value in settings.flat().items()}
+        accelerator.init_trackers("viewrank", config=flat)
     monitor = Monitor(config.run, main=rank == 0, step=step, total_steps=total_steps)
     monitor.header(_header(config, loader, device, precision, threads, total_steps))
     if saved is not None:
@@ -175,18 +197,12 @@ def main() -> None:
         accelerator.log(figures, step=step)
 
     def evaluate(*, final: bool) -> None:
-        if test is None:
+        if suite is None:
             return
-        suite = Suite(
-            test=test,
-            train=train,
-            group=config.views,
-            device=device,
-            autocast=None if precision == "no" else torch.bfloat16,
-            rank=rank,
-            world_size=world_size,
-            threads=threads,
-        )
+        if world_size > 1:
+            # Unsynchronised batch norm differs by rank; rank 0's is what checkpoints hold.
+            for buffer in method.buffers():
+                dist.broadcast(buffer, 0)
         figures = suite.run(method, probe=final)
         monitor.evaluation({"step": step, "evaluation": "final" if final else "online"} | figures)
         accelerator.log(figures, step=step)
@@ -220,14 +236,18 @@ def main() -> None:
             save_due = last or step % config.checkpoint_every == 0
             if save_due or step % config.log_every == 0:
                 # The host waits for the device here and nowhere else.
+                if save_due:  # a gradient that was not finite shows in the weights
+                    finite = torch.stack([p.detach().isfinite().all() for p in parameters])
+                    bad_steps += ~finite.all()
                 _refuse_bad_steps(_over_ranks(accelerator, bad_steps, "sum"), step)
                 record()
             monitor.advance(step)
             with pace.paused():
-                if save_due:
-                    save()
+                # Saved after the evaluation: a run killed in between makes it up.
                 if not last and evaluate_steps and step % evaluate_steps == 0:
                     evaluate(final=False)
+                if save_due:
+                    save()
             if last:
                 break
 
@@ -294,9 +314,10 @@ def _refuse_bad_steps(bad_steps: float, step: int) -> None:
     """Stop before anything is saved if a loss was not finite; alike on every rank."""
     if bad_steps:
         raise ValueError(
-            f"the loss was not finite in {bad_steps:.0f} of the steps up to {step}; nothing was "
-            "saved since. Lower --learning_rate, raise --warmup_epochs, set --clip_gradient_norm "
-            "1, or use --mixed_precision bf16 instead of fp16; then start a new --run."
+            f"loss or weights were not finite in {bad_steps:.0f} of the steps up to {step}; "
+            "nothing was saved since. Lower --learning_rate, raise --warmup_epochs, set "
+            "--clip_gradient_norm 1, or use --mixed_precision bf16 instead of fp16; then start a "
+            "new --run."
         )
 
 
@@ -317,7 +338,7 @@ def _memory_gib(device: torch.device) -> float:
 def _utilization(device: torch.device) -> dict[str, float]:
     """Return the share of the last second in which the GPU computed, where it can be asked."""
     if device.type == "cuda":
-        with suppress(ModuleNotFoundError, RuntimeError):  # nvidia-ml-py is not installed
+        with suppress(Exception):  # NVML has errors of its own, on MIG slices for one
             return {"gpu_utilization": torch.cuda.utilization(device) / 100}
     return {}
 

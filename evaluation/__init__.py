@@ -4,9 +4,9 @@
     views of held-out images ─▶ encoder ─▶ projector ─▶ z [V, A, D] ─▶ retrieval (views), geometry
 
 To add an evaluation, write `evaluation/my_metric.py` with a function `run` that takes Features
-(train and test, or test alone) or z [V, A, D] and returns {name: float}, then import it below:
-this list is the registry. Names begin with the file's word ("knn_top1"), so that they stay unique
-in metrics.jsonl. The test set may be used to report, never to choose anything.
+(train and test, or test alone) or z [V, A, D] and returns {name: float}, and call it in
+`evaluation/suite.py`, which runs them all. Names begin with the file's word ("knn_top1"), so that
+they stay unique in metrics.jsonl. The test set may be used to report, never to choose anything.
 """
 
 from . import features as features

@@ -17,7 +17,7 @@ from shards.layout import ShardSet
 from . import geometry, knn, linear, retrieval
 from .features import Features, embed, eval_mode
 
-# Fixed, so that two encoders are asked about the same views.
+# Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
 
 
@@ -48,6 +48,14 @@ class Suite:
     view_samples: int = 1024
 
     def __post_init__(self) -> None:
+        classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
+        if len(classes) == 2 and all(classes) and classes[0] != classes[1]:
+            here, there = (set(names) for names in classes)
+            raise ValueError(
+                f"{self.test.root} has {len(classes[0])} classes, {self.train and self.train.root} "
+                f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
+                "labels would mean different things. Shard two splits of one data set."
+            )
         for shard_set in (self.test, self.train):
             if shard_set is not None and len(shard_set) < self.world_size:
                 raise ValueError(
@@ -113,7 +121,7 @@ class Suite:
         )
         parts: list[Tensor] = []
         with loader, eval_mode(method):
-            for batch, _ in zip(loader, range(max(1, part // batch_size)), strict=False):
+            for _, batch in zip(range(max(1, part // batch_size)), loader, strict=False):
                 device = self.device.type
                 with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
                     parts.append(method.embed(batch.views[0]).float())

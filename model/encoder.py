@@ -20,6 +20,13 @@ class Encoder(nn.Module, ABC):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the features h [N, F] of normalised images [N, 3, H, W]."""
 
+    def refuse(self, size: int) -> None:
+        """Refuse images of a height and width, in pixels, that it cannot take.
+
+        Raises:
+            ValueError: what it takes instead.
+        """
+
 
 class ResNet(Encoder):
     """torchvision's ResNet.
@@ -129,15 +136,13 @@ class VisionTransformer(Encoder):
         self.network = network
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """See `Encoder.forward`.
-
-        Raises:
-            ValueError: the images do not have the size that the positions were made for.
-        """
-        if images_NCHW.shape[-1] != self.image_size:
-            raise ValueError(
-                f"VisionTransformer(image_size={self.image_size}) was given views of "
-                f"{images_NCHW.shape[-1]} pixels; set both alike, e.g. --views.size "
-                f"{self.image_size}."
-            )
+        """See `Encoder.forward`."""
         return self.network(images_NCHW)
+
+    def refuse(self, size: int) -> None:
+        """See `Encoder.refuse`."""
+        if size != self.image_size:
+            raise ValueError(
+                f"VisionTransformer(image_size={self.image_size}) was given views of {size} "
+                f"pixels; set both alike, e.g. --views.size {self.image_size}."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,8 @@ class Loader:
         self._pipeline: Pipeline | None = None
         self._blob: bytes | None = None
         self._clock = _WaitClock(device)
+        # Two batches are held back from DALI's pool, which frees in its own order, not in torch's.
+        self._held: deque[tuple[Tensor, ...]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         """Steps per epoch, the same on every rank."""
@@ -180,6 +183,7 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         return {
             "samples": len(self.shard_set),
+            "manifest": hashlib.sha256(self.shard_set.manifest.to_json().encode()).hexdigest(),
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,
@@ -200,6 +204,7 @@ class Loader:
             # The tensors own their buffers; only the queue's slot is released.
             self._pipeline.release_outputs()
             self._pipeline.schedule_run()
+            self._held.append(tensors)
         except RuntimeError as error:
             raise unreadable(self.shard_set, error) from error
         return tensors

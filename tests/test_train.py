@@ -248,7 +248,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     run = tmp_path / "run"
     more = ["--steps", "60", "--learning_rate", "1e30", "--clip_gradient_norm", "null"]
     code, _, err = train(shard_set, run, *more, "--optimizer", "sgd", "--checkpoint_every", "1")
-    assert code == 2 and "was not finite" in err and "--learning_rate" in err
+    assert code == 2 and "not finite" in err and "--learning_rate" in err
     saved = checkpoint.newest(run)
     assert saved is None or all(v.isfinite().all() for v in saved.method().values())
 

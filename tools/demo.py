@@ -56,7 +56,20 @@ def main() -> None:
         _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
 
     launcher = Path(sys.executable).parent / "accelerate"
-    _call([str(launcher), "launch", "--quiet", "train.py", "--config", RECIPE, "--run", str(RUN)])
+    _call(
+        [
+            str(launcher),
+            "launch",
+            "--quiet",
+            "--num_processes",
+            "1",
+            "train.py",
+            "--config",
+            RECIPE,
+            "--run",
+            str(RUN),
+        ]
+    )
     results = {}
     for name, flags in (("random init", ["--random_init", "true"]), ("trained", [])):
         file = RUN / f"evaluation-{name.replace(' ', '-')}.json"

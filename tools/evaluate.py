@@ -15,7 +15,7 @@ from evaluation.suite import Suite
 from shards.layout import open_shards
 from training import checkpoint, folder
 from training.command import run_command
-from training.config import parse
+from training.config import gpu_available, parse
 
 
 def main() -> None:
@@ -46,12 +46,16 @@ def main() -> None:
     options = arguments.parse_args()
 
     run, saved = _locate(options.run)
-    settings = parse(["--config", str(run / folder.CONFIG), "--device", options.device])
+    if options.json and not options.json.parent.is_dir():
+        raise ValueError(f"{options.json.parent} is no folder; --json FILE is written into one.")
+    # What the run was trained with need not be on this machine.
+    here = ["--device", options.device, "--mixed_precision", "auto", "--trackers", "[]"]
+    settings = parse(["--config", str(run / folder.CONFIG), *here])
     config = settings.config
     test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
     if test is None:
         raise ValueError(f"{run} was trained without a test set; name one with --test DIR.")
-    gpu = config.device != "cpu" and torch.cuda.is_available()
+    gpu = config.device != "cpu" and gpu_available()
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     suite = Suite(
         test=open_shards(test),

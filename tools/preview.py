@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ def main() -> None:
     command_line.add_argument("folder", type=Path, help="Shard set of python -m tools.shard.")
     command_line.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write.")
     command_line.add_argument("--rows", type=int, default=8, help="Samples, one a row.")
-    command_line.set_defaults({"shards": Path("."), "run": Path("."), "steps": 1})
-    settings = parse(command_line=command_line)
+    command_line.set_defaults({"shards": Path("."), "run": Path(".")})
+    # The recipe's length, whichever way it is given, is of no matter here.
+    length = ["--steps", "1", "--epochs", "null"]
+    settings = parse([*sys.argv[1:], *length], command_line=command_line)
     folder, out, rows = (settings.options[name] for name in ("folder", "out", "rows"))
     if rows < 1:
         raise ValueError(f"rows={rows}; give 1 or more.")

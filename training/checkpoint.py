@@ -11,6 +11,7 @@ Nothing is loaded that could run code: safetensors, JSON, and torch.load with we
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -38,6 +39,8 @@ class Checkpoint:
     seconds: float
     """Training time so far."""
     world_size: int
+    machine: str
+    """Device and precision, such as "cpu, bf16": another one would round differently."""
 
     def method(self) -> dict[str, Tensor]:
         """Return the method's state, on the CPU."""
@@ -62,6 +65,7 @@ def save(
     rank_state: dict[str, Any],
     rank: int,
     world_size: int,
+    machine: str,
     keep: int,
     barrier: Callable[[], None],
 ) -> None:
@@ -76,6 +80,7 @@ def save(
         rank_state: what this process alone knows.
         rank: this process.
         world_size: number of processes.
+        machine: device and precision; a run continues on the same.
         keep: how many of the newest checkpoints stay.
         barrier: returns once every rank has called it.
 
@@ -85,14 +90,23 @@ def save(
     folder = run / FOLDER
     partial, final = folder / f".{step:08d}.partial", folder / f"{step:08d}"
     if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed while writing
+        for leftover in folder.glob(".*.partial"):  # of a process that was killed while writing
+            shutil.rmtree(leftover)
         partial.mkdir(parents=True)
     barrier()
-    torch.save(rank_state, partial / f"rank-{rank}.pt")
-    if rank == 0:
-        tensors = {name: tensor.contiguous() for name, tensor in method.items()}
-        safetensors.torch.save_file(tensors, partial / "method.safetensors")
-        torch.save(optimizer, partial / "optimizer.pt")
+    try:
+        torch.save(rank_state, partial / f"rank-{rank}.pt")
+        if rank == 0:
+            tensors = {name: tensor.contiguous() for name, tensor in method.items()}
+            safetensors.torch.save_file(tensors, partial / "method.safetensors")
+            torch.save(optimizer, partial / "optimizer.pt")
+    except (RuntimeError, safetensors.SafetensorError) as error:  # what both make of a full disk
+        raise OSError(
+            errno.EIO,
+            f"the checkpoint could not be written ({error}); earlier ones are untouched. Free "
+            "space and run the same command again",
+            str(partial),
+        ) from error
     barrier()
     if rank == 0:
         files = sorted(partial.iterdir())
@@ -102,6 +116,7 @@ def save(
             "step": step,
             "seconds": seconds,
             "world_size": world_size,
+            "machine": machine,
             "sha256": {path.name: _sha256(path) for path in files},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
@@ -140,6 +155,7 @@ def read(root: Path) -> Checkpoint:
             step=int(record["step"]),
             seconds=float(record["seconds"]),
             world_size=int(record["world_size"]),
+            machine=str(record["machine"]),
         )
         for name, expected in hashes.items():
             if _sha256(root / name) != expected:

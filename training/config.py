@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from pipeline.graph import ViewGroup
 
 # What may change when a run is continued: it moves no sample and no gradient.
 RESUMABLE = {
-    *("max_seconds", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"),
-    *("evaluation_train", "evaluation_test", "trackers", "run"),
+    *("threads", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "max_seconds"),
+    *("evaluate_every", "evaluation_train", "evaluation_test", "trackers", "run"),
 }
 
 
@@ -75,7 +76,7 @@ class Config:
     compile: bool = False
     """Compile the encoder with torch.compile."""
     sync_batch_norm: bool = True
-    """With several GPUs, batch norm over all ranks' views."""
+    """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
     seed: int = 0
     """Of the weights, the order of the samples and every view."""
     threads: int | None = None
@@ -86,7 +87,7 @@ class Config:
     """Batches that are made ahead."""
 
     log_every: int = 10
-    """Steps between two records; the only moments at which the host waits for the device."""
+    """Steps between two records; between them the host never waits for the device."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
@@ -129,10 +130,11 @@ class Config:
                     f"trackers=[{name}], but the package {name} is not installed. Install it with "
                     f"uv pip install {name}, or leave it out."
                 )
-        gpu = torch.cuda.is_available()
+        gpu = gpu_available()
         if self.device == "gpu" and not gpu:
             raise ValueError(
-                "device=gpu, but PyTorch finds no GPU here. Set --device auto or cpu, or check "
+                "device=gpu, but PyTorch finds no GPU here, or ACCELERATE_USE_CPU is set. "
+                "Set --device auto or cpu, or check "
                 "nvidia-smi and that the driver is new enough for "
                 f"CUDA {torch.version.cuda or '(this PyTorch is a CPU build)'}."
             )
@@ -140,7 +142,11 @@ class Config:
             raise ValueError(
                 "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
             )
-        self.method.refuse(tuple(group.count for group in self.groups))
+        self.method.refuse(
+            counts=tuple(group.count for group in self.groups),
+            sizes=tuple(group.size for group in self.groups),
+            batch_size=self.batch_size,
+        )
 
     @property
     def groups(self) -> tuple[ViewGroup, ...]:
@@ -165,7 +171,7 @@ class Config:
         """Return the mixed precision that is meant on this machine."""
         if self.mixed_precision != "auto":
             return self.mixed_precision
-        if self.device != "cpu" and torch.cuda.is_available():
+        if self.device != "cpu" and gpu_available():
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
         try:
             flags = Path("/proc/cpuinfo").read_text()
@@ -179,6 +185,12 @@ class Config:
             return self.steps
         assert self.epochs is not None
         return max(1, round(self.epochs * steps_per_epoch))
+
+
+def gpu_available() -> bool:
+    """Whether Accelerate will find a GPU: there is one, and its CPU switch is off."""
+    switch = os.environ.get("ACCELERATE_USE_CPU", "false").lower()
+    return switch not in ("1", "true", "yes", "on", "y", "t") and torch.cuda.is_available()
 
 
 def parser(
@@ -226,6 +238,10 @@ class Settings:
     def yaml(self) -> str:
         """Return the resolved configuration as a recipe."""
         return yaml.safe_dump(self.resolved, sort_keys=False)
+
+    def flat(self) -> dict[str, Any]:
+        """Return {dotted name: value}."""
+        return _flat(self.resolved)
 
     def changed(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, in which a run cannot be continued with this configuration."""

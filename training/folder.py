@@ -8,6 +8,7 @@ encoder.safetensors   the trained encoder's weights, under torchvision's names w
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 
 from model.encoder import Encoder
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, newest
 from .config import Settings
 
 CONFIG = "config.yaml"
@@ -37,7 +38,7 @@ def check(run: Path, settings: Settings) -> None:
         raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
     if (run / CONFIG).exists():
         changed = settings.changed(read_config(run))
-        if changed:
+        if changed and newest(run) is not None:  # without a checkpoint there is nothing to lose
             raise ValueError(
                 f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
                 "another --run for a new run, or the old settings to continue this one."
@@ -50,12 +51,24 @@ def check(run: Path, settings: Settings) -> None:
 
 
 def prepare(run: Path, settings: Settings) -> None:
-    """Make the folder and write its configuration, unless it is there."""
+    """Make the folder, take it for this process, and write its configuration.
+
+    Raises:
+        ValueError: another process is training in it.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    if not (run / CONFIG).exists():
-        partial = run / f".{CONFIG}.partial"
-        partial.write_text(settings.yaml())
-        os.replace(partial, run / CONFIG)
+    # Held until this process ends, however it ends; nothing is left to clean up.
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is training in {run}. Wait for it to end, or give another --run."
+        ) from None
+    partial = run / f".{CONFIG}.partial"
+    partial.write_text(settings.yaml())
+    os.replace(partial, run / CONFIG)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -76,16 +89,21 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def check_world_size(saved: Checkpoint, world_size: int) -> None:
-    """Refuse to continue with another number of processes: the order of samples would differ.
+def check_continues(saved: Checkpoint, world_size: int, machine: str) -> None:
+    """Refuse to continue with another number of processes, or with other arithmetic.
 
     Raises:
-        ValueError: the numbers differ.
+        ValueError: what differs.
     """
     if saved.world_size != world_size:
         raise ValueError(
             f"{saved.root} was saved by {saved.world_size} processes, this run has {world_size}: "
             f"each process continues its own part of the samples. Launch {saved.world_size}."
+        )
+    if saved.machine != machine:
+        raise ValueError(
+            f"{saved.root} was saved on {saved.machine}, this run has {machine}: it would not be "
+            "the same run. Set --device and --mixed_precision as they were, or give another --run."
         )
 
 

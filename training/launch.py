@@ -23,6 +23,12 @@ def check_processes(world_size: int) -> None:
         )
 
 
+def launched() -> bool:
+    """Whether a launcher started this process, rather than a person's shell."""
+    words = " ".join(_command_line(os.getppid()))
+    return "accelerate" in words or "torchrun" in words or "torch.distributed" in words
+
+
 def _asked_processes(command_line: list[str]) -> int:
     """Return the number of processes on the launcher's command line, 1 if it is not there."""
     # Only what stands before the script is the launcher's.

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from .launch import launched
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TIME = -1
 
@@ -31,7 +33,8 @@ class Stop:
         self._sent: dist.Work | None = None
         for number in SIGNALS:
             signal.signal(number, self._receive)
-        _follow_parent()
+        if launched():
+            _follow_parent()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._wish == signal.SIGINT:

@@ -62,11 +62,17 @@ class JointEmbedding(Method):
         """See `Method.embed`."""
         return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
 
-    def refuse(self, group_counts: tuple[int, ...]) -> None:
+    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
-        if sum(group_counts) < 2:
+        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
+        if batch_size < 2:
             raise ValueError(
-                f"{sum(group_counts)} view a sample, but ranking needs 2 or more: each view is a "
+                f"batch_size={batch_size}, but a view is ranked against the views of other "
+                "samples: set --batch_size 2 or higher."
+            )
+        if sum(counts) < 2:
+            raise ValueError(
+                f"{sum(counts)} view a sample, but ranking needs 2 or more: each view is a "
                 "query, and the sample's other views are its positives. Set --views.count 2 or "
                 "higher."
             )

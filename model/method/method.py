@@ -45,15 +45,20 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """Do what follows the optimizer, such as moving averages."""
 
-    def refuse(self, group_counts: tuple[int, ...]) -> None:
-        """Refuse view groups that the method is not defined for.
+    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
+        """Refuse what the method is not defined for, before anything is made.
 
         Args:
-            group_counts: number of views of each group.
+            counts: number of views of each group.
+            sizes: height and width of each group's views, in pixels.
+            batch_size: samples a step over all ranks.
 
         Raises:
             ValueError: what was found, what is needed.
         """
+        del counts, batch_size  # of any method; only its encoder may mind the size
+        for size in sizes:
+            self.encoder.refuse(size)
 
 
 def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:

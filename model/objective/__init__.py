@@ -1,7 +1,7 @@
 """Objectives: one file each, functions from the embeddings [V, A, D] to a scalar.
 
-The imports below are the registry: a class that is named here is a choice of `--objective`, and
-the tests and the benchmark take it up by themselves.
+The imports below are the registry: a class that is named here is a choice of
+`--method.objective`, and the tests and the benchmark take it up by themselves.
 """
 
 from .nt_xent import NTXent as NTXent

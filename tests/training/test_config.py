@@ -86,6 +86,8 @@ def test_changed_names_the_fields_that_forbid_to_continue() -> None:
     ("arguments", "words"),
     [
         (["--epochs", "1"], ["epochs=1.0 and steps=5", "exactly one"]),
+        (["--batch_size", "1"], ["batch_size=1", "--batch_size 2"]),
+        (["--method.encoder", "VisionTransformer"], ["views of 96 pixels", "--views.size 224"]),
         (["--views.count", "1"], ["1 view a sample", "--views.count 2"]),
         (["--views.size", "4"], ["size=4", "8 pixels or more"]),
         (["--batch_size", "0"], ["batch_size=0", "above 0"]),
