@@ -156,11 +156,11 @@ class Loader:
         """
         assert self._pipeline is None, "restore before the first batch is taken"
         for name, here in self._identity().items():
-            if state[name] != here:
+            if state.get(name) != here:
                 raise ValueError(
-                    f"the checkpoint's loader has {name}={state[name]}, this run has {here}: the "
-                    "samples would come in another order. Continue with the same shards, batch "
-                    "size and number of processes."
+                    f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
+                    "the samples would come in another order. Continue with the same shards, "
+                    "batch size and number of processes."
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._blob = state["pipeline"].numpy().tobytes() or None
