@@ -11,6 +11,7 @@ from pipeline.augment import Crop, Policy, SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
 from shards.layout import ShardSet, open_shards
+from shards.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 SMALL = ViewGroup(policy=SimCLR(), count=3, size=16)
@@ -166,6 +167,29 @@ def test_a_state_restored_twice_without_a_step_is_kept(make_shard_set: MakeShard
     with Loader(shard_set, [SMALL], batch_size_per_rank=8) as second:
         second.load_state_dict(state)
         assert torch.equal(second.state_dict()["pipeline"], state["pipeline"])
+
+
+def test_threads_and_prefetch_may_change_when_a_loader_goes_on(
+    make_shard_set: MakeShardSet,
+) -> None:
+    shard_set = make_shard_set(41)
+    with (
+        Loader(shard_set, [SMALL], batch_size_per_rank=8, threads=1, prefetch=1) as first,
+        Loader(shard_set, [SMALL], batch_size_per_rank=8, threads=2, prefetch=3) as second,
+    ):
+        take(first, 3)
+        second.load_state_dict(first.state_dict())
+        for found, wanted in zip(take(second, 5), take(first, 5), strict=True):
+            assert same(found, wanted)
+
+
+def test_a_state_of_a_rewritten_shard_set_is_refused(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    state = Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8).state_dict()
+    other = write(Pictures(40), tmp_path / "other", seed=1, samples_per_shard=8)
+    with pytest.raises(ValueError, match="manifest="):
+        Loader(other, [SMALL], batch_size_per_rank=8).load_state_dict(state)
 
 
 def test_a_state_of_another_batch_size_is_refused(make_shard_set: MakeShardSet) -> None:

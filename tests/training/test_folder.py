@@ -1,0 +1,61 @@
+"""The run's folder: whose it is, and what may continue in it."""
+
+from pathlib import Path
+
+import pytest
+
+from training import folder
+from training.checkpoint import Checkpoint
+from training.config import parse
+
+LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(ValueError, match=r"no config.yaml.*new or empty folder"):
+        folder.check(tmp_path, parse(LEAST))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_runs_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        folder.check(tmp_path / "run", parse(LEAST))
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    folder.prepare(tmp_path / "run", parse(LEAST))
+    with pytest.raises(ValueError, match=r"another process is training in .*run"):
+        folder.prepare(tmp_path / "run", parse(LEAST))
+
+
+def test_a_configuration_may_change_until_something_is_saved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder.prepare(run, parse(LEAST))
+    folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    saved = run / "checkpoints" / "00000001"
+    saved.mkdir(parents=True)
+    (saved / "checkpoint.json").write_text(
+        '{"step": 1, "seconds": 1, "world_size": 1, "machine": "cpu, no", "sha256": {}}'
+    )
+    with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 here"):
+        folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    folder.check(run, parse([*LEAST, "--log_every", "3"]))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "machine", "words"),
+    [
+        (2, "cpu, bf16", "saved by 1 processes, this run has 2"),
+        (1, "cpu, no", "saved on cpu, bf16, this run has cpu, no"),
+        (1, "cuda, bf16", "saved on cpu, bf16, this run has cuda, bf16"),
+    ],
+)
+def test_other_processes_and_other_arithmetic_do_not_continue(
+    world_size: int, machine: str, words: str
+) -> None:
+    saved = Checkpoint(root=Path("c"), step=1, seconds=1, world_size=1, machine="cpu, bf16")
+    folder.check_continues(saved, 1, "cpu, bf16")
+    with pytest.raises(ValueError, match=words):
+        folder.check_continues(saved, world_size, machine)
