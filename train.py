@@ -115,7 +115,7 @@ def main() -> None:
 
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
     method: Any = config.method  # Any, because nn.Module's attributes and conversions are untyped
-    method = method.to(memory_format=torch.channels_last)
+    method = method.to(device).to(memory_format=torch.channels_last)
     if config.sync_batch_norm and world_size > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     if config.compile:
