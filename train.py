@@ -105,7 +105,7 @@ def main() -> None:
             train=train,
             group=config.views,
             device=device,
-            autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision),
+            autocast=config.autocast(),
             rank=rank,
             world_size=world_size,
             threads=threads,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.surroundings import surroundings
 from training.command import run_command
 from training.monitor import records
 
@@ -81,25 +80,13 @@ def one(recipe: Path, seed: int, runs: Path, flags: list[str]) -> dict[str, Any]
 
 def write(out: Path, rows: list[dict[str, Any]], arguments: list[str]) -> None:
     """Write what is known so far."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    facts = {
+    facts = surroundings("torch", "torchvision", "accelerate")
+    facts |= {
         "command": shlex.join(["python", "-m", "benchmarks.learning", *arguments]),
-        "commit": commit.strip(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else facts["cpu"],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
-
-
-def cpu() -> str:
-    """Return the processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def spread(values: list[float | None]) -> str:

@@ -16,15 +16,11 @@ positives, so its value is right at V = A only; what it computes costs the same.
 import argparse
 import inspect
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.surroundings import surroundings
 from model import objective
 from model.objective import Objective
 
@@ -191,25 +188,6 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **times, "repeats": len(seconds)}
 
 
-def surroundings() -> dict[str, Any]:
-    """Return what the figures depend on besides the code."""
-    cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
-    total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    packages = ("torch", "pytorch-metric-learning", "numpy")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "cpu": cpu[1] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(int(total[1]) / 2**20, 1) if total else None,
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-    }
-
-
 def table(rows: list[dict[str, Any]]) -> Table:
     """Return the figures as people read them."""
     result = Table(title=f"forward + backward, V={V}, D={D}, float32", title_justify="left")
@@ -243,7 +221,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.one, arguments.sizes[0])))
         return
     console = Console()
-    report = surroundings()
+    report = surroundings("torch", "pytorch-metric-learning", "numpy")
     report["rows"] = measure_all(arguments.sizes, arguments.rounds, console)
     console.print(table(report["rows"]))
     if arguments.out:

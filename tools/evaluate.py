@@ -15,7 +15,7 @@ from evaluation.suite import Suite
 from shards.layout import open_shards
 from training import checkpoint, folder
 from training.command import run_command
-from training.config import gpu_available, parse
+from training.config import parse
 
 
 def main() -> None:
@@ -55,14 +55,15 @@ def main() -> None:
     test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
     if test is None:
         raise ValueError(f"{run} was trained without a test set; name one with --test DIR.")
-    gpu = config.device != "cpu" and gpu_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+    device = torch.device("cpu")
+    if config.on_gpu:
+        device = torch.device("cuda", torch.cuda.current_device())
     suite = Suite(
         test=open_shards(test),
         train=open_shards(train) if train else None,
         group=config.views,
         device=device,
-        autocast=None if config.precision() == "no" else torch.bfloat16,
+        autocast=config.autocast(),
         threads=config.threads,
     )
     if not options.random_init:

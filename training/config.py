@@ -130,15 +130,14 @@ class Config:
                     f"trackers=[{name}], but the package {name} is not installed. Install it with "
                     f"uv pip install {name}, or leave it out."
                 )
-        gpu = gpu_available()
-        if self.device == "gpu" and not gpu:
+        if self.device == "gpu" and not self.on_gpu:
             raise ValueError(
                 "device=gpu, but PyTorch finds no GPU here, or ACCELERATE_USE_CPU is set. "
                 "Set --device auto or cpu, or check "
                 "nvidia-smi and that the driver is new enough for "
                 f"CUDA {torch.version.cuda or '(this PyTorch is a CPU build)'}."
             )
-        if self.mixed_precision == "fp16" and (self.device == "cpu" or not gpu):
+        if self.mixed_precision == "fp16" and not self.on_gpu:
             raise ValueError(
                 "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
             )
@@ -167,11 +166,20 @@ class Config:
             )
         return self.batch_size // world_size
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this run is meant for a GPU, and there is one."""
+        return self.device != "cpu" and gpu_available()
+
+    def autocast(self) -> torch.dtype | None:
+        """Return the type that networks compute in under mixed precision, or none."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision())
+
     def precision(self) -> Literal["no", "bf16", "fp16"]:
         """Return the mixed precision that is meant on this machine."""
         if self.mixed_precision != "auto":
             return self.mixed_precision
-        if self.device != "cpu" and gpu_available():
+        if self.on_gpu:
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
         try:
             flags = Path("/proc/cpuinfo").read_text()

@@ -1,0 +1,30 @@
+"""What a measurement depends on: machine, versions, commit; part of every result."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def surroundings(*packages: str) -> dict[str, Any]:
+    """Return what figures depend on besides the code, with the versions of these packages."""
+    cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
+    total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(int(total[1]) / 2**20, 1) if total else None,
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
