@@ -110,7 +110,7 @@ def views_pipeline(
         checkpoint=checkpoint,
     )
     with pipeline:
-        encoded, id_B, label_B = _read(
+        stored, id_B, label_B = _read(
             shard_set,
             name="reader",
             random_shuffle=True,
@@ -125,8 +125,7 @@ def views_pipeline(
             # An epoch ends with a batch, the same on every rank; `Loader` drops the padded one.
             pad_last_batch=True,
         )
-        image = _decode(encoded, gpu)
-        shape = fn.peek_image_shape(encoded)[:2]
+        image, shape = _decode(stored, gpu)
         outputs: list[DataNode] = []
         for index, group in enumerate(groups):
             views = group.policy.apply(
@@ -169,7 +168,7 @@ def images_pipeline(
         prefetch_queue_depth=2,
     )
     with pipeline:
-        encoded, id_B, label_B = _read(
+        stored, id_B, label_B = _read(
             shard_set,
             name="reader",
             shard_id=rank,
@@ -178,7 +177,7 @@ def images_pipeline(
             pad_last_batch=True,
         )
         image = fn.resize(
-            _decode(encoded, gpu),
+            _decode(stored, gpu)[0],
             resize_shorter=float(size * 8 // 7 if size >= 128 else size),
             interp_type=types.INTERP_LINEAR,
             antialias=True,
@@ -190,24 +189,36 @@ def images_pipeline(
     return pipeline
 
 
-def _read(shard_set: ShardSet, **settings: Any) -> tuple[DataNode, DataNode, DataNode]:
-    """Return the encoded image, the id and the label of each sample."""
-    return fn.readers.webdataset(
-        paths=[str(path) for path in shard_set.tars],
-        index_paths=[str(path) for path in shard_set.indexes],
-        ext=[";".join(shard_set.manifest.extensions), "id.i64", "y.i64"],
-        dtypes=[types.UINT8, types.INT64, types.INT64],
+def _read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNode, DataNode]:
+    """Return what is stored of each image (see `_decode`), the id and the label."""
+    raw = shard_set.manifest.raw
+    image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
+    outputs = fn.readers.webdataset(
+        paths=shard_set.tars,
+        index_paths=shard_set.indexes,
+        ext=[*image, "id.i64", "y.i64"],
+        dtypes=[types.UINT8, *[types.INT64] * (len(image) + 1)],
         missing_component_behavior="error",
         **settings,
     )
+    return list(outputs[:-2]), outputs[-2], outputs[-1]
 
 
-def _decode(encoded: DataNode, gpu: bool) -> DataNode:
-    # Fancy upsampling is what the CPU decoders do always: without it GPU and CPU pixels differ.
-    device = "mixed" if gpu else "cpu"
-    return fn.decoders.image(
-        encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True
+def _decode(stored: list[DataNode], gpu: bool) -> tuple[DataNode, DataNode]:
+    """Return the image [H, W, 3] on the device, and (H, W) on the CPU."""
+    if len(stored) == 2:  # bare pixels, and their shape
+        pixels, shape = stored
+        image = fn.reshape(pixels, shape=shape, layout="HWC")
+        return (image.gpu() if gpu else image), shape[:2]
+    (encoded,) = stored
+    image = fn.decoders.image(
+        encoded,
+        device="mixed" if gpu else "cpu",
+        output_type=types.RGB,
+        # What the CPU decoders do always: without it GPU and CPU pixels differ.
+        jpeg_fancy_upsampling=True,
     )
+    return image, fn.peek_image_shape(encoded)[:2]
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:

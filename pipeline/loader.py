@@ -231,7 +231,8 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     if found is None:  # as written, yet DALI refuses it: its own words are all there is
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return ValueError(
-        f"{found}. Copy it again, or write the shard set again: python -m tools.shard"
+        f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
+        f"{shard_set.root} --repair true"
     )
 
 

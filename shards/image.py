@@ -1,77 +1,200 @@
-"""Encoded images and their pixels, by Pillow."""
+"""Encoded images and their pixels: by the decoder that training uses, else by Pillow.
 
+nvImageCodec is the library beneath DALI's image decoder. Used directly, it needs no pipeline, tells
+a failure from a success image by image, and gives the same pixels (a test compares them).
+"""
+
+import functools
 import io
+import os
 import struct
 import zlib
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence
 
-# What a shard set stores; DALI decodes both on the CPU and on the GPU.
-FORMATS = {"jpg": "JPEG", "png": "PNG"}
+Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
+
 # What Pillow's decoders are known to raise on damaged files, besides OSError.
-_DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on, the picture is shown turned by 90 degrees
+_DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+_DAMAGE += (struct.error, zlib.error, MemoryError, RuntimeError, AttributeError, ZeroDivisionError)
+_ORIENTATION = 0x0112  # EXIF tag
+# Ours is the limit on pixels, and an error rather than a warning (see `shards.prepare`).
+Image.MAX_IMAGE_PIXELS = None
 
 
-def extension_of(data: bytes) -> str | None:
-    """Return "jpg" or "png" by the first bytes of a file, whatever its name; None for others."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    return "png" if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file's first bytes say of the image."""
+
+    codec: str
+    """As nvImageCodec names it: jpeg, png, webp, bmp, tiff, jpeg2k, pnm."""
+    width: int
+    height: int
+    channels: int
+    bits: int
+    """Of a channel."""
+    stream: Any
+    """For `decode`, which then need not look at the header again."""
 
 
-def decode(data: bytes, extension: str | None = None) -> Image.Image:
-    """Decode all of an image; of one with several frames, the first.
+def _codec() -> tuple[Any, Any, Any]:
+    """Return nvImageCodec, a decoder and its settings."""
+    return _codec_of(os.getpid())  # a decoder's threads do not live on in a fork
 
-    Args:
-        data: The encoded image.
-        extension: "jpg" or "png" to accept only that; None for whatever Pillow reads.
+
+@functools.cache
+def _codec_of(_process: int) -> tuple[Any, Any, Any]:
+    # Its complaints go to our reasons, not to the terminal.
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
+    import nvidia.nvimgcodec
+
+    nvimgcodec: Any = nvidia.nvimgcodec  # a compiled module without stubs
+    decoder = nvimgcodec.Decoder(
+        backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+        device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+    )
+    settings = nvimgcodec.DecodeParams(
+        apply_exif_orientation=True, color_spec=nvimgcodec.SRGB, allow_any_depth=False
+    )
+    return nvimgcodec, decoder, settings
+
+
+def read_header(data: bytes) -> Header | None:
+    """Return what a file is, by its bytes; None if training's decoder does not know it."""
+    nvimgcodec, _, _ = _codec()
+    try:
+        stream = nvimgcodec.CodeStream(data)
+        return Header(
+            codec=stream.codec_name,
+            width=stream.width,
+            height=stream.height,
+            channels=stream.num_channels,
+            bits=8 * np.dtype(stream.dtype).itemsize,
+            stream=stream,
+        )
+    except (RuntimeError, ValueError, TypeError):
+        return None
+
+
+def decode(header: Header) -> Pixels | None:
+    """Decode as training does, turned upright by EXIF; None if training's decoder cannot."""
+    _, decoder, settings = _codec()
+    try:
+        image = decoder.decode(header.stream, params=settings)
+    except RuntimeError:
+        return None
+    if image is None:
+        return None
+    pixels = np.asarray(image.cpu())
+    return pixels if pixels.ndim == 3 and pixels.shape[2] == 3 else None
+
+
+def open_with_pillow(data: bytes) -> Image.Image:
+    """Open an image without decoding it.
 
     Raises:
-        ValueError: The reason why it cannot be decoded, without the name of the image.
+        ValueError: The reason why it is no image.
     """
-    if not data:
-        raise ValueError("the file is empty")
-    if extension is not None and extension_of(data) != extension:
-        raise ValueError(f"its bytes are not those of a {FORMATS[extension]} file")
     try:
-        image = Image.open(io.BytesIO(data), formats=[FORMATS[extension]] if extension else None)
-        image.load()
+        return Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
-        raise ValueError("it is no image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError("no decoder knows it") from None
     except (OSError, *_DAMAGE) as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    return image
 
 
-def size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height as shown, that is after EXIF orientation, which DALI applies."""
-    turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else (image.width, image.height)
+def frames(image: Image.Image) -> int:
+    """Return the number of frames, 1 for a picture that stands still."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except (OSError, *_DAMAGE):
+        return 1
 
 
-def colours(image: Image.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean of a decoded image's values, and of their squares, per RGB channel, in 0..1.
+def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
+    """Decode by Pillow what training's decoder cannot, or not alike everywhere.
+
+    Of several frames it is the first; transparency is left out, as training's decoder does; of 16
+    bits the upper 8 are kept.
+
+    Returns:
+        The pixels, and what was done to get them.
+
+    Raises:
+        ValueError: The reason why it cannot be done.
+    """
+    done = []
+    try:
+        if frames(image) > 1:
+            image = next(iter(ImageSequence.Iterator(image)))
+            done.append("first of several frames")
+        image.load()
+        turned = ImageOps.exif_transpose(image)
+    except (OSError, *_DAMAGE) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+    if turned.getexif().get(_ORIENTATION, 1) != image.getexif().get(_ORIENTATION, 1):
+        done.append("turned upright")
+    mode = turned.mode
+    if mode == "F" or (mode == "I" and image.format != "PNG"):
+        raise ValueError(f"its pixels are 32-bit numbers ({mode}), which have no 8-bit form")
+    if mode.startswith("I"):
+        done.append("16 bits to 8")
+        grey = (np.asarray(turned).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2), done
+    if mode == "CMYK":
+        done.append("CMYK to RGB")
+    elif mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        done.append("alpha left out")
+    return np.asarray(turned.convert("RGB")), done
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the orientation that a JPEG or PNG file asks for, 1 if none."""
+    if b"Exif\0\0" not in data[:65536] and b"eXIf" not in data:
+        return 1  # spares opening it
+    try:
+        return int(open_with_pillow(data).getexif().get(_ORIENTATION, 1))
+    except (OSError, *_DAMAGE):
+        return 1
+
+
+def resize_shorter(pixels: Pixels, side: int) -> Pixels:
+    """Reduce to a shorter side, filtered against aliasing (bicubic over the area)."""
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Encode losslessly; a grey picture as one channel."""
+    red = pixels[:, :, 0]
+    grey = np.array_equal(red, pixels[:, :, 1]) and np.array_equal(red, pixels[:, :, 2])
+    encoded = io.BytesIO()
+    # Level 3 of 9 takes 0.6 of the default level's time for 3 % more bytes (COCO at 96 x 96).
+    Image.fromarray(red if grey else pixels).save(encoded, format="PNG", compress_level=3)
+    return encoded.getvalue()
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encode as baseline JPEG; from quality 90 on, colour at full resolution."""
+    encoded = io.BytesIO()
+    subsampling = 0 if quality >= 90 else 2
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=quality, subsampling=subsampling)
+    return encoded.getvalue()
+
+
+def colours(pixels: Pixels) -> tuple[list[float], list[float]]:
+    """Return the mean of an image's values, and of their squares, per RGB channel, in 0..1.
 
     From the histogram, which is exact for 8 bits and 20 times faster than arithmetic on pixels.
     """
-    if image.mode.startswith("I"):  # 16-bit grey: its upper 8 bits
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    counts = np.reshape(image.convert("RGB").histogram(), (3, 256))
+    counts = np.reshape(Image.fromarray(pixels).histogram(), (3, 256))
     share = counts / counts[0].sum()
     values = np.arange(256) / 255
-    return share @ values, share @ values**2
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Encode losslessly; modes that PNG does not know (CMYK, YCbCr, …) become RGB first."""
-    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}:
-        image = image.convert("RGB")
-    encoded = io.BytesIO()
-    # Level 3 of 9 takes 0.6 of the default level's time for 3 % more bytes (COCO at 96 x 96).
-    image.save(encoded, format="PNG", compress_level=3)
-    return encoded.getvalue()
+    return (share @ values).tolist(), (share @ values**2).tolist()

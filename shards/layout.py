@@ -1,35 +1,54 @@
-"""What a shard set is on disk, and how to open one: names, index files, manifest.
+"""What a shard set is on disk, and how to open one: names, index files, tables, manifest.
 
-A shard set is a folder:
+A shard set is a folder, local or in an object store:
 
-    00000.tar  00000.idx  00001.tar  00001.idx  …  manifest.json
+    00000.tar  00000.idx  00000.jsonl  00001.tar  …  manifest.json  plan.json  [quarantine/…]
 
-A tar holds samples, each as KEY.jpg or KEY.png, KEY.y.i64 (label), KEY.id.i64 (stable id), both
-8 bytes little endian, and KEY.json. The .idx beside it is DALI's text index, version 1.2. The
-manifest is written last: its presence means that all else is complete.
+A tar holds samples: the image as KEY.jpg, KEY.png or KEY.rgb (bare pixels, with KEY.shape.i64:
+height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id), all numbers 8 bytes little endian, and
+KEY.json. The .idx beside it is DALI's text index, version 1.2; the .jsonl is the shard's table (see
+`shards.table`). The manifest is written last: its presence means that all else is complete.
+
+A subset (see `shards.select`) is a shard set in a folder SET/subsets/NAME with indexes and tables
+of its own, and the tars of the set two folders up.
 """
 
-import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, get_args, get_origin, get_type_hints
 
-FORMAT = 1
+from shards.place import Location, Place, is_remote, place
+from shards.seal import seal, unseal
+
+FORMAT = 2
 MANIFEST = "manifest.json"
+PLAN = "plan.json"
+QUARANTINE = "quarantine"
+REASONS = "reasons.jsonl"  # in it, a line a quarantined sample
+SUBSETS = "subsets"
+PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of a shard as it was written."""
+
+    bytes: int
+    sha256: str
+    """In hexadecimal."""
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One tar file with its index."""
+    """One tar file with its index and table."""
 
     name: str
     """File name without extension, such as "00000"."""
     samples: int
-    bytes: int
-    """Size of the tar."""
-    sha256: str
-    """Of the tar, in hexadecimal."""
+    tar: File
+    index: File
+    table: File
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,23 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Account:
+    """Where every sample of the source went: found = written + quarantined + dropped."""
+
+    found: int
+    """Samples that were to be written: all of the source, or the limit."""
+    written: int
+    repaired: int
+    """Of those written: not the source's own bytes under their own extension (see remarks)."""
+    quarantined: int
+    """Unusable; their bytes and reasons are in quarantine/."""
+    dropped: int
+    """Copies of another sample that were left out on demand."""
+    duplicates: int
+    """Of those written: images whose bytes another sample before them has too."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is known about a shard set without reading its tars."""
 
@@ -59,17 +95,33 @@ class Manifest:
     samples: int
     classes: list[str]
     """Names by label; empty if nothing is labelled."""
+    encoding: str
+    """What images are stored as: original, png, raw or jpeg:QUALITY."""
+    resize_shorter: int
+    """Largest shorter side, to which larger images were reduced; 0 if none were."""
     extensions: list[str]
-    """Image extensions that occur, sorted."""
+    """Image extensions that occur, sorted: jpg and png, or rgb."""
+    orientation: str
+    """Who turns images upright by EXIF: "decoder" (DALI does), or "pixels" (they were turned)."""
     shards: list[Shard]
     statistics: Statistics
+    account: Account
+    remarks: dict[str, int]
+    """What was repaired or is to be known, with the number of samples."""
     seed: int
     command: str
     """The command that wrote it."""
+    parent: str
+    """Where the tars are: "" for this folder, "../.." for a subset."""
+
+    @property
+    def raw(self) -> bool:
+        """Whether images are bare pixels, which need no decoder."""
+        return self.extensions == ["rgb"]
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return seal(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -78,19 +130,19 @@ class Manifest:
         Raises:
             ValueError: What is wrong with it, without the name of the file.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is not JSON ({error})") from None
-        if not isinstance(values, dict) or "format" not in values:
-            raise ValueError('has no "format", so it does not describe a shard set')
-        if values["format"] != FORMAT:
+        values = unseal(text)
+        if values.get("format") != FORMAT:
             raise ValueError(
-                f"has format {values['format']!r}, but this version of viewrank reads {FORMAT}"
+                f"has format {values.get('format')!r}, but this version of viewrank reads {FORMAT}"
             )
-        manifest = _from_json(values, Manifest, "")
+        manifest = from_json(values, Manifest)
         if sum(shard.samples for shard in manifest.shards) != manifest.samples:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
+        if manifest.parent not in ("", PARENT):
+            raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
+        for shard in manifest.shards:
+            if not shard.name.isdecimal():  # never a way out of the folder
+                raise ValueError(f"names a shard {shard.name!r}; expected digits only")
         return manifest
 
 
@@ -98,101 +150,132 @@ class Manifest:
 class ShardSet:
     """A complete shard set; `open_shards` makes it."""
 
-    root: Path
+    place: Place
     manifest: Manifest
 
     @property
-    def tars(self) -> list[Path]:
-        """The tar files, in the manifest's order."""
-        return [self.root / f"{shard.name}.tar" for shard in self.manifest.shards]
+    def root(self) -> str:
+        """The folder, as it is written for people."""
+        return self.place.location
 
     @property
-    def indexes(self) -> list[Path]:
+    def tar_place(self) -> Place:
+        """Where the tars are: the folder itself, or a subset's set."""
+        if not self.manifest.parent:
+            return self.place
+        if is_remote(self.root):
+            protocol, _, path = self.root.partition("://")
+            return place(f"{protocol}://{PurePosixPath(path).parent.parent}")
+        return place(f"{self.root}/{PARENT}")
+
+    @property
+    def tars(self) -> list[str]:
+        """The tar files, in the manifest's order."""
+        place = self.tar_place
+        return [place.path(f"{shard.name}.tar") for shard in self.manifest.shards]
+
+    @property
+    def indexes(self) -> list[str]:
         """The index files, in the same order."""
-        return [self.root / f"{shard.name}.idx" for shard in self.manifest.shards]
+        return [self.place.path(f"{shard.name}.idx") for shard in self.manifest.shards]
 
     def __len__(self) -> int:
         return self.manifest.samples
 
 
-def open_shards(root: Path) -> ShardSet:
+def open_shards(root: Location) -> ShardSet:
     """Open a shard set, refusing what is incomplete or does not fit together.
 
-    Looks at names, sizes and the first line of each index, never into a tar: 10,000 shards take
-    less than a second.
+    Looks at names and sizes, never into a tar: 10,000 shards take less than a second.
 
     Args:
-        root: The folder that `tools.shard` wrote.
+        root: The folder that `tools.shard` wrote, local or a URL such as s3://bucket/folder.
 
     Raises:
         FileNotFoundError: The folder, its manifest or one of its files is missing.
         ValueError: A file is damaged. Either message says what was found and what to do.
     """
-    again = "Write it again: python -m tools.shard"
-    root = Path(root)
-    if not root.is_dir():
-        found = "is a file, not a folder" if root.exists() else "does not exist"
+    folder = place(root)
+    if not folder.exists():
         raise FileNotFoundError(
-            f"{root} {found}; expected a folder of shards. Make one: python -m tools.shard"
+            f"{folder} is not a folder of shards: it does not exist, or is a file. "
+            "Make one: python -m tools.shard"
         )
     try:
-        text = (root / MANIFEST).read_text(encoding="utf-8")
+        text = folder.read(MANIFEST).decode()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{root} {_without_manifest(root)}") from None
+        raise FileNotFoundError(f"{folder} {_without_manifest(folder)}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{root / MANIFEST} is not JSON (not even text). {again}") from None
+        raise ValueError(f"{folder.path(MANIFEST)} is not text. {_repair(folder)}") from None
     try:
         manifest = Manifest.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{root / MANIFEST} {error}. {again}") from None
+        raise ValueError(f"{folder.path(MANIFEST)} {error}. {_repair(folder)}") from None
 
-    for shard in manifest.shards:
-        tar, index = f"{root}/{shard.name}.tar", f"{root}/{shard.name}.idx"
-        try:
-            size = Path(tar).stat().st_size
-            with open(index, "rb") as file:
-                line = file.readline(64)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error.filename} is missing, but {MANIFEST} lists it "
-                f"(1 of {len(manifest.shards):,} shards). Copy it again, or write the shards "
-                "again: python -m tools.shard"
-            ) from None
-        if size != shard.bytes:
-            state = "truncated" if size < shard.bytes else "not the tar that was written"
-            raise ValueError(
-                f"{tar} has {size:,} bytes, but {MANIFEST} says {shard.bytes:,}: it is {state}. "
-                "Copy it again, or write the shards again: python -m tools.shard"
-            )
-        expected = f"{INDEX_VERSION} {shard.samples}"
-        if line != f"{expected}\n".encode():
-            found = line.decode("ascii", "replace").strip()
-            raise ValueError(
-                f"{index} starts with {found!r}, but {MANIFEST} expects {expected!r}. "
-                f"Make it again from its tar: wds2idx {tar} {index}"
-            )
-    return ShardSet(root, manifest)
+    shard_set = ShardSet(folder, manifest)
+    for problem in wrong_sizes(shard_set):
+        kind = FileNotFoundError if problem.endswith("is missing") else ValueError
+        raise kind(f"{problem}. Copy it again, or see {_repair(folder)}")
+    return shard_set
 
 
-def _without_manifest(root: Path) -> str:
+def wrong_sizes(shard_set: ShardSet) -> list[str]:
+    """Return, for each file that is missing or has another size than the manifest says, a line."""
+    own = shard_set.place.sizes()
+    above = shard_set.tar_place.sizes() if shard_set.manifest.parent else own
+    wrong = []
+    for shard in shard_set.manifest.shards:
+        files = [(shard_set.tar_place, above, "tar", shard.tar)]
+        files += [
+            (shard_set.place, own, "idx", shard.index),
+            (shard_set.place, own, "jsonl", shard.table),
+        ]
+        for folder, sizes, extension, file in files:
+            name = f"{shard.name}.{extension}"
+            size = sizes.get(name)
+            if size is None:
+                wrong.append(f"{folder.path(name)} is missing")
+            elif size != file.bytes:
+                state = "truncated" if size < file.bytes else "not the file that was written"
+                wrong.append(
+                    f"{folder.path(name)} has {size:,} bytes, but {MANIFEST} says "
+                    f"{file.bytes:,}: it is {state}"
+                )
+    return wrong
+
+
+def _repair(folder: Place) -> str:
+    return f"python -m tools.verify {folder} --repair true"
+
+
+def _without_manifest(folder: Place) -> str:
     """Say what a folder without a manifest is, and what to do."""
-    names = sorted(path.name for path in root.iterdir())
+    names = sorted(folder.sizes())
     tars = [name for name in names if name.endswith(".tar")]
+    if PLAN in names:
+        return (
+            f"holds {len(tars):,} shards but no {MANIFEST}, which is written last: writing did not "
+            "finish. Repeat the command that wrote it (python -m tools.shard): it goes on there"
+        )
     if not names:
-        return "is empty; expected a shard set. Make one: python -m tools.shard"
+        return "holds no files; expected a shard set. Make one: python -m tools.shard"
     if not tars:
         return (
             f"holds no shards ({names[0]}, …) and no {MANIFEST}; expected a shard set. Give the "
             "--out folder of python -m tools.shard, or make one with it."
         )
     return (
-        f"holds {len(tars):,} tar files but no {MANIFEST}, which is written last: writing did not "
-        "finish, or they come from elsewhere. Write them with python -m tools.shard"
+        f"holds {len(tars):,} tar files but no {MANIFEST}: they come from elsewhere. Import them: "
+        f"python -m tools.shard webdataset --root {folder} --out DIR"
     )
 
 
-def _from_json(value: Any, kind: Any, where: str) -> Any:
-    """Check a JSON value against a type, dataclasses included, and build it."""
+def from_json(value: Any, kind: Any, where: str = "") -> Any:
+    """Check a JSON value against a type, dataclasses included, and build it.
+
+    Raises:
+        ValueError: What does not fit, without the name of the file.
+    """
     if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
         if not isinstance(value, dict):
             raise ValueError(f"is damaged: {where or 'all'} is not an object")
@@ -200,12 +283,17 @@ def _from_json(value: Any, kind: Any, where: str) -> Any:
         if missing:
             raise ValueError(f"lacks {', '.join(f'{where}{name}' for name in missing)}")
         hints = _hints(kind)
-        return kind(**{n: _from_json(value[n], hints[n], f"{where}{n}.") for n in hints})
+        return kind(**{n: from_json(value[n], hints[n], f"{where}{n}.") for n in hints})
     if get_origin(kind) is list:
         if not isinstance(value, list):
             raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected a list")
         (inner,) = get_args(kind)
-        return [_from_json(item, inner, f"{where[:-1]}[{i}].") for i, item in enumerate(value)]
+        return [from_json(item, inner, f"{where[:-1]}[{i}].") for i, item in enumerate(value)]
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected an object")
+        _, inner = get_args(kind)
+        return {name: from_json(item, inner, f"{where}{name}.") for name, item in value.items()}
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected {kind.__name__}")

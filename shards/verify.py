@@ -1,47 +1,386 @@
-"""Compare a shard set with what its manifest says was written, and find what does not decode."""
+"""Compare a shard set with what was written, name what differs, and put it right.
 
-import hashlib
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
+Every byte is vouched for: the manifest by its own digest, tars, indexes and tables by the
+manifest's hashes, and each sample's bytes in a tar by the table's CRC, which tells a bad sample
+from good ones.
+"""
 
-from .image import FORMATS, decode
-from .layout import ShardSet
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from shards.engine import Engine, Job, Report, Serial
+from shards.image import decode, read_header
+from shards.layout import (
+    MANIFEST,
+    PLAN,
+    File,
+    Manifest,
+    Shard,
+    ShardSet,
+)
+from shards.place import Location, Place, place
+from shards.seal import unseal
+from shards.summary import summarise
+from shards.table import Row, Table, read_table
+from shards.tar import components, hash_file, index_lines, label_bytes
+
+_GENTLE = 200e6  # bytes a second that `Watch` reads: a tenth of a core, and of most disks
 
 
-def changed_tars(shard_set: ShardSet) -> Iterator[Path]:
-    """Yield the tars whose bytes differ from those that were written; reads every tar."""
-    for shard, tar in zip(shard_set.manifest.shards, shard_set.tars, strict=True):
-        with tar.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                yield tar
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it was written."""
+
+    file: str
+    """Relative to the shard set."""
+    what: str
+    key: str = ""
+    """Of the sample, if it is one."""
+
+    def __str__(self) -> str:
+        sample = f", sample {self.key}" if self.key else ""
+        return f"{self.file}{sample} {self.what}"
 
 
-def undecodable(tar: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and reason of every image of a tar that cannot be decoded."""
-    with tarfile.open(tar) as members:
-        for member in members:
-            extension = member.name.rpartition(".")[2]
-            if extension not in FORMATS:
-                continue
-            file = members.extractfile(member)
-            try:
-                decode(file.read() if file else b"", extension)
-            except ValueError as error:
-                yield member.name, str(error)
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and what was found."""
+
+    shards: int
+    samples: int
+    bytes: int
+    problems: list[Problem]
+
+
+def verify(
+    root: Location,
+    *,
+    deep: bool = False,
+    engine: Engine | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Verification:
+    """Check counts, sizes, hashes and index of a shard set; with `deep`, decode every image too.
+
+    Args:
+        root: The shard set; its manifest may be damaged too.
+        deep: Also decode with the decoder that training uses, and compare labels, ids and sizes.
+        engine: Who does it; by default, this process.
+        progress: Called with the samples done, their total, and the bytes read.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or nothing in it that could be checked.
+    """
+    folder = place(root)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist; expected a shard set.")
+    manifest, problems = read_manifest(folder)
+    if manifest is None:
+        return Verification(0, 0, 0, problems)
+    shard_set = ShardSet(folder, manifest)
+    done: dict[int, tuple[int, int]] = {}
+
+    def report(task: int, samples: int, size: int) -> None:
+        done[task] = samples, size
+        if progress is not None:
+            totals = [sum(values) for values in zip(*done.values(), strict=True)]
+            progress(totals[0], manifest.samples, totals[1])
+
+    job = CheckShard(folder, shard_set.tar_place, deep)
+    found: dict[int, list[Problem]] = {}
+    for task, shard_problems in (engine or Serial()).run(job, manifest.shards, report):
+        found[task] = shard_problems
+    for task in sorted(found):
+        problems += found[task]
+    size = sum(shard.tar.bytes for shard in manifest.shards)
+    return Verification(len(manifest.shards), manifest.samples, size, problems)
+
+
+def read_manifest(folder: Place) -> tuple[Manifest | None, list[Problem]]:
+    """Return a shard set's manifest, made anew from its tables if it is damaged, and the damage."""
+    problems = []
+    try:
+        plan = unseal(folder.read(PLAN).decode())
+    except FileNotFoundError:
+        plan = None
+    except (ValueError, UnicodeDecodeError) as error:
+        problems.append(Problem(PLAN, str(error)))
+        plan = None
+    try:
+        return Manifest.from_json(folder.read(MANIFEST).decode()), problems
+    except FileNotFoundError:
+        if plan is None:
+            raise FileNotFoundError(
+                f"{folder} has no {MANIFEST}: it is no shard set, or was not finished. Make one "
+                "with python -m tools.shard"
+            ) from None
+        raise FileNotFoundError(
+            f"{folder} has no {MANIFEST}, which is written last: writing did not finish. Repeat "
+            "the command that wrote it (python -m tools.shard): it goes on there."
+        ) from None
+    except UnicodeDecodeError:
+        problems.append(Problem(MANIFEST, "is not text"))
+    except ValueError as error:
+        problems.append(Problem(MANIFEST, str(error)))
+    if plan is None:
+        problems.append(Problem(PLAN, f"cannot stand in for {MANIFEST}: copy either again"))
+        return None, problems
+    try:
+        return summarise(folder, plan).manifest, problems
+    except (ValueError, OSError) as error:
+        return None, [*problems, Problem(MANIFEST, f"cannot be made anew from the tables: {error}")]
+
+
+@dataclass(frozen=True)
+class CheckShard(Job):
+    """Checks one shard."""
+
+    place: Place
+    tars: Place
+    deep: bool
+
+    def __call__(self, task: Shard, report: Report) -> list[Problem]:
+        """Return what is wrong with a shard's files."""
+        return [*self._check(task, report)]
+
+    def without(self, task: Shard, done: int) -> Shard:
+        """Refuse: leaving a sample out would call it sound."""
+        raise ValueError(
+            f"checking {task.name}.tar ends the process at its image {done}, twice: its decoder "
+            "does not survive it. Check without --deep."
+        )
+
+    def _check(self, shard: Shard, report: Report) -> Iterator[Problem]:
+        report(0, 0)
+        tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.idx"
+        table, problem = load_table(self.place, shard)
+        if problem:
+            yield problem
+        lines, problem = load_index(self.place, shard)
+        if problem:
+            yield problem
+        try:
+            with self.tars.open(tar_name) as tar:
+                found = hash_file(tar)
+                report(0, found.bytes)
+                if found != shard.tar:
+                    yield Problem(tar_name, difference(found, shard.tar))
+                    if table is not None:
+                        for row in bad_rows(tar, table.rows):
+                            yield Problem(tar_name, "has other bytes than were written", row.key)
+                if lines is None:
+                    return
+                rows = {row.key: row for row in table.rows} if table is not None else None
+                for done, line in enumerate(lines):
+                    report(done, found.bytes)
+                    for what, key in self._check_line(tar, line, found.bytes, rows):
+                        where = tar_name if key else index_name
+                        yield Problem(where, what, key)
+        except FileNotFoundError:
+            yield Problem(tar_name, "is missing: copy it again")
+        report(shard.samples, shard.tar.bytes)
+
+    def _check_line(
+        self, tar: IO[bytes], line: str, size: int, rows: dict[str, Row] | None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield (what is wrong, key of the sample) for one line of an index."""
+        try:
+            files = {extension: (at, n, name) for extension, at, n, name in components(line)}
+        except ValueError as error:
+            yield str(error), ""
+            return
+        outside = [name for at, n, name in files.values() if at % 512 or at + n > size]
+        if outside:
+            yield f"points outside the tar, for {outside[0]}", ""
+            return
+        if not self.deep:
+            return
+        key = next(iter(files.values()))[2].partition(".")[0] if files else ""
+        row = rows.get(key) if rows is not None else None
+        if rows is not None and row is None:
+            yield f"has a sample {key!r} that the table does not know", ""
+            return
+        data = {}
+        for extension, (at, n, _) in files.items():
+            tar.seek(at)
+            data[extension] = tar.read(n)
+        reason = undecodable(data)
+        if reason:
+            yield reason, key
+        elif row is not None and data.get("id.i64") != label_bytes(row.id):
+            yield f"has another id than {row.id}", key
+        elif row is not None and data.get("y.i64") != label_bytes(row.label):
+            yield f"has another label than {row.label}", key
+
+
+def undecodable(files: dict[str, bytes]) -> str | None:
+    """Return why training could not use a sample, None if it can.
+
+    Args:
+        files: Its components by extension.
+    """
+    if "rgb" in files:
+        shape = files.get("shape.i64", b"")
+        sides = [int.from_bytes(shape[i : i + 8], "little", signed=True) for i in (0, 8, 16)]
+        if len(shape) != 24 or sides[2] != 3 or sides[0] * sides[1] * 3 != len(files["rgb"]):
+            return f"has {len(files['rgb']):,} bytes of pixels for the shape {sides}"
+        return None
+    for extension in ("jpg", "png"):
+        if extension in files:
+            header = read_header(files[extension])
+            if header is None or decode(header) is None:
+                return "cannot be decoded"
+            return None
+    return "has no image"
+
+
+def load_table(folder: Place, shard: Shard) -> tuple[Table | None, Problem | None]:
+    """Return a shard's table, None if it cannot be trusted, and what is wrong with it."""
+    name = f"{shard.name}.jsonl"
+    try:
+        text = folder.read(name)
+    except FileNotFoundError:
+        return None, Problem(name, "is missing")
+    try:
+        table = read_table(text)
+    except (ValueError, TypeError) as error:
+        return None, Problem(name, str(error))
+    if table.shard.table != shard.table:
+        return table, Problem(name, "is not the table that the manifest names")
+    return table, None
+
+
+def load_index(folder: Place, shard: Shard) -> tuple[list[str] | None, Problem | None]:
+    """Return the lines of a shard's index, None if it is damaged, and what is wrong with it."""
+    name = f"{shard.name}.idx"
+    try:
+        with folder.open(name) as file:
+            found = hash_file(file)
+    except FileNotFoundError:
+        return None, Problem(name, "is missing")
+    if found != shard.index:
+        return None, Problem(name, difference(found, shard.index))
+    try:
+        return index_lines(folder.read(name)), None
+    except ValueError as error:
+        return None, Problem(name, str(error))
+
+
+def bad_rows(tar: IO[bytes], rows: list[Row]) -> list[Row]:
+    """Return the rows whose bytes in the tar are not those that were written."""
+    bad = []
+    for row in rows:
+        tar.seek(row.offset)
+        if zlib.crc32(tar.read(row.bytes)) != row.crc32:
+            bad.append(row)
+    return bad
+
+
+def difference(found: File, written: File) -> str:
+    """Say how a file differs from what was written."""
+    if found.bytes != written.bytes:
+        return f"has {found.bytes:,} bytes; {written.bytes:,} were written"
+    return "is not what was written: its sha256 differs"
 
 
 def explain_failure(shard_set: ShardSet) -> str | None:
     """Return what is wrong with a shard set that could not be read, in a sentence; None if nothing.
 
-    Reads tars until it finds the first that is not what was written, and decodes that one.
+    Checks shard by shard, up to the first that is not what was written.
     """
-    for tar in changed_tars(shard_set):
-        found = f"{tar} is not what was written: its sha256 differs from manifest.json"
-        try:
-            for name, reason in undecodable(tar):
-                return f"{found}, and {name} in it cannot be decoded ({reason})"
-        except tarfile.TarError as error:
-            return f"{found}, and it is no intact tar ({error})"
-        return found
+    job = CheckShard(shard_set.place, shard_set.tar_place, deep=False)
+    deep = CheckShard(shard_set.place, shard_set.tar_place, deep=True)
+    for shard in shard_set.manifest.shards:
+        if job(shard, _nobody):
+            problems = deep(shard, _nobody)
+            # The one that explains most: a sample that cannot be decoded, else the file.
+            problems.sort(key=lambda problem: "decoded" not in problem.what)
+            return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None
+
+
+class Watch:
+    """Checks a shard set's hashes in a thread while it is trained on, once, and gently.
+
+    Damage that happens after writing is rare and shows in no loss. Opening a set cannot look for
+    it, because that takes as long as reading the set; a thread that reads 200 MB/s can.
+
+    Args:
+        shard_set: What is trained on.
+        rank: This process; each checks its share of the shards.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, shard_set: ShardSet, *, rank: int = 0, world_size: int = 1) -> None:
+        self._set = shard_set
+        self._shards = shard_set.manifest.shards[rank::world_size]
+        self._problems: list[str] = []
+        self._told = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="viewrank-watch", daemon=True)
+        self.checked = 0
+        """Shards that have been checked."""
+
+    @property
+    def total(self) -> int:
+        """Shards that this process checks."""
+        return len(self._shards)
+
+    @property
+    def found(self) -> int:
+        """Files found damaged so far."""
+        return len(self._problems)
+
+    def news(self) -> list[str]:
+        """Return what was found since the last call, a sentence each."""
+        new = self._problems[self._told :]
+        self._told += len(new)
+        return new
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        for shard in self._shards:
+            for folder, name, written in (
+                (self._set.place, f"{shard.name}.idx", shard.index),
+                (self._set.tar_place, f"{shard.name}.tar", shard.tar),
+            ):
+                try:
+                    with folder.open(name) as file:
+                        found = hash_file(_Gentle(file, self._stop))  # pyright: ignore[reportArgumentType]
+                except OSError as error:
+                    self._problems.append(f"{folder.path(name)} cannot be read: {error}")
+                    continue
+                if self._stop.is_set():
+                    return
+                if found != written:
+                    self._problems.append(f"{folder.path(name)} {difference(found, written)}")
+            self.checked += 1
+
+
+class _Gentle:
+    """A file that is read no faster than `_GENTLE`, and ends early when told to."""
+
+    def __init__(self, file: IO[bytes], stop: threading.Event) -> None:
+        self._file, self._stop = file, stop
+
+    def read(self, size: int) -> bytes:
+        begin = time.monotonic()
+        block = self._file.read(size)
+        rest = len(block) / _GENTLE - (time.monotonic() - begin)
+        if self._stop.wait(max(rest, 0)):
+            return b""
+        return block
+
+
+def _nobody(done: int, size: int) -> None:
+    """Take a report that nobody waits for."""

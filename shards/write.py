@@ -1,10 +1,12 @@
-"""Write a source as a shard set: shuffled over all of it, balanced, complete or not there.
+"""Write a source as a shard set: shuffled over all of it, checked, complete or not there.
 
-    permutation of the source ─▶ equal runs ─▶ one tar + index each ─▶ manifest ─▶ rename to OUT
+    permutation of the source ─▶ equal runs ─▶ one task each: tar, index, table ─▶ manifest ─▶ OUT
+         [without copies]                       in any order, on any engine
 
-Everything is written into OUT.partial, so that a failure or a kill leaves nothing that could be
-taken for a shard set. Memory does not grow with the images: only the permutation and a 64-bit
-hash of every key are held, 16 bytes a sample.
+Everything is written into OUT.partial (in an object store: into OUT, without a manifest), so that
+a failure or a kill leaves nothing that could be taken for a shard set, and the same command goes
+on where it ended. Memory does not grow with the images: the permutation takes 4 bytes a sample,
+and the search for copies and equal keys 24 at the end.
 """
 
 import contextlib
@@ -14,65 +16,96 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.image import colours, decode, size
+from shards.engine import Engine, Job, Report, Serial
+from shards.image import colours
 from shards.layout import (
     FORMAT,
-    INDEX_VERSION,
     MANIFEST,
-    Manifest,
-    Shard,
+    PLAN,
+    QUARANTINE,
+    REASONS,
     ShardSet,
-    Statistics,
     open_shards,
 )
+from shards.place import Location, Place, is_remote, place
+from shards.prepare import Preparation, Stored, Unusable, prepare
+from shards.seal import seal, unseal
 from shards.source.source import Sample, Source
+from shards.summary import as_numbers, summarise
+from shards.table import Quarantined, Row, Seen, read_head, write_table
+from shards.tar import TarWriter, file_of, index_text, label_bytes
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
 # large enough that ImageNet's 641 tars, which DALI holds open, stay below the usual 1,024 files.
 SAMPLES_PER_SHARD = 2000
 MEASURED = 1000  # images that give the channel statistics
-_OURS = re.compile(r"\d{5,}\.(tar|idx)|manifest\.json")
+_HASHED = 4096  # samples of one task of the search for copies
+_LOCK = ".lock"
+_OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{QUARANTINE}|\..*")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a writing is."""
+
+    stage: str
+    """hashing (the search for copies) or writing."""
+    samples: int
+    """Done, by earlier attempts too."""
+    total: int
+    bytes: int
+    """Written by this attempt."""
+    resumed: int
+    """Of the samples: done by earlier attempts."""
 
 
 def write(
     source: Source,
-    out: Path,
+    out: Location,
     *,
     seed: int = 0,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     limit: int | None = None,
+    preparation: Preparation | None = None,
+    drop_duplicates: bool = False,
+    engine: Engine | None = None,
     command: str = "",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> ShardSet:
     """Write the samples of a source, in random order, as a shard set.
 
-    The same source, seed, limit and samples_per_shard give the same tars, byte for byte.
+    The same source, seed, limit, samples_per_shard, preparation and drop_duplicates give the same
+    tars, byte for byte, on any engine, broken off and taken up again or not.
 
     Args:
         source: Where the samples come from.
-        out: Folder to make; it may exist if it is empty.
+        out: Folder to make; it may exist if it is empty. Local, or a URL that fsspec knows.
         seed: Of the shuffle, 0 to 2**32 - 1.
-        samples_per_shard: Upper bound; the shards' sample counts differ by at most one.
+        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, and by
+            what was quarantined.
         limit: Write only this many samples, chosen at random (the first of the shuffle).
+        preparation: How images are stored and checked.
+        drop_duplicates: Leave out images whose bytes are those of another; the first in the
+            source's order stays. Reads every image once more.
+        engine: Who does it; by default, this process alone.
         command: Noted in the manifest.
-        progress: Called after each sample with the number written and their total.
+        progress: Called now and then.
 
     Raises:
-        ValueError: A setting, an image or a key is unusable; nothing is left behind.
+        ValueError: A setting or a key is unusable, no image is usable, or another writing was
+            begun there.
         FileExistsError: `out` is not empty, or is being written by another process.
-        OSError: The disk is full or cannot be written.
+        OSError: The disk is full or cannot be written; what is complete stays for another attempt.
     """
+    preparation, engine = preparation or Preparation(), engine or Serial()
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}; expected 1 or more.")
     if limit is not None and limit < 1:
@@ -81,297 +114,374 @@ def write(
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
+    if is_remote(out) and out == getattr(source, "root", None):
+        raise ValueError(f"{out} is the source itself; give another --out.")
+    plan = {
+        "format": FORMAT,
+        "source": source.name,
+        "split": source.split,
+        "samples": len(source),
+        "fingerprint": hashlib.sha256(source.fingerprint()).hexdigest(),
+        "classes": list(source.classes),
+        "seed": seed,
+        "samples_per_shard": samples_per_shard,
+        "limit": limit,
+        "drop_duplicates": drop_duplicates,
+        "preparation": asdict(preparation),
+    }
 
-    # RandomState, not default_rng: its stream is promised never to change (NEP 19).
-    order = np.random.RandomState(seed).permutation(len(source))[:limit]
-    runs = np.array_split(order, -(-len(order) // samples_per_shard))
-    measured = np.zeros(len(order), dtype=bool)
-    measured[np.linspace(0, len(order) - 1, min(MEASURED, len(order))).astype(int)] = True
-    measured_runs = np.array_split(measured, len(runs))
-
-    with _aside(out) as folder:
-        shards: list[Shard] = []
-        found = Findings()
-        for number, (indices, marks) in enumerate(zip(runs, measured_runs, strict=True)):
-            before = found.samples
-
-            def report(done: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done, len(order))
-
-            shard, seen = write_shard(source, indices, marks, folder, f"{number:05d}", report)
-            shards.append(shard)
-            found.add(seen)
-        _refuse_duplicates(source, order, found)
-        manifest = Manifest(
-            format=FORMAT,
-            source=source.name,
-            split=source.split,
-            samples=len(order),
-            classes=list(source.classes),
-            extensions=sorted(found.extensions),
-            shards=shards,
-            statistics=found.statistics(),
-            seed=seed,
-            command=command,
-        )
-        with _durable(folder / MANIFEST) as file:
-            file.write(manifest.to_json().encode())
+    with _begun(out, plan, command) as (folder, command):
+        order = shuffled(len(source), seed)[:limit]
+        found = len(order)
+        if drop_duplicates:
+            order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))
+        tasks = _tasks(order, samples_per_shard)
+        done = _done(folder, tasks)
+        waiting = [task for task in tasks if task.name not in done]
+        resumed = sum(len(task.positions) for task in tasks if task.name in done)
+        report = _reporter(progress, "writing", len(order), resumed)
+        for place_of_task, _ in engine.run(
+            WriteShard(source, folder, preparation), waiting, report
+        ):
+            report(place_of_task, len(waiting[place_of_task].positions), None)
+        _finish(folder, {**plan, "command": command})
     return open_shards(out)
 
 
-@dataclass
-class Findings:
-    """What was seen of the images while writing; that of several shards adds up, in order."""
+def shuffled(samples: int, seed: int) -> NDArray[np.integer]:
+    """Return a permutation of the positions of a source, the same for ever for a seed."""
+    order = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
+    # RandomState, not default_rng: its stream is promised never to change (NEP 19).
+    np.random.RandomState(seed).shuffle(order)
+    return order
 
-    samples: int = 0
-    extensions: set[str] = field(default_factory=set)
-    key_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
-    shorter_sides: Counter[int] = field(default_factory=Counter)
-    widths: tuple[int, int] = (2**31, 0)  # smallest, largest
-    heights: tuple[int, int] = (2**31, 0)
-    images: int = 0  # measured: those behind the sums below
-    sum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # of images' means
-    sum_of_squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
-    def see(self, sample: Sample, *, measure: bool) -> None:
-        """Decode one image, and note its size and, if asked to, its colours."""
-        try:
-            image = decode(sample.image, sample.extension)
-        except ValueError as error:
-            origin = sample.metadata.get("file")
-            raise ValueError(
-                f"sample {sample.key}{f' ({origin})' if origin else ''} cannot be decoded: {error}."
-                " Repair or remove it, and run this again."
-            ) from None
-        width, height = size(image)
-        self.samples += 1
-        self.extensions.add(sample.extension)
-        self.shorter_sides[min(width, height)] += 1
-        self.widths = (min(self.widths[0], width), max(self.widths[1], width))
-        self.heights = (min(self.heights[0], height), max(self.heights[1], height))
-        if measure:
-            mean, mean_of_squares = colours(image)
-            self.images += 1
-            self.sum += mean
-            self.sum_of_squares += mean_of_squares
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write."""
 
-    def add(self, other: "Findings") -> None:
-        """Take in what was seen in the shards that follow."""
-        self.samples += other.samples
-        self.extensions |= other.extensions
-        self.key_hashes += other.key_hashes
-        self.shorter_sides += other.shorter_sides
-        self.widths = (min(self.widths[0], other.widths[0]), max(self.widths[1], other.widths[1]))
-        self.heights = (
-            min(self.heights[0], other.heights[0]),
-            max(self.heights[1], other.heights[1]),
+    name: str
+    """File name without extension."""
+    positions: NDArray[np.integer]
+    """In the source, in the order to write."""
+    measured: NDArray[np.bool_]
+    """True where an image's colours count for the statistics."""
+    deadly: frozenset[int] = frozenset()
+    """Positions whose images end the process that decodes them."""
+
+
+@dataclass(frozen=True)
+class WriteShard(Job):
+    """Writes the tar, the index and the table of a shard."""
+
+    source: Source
+    place: Place
+    preparation: Preparation
+
+    def __call__(self, task: ShardTask, report: Report) -> None:
+        """Write a shard; an earlier attempt's files are replaced by the same bytes."""
+        seen, rows = Seen(), []
+        self.place.remove(f"{QUARANTINE}/{task.name}")
+        with self.place.create(f"{task.name}.tar") as file:
+            tar = TarWriter(file)
+            for done, position in enumerate(task.positions.tolist()):
+                report(done, tar.length)
+                try:
+                    sample = self.source[position]
+                except OSError as error:
+                    origin = str(error.filename or f"position {position}")
+                    detail = error.strerror or str(error)
+                    seen.quarantined.append(Quarantined(origin, "unreadable", detail, ""))
+                    continue
+                try:
+                    row = self._add(tar, sample, seen, bool(task.measured[done]), position, task)
+                except Unusable as error:
+                    seen.quarantined.append(self._quarantine(task.name, done, sample, error))
+                else:
+                    rows.append(row)
+            tar_file = tar.finish()
+        index = index_text(tar.lines)
+        self.place.write(f"{task.name}.idx", index)
+        # The table comes last: where it is, the shard is complete.
+        text, _ = write_table(task.name, tar_file, file_of(index), seen, rows)
+        self.place.write(f"{task.name}.jsonl", text)
+        report(len(task.positions), tar.length)
+
+    def without(self, task: ShardTask, done: int) -> ShardTask:
+        """Return the task with one image more that is to be quarantined unseen."""
+        deadly = task.deadly | {int(task.positions[min(done, len(task.positions) - 1)])}
+        return replace(task, deadly=deadly)
+
+    def _add(
+        self, tar: TarWriter, sample: Sample, seen: Seen, measure: bool, at: int, task: ShardTask
+    ) -> Row:
+        if at in task.deadly:
+            raise Unusable("deadly", "its decoder ended the process, twice")
+        file = str(sample.metadata.get("file", ""))
+        stored = prepare(sample.image, self.preparation, file=file, measure=measure)
+        if measure and stored.pixels is not None:
+            mean, squares = colours(stored.pixels)
+            seen.measured += 1
+            seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
+            seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
+        seen.see(stored.width, stored.height, stored.extension, stored.remarks)
+        seen.repaired += stored.repaired
+        start, length, crc32 = tar.add(sample.key, _components(sample, stored))
+        return Row(
+            key=sample.key,
+            id=sample.id,
+            label=sample.label,
+            image=stored.extension,
+            width=stored.width,
+            height=stored.height,
+            offset=start,
+            bytes=length,
+            crc32=crc32,
+            content=content_hash(sample).hex(),
         )
-        self.images += other.images
-        self.sum += other.sum
-        self.sum_of_squares += other.sum_of_squares
 
-    def statistics(self) -> Statistics:
-        """Return what the manifest says about the images."""
-        mean = self.sum / self.images
-        std = np.sqrt(np.maximum(self.sum_of_squares / self.images - mean**2, 0))
-        sides = sorted(self.shorter_sides.items())
-        up_to = np.cumsum([count for _, count in sides])
-        # The two middle samples, counted from 0; the same one if their number is odd.
-        middle = np.searchsorted(up_to, [(self.samples - 1) // 2, self.samples // 2], side="right")
-        return Statistics(
-            median_shorter_side=float(np.mean([sides[i][0] for i in middle])),
-            min_width=self.widths[0],
-            max_width=self.widths[1],
-            min_height=self.heights[0],
-            max_height=self.heights[1],
-            mean=[round(value, 6) for value in mean.tolist()],
-            std=[round(value, 6) for value in std.tolist()],
-            images=self.images,
-        )
+    def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
+        """Keep the bytes of an image that cannot be stored, under a name that says where from."""
+        origin = str(sample.metadata.get("file", sample.key))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
+        file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
+        data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+        self.place.write(file, data)
+        return Quarantined(origin, error.reason, error.detail, file)
 
 
-def write_shard(
-    source: Source,
-    indices: NDArray[np.int64],
-    measured: NDArray[np.bool_],
-    folder: Path,
-    name: str,
-    report: Callable[[int], None] | None = None,
-) -> tuple[Shard, Findings]:
-    """Write one tar and its index: a function of its arguments only, so any process may do it.
+@dataclass(frozen=True)
+class HashContents(Job):
+    """Hashes the images of a run of positions."""
 
-    Args:
-        source: Where the samples come from.
-        indices: Positions in the source, in the order to write.
-        measured: True where an image's colours count for the statistics.
-        folder: Where to write.
-        name: File name without extension.
-        report: Called after each sample with the number written.
-    """
-    found = Findings()
-    key_hashes = np.empty(len(indices), dtype=np.uint64)
-    with (
-        _durable(folder / f"{name}.tar") as raw,
-        _durable(folder / f"{name}.idx") as index,
-    ):
-        index.write(f"{INDEX_VERSION} {len(indices)}\n".encode())
-        tar = _Tar(raw)
-        for done, (position, measure) in enumerate(zip(indices, measured, strict=True)):
-            sample = source[int(position)]
-            found.see(sample, measure=bool(measure))
-            key_hashes[done] = _hash(sample.key)
-            entries = []
-            for extension, data in _components(sample):
-                file = f"{sample.key}.{extension}"
-                entries.append(f"{extension} {tar.add(file, data)} {len(data)} {file}")
-            index.write(f"{' '.join(entries)}\n".encode())
-            if report is not None:
-                report(done + 1)
-        tar.finish()
-    found.key_hashes.append(key_hashes)
-    return Shard(name, len(indices), tar.length, tar.sha256.hexdigest()), found
+    source: Source
+
+    def __call__(self, task: NDArray[np.integer], report: Report) -> bytes:
+        """Return the hashes, 16 bytes each."""
+        hashes = []
+        for done, position in enumerate(task.tolist()):
+            report(done, 0)
+            try:
+                hashes.append(content_hash(self.source[position]))
+            except OSError:  # like no other; writing names it
+                hashes.append(b"unread" + position.to_bytes(10, "little"))
+        report(len(task), 0)
+        return b"".join(hashes)
 
 
-def _components(sample: Sample) -> list[tuple[str, bytes]]:
+def content_hash(sample: Sample) -> bytes:
+    """Return 128 bits of a hash of an image as the source has it."""
+    shape = b"" if isinstance(sample.image, bytes) else repr(sample.image.shape).encode()
+    data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+    return hashlib.blake2b(data, digest_size=16, person=shape[:16]).digest()
+
+
+def _components(sample: Sample, stored: Stored) -> list[tuple[str, bytes]]:
     """Return the files of a sample by extension, in the order of the tar."""
-    metadata = json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False)
+    metadata = sample.metadata
+    if stored.repaired:
+        metadata = {**metadata, "repaired": list(stored.remarks)}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    shape = label_bytes(stored.height, stored.width, 3)
     return [
-        ("id.i64", sample.id.to_bytes(8, "little", signed=True)),
-        (sample.extension, sample.image),
-        ("json", metadata.encode("utf-8", "backslashreplace")),
-        ("y.i64", sample.label.to_bytes(8, "little", signed=True)),
+        ("id.i64", label_bytes(sample.id)),
+        (stored.extension, stored.data),
+        *([("shape.i64", shape)] if stored.extension == "rgb" else []),
+        ("json", text.encode("utf-8", "backslashreplace")),
+        ("y.i64", label_bytes(sample.label)),
     ]
 
 
-class _Tar:
-    """A tar file that is appended to, and knows its length and SHA-256.
-
-    Headers are tarfile's. Not webdataset's TarWriter: importing webdataset imports torch, and it
-    does not tell the offsets that the index needs.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.length = 0
-        self.sha256 = hashlib.sha256()
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append a file of no date and no owner, and return where its data begin."""
-        entry = tarfile.TarInfo(name)  # time, user and group are 0
-        entry.size, entry.mode = len(data), 0o444
-        self._append(entry.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.length
-        self._append(data)
-        self._append(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def finish(self) -> None:
-        """Append the end mark: two blocks of zeros, filled up to a whole record."""
-        self._append(bytes(2 * tarfile.BLOCKSIZE))
-        self._append(bytes(-self.length % tarfile.RECORDSIZE))
-
-    def _append(self, data: bytes) -> None:
-        self._file.write(data)
-        self.sha256.update(data)
-        self.length += len(data)
+def _tasks(order: NDArray[np.integer], samples_per_shard: int) -> list[ShardTask]:
+    runs = np.array_split(order, -(-len(order) // samples_per_shard))
+    measured = np.zeros(len(order), dtype=bool)
+    measured[np.linspace(0, len(order) - 1, min(MEASURED, len(order))).astype(int)] = True
+    marks = np.array_split(measured, len(runs))
+    return [
+        ShardTask(f"{number:05d}", positions, mark)
+        for number, (positions, mark) in enumerate(zip(runs, marks, strict=True))
+    ]
 
 
-@contextlib.contextmanager
-def _durable(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file for writing; leaving means that it is on the disk."""
-    with open(path, "xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def _without_copies(
+    source: Source,
+    order: NDArray[np.integer],
+    engine: Engine,
+    report: Callable[[int, int, int | None], None],
+) -> NDArray[np.integer]:
+    """Return the order without images whose bytes an earlier position of the source has."""
+    positions = np.sort(order)
+    tasks = [positions[i : i + _HASHED] for i in range(0, len(positions), _HASHED)]
+    hashes = np.empty(len(positions), dtype="V16")
+    for number, found in engine.run(HashContents(source), tasks, report):
+        start = number * _HASHED
+        hashes[start : start + len(tasks[number])] = np.frombuffer(found, dtype="V16")
+        report(number, len(tasks[number]), None)
+    _, first = np.unique(as_numbers(hashes), axis=0, return_index=True)
+    return order[np.isin(order, positions[first])]
 
 
-def refuse_occupied(out: Path) -> None:
+def _done(folder: Place, tasks: list[ShardTask]) -> set[str]:
+    """Return the shards that earlier attempts completed; what else they left is removed."""
+    sizes, complete = folder.sizes(), set()
+    for task in tasks:
+        if f"{task.name}.jsonl" in sizes:
+            try:
+                shard, _ = read_head(folder.read(f"{task.name}.jsonl"))
+            except ValueError:
+                continue
+            files = {"tar": shard.tar.bytes, "idx": shard.index.bytes}
+            if all(sizes.get(f"{task.name}.{ext}") == size for ext, size in files.items()):
+                complete.add(task.name)
+    for name in sizes:
+        shard, _, _ = name.partition(".")
+        if name not in (_LOCK, PLAN) and shard not in complete:
+            folder.remove(name)
+    return complete
+
+
+def _finish(folder: Place, plan: dict[str, Any]) -> None:
+    """Sum up the tables and write the manifest."""
+    summary = summarise(folder, plan)
+    account, quarantined = summary.manifest.account, summary.quarantined
+    if not account.written:
+        first = quarantined[0]
+        raise ValueError(
+            f"none of {account.found:,} images can be used; {first.origin} is {first.reason} "
+            f"({first.detail}). All are in {folder.path(QUARANTINE)}."
+        )
+    for name in summary.empty:  # nothing in it was usable; its table says why
+        for extension in ("idx", "tar"):
+            folder.remove(f"{name}.{extension}")
+    if quarantined:
+        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in quarantined]
+        folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
+    folder.write(MANIFEST, summary.manifest.to_json().encode())
+
+
+def refuse_occupied(out: Location) -> None:
     """Refuse an output folder that holds anything; `write` does, a command may do so earlier.
 
     Raises:
         FileExistsError: What is in the way, and what to do.
     """
-    if out.exists() and not out.is_dir():
+    if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise FileExistsError(f"{out} is a file; expected a folder to write. Give another --out.")
-    if out.is_dir() and (names := sorted(os.listdir(out))):
-        if MANIFEST in names:
-            raise FileExistsError(
-                f"{out} already holds a shard set ({MANIFEST}). Give another --out, or remove it."
-            )
+    folder = place(out)
+    names = sorted(folder.sizes())
+    if not is_remote(out) and Path(out).is_dir():
+        names = sorted(os.listdir(out))
+    if MANIFEST in names:
+        raise FileExistsError(
+            f"{out} already holds a shard set ({MANIFEST}). Give another --out, or remove it."
+        )
+    if names and not (is_remote(out) and PLAN in names):
         raise FileExistsError(
             f"{out} is not empty: it holds {names[0]}. Give another --out, or remove it."
         )
 
 
 @contextlib.contextmanager
+def _begun(out: Location, plan: dict[str, Any], command: str) -> Iterator[tuple[Place, str]]:
+    """Give the folder to write into, which becomes OUT unless something goes wrong.
+
+    With it comes the command that began the writing: this one, or that of an earlier attempt.
+    """
+    refuse_occupied(out)
+    with contextlib.ExitStack() as stack:
+        if is_remote(out):
+            folder = place(out)
+        else:
+            folder = place(stack.enter_context(_aside(Path(os.path.abspath(out)))))
+        command = _agree(folder, plan, command)
+        try:
+            yield folder, command
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                complete = sum(name.endswith(".jsonl") for name in folder.sizes())
+                raise OSError(
+                    error.errno,
+                    f"no space left for {out}; {complete} complete shards stay in {folder}. Free "
+                    "space and repeat the command: it goes on there. To give up, remove that "
+                    "folder.",
+                ) from None
+            raise
+
+
+def _agree(folder: Place, plan: dict[str, Any], command: str) -> str:
+    """Begin a writing, or make sure that the one begun there is the same; return its command."""
+    try:
+        text = folder.read(PLAN).decode()
+    except FileNotFoundError:
+        folder.write(PLAN, seal({**plan, "command": command}, indent=1).encode())
+        return command
+    remedy = "Repeat the command that began it, or remove that folder."
+    try:
+        begun = unseal(text)
+    except ValueError as error:
+        raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin anew.") from None
+    # As JSON, in which tuples are lists.
+    for name, here in json.loads(json.dumps(plan)).items():
+        if begun.get(name) != here:
+            there = str(begun.get(name))[:80]
+            raise ValueError(
+                f"{folder} holds an unfinished writing with another {name}: {there} there, "
+                f"{str(here)[:80]} here. {remedy}"
+            )
+    return str(begun["command"])
+
+
+@contextlib.contextmanager
 def _aside(out: Path) -> Iterator[Path]:
     """Give a folder OUT.partial to write into, which becomes OUT unless something goes wrong.
 
-    What a killed writer left in OUT.partial is replaced. A living writer holds a lock on it, which
-    the system frees with the process, however that ends.
+    A living writer holds a lock in it, which the system frees with the process, however that ends.
     """
-    out = Path(os.path.abspath(out))
-    refuse_occupied(out)
-    missing = [parent for parent in out.parents if not parent.exists()]
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
+    for name in sorted(os.listdir(partial)):
+        if not _OURS.fullmatch(name):
+            raise FileExistsError(
+                f"{partial} is needed for writing, but it holds {name}, which is no shard. "
+                "Give another --out, or remove it."
+            )
+    # A POSIX lock: unlike flock's it is not inherited by workers, which may outlive a killed
+    # parent for a moment.
+    with open(partial / _LOCK, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise FileExistsError(
                 f"{partial} is being written by another process. Wait for it, or give another "
                 "--out."
             ) from None
         except OSError:
             pass  # a file system without locks: two writers at once are then the user's own affair
-        for name in sorted(os.listdir(partial)):
-            if not _OURS.fullmatch(name):
-                raise FileExistsError(
-                    f"{partial} is needed for writing, but it holds {name}, which is no shard. "
-                    "Give another --out, or remove it."
-                )
-        for path in partial.iterdir():
-            path.unlink()
         try:
             yield partial
-            os.fsync(lock)
-            os.rename(partial, out)  # also over an existing folder, if that is empty
-        except BaseException as error:  # Ctrl-C as well
-            written = sum(path.stat().st_size for path in partial.glob("*")) / 1e6
-            shutil.rmtree(partial, ignore_errors=True)
-            for parent in missing:
+        finally:
+            for ghost in partial.glob(".[0-9]*"):  # files that killed workers had begun
                 with contextlib.suppress(OSError):
-                    parent.rmdir()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(
-                    error.errno,
-                    f"no space left for {out}; the {written:,.0f} MB written so far were removed "
-                    "again. Free space, or give an --out on another disk.",
-                ) from None
-            raise
-    finally:
-        os.close(lock)
+                    ghost.unlink()
+        os.unlink(partial / _LOCK)
+        os.rename(partial, out)  # also over an existing folder, if that is empty
 
 
-def _hash(key: str) -> int:
-    """Return 64 bits of a key's hash, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def _reporter(
+    progress: Callable[[Progress], None] | None, stage: str, total: int, resumed: int = 0
+) -> Callable[[int, int, int | None], None]:
+    """Return a function that adds up the counters of all tasks; bytes of None stay as they are."""
+    counters: dict[int, tuple[int, int]] = {}
+    samples_in_all, bytes_in_all = resumed, 0
 
+    def report(task: int, samples: int, size: int | None) -> None:
+        nonlocal samples_in_all, bytes_in_all
+        before_samples, before_bytes = counters.get(task, (0, 0))
+        size = before_bytes if size is None else size
+        counters[task] = samples, size
+        samples_in_all += samples - before_samples
+        bytes_in_all += size - before_bytes
+        if progress is not None:
+            progress(Progress(stage, samples_in_all, total, bytes_in_all, resumed))
 
-def _refuse_duplicates(source: Source, order: NDArray[np.int64], found: Findings) -> None:
-    """Refuse two samples of one key: readers would take them for one, or drop one."""
-    hashes = np.concatenate(found.key_hashes)
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    seen: dict[str, int] = {}
-    for group in hashes[first[counts > 1]]:
-        for position in order[hashes == group].tolist():
-            key = source[position].key
-            if key in seen:
-                raise ValueError(
-                    f"samples {seen[key]} and {position} of source {source.name} have the same key "
-                    f"{key!r}; keys must be unique. Rename one of them."
-                )
-            seen[key] = position
+    return report

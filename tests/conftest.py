@@ -1,6 +1,5 @@
 """Shard sets that several parts are tested with."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.layout import ShardSet
+from shards.prepare import Preparation
 from shards.source.source import Sample, Source
 from shards.write import write
 
@@ -44,12 +44,9 @@ class Pictures(Source):
         return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
     def __getitem__(self, index: int) -> Sample:
-        file = io.BytesIO()
-        Image.fromarray(self.pixels(index)).save(file, "PNG")
         return Sample(
             key=f"{index:06d}",
-            image=file.getvalue(),
-            extension="png",
+            image=self.pixels(index),
             label=index % 10,
             id=index,
             metadata={},
@@ -59,16 +56,26 @@ class Pictures(Source):
 @pytest.fixture(scope="session")
 def make_shard_set(tmp_path_factory: pytest.TempPathFactory) -> MakeShardSet:
     """A function that writes a set of `Pictures` once a session, and returns it."""
-    made: dict[tuple[int, int, int, int], ShardSet] = {}
+    made: dict[tuple[int, int, int, int, str], ShardSet] = {}
 
     def make(
-        samples: int, *, samples_per_shard: int = 8, height: int = 32, width: int = 32
+        samples: int,
+        *,
+        samples_per_shard: int = 8,
+        height: int = 32,
+        width: int = 32,
+        encoding: str = "png",
     ) -> ShardSet:
-        what = (samples, samples_per_shard, height, width)
+        what = (samples, samples_per_shard, height, width, encoding)
         if what not in made:
             out = tmp_path_factory.mktemp("pictures") / "shards"
             source = Pictures(samples, height=height, width=width)
-            made[what] = write(source, out, samples_per_shard=samples_per_shard)
+            made[what] = write(
+                source,
+                out,
+                samples_per_shard=samples_per_shard,
+                preparation=Preparation(encoding=encoding),
+            )
         return made[what]
 
     return make

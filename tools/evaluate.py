@@ -28,11 +28,11 @@ def main() -> None:
     )
     arguments.add_argument("run", type=Path, help="Folder of a run, or one of its checkpoints.")
     arguments.add_argument(
-        "--test", type=Path | None, help="Held-out shard set; by default, the recipe's."
+        "--test", type=str | None, help="Held-out shard set; by default, the recipe's."
     )
     arguments.add_argument(
         "--train",
-        type=Path | None,
+        type=str | None,
         help="Labelled shard set for k-NN and the linear probe; by default, the recipe's.",
     )
     arguments.add_argument("--json", type=Path | None, help="File to write the figures to.")

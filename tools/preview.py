@@ -22,10 +22,10 @@ GAP = 3  # pixels between views
 def main() -> None:
     """Draw the views of the first samples of an epoch, exactly as training sees them."""
     command_line = parser("python -m tools.preview", "Draw the views that a recipe makes.")
-    command_line.add_argument("folder", type=Path, help="Shard set of python -m tools.shard.")
+    command_line.add_argument("folder", type=str, help="Shard set of python -m tools.shard.")
     command_line.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write.")
     command_line.add_argument("--rows", type=int, default=8, help="Samples, one a row.")
-    command_line.set_defaults({"shards": Path("."), "run": Path(".")})
+    command_line.set_defaults({"shards": ".", "run": Path(".")})
     # The recipe's length, whichever way it is given, is of no matter here.
     length = ["--steps", "1", "--epochs", "null"]
     settings = parse([*sys.argv[1:], *length], command_line=command_line)

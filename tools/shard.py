@@ -3,23 +3,26 @@
 Sources are what `shards.source` imports; their flags are their constructors' arguments.
 """
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Literal
 
 import rich.progress
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import shards.source
-from shards.layout import ShardSet
+from shards.engine import Engine, Processes, Ray
+from shards.layout import QUARANTINE, ShardSet
+from shards.prepare import Preparation
 from shards.source import Source
-from shards.write import SAMPLES_PER_SHARD, refuse_occupied, write
+from shards.write import SAMPLES_PER_SHARD, Progress, refuse_occupied, write
 from training.command import run_command
 
 SOURCES: dict[str, type[Source]] = {
@@ -35,30 +38,45 @@ def main() -> None:
     arguments = _parser().parse_args()
     name = arguments.pop("source")
     flags = vars(arguments[name])
-    out, limit, seed = flags.pop("out"), flags.pop("limit"), flags.pop("seed")
-    samples_per_shard = flags.pop("samples_per_shard")
+    names = ("out", "limit", "seed", "samples_per_shard", "drop_duplicates")
+    settings = {name: flags.pop(name) for name in names}
+    engine, workers, address = (flags.pop(n) for n in ("engine", "workers", "ray_address"))
+    fields = Preparation.__dataclass_fields__
+    preparation = Preparation(**{field: flags.pop(field) for field in fields})
 
     console = Console(stderr=True)
-    refuse_occupied(out)  # before a source takes its time to list, download or generate
+    refuse_occupied(settings["out"])  # before a source takes its time to list or download
     source = SOURCES[name](**flags)
     begin = time.monotonic()
-    with _progress(console) as progress:
+    with progress_shown(console) as progress:
         shard_set = write(
             source,
-            out,
-            seed=seed,
-            samples_per_shard=samples_per_shard,
-            limit=limit,
+            **settings,
+            preparation=preparation,
+            engine=_engine(engine, workers, address),
             command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
             progress=progress,
         )
     _sum_up(shard_set, source, time.monotonic() - begin)
 
 
+def _engine(name: str, workers: int | None, address: str | None) -> Engine:
+    if name == "ray":
+        if workers is not None:
+            raise ValueError("workers counts local processes; a Ray cluster uses all its CPUs.")
+        return Ray(address)
+    if address is not None:
+        raise ValueError(f"ray_address={address}, but the engine is local; give --engine ray.")
+    return Processes(workers if workers is not None else len(os.sched_getaffinity(0)))
+
+
 def _parser() -> ArgumentParser:
+    # The strings below the fields become their help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m tools.shard",
-        description="Write a data set as shards: shuffled over all of it, balanced, indexed.",
+        description="Write a data set as shards: shuffled over all of it, balanced, indexed, "
+        "every image decoded once. Repeated after a kill, the same command goes on.",
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -67,7 +85,10 @@ def _parser() -> ArgumentParser:
         summary = (source.__doc__ or "").strip().partition("\n")[0]
         command = ArgumentParser(description=summary, allow_abbrev=False, exit_on_error=False)
         command.add_class_arguments(source)
-        command.add_argument("--out", type=Path, required=True, help="Folder to make.")
+        command.add_class_arguments(Preparation)
+        command.add_argument(
+            "--out", type=str, required=True, help="Folder to make, or a URL such as s3://…"
+        )
         command.add_argument(
             "--limit", type=int, help="Write only this many samples, chosen at random by the seed."
         )
@@ -78,52 +99,86 @@ def _parser() -> ArgumentParser:
             default=SAMPLES_PER_SHARD,
             help="Upper bound; the counts of the shards differ by at most one.",
         )
+        command.add_argument(
+            "--drop_duplicates",
+            type=bool,
+            default=False,
+            help="Leave out images whose bytes are those of another; reads all of them twice.",
+        )
+        command.add_argument(
+            "--workers", type=int, help="Processes; by default, one a core of this machine."
+        )
+        command.add_argument(
+            "--engine",
+            type=Literal["local", "ray"],
+            default="local",
+            help="Processes of this machine, or a Ray cluster.",
+        )
+        command.add_argument(
+            "--ray_address", type=str, help="Of a cluster, such as auto; by default, a local one."
+        )
         commands.add_subcommand(name, command, help=summary)
     return parser
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+def progress_shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show progress: a bar on a terminal, else a line every few seconds."""
     if console.is_terminal:
         with rich.progress.Progress(
-            "writing",
+            "{task.description}",
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[rate]:,.0f} images/s"),
+            rich.progress.TextColumn("{task.fields[rate]}"),
             rich.progress.TimeRemainingColumn(),
             console=console,
         ) as bar:
-            task = bar.add_task("", total=None, rate=0)
-            begin = time.monotonic()
+            tasks: dict[str, rich.progress.TaskID] = {}
+            begun: dict[str, float] = {}
 
-            def advance(done: int, total: int) -> None:
-                rate = done / (time.monotonic() - begin)
-                bar.update(task, completed=done, total=total, rate=rate)
+            def advance(progress: Progress) -> None:
+                stage = progress.stage
+                if stage not in tasks:
+                    begun[stage] = time.monotonic()
+                    tasks[stage] = bar.add_task(
+                        stage, total=progress.total, completed=progress.resumed, rate=""
+                    )
+                seconds = time.monotonic() - begun[stage]
+                bar.update(tasks[stage], completed=progress.samples, rate=_rate(progress, seconds))
 
             yield advance
         return
 
-    begin = last = time.monotonic()
+    begun, last = {}, time.monotonic()
 
-    def say(done: int, total: int) -> None:
+    def say(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= LINE_SECONDS:
+        begin = begun.setdefault(progress.stage, now)
+        if now - last >= LINE_SECONDS and progress.samples > progress.resumed:
             last = now
-            rate = done / (now - begin)
-            left = (total - done) / rate
+            seconds = now - begin
+            left = (progress.total - progress.samples) * seconds
+            left /= progress.samples - progress.resumed
             sys.stderr.write(
-                f"writing {done:,} of {total:,}, {rate:,.0f} images/s, {left:,.0f} s left\n"
+                f"{progress.stage} {progress.samples:,} of {progress.total:,}, "
+                f"{_rate(progress, seconds)}, {left:,.0f} s left\n"
             )
 
     yield say
 
 
+def _rate(progress: Progress, seconds: float) -> str:
+    seconds = max(seconds, 1e-3)
+    images = f"{(progress.samples - progress.resumed) / seconds:,.0f} images/s"
+    return f"{images}, {progress.bytes / seconds / 1e6:,.1f} MB/s" if progress.bytes else images
+
+
 def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
     manifest, statistics = shard_set.manifest, shard_set.manifest.statistics
+    account = manifest.account
     counts = sorted({shard.samples for shard in manifest.shards})
-    total = sum(shard.bytes for shard in manifest.shards)
+    total = sum(shard.tar.bytes for shard in manifest.shards)
 
     def channels(values: list[float]) -> str:
         return " ".join(f"{value:.3f}" for value in values)
@@ -132,25 +187,41 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         return f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
 
     rows = {
-        "samples": f"{manifest.samples:,} of {len(source):,}",
+        "samples": f"{account.found:,} of {len(source):,} found = {account.written:,} written "
+        f"(of these {account.repaired:,} repaired) + {account.quarantined:,} quarantined + "
+        f"{account.dropped:,} copies dropped",
         "classes": f"{len(manifest.classes):,}" if manifest.classes else "none",
         "shards": f"{len(manifest.shards):,} of {span(counts[0], counts[-1])} samples",
         "size": f"{total / 1e6:,.1f} MB, images as {' and '.join(manifest.extensions)}",
-        "time": f"{seconds:,.1f} s, {manifest.samples / seconds:,.0f} images/s",
+        "time": f"{seconds:,.1f} s, {account.found / seconds:,.0f} images/s",
         "width": f"{span(statistics.min_width, statistics.max_width)} px",
         "height": f"{span(statistics.min_height, statistics.max_height)} px",
         "shorter side": f"median {statistics.median_shorter_side:,g} px",
         "mean, std": f"{channels(statistics.mean)}, {channels(statistics.std)} (RGB, 0 to 1)",
-        **{f"note {i}": note for i, note in enumerate(source.notes, start=1)},
-        "where": str(shard_set.root),
-        "next": f"python -m tools.preview {shlex.quote(str(shard_set.root))}",
     }
+    if account.duplicates:
+        rows["duplicates"] = (
+            f"{account.duplicates:,} images have the bytes of another, and would be its false "
+            "negatives; --drop_duplicates true leaves them out"
+        )
+    if account.quarantined:
+        rows["quarantine"] = f"bytes and reasons in {shard_set.place.path(QUARANTINE)}"
+    if manifest.remarks:
+        rows["remarks"] = ", ".join(f"{count:,} {what}" for what, count in manifest.remarks.items())
+    rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}
+    rows["where"] = shard_set.root
+    rows["next"] = f"python -m tools.preview {shlex.quote(shard_set.root)}"
+    print_rows(rows, f"{manifest.source} {manifest.split}".strip())
+
+
+def print_rows(rows: dict[str, str], title: str) -> None:
+    """Print labelled lines: as a table on a terminal, else as they are, however long."""
     console = Console()
-    if not console.is_terminal:  # whole lines, however long the paths
+    if not console.is_terminal:
         for label, text in rows.items():
             print(f"{label:14}{text}")
         return
-    table = Table(show_header=False, title=Text(f"{manifest.source} {manifest.split}".strip()))
+    table = Table(show_header=False, title=Text(title))
     table.add_column()
     table.add_column(overflow="fold")
     for label, text in rows.items():

@@ -33,8 +33,8 @@ RESUMABLE = {
 class Config:
     """Everything that a run depends on."""
 
-    shards: Path
-    """Folder of the shard set to train on, made by `python -m tools.shard`."""
+    shards: str
+    """Shard set to train on, made by `python -m tools.shard`: a folder, or a URL like s3://…"""
     run: Path
     """Folder of the run: configuration, metrics, checkpoints. The same command continues it."""
 
@@ -94,9 +94,9 @@ class Config:
     """How many of the newest checkpoints stay; two, because the last may be being written."""
     evaluate_every: float | None = None
     """Epochs between two evaluations; none evaluates at the end only."""
-    evaluation_test: Path | None = None
+    evaluation_test: str | None = None
     """Held-out shard set that is ranked and, if labelled, classified; none, no evaluation."""
-    evaluation_train: Path | None = None
+    evaluation_train: str | None = None
     """Labelled shard set for k-NN and the linear probe; none skips both."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     """Where else records go, by Accelerate's trackers."""

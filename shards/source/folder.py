@@ -1,14 +1,21 @@
 """Image files in class folders, or all in one folder."""
 
+import hashlib
 import os
 import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from shards.image import decode, encode_png, extension_of
-from shards.source.source import Sample, Source, key_from
+from shards.place import place
+from shards.source.labels import natural
+from shards.source.source import Names, Sample, Source, key_from
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm")
-EXTENSIONS += ("pnm", "jpe", "jfif", "dib", "jp2", "tga", "avif")
+EXTENSIONS += ("pnm", "jpe", "jfif", "dib", "jp2", "j2k", "jpx", "tga", "avif", "heic", "heif")
+EXTENSIONS += ("jxl", "qoi")
 _SPLIT = re.compile(r"(train|val|valid|validation|dev|test|unlabel+ed)[-_]?(\d{4})?", re.IGNORECASE)
 
 
@@ -16,137 +23,137 @@ class Folder(Source):
     """Image files in class folders, or all in one folder.
 
     Layout: ROOT/[SPLIT/]CLASS/**/*.jpg, the label being the class folder's place in
-    alphabetical order; or ROOT/[SPLIT/]*.jpg without labels. JPEG and PNG files keep their bytes;
-    whatever else Pillow reads is stored as lossless PNG. Names that start with a dot are hidden.
+    alphabetical order, 2 before 10; or ROOT/[SPLIT/]*.jpg without labels. Every file with the name
+    of an image is a sample, whatever is in it. Names that start with a dot are hidden.
     """
 
     name = "folder"
 
-    def __init__(self, *, root: Path, split: str = "") -> None:
+    def __init__(self, *, root: str | Path, split: str = "") -> None:
         """List the files.
 
         Args:
-            root: Folder that holds the class folders or the images.
+            root: Folder that holds the class folders or the images; local, or such as s3://….
             split: Folder under root to take, such as train; empty for root itself.
         """
-        self.root, self.split = root, split
-        top = root / split
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder. Give the images' folder as --root.")
-        if not top.is_dir():
+        above = place(os.fspath(root))
+        self.split = split.strip("/")
+        if not above.exists():
+            raise FileNotFoundError(f"{above} is not a folder. Give the images' folder as --root.")
+        self._place = place(above.path(self.split)) if self.split else above
+        if not self._place.exists():
             raise FileNotFoundError(
-                f"{root} has no folder {split!r}; it holds {_some(_list(root)[0])}. "
+                f"{above} has no folder {split!r}; it holds "
+                f"{some(sorted(next(above.walk())[1], key=natural))}. "
                 "Give one of them as --split, or leave --split out."
-            )
-        folders, images, passed = _list(top)
-        if folders and all(_SPLIT.fullmatch(folder) for folder in folders) and not images:
-            raise ValueError(
-                f"{top} holds {_some(folders)}, which look like splits, not like classes. "
-                f"Choose one: --split {'/'.join(filter(None, [split, folders[0]]))}"
             )
 
         self.classes: list[str] = []
-        self.files: list[str] = []  # relative to top, "/" between folders
-        self.labels: list[int] = []
-        if images:
-            self.files, self.labels = images, [-1] * len(images)
-        without = []
-        for folder in sorted(folders):
-            inside, other = _walk(top, folder)
-            passed += other
-            if inside and images:
-                raise ValueError(
-                    f"{top} holds both images ({images[0]}, …) and folders of images ({folder}, …);"
-                    " expected class folders or a flat folder. Move one of the two elsewhere."
-                )
-            if not inside:
-                without.append(folder)
-                continue
-            self.labels += [len(self.classes)] * len(inside)
-            self.files += inside
-            self.classes.append(folder)
-        if not self.files:
+        self._names = Names()  # of files, without their folders
+        self._long = array("q")  # samples whose key is made of the whole name of the file
+        self._folders = Names()  # folders with images, relative to the split's
+        self._first = array("q")  # the first sample of each
+        self._label = array("i")  # of each
+        passed: Counter[str] = Counter()
+        without: list[str] = []
+        for folder, folders, files in self._place.walk():
+            folders.sort(key=natural)  # the walk goes on in this order
+            images = sorted((name for name in files if is_image(name)), key=natural)
+            passed.update(_ending(name) for name in files if not is_image(name))
+            if not folder:
+                self._check_top(folders, images)
+                without = list(folders)  # until an image is found in one
+            elif images:
+                name = folder.partition("/")[0]
+                if self._first and self._folders[0] == "":
+                    raise ValueError(
+                        f"{self._place} holds both images ({self._names[0]}, …) and folders of "
+                        f"images ({name}, …); expected class folders or a flat folder. Move one "
+                        "of the two elsewhere."
+                    )
+                if not self.classes or self.classes[-1] != name:
+                    self.classes.append(name)
+                    without.remove(name)
+            self._add(folder, images)
+        if not self._first:
             raise ValueError(
-                f"{top} holds no images ({', '.join(EXTENSIONS[:6])}, …), neither itself "
+                f"{self._place} holds no images ({', '.join(EXTENSIONS[:6])}, …), neither itself "
                 "nor in folders below. Give the folder of images or of class folders as --root."
             )
-        # Two files of one folder that differ only in their extension: it becomes part of the key.
-        stems: dict[str, int] = {}
-        for file in self.files:
-            stem = os.path.splitext(file)[0]
-            stems[stem] = stems.get(stem, 0) + 1
-        self._shared_stems = {stem for stem, count in stems.items() if count > 1}
+        self.notes = []
         if passed:
-            self.notes = [f"{passed:,} files passed over: their names are not those of images"]
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in passed.most_common(6))
+            self.notes.append(
+                f"{passed.total():,} files passed over: their names are not those of images "
+                f"({kinds}{', …' if len(passed) > 6 else ''})"
+            )
         if without:
-            self.notes = [*self.notes, f"no images, so no class, in {_some(without)}"]
+            self.notes.append(f"no images, so no class, in {some(without)}")
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        file = self.files[index]
-        stem = os.path.splitext(file)[0]
-        metadata = {"file": f"{self.split}/{file}" if self.split else file}
-        path = self.root / self.split / file
-        image = path.read_bytes()
-        extension = extension_of(image)
-        if extension is None:
-            try:
-                decoded = decode(image)
-                image, extension = encode_png(decoded), "png"
-            except ValueError as error:
-                raise ValueError(
-                    f"{path} cannot be decoded: {error}. Repair or remove it, and run this again."
-                ) from None
-            metadata["stored_as_png_from"] = f"{decoded.format} {decoded.mode}"
+        file, label = self._file(index), self._label[self._folder(index)]
+        place = bisect_left(self._long, index)
+        is_long = self._long[place : place + 1] == array("q", [index])
         return Sample(
-            key=key_from(file if stem in self._shared_stems else stem),
-            image=image,
-            extension=extension,
-            label=self.labels[index],
+            key=key_from(file if is_long else os.path.splitext(file)[0]),
+            image=self._place.read(file),
+            label=label,
             id=index,
-            metadata=metadata,
+            metadata={"file": f"{self.split}/{file}" if self.split else file},
         )
 
+    def fingerprint(self) -> bytes:
+        return hashlib.blake2b(
+            self._names.digest() + self._folders.digest() + self._first.tobytes(),
+            digest_size=16,
+        ).digest()
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts 2.jpg before 10.jpg; names alike but for leading zeros stay in order."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts] + [(2, name)]
+    def _folder(self, index: int) -> int:
+        return bisect_right(self._first, index) - 1
+
+    def _file(self, index: int) -> str:
+        name, folder = self._names[index], self._folders[self._folder(index)]
+        return f"{folder}/{name}" if folder else name
+
+    def _check_top(self, folders: list[str], images: list[str]) -> None:
+        if folders and all(_SPLIT.fullmatch(folder) for folder in folders) and not images:
+            raise ValueError(
+                f"{self._place} holds {some(folders)}, which look like splits, not like classes. "
+                f"Choose one: --split {'/'.join(filter(None, [self.split, folders[0]]))}"
+            )
+
+    def _add(self, folder: str, images: list[str]) -> None:
+        """Add the images of a folder as samples."""
+        if not images:
+            return
+        self._folders.append(folder)
+        self._first.append(len(self._names))
+        self._label.append(len(self.classes) - 1)
+        # Files that differ in their extension alone: it becomes part of the key. So it does where
+        # a name less its extension is another file's: a.jpg and a.jpg.png beside a.png.
+        stems = Counter(os.path.splitext(name)[0] for name in images)
+        names = set(images)
+        for name in images:
+            stem = os.path.splitext(name)[0]
+            if stems[stem] > 1 or stem in names:
+                self._long.append(len(self._names))
+            self._names.append(name)
 
 
-def _list(folder: Path) -> tuple[list[str], list[str], int]:
-    """Return the names of folders and of images in a folder, sorted, and the count of the rest."""
-    folders, images, passed = [], [], 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.rpartition(".")[2].lower() in EXTENSIONS:
-                images.append(entry.name)
-            else:
-                passed += 1
-    return sorted(folders, key=_natural), sorted(images, key=_natural), passed
+def is_image(name: str) -> bool:
+    """Whether a file has the name of an image: the end is known, in whatever case."""
+    return name.rpartition(".")[2].lower() in EXTENSIONS and "." in name
 
 
-def _walk(top: Path, folder: str, above: tuple[str, ...] = ()) -> tuple[list[str], int]:
-    """Return the images in and below a folder, relative to top, and the count of other files."""
-    real = os.path.realpath(top / folder)
-    if real in above:  # a link that leads back up
-        return [], 0
-    folders, images, passed = _list(top / folder)
-    files = [f"{folder}/{image}" for image in images]
-    for below in folders:
-        inside, other = _walk(top, f"{folder}/{below}", (*above, real))
-        files += inside
-        passed += other
-    return files, passed
-
-
-def _some(names: list[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """Name up to six folders."""
+    names = list(names)
     shown = ", ".join(names[:6]) or "no folders"
     return f"{shown}, … ({len(names)} folders)" if len(names) > 6 else shown
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without an ending"

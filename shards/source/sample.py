@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.place import is_remote
 from shards.source.coco import COCO
 from shards.source.source import Sample, Source
 from shards.source.specimen import CLASSES, portrait, scene
@@ -40,7 +41,7 @@ class Generated(Source):
     def __init__(
         self,
         *,
-        root: Path,
+        root: str | Path,
         split: Literal[
             "train", "test", "unlabeled", "train+unlabeled", "train2017", "val2017"
         ] = "unlabeled",
@@ -61,6 +62,12 @@ class Generated(Source):
                 f"portion={portion} and generation_seed={generation_seed}; expected a portion "
                 "above 0, such as 0.1, and a seed of 0 or more."
             )
+        if is_remote(root):
+            raise ValueError(
+                f"{root} is not on this machine, where the set is generated. Give a local folder "
+                "as --root; what is made of it may be written elsewhere."
+            )
+        root = Path(root)
         self.split = split
         if split == "train2017" or split == "val2017":
             folder = root / "coco"
@@ -79,6 +86,7 @@ class Generated(Source):
                 generate_stl10(root, seed=generation_seed, **counts)
             self._stored = STL10(root=root, split=split)
         self.classes = self._stored.classes
+        self._settings = f"{_VERSION} {generation_seed}".encode()
         self.notes = [f"generated from seed {generation_seed}, kept in {folder}"]
 
     def __len__(self) -> int:
@@ -86,6 +94,9 @@ class Generated(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self._stored[index]
+
+    def fingerprint(self) -> bytes:
+        return self._stored.fingerprint() + self._settings
 
 
 def generate_stl10(

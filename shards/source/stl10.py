@@ -1,14 +1,16 @@
 """STL-10 in its official binary layout (Coates, Ng, Lee 2011, https://cs.stanford.edu/~acoates/stl10)."""
 
 import contextlib
+import errno
+import hashlib
 import urllib.error
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from shards.image import encode_png
+from shards.place import is_remote
 from shards.source.source import Sample, Source
 
 SHAPE = (3, 96, 96)  # channel, column, row: images are stored column by column
@@ -17,7 +19,7 @@ _FOLDER = "stl10_binary"
 
 
 class STL10(Source):
-    """STL-10 in its official binary layout, stored as lossless PNG.
+    """STL-10 in its official binary layout: pixels, labels and folds.
 
     Layout: {train,test,unlabeled}_X.bin, {train,test}_y.bin, class_names.txt, fold_indices.txt.
     The folds that a training sample belongs to go into its metadata.
@@ -28,7 +30,7 @@ class STL10(Source):
     def __init__(
         self,
         *,
-        root: Path,
+        root: str | Path,
         split: Literal["train", "test", "unlabeled", "train+unlabeled"] = "train+unlabeled",
         download: bool = False,
     ) -> None:
@@ -40,6 +42,12 @@ class STL10(Source):
             download: True fetches the official binaries (2.6 GB) into ROOT/stl10_binary first.
         """
         self.split = split
+        if is_remote(root):
+            raise ValueError(
+                f"{root} is not on this machine, where the STL-10 binaries must be. Copy the .bin "
+                "and .txt files into a local folder and give that as --root."
+            )
+        root = Path(root)
         if download:
             _download(root, split)
         if not root.is_dir():
@@ -49,7 +57,7 @@ class STL10(Source):
             )
         self.folder = root / _FOLDER if (root / _FOLDER).is_dir() else root
         self._parts: list[tuple[str, int]] = []  # split and number of images
-        self._labels: dict[str, list[int]] = {}
+        self._labels: dict[str, NDArray[np.int8]] = {}
         for part in split.split("+"):
             images = self._count(part)
             self._parts.append((part, images))
@@ -67,18 +75,25 @@ class STL10(Source):
         stored = np.fromfile(
             self.folder / f"{part}_X.bin", dtype=np.uint8, count=_BYTES, offset=position * _BYTES
         )
+        if stored.size != _BYTES:
+            raise OSError(errno.EIO, f"{self.folder}/{part}_X.bin has become shorter")
         pixels = stored.reshape(SHAPE).transpose(2, 1, 0)  # [H, W, C]
         metadata: dict[str, object] = {"split": part, "index": position}
         if part == "train" and self._folds:
             metadata["folds"] = self._folds.get(position, [])
         return Sample(
             key=f"{part}-{position:06d}",
-            image=encode_png(Image.fromarray(np.ascontiguousarray(pixels))),
-            extension="png",
-            label=self._labels[part][position] if part in self._labels else -1,
+            image=np.ascontiguousarray(pixels),
+            label=int(self._labels[part][position]) if part in self._labels else -1,
             id=index,
             metadata=metadata,
         )
+
+    def fingerprint(self) -> bytes:
+        digest = hashlib.blake2b(repr(self._parts).encode(), digest_size=16)
+        for labels in self._labels.values():
+            digest.update(labels.tobytes())
+        return digest.digest()
 
     def _locate(self, index: int) -> tuple[str, int]:
         """Return the part of the split that holds a sample, and the sample's place in it."""
@@ -107,7 +122,7 @@ class STL10(Source):
             )
         return size // _BYTES
 
-    def _read_labels(self, part: str, images: int) -> list[int]:
+    def _read_labels(self, part: str, images: int) -> NDArray[np.int8]:
         path = self._require(f"{part}_y.bin")
         stored = np.fromfile(path, dtype=np.uint8)
         if len(stored) != images:
@@ -120,7 +135,7 @@ class STL10(Source):
                 f"{path} holds labels {stored.min()} to {stored.max()}; expected 1 to 10. "
                 "Unpack stl10_binary.tar.gz again."
             )
-        return (stored.astype(int) - 1).tolist()
+        return (stored - 1).astype(np.int8)
 
     def _read_classes(self) -> list[str]:
         path = self._require("class_names.txt")

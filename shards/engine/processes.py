@@ -1,0 +1,151 @@
+"""Processes of this machine, which may die without taking the work with them.
+
+Not concurrent.futures: after one death its whole pool is broken, and it does not tell which sample
+was being decoded. Here the task is begun again, and a sample that kills its worker twice is left
+out by name.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from ctypes import c_longlong
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from typing import Any
+
+from .engine import Engine, Job, Progress
+
+_POLL = 0.2  # seconds between two looks at the workers' counters
+_DEATHS = 3  # of one task at different samples, until the reason is sought elsewhere
+
+
+class Processes(Engine):
+    """Worker processes that share the job's memory with this one (fork).
+
+    Args:
+        workers: How many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise ValueError(f"workers={workers}; expected 1 or more.")
+        self.workers = workers
+
+    def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
+        waiting = deque(_Attempt(place, task) for place, task in enumerate(tasks))
+        workers = [_Worker(job) for _ in range(min(self.workers, len(tasks)))]
+        try:
+            while waiting or any(worker.attempt for worker in workers):
+                for worker in workers:
+                    if worker.attempt is None and waiting:
+                        worker.begin(waiting.popleft())
+                handles = [handle for worker in workers for handle in worker.handles()]
+                connection.wait(handles, timeout=_POLL)
+                for place, worker in enumerate(workers):
+                    attempt = worker.attempt
+                    if attempt is None:
+                        continue
+                    progress(attempt.place, *worker.counters())
+                    answer = worker.answer()
+                    if answer is not None:
+                        worker.attempt = None
+                        error, result = answer
+                        if error is not None:
+                            raise error
+                        yield attempt.place, result
+                    elif not worker.process.is_alive():
+                        waiting.appendleft(attempt.after_death(job, worker))
+                        workers[place] = _Worker(job)
+        finally:
+            for worker in workers:
+                worker.end()
+
+
+@dataclass
+class _Attempt:
+    """A task and at which samples its workers died so far."""
+
+    place: int
+    task: Any
+    deaths: list[int] = field(default_factory=list)
+
+    def after_death(self, job: Job, worker: "_Worker") -> "_Attempt":
+        done, _ = worker.counters()
+        if done in self.deaths:
+            return _Attempt(self.place, job.without(self.task, done))
+        if len(self.deaths) == _DEATHS:
+            code = worker.process.exitcode or 0
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+            raise OSError(
+                f"workers keep ending {how}, each at another image. If the machine is short of "
+                "memory, use fewer --workers; what is written stays, and the same command goes on."
+            )
+        return _Attempt(self.place, self.task, [*self.deaths, done])
+
+
+class _Worker:
+    """One process, the pipe to it, and its counters in shared memory."""
+
+    def __init__(self, job: Job) -> None:
+        # Forked, so that the job's lists are shared, not copied.
+        context = multiprocessing.get_context("fork")
+        self._counters: Any = context.RawArray(c_longlong, 2)
+        self._pipe, theirs = context.Pipe()
+        self.attempt: _Attempt | None = None
+        self.process = context.Process(
+            target=_work, args=(job, theirs, self._counters, os.getpid()), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def begin(self, attempt: _Attempt) -> None:
+        self._counters[:] = [0, 0]
+        self.attempt = attempt
+        with contextlib.suppress(OSError):  # if it has just died, that is seen next
+            self._pipe.send(attempt.task)
+
+    def counters(self) -> tuple[int, int]:
+        done, size = self._counters
+        return done, size
+
+    def handles(self) -> list[Any]:
+        return [self._pipe, self.process.sentinel] if self.attempt else []
+
+    def answer(self) -> tuple[BaseException | None, Any] | None:
+        try:
+            return self._pipe.recv() if self._pipe.poll() else None
+        except (EOFError, OSError):
+            return None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self._pipe.close()
+
+
+def _work(job: Job, pipe: Any, counters: Any, parent: int) -> None:
+    """What a worker does until it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Decoders write about damaged images to the terminal, past Python; reasons go to the table.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    def report(done: int, size: int) -> None:
+        counters[0], counters[1] = done, size
+        if os.getppid() != parent:  # killed: nobody is left to write for
+            os._exit(1)
+
+    while True:
+        while not pipe.poll(1.0):
+            report(0, 0)
+        task = pipe.recv()
+        try:
+            answer = None, job(task, report)
+        except BaseException as error:
+            error.add_note(traceback.format_exc())
+            answer = error, None
+        pipe.send(answer)

@@ -1,0 +1,82 @@
+"""A Ray cluster: tasks go to any of its machines, and are begun again elsewhere if one is lost."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .engine import Engine, Job, Progress
+
+_RETRIES = 3  # of a task whose worker or machine was lost
+
+
+class Ray(Engine):
+    """Tasks of one CPU each on a Ray cluster (https://docs.ray.io), an optional package.
+
+    The input and the output must be the same from every machine: a shared file system, or an object
+    store. So must be the code: start Ray's nodes where viewrank is installed.
+
+    Args:
+        address: Of the cluster, as `ray.init` takes it; none starts one on this machine.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ValueError(
+                "engine=ray needs the package ray. Install it with uv pip install ray, "
+                "or use --engine local."
+            ) from None
+        self._ray: Any = ray
+        if not ray.is_initialized():
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except ConnectionError as error:
+                raise ValueError(
+                    f"no Ray cluster answers at {address}: {error}. Start one with ray start "
+                    "--head, or leave the address out."
+                ) from None
+
+    def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
+        ray = self._ray
+        do = ray.remote(_do).options(num_cpus=1, max_retries=_RETRIES)
+        shared = ray.put(job)
+        waiting, running = deque(enumerate(tasks)), {}
+        try:
+            while waiting or running:
+                # No more than the cluster can begin soon: it may have grown since.
+                room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+                while waiting and len(running) < room:
+                    place, task = waiting.popleft()
+                    running[do.remote(shared, task)] = place
+                done, _ = ray.wait(list(running), timeout=1.0)
+                for reference in done:
+                    place = running.pop(reference)
+                    try:
+                        result, samples, size = ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:
+                        raise error.cause from None
+                    except ray.exceptions.RayError as error:
+                        raise OSError(
+                            f"Ray gave up a task after {_RETRIES} retries: "
+                            f"{' '.join(str(error).split())[:300]}. What is written stays, and the "
+                            "same command goes on."
+                        ) from None
+                    progress(place, samples, size)
+                    yield place, result
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _do(job: Job, task: Any) -> tuple[Any, int, int]:
+    """Do a task on a worker, and say how much it was."""
+    last = (0, 0)
+
+    def report(done: int, size: int) -> None:
+        nonlocal last
+        last = done, size
+
+    result = job(task, report)
+    return result, *last

@@ -1,0 +1,232 @@
+"""A folder of files, on this machine's disks or in an object store: `data/mine`, `s3://bucket/mine`.
+
+Local files are the standard library's. All else is fsspec's: a protocol that it knows, with the
+package that it asks for (`s3fs` for `s3://`), its configuration and its environment variables.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+Location = str | os.PathLike[str]
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a location is in an object store: it has a protocol."""
+    return "://" in os.fspath(location)
+
+
+def place(location: Location) -> "Place":
+    """Return the folder at a location, whether it exists or not.
+
+    Raises:
+        ValueError: The protocol is unknown, or its package is not installed.
+    """
+    return RemotePlace(os.fspath(location)) if is_remote(location) else LocalPlace(location)
+
+
+class Place(ABC):
+    """A folder. Names are relative to it, with "/" between folders."""
+
+    location: str
+    """As it is written for people and for DALI."""
+
+    def path(self, name: str) -> str:
+        """Return the full path of a file."""
+        return f"{self.location}/{name}"
+
+    def __str__(self) -> str:
+        return self.location
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is such a folder; a store has one as soon as a file is in it."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Return {name: bytes} of the files in the folder itself; {} if there is no folder."""
+
+    @abstractmethod
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield (folder, names of folders, names of files), top down, unsorted; "" is the top.
+
+        Removing a name from the list of folders leaves that folder out. Hidden names are left out.
+        """
+
+    @abstractmethod
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading; it can be sought in."""
+
+    def read(self, name: str) -> bytes:
+        """Return what is in a file."""
+        with self.open(name) as file:
+            return file.read()
+
+    @abstractmethod
+    def create(self, name: str) -> Any:
+        """Give, as a context, a file to write; it gets its name when the context ends well.
+
+        What is named is complete and durable; an earlier file of the name is replaced at once.
+        """
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file at once, durably."""
+        with self.create(name) as file:
+            file.write(data)
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing if there is none."""
+
+
+class LocalPlace(Place):
+    """A folder on a disk."""
+
+    def __init__(self, location: Location) -> None:
+        self.folder = Path(location)
+        self.location = str(self.folder)
+
+    def exists(self) -> bool:
+        return self.folder.is_dir()
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            with os.scandir(self.folder) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield from self._walk("", ())
+
+    def _walk(
+        self, folder: str, above: tuple[str, ...]
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
+        real = os.path.realpath(self.folder / folder)
+        if real in above:  # a link that leads back up
+            return
+        folders, files = [], []
+        with os.scandir(self.folder / folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+        yield folder, folders, files
+        for name in folders:
+            yield from self._walk(f"{folder}/{name}" if folder else name, (*above, real))
+
+    def open(self, name: str) -> IO[bytes]:
+        return open(self.folder / name, "rb")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Its own name in every process: a task that is run again may meet its own ghost.
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+
+    def remove(self, name: str) -> None:
+        path = self.folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class RemotePlace(Place):
+    """A prefix of an object store, by fsspec."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location.rstrip("/")
+        protocol, _, self._prefix = self.location.partition("://")
+        try:
+            import fsspec
+
+            # Listings must not be remembered: other processes write here too.
+            self._files: Any = fsspec.filesystem(protocol, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"{location} cannot be opened: {error}. Install the package that it names "
+                "(s3:// needs uv pip install s3fs), or give a local folder."
+            ) from None
+
+    def __getstate__(self) -> str:
+        return self.location  # connections belong to a process
+
+    def __setstate__(self, location: str) -> None:
+        self.__init__(location)
+
+    def exists(self) -> bool:
+        with _as_os_error(self.location):
+            return bool(self._files.exists(self._prefix))
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            with _as_os_error(self.location):
+                listed = self._files.ls(self._prefix, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            entry["name"].rpartition("/")[2]: int(entry["size"])
+            for entry in listed
+            if entry["type"] == "file"
+        }
+
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        with _as_os_error(self.location):
+            for folder, folders, files in self._files.walk(self._prefix):
+                inside = str(folder)[len(self._prefix) :].strip("/")
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                yield inside, folders, [n for n in files if n and not n.startswith(".")]
+
+    def open(self, name: str) -> IO[bytes]:
+        with _as_os_error(self.path(name)):
+            return self._files.open(f"{self._prefix}/{name}", "rb")
+
+    def read(self, name: str) -> bytes:
+        with _as_os_error(self.path(name)):
+            return self._files.cat_file(f"{self._prefix}/{name}")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        # Written here first: an upload that is broken off must leave no object.
+        with tempfile.NamedTemporaryFile(prefix="viewrank-") as file:
+            yield file  # pyright: ignore[reportReturnType]
+            file.flush()
+            with _as_os_error(self.path(name)):
+                self._files.put_file(file.name, f"{self._prefix}/{name}")
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError), _as_os_error(self.path(name)):
+            self._files.rm(f"{self._prefix}/{name}", recursive=True)
+
+
+@contextmanager
+def _as_os_error(location: str) -> Iterator[None]:
+    """Turn what a store's package raises into an OSError that names the location."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, f"{location}: {error}") from None
+    except Exception as error:  # botocore, aiohttp, google, azure: each has its own
+        if isinstance(error, (GeneratorExit, AssertionError)):
+            raise
+        text = " ".join(str(error).split())
+        raise OSError(errno.EIO, f"{location}: {type(error).__name__}: {text}") from None

@@ -1,0 +1,228 @@
+"""What becomes of one image between source and tar: kept, repaired, or refused with a reason.
+
+bytes ─▶ what is it? ─▶ decode as training does ─┬▶ keep the bytes
+└▶ else decode by Pillow ─────┴▶ reduce ─▶ png · raw · jpeg ─▶ decode again, compare
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.image import (
+    Header,
+    Pixels,
+    decode,
+    encode_jpeg,
+    encode_png,
+    exif_orientation,
+    open_with_pillow,
+    read_header,
+    resize_shorter,
+    upright_pixels,
+)
+
+MAX_MEGAPIXELS = 90.0
+# Extensions that each codec's files have; every other is a wrong one.
+_EXTENSIONS = {"jpeg": ("jpg", "jpeg", "jpe", "jfif", "jfi", "mpo"), "png": ("png", "apng")}
+
+
+class Unusable(Exception):
+    """An image that cannot be stored.
+
+    Args:
+        reason: One of a few, by which the summary counts.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How images are stored."""
+
+    encoding: str = "original"
+    """original keeps the bytes of JPEG and PNG files and stores all else as png; png is lossless;
+    raw is bare pixels, for small images the fastest to train from; jpeg:90 encodes at a quality of
+    1 to 100."""
+    resize_shorter: int | None = None
+    """Reduce larger images to this shorter side, filtered against aliasing; with `original` these
+    become png."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Larger images are quarantined: decoding one would take gigabytes in training too."""
+    verify_decode: bool = True
+    """Decode every image once with the decoder that training uses. False trusts the headers."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"original|png|raw|jpeg:([1-9][0-9]?|100)", self.encoding):
+            raise ValueError(
+                f"encoding={self.encoding!r}; expected original, png, raw, or jpeg:QUALITY with a "
+                "quality of 1 to 100, such as jpeg:95."
+            )
+        if self.resize_shorter is not None and self.resize_shorter < 8:
+            raise ValueError(
+                f"resize_shorter={self.resize_shorter} pixels; expected 8 or more, or none."
+            )
+        if not self.max_megapixels > 0:
+            raise ValueError(f"max_megapixels={self.max_megapixels}; expected more than 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image as it goes into the tar."""
+
+    extension: str
+    """jpg, png, or rgb for bare pixels."""
+    data: bytes
+    width: int
+    height: int
+    """As shown, that is after EXIF orientation."""
+    remarks: tuple[str, ...]
+    """What was done to it, or is to be known."""
+    repaired: bool
+    """Whether it is not the source's own bytes, or had a wrong extension."""
+    pixels: Pixels | None
+    """If it had to be decoded."""
+
+
+def prepare(
+    image: bytes | Pixels, how: Preparation, *, file: str = "", measure: bool = False
+) -> Stored:
+    """Return what is stored of an image.
+
+    Args:
+        image: A file's bytes, or pixels [H, W, 3].
+        how: The encoding, size and checks.
+        file: Name of the file; its extension is compared with the content.
+        measure: Decode even if nothing else asks for it.
+
+    Raises:
+        Unusable: It cannot be stored, and why.
+    """
+    if isinstance(image, bytes):
+        header = read_header(image) if image else None
+        kept = header is not None and _keeps(header, how)
+        pixels: Pixels | None = None
+        remarks: list[str] = []
+        if kept:
+            assert header is not None
+            need = how.verify_decode or measure or _reencodes(header, how)
+            pixels = decode(header) if need else None
+            kept = pixels is not None or not need
+        if kept:
+            assert header is not None
+            remarks += _remarks(image, header, file)
+        else:
+            pixels, remarks = _rescue(image, header, how, file)
+            header = None
+    else:
+        _check_size(image.shape[1], image.shape[0], how)
+        header, pixels, remarks = None, np.ascontiguousarray(image), []
+    repaired = isinstance(image, bytes) and (header is None or "wrong extension" in remarks)
+
+    if header is not None and not _reencodes(header, how):
+        assert isinstance(image, bytes)
+        extension = "jpg" if header.codec == "jpeg" else "png"
+        height, width = (header.height, header.width) if pixels is None else pixels.shape[:2]
+        return Stored(extension, image, width, height, tuple(remarks), repaired, pixels)
+    assert pixels is not None
+    if how.resize_shorter is not None and min(pixels.shape[:2]) > how.resize_shorter:
+        pixels = resize_shorter(pixels, how.resize_shorter)
+        remarks.append("reduced")
+    extension, data = _encode(pixels, how)
+    height, width = pixels.shape[:2]
+    return Stored(extension, data, width, height, tuple(remarks), repaired, pixels)
+
+
+def _keeps(header: Header, how: Preparation) -> bool:
+    """Whether training decodes such a file to the same 8-bit RGB pixels on every device."""
+    _check_size(header.width, header.height, how)
+    if header.bits != 8:
+        return False
+    # CMYK: converting it is left to each decoder's taste.
+    return header.codec == "png" or (header.codec == "jpeg" and header.channels <= 3)
+
+
+def _check_size(width: int, height: int, how: Preparation) -> None:
+    if width * height > how.max_megapixels * 1e6:
+        raise Unusable(
+            "too many pixels",
+            f"{width:,} x {height:,} = {width * height / 1e6:,.0f} megapixels, more than "
+            f"{how.max_megapixels:g}",
+        )
+
+
+def _reencodes(header: Header, how: Preparation) -> bool:
+    """Whether a sound file's bytes are not stored as they are."""
+    side = how.resize_shorter
+    if side is not None and min(header.width, header.height) > side:
+        return True
+    return not (how.encoding == "original" or how.encoding == header.codec == "png")
+
+
+def _remarks(image: bytes, header: Header, file: str) -> list[str]:
+    remarks = []
+    extension = file.rpartition(".")[2].lower()
+    if file and extension not in _EXTENSIONS[header.codec]:
+        remarks.append("wrong extension")
+    if exif_orientation(image) != 1:
+        remarks.append("turned upright by the decoder (EXIF)")
+    if header.codec == "png" and header.channels in (2, 4):
+        remarks.append("alpha left out by the decoder")
+    return remarks
+
+
+def _rescue(
+    image: bytes, header: Header | None, how: Preparation, file: str
+) -> tuple[Pixels, list[str]]:
+    """Decode by Pillow what is not kept."""
+    if not image:
+        raise Unusable("empty", "the file has no bytes")
+    try:
+        opened = open_with_pillow(image)
+    except ValueError as error:
+        if header is not None:
+            detail = f"a {header.codec} file that no decoder reads"
+            raise Unusable("truncated or corrupt", detail) from None
+        reason = "truncated or corrupt" if _known(image) else "not an image"
+        raise Unusable(reason, str(error)) from None
+    _check_size(*opened.size, how)
+    try:
+        pixels, done = upright_pixels(opened)
+    except ValueError as error:
+        reason = "no 8-bit form" if "8-bit form" in str(error) else "truncated or corrupt"
+        raise Unusable(reason, str(error)) from None
+    codec = (opened.format or "image").lower()
+    remarks = [f"stored anew from {codec}", *done]
+    extension = file.rpartition(".")[2].lower()
+    if file and codec in _EXTENSIONS and extension not in _EXTENSIONS[codec]:
+        remarks.append("wrong extension")
+    return np.ascontiguousarray(pixels), remarks
+
+
+def _known(image: bytes) -> bool:
+    """Whether it begins like a format that is known."""
+    return image.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*", b"MM\0"))
+
+
+def _encode(pixels: Pixels, how: Preparation) -> tuple[str, bytes]:
+    """Encode, and prove that training's decoder gives the pixels back."""
+    if how.encoding == "raw":
+        return "rgb", pixels.tobytes()
+    name, _, quality = how.encoding.partition(":")
+    lossy = name == "jpeg"
+    data = encode_jpeg(pixels, int(quality)) if lossy else encode_png(pixels)
+    if how.verify_decode:
+        header = read_header(data)
+        again = decode(header) if header is not None else None
+        same = again is not None and (
+            again.shape == pixels.shape if lossy else np.array_equal(again, pixels)
+        )
+        if not same:
+            raise Unusable(
+                "not reproducible", f"training's decoder does not give back its {name} form"
+            )
+    return ("jpg" if lossy else "png"), data

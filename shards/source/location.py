@@ -1,0 +1,161 @@
+"""Which files are meant: by a path, by a folder, or by a pattern such as data/{000..009}.tar."""
+
+import os
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from shards.place import Place, is_remote, place
+from shards.source.labels import natural
+
+File = tuple[Place, str]
+_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
+
+
+def split_location(path: str) -> File:
+    """Return the folder of a file and its name in it."""
+    protocol, separator, rest = path.rpartition("://")
+    folder, slash, name = rest.rpartition("/")
+    if not separator:
+        folder = folder or ("/" if slash else ".")
+    return place(protocol + separator + folder), name
+
+
+def find_tars(root: str | Path, split: str) -> list[File]:
+    """Return the tars of a folder in the order of their names, or those that a pattern means.
+
+    Raises:
+        FileNotFoundError: There are none, or one that a pattern names is absent.
+        ValueError: They are compressed.
+    """
+    root = os.fspath(root)
+    patterned = re.search(r"[*?\[{]", root) is not None
+    if not patterned or (not is_remote(root) and place(root).exists()):
+        if root.endswith(".tar") and not place(root).exists():
+            return _there([root])
+        return _of_folder(place(root), split.strip("/"))
+    if split:
+        raise ValueError(
+            f"--split {split} and the pattern {root} were both given; expected one of them. Write "
+            "the split into the pattern."
+        )
+    found: list[File] = []
+    exact: list[str] = []
+    for path in expand(root):
+        if re.search(r"[*?\[]", path):
+            found += glob(path)
+        else:
+            exact.append(path)
+    found += _there(exact)
+    if not found:
+        raise FileNotFoundError(f"no file is called {root}. Give another pattern as --root.")
+    for folder, name in found:
+        _refuse_compressed(folder, [name])
+    return found
+
+
+def expand(pattern: str) -> list[str]:
+    """Write out the braces of a pattern as bash does: {a,b}, {000..009}."""
+    brace = re.search(r"\{([^{}]*)\}", pattern)
+    if not brace:
+        return [pattern]
+    if ends := re.fullmatch(r"(\d+)\.\.(\d+)", brace[1]):
+        first, last = int(ends[1]), int(ends[2])
+        padded = any(len(end) > 1 and end[0] == "0" for end in ends.groups())
+        width = max(map(len, ends.groups())) if padded else 0
+        step = 1 if last >= first else -1
+        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    elif "," in brace[1]:
+        choices = brace[1].split(",")
+    else:
+        raise ValueError(
+            f"{brace[0]} in {pattern} is neither a range such as {{000..009}} nor a choice such as "
+            "{a,b}. Write one of them."
+        )
+    whole = [pattern[: brace.start()] + choice + pattern[brace.end() :] for choice in choices]
+    return list(dict.fromkeys(path for text in whole for path in expand(text)))
+
+
+def glob(pattern: str) -> list[File]:
+    """Return the files whose paths a pattern fits, sorted; no * goes beyond a folder."""
+    protocol, separator, rest = pattern.rpartition("://")
+    steps = rest.split("/")
+    fixed = next(i for i, step in enumerate(steps) if re.search(r"[*?\[]", step))
+    top = protocol + separator + "/".join(steps[:fixed])
+    above = place(top if fixed and top else "/" if fixed else ".")
+    if not above.exists():
+        raise FileNotFoundError(f"{above}, in {pattern}, is not a folder. Correct the pattern.")
+    found = sorted(_fitting(above, steps[fixed:]), key=lambda name: natural(name))
+    folders: dict[str, Place] = {}
+    files = []
+    for path in found:
+        folder, _, name = path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = place(above.path(folder)) if folder else above
+        files.append((folders[folder], name))
+    return files
+
+
+def _fitting(above: Place, steps: list[str]) -> Iterator[str]:
+    for folder, folders, names in above.walk():
+        depth = folder.count("/") + 1 if folder else 0
+        if depth == len(steps) - 1:
+            folders.clear()
+            fitting = (name for name in names if fnmatchcase(name, steps[depth]))
+            yield from (f"{folder}/{name}" if folder else name for name in fitting)
+        else:
+            folders[:] = [name for name in folders if fnmatchcase(name, steps[depth])]
+
+
+def _there(paths: list[str]) -> list[File]:
+    """Return the files at paths, refusing paths without one; each folder is listed once."""
+    listed: dict[str, tuple[Place, dict[str, int]]] = {}
+    files, missing = [], []
+    for path in paths:
+        above, name = split_location(path)
+        folder, names = listed.setdefault(above.location, (above, {}))
+        if not names:
+            names.update(folder.sizes())
+        (files if name in names else missing).append((folder, name))
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0][0].path(missing[0][1])} is missing"
+            + (f", and {len(missing) - 1:,} more of {len(paths):,}" if len(missing) > 1 else "")
+            + ". Correct --root, or fetch what is missing."
+        )
+    return files
+
+
+def _of_folder(top: Place, split: str) -> list[File]:
+    if not top.exists():
+        raise FileNotFoundError(
+            f"{top} is not a folder. Give a folder of tars, or a pattern such as "
+            "data/{000..009}.tar, as --root."
+        )
+    folder = place(top.path(split)) if split else top
+    names = list(folder.sizes()) if folder.exists() else []
+    _refuse_compressed(folder, names)
+    tars = sorted((name for name in names if name.lower().endswith(".tar")), key=natural)
+    if not tars:
+        below = ", ".join(sorted(next(top.walk())[1], key=natural)[:6])
+        raise FileNotFoundError(
+            f"{folder} holds no .tar files. "
+            + (f"{top} has the folders {below}: give one as --split. " if below else "")
+            + "Give the folder of the tars, or a pattern, as --root."
+        )
+    return [(folder, name) for name in tars]
+
+
+def _refuse_compressed(folder: Place, names: list[str]) -> None:
+    for name in names:
+        if _COMPRESSED.search(name):
+            raise compressed(folder.path(name))
+
+
+def compressed(path: str) -> ValueError:
+    """Return the error for a tar that cannot be read at any place, being compressed."""
+    return ValueError(
+        f"{path} is compressed, so samples in it cannot be read in any order; expected plain tars. "
+        f"Unpack the compression, not the tar, which costs next to no space: gunzip {path}"
+    )

@@ -1,0 +1,298 @@
+"""What is in the tars of a WebDataset: found by their headers, and read again by its place."""
+
+import errno
+import io
+import json
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.place import Place
+from shards.source.folder import EXTENSIONS
+from shards.source.location import compressed
+from shards.source.source import Names
+
+TEXT_BYTES = 65536  # longer components are not carried over
+ROLES = 32  # most names of images in a sample, before they are taken for parts of file names
+_TEXT = set("json jsn txt text caption captions cls cls2 url transcript id idx index inx".split())
+_TEXT |= set("lang tag tags html xml yaml yml csv tsv md license".split())
+_ID, _SHAPE = "id.i64", "shape.i64"
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+_32_BITS = 1 << 32
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How the names of a tar's members are understood."""
+
+    last_dot: bool
+    """Whether the key ends at the last dot of the base name, not at the first."""
+    image: tuple[str, ...]
+    """The components that may be the image, best first; () for whatever is one by its ending."""
+    label: str | None
+    """A component, "COMPONENT:FIELD" for a field of JSON, "folder", or None for y.i64 or cls."""
+    undecided: bool = False
+    """Stop as soon as it is clear that keys do not end at the first dot."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The components that may hold the label."""
+        return ("y.i64", "cls") if self.label is None else (self.label.partition(":")[0],)
+
+
+@dataclass
+class Scan:
+    """What one tar holds. The lists have one entry a sample."""
+
+    keys: Names = field(default_factory=Names)
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    """Offset of the first header of the sample."""
+    spans: array[int] = field(default_factory=lambda: array("I"))
+    """Bytes from there to the end of its last member."""
+    image_offsets: array[int] = field(default_factory=lambda: array("I"))
+    """Of the image's bytes, from the sample's start."""
+    image_sizes: array[int] = field(default_factory=lambda: array("I"))
+    labels: list[Any] = field(default_factory=list)
+    ids: array[int] = field(default_factory=lambda: array("q"))
+    """Of those samples that have one."""
+    components: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    """Components that are not carried over."""
+    several: Counter[str] = field(default_factory=Counter)
+    """Names of images in samples that have more than one."""
+    example: tuple[str, list[str]] | None = None
+    """Key and images of the first of those."""
+    without_image: int = 0
+    apart: int = 0
+    """Of those: the image of that key lies elsewhere in the tar."""
+    links: int = 0
+    damage: str = ""
+
+
+class _Damaged(Exception):
+    """From here on a tar cannot be read; the message says why."""
+
+
+@dataclass(slots=True)
+class _Member:
+    component: str
+    offset: int
+    size: int
+    data: bytes | None
+
+
+def split_name(name: str, last_dot: bool) -> tuple[str, str] | None:
+    """Return key and component of a member's name; None for what is no component by its name."""
+    while name.startswith("./"):
+        name = name[2:]
+    folder, slash, base = name.lstrip("/").rpartition("/")
+    if base.startswith((".", "__")):  # hidden, or WebDataset's own such as __worker__
+        return None
+    stem, _, component = base.rpartition(".") if last_dot else base.partition(".")
+    return (f"{folder}{slash}{stem}", component.lower()) if stem and component else None
+
+
+def scan(folder: Place, name: str, convention: Convention) -> Scan:
+    """Read the headers of a tar, and the labels.
+
+    Members of a sample lie side by side, as WebDataset has it: a member with another key, or with
+    a component that the sample has already, begins the next sample.
+
+    Raises:
+        ValueError: It is compressed, or a label cannot be read.
+        OSError: It cannot be opened.
+    """
+    found = Scan()
+    wanted = {*convention.labels, _ID}
+    seen: set[str] = set()  # keys with an image
+    orphans: list[str] = []
+    key, start, end, sample = "", 0, 0, dict[str, _Member]()
+
+    def finish() -> None:
+        if sample:
+            complete = _add(found, key, start, end, sample, convention, folder.path(name))
+            seen.add(key) if complete else orphans.append(key)
+
+    with folder.open(name) as file:
+        if file.read(6).startswith(_MAGIC):
+            raise compressed(folder.path(name))
+        size = file.seek(0, 2)
+        try:
+            for member in _members(file, 0, size):
+                if not member.isreg() or member.issparse():
+                    found.links += not member.isdir()
+                    continue
+                names = split_name(member.name, convention.last_dot)
+                if not names:
+                    continue
+                if names[0] != key or names[1] in sample:
+                    finish()
+                    if convention.undecided and len(found.several) > ROLES:
+                        return found
+                    key, start, sample = names[0], member.offset, {}
+                data = None
+                if names[1] in wanted:
+                    file.seek(member.offset_data)
+                    data = file.read(member.size)
+                sample[names[1]] = _Member(names[1], member.offset_data, member.size, data)
+                end = member.offset_data + member.size
+            finish()
+        except _Damaged as damage:  # the sample before it may lack what came after
+            found.damage = str(damage)
+    found.without_image = len(orphans)
+    found.apart = sum(key in seen for key in orphans)
+    return found
+
+
+def _members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar, in constant memory, and tell its end from damage."""
+    file.seek(start)
+    if not size:
+        raise _Damaged("is empty")
+    try:
+        tar = tarfile.TarFile(fileobj=file)
+        while member := tar.next():
+            if not member.issparse() and member.offset_data + member.size > size:
+                raise _Damaged(f"ends within {member.name}: it is truncated")
+            yield member
+            tar.members.clear()
+    except tarfile.TarError as error:
+        raise _Damaged(f"cannot be read on: {error}") from None
+    # To tarfile a damaged header is an end like any other.
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) == tarfile.BLOCKSIZE and not any(block):
+        if any(file.read(TEXT_BYTES)):
+            raise _Damaged("goes on after its end mark (tar --concatenate joins tars, cat does not)")
+    elif block:
+        raise _Damaged(f"is damaged at byte {tar.offset:,}")
+
+
+def _add(
+    found: Scan,
+    key: str,
+    start: int,
+    end: int,
+    sample: dict[str, _Member],
+    convention: Convention,
+    path: str,
+) -> bool:
+    """Add a sample; False if it has no image."""
+    for component in sample:
+        if component in found.components or len(found.components) < 1000:
+            found.components[component] += 1
+    image = _image_of(found, key, sample, convention)
+    if image is None or max(image.offset - start, image.size) >= _32_BITS:
+        return False
+    found.keys.append(key)
+    found.starts.append(start)
+    found.spans.append(min(end - start, _32_BITS - 1))
+    found.image_offsets.append(image.offset - start)
+    found.image_sizes.append(image.size)
+    found.labels.append(_label_of(sample, convention, f"{key} in {path}"))
+    if _ID in sample:
+        found.ids.append(_number(sample[_ID], f"{key} in {path}"))
+    used = {image.component, _ID, _SHAPE, *convention.labels}
+    for component, member in sample.items():
+        if component not in used and not _is_text(component, member.size):
+            kind = component if len(found.left) < 100 else component.rpartition(".")[2]
+            found.left[kind] += 1
+    return True
+
+
+def _image_of(
+    found: Scan, key: str, sample: dict[str, _Member], convention: Convention
+) -> _Member | None:
+    images = [
+        component
+        for component in sample
+        if component.rpartition(".")[2] in EXTENSIONS or (component == "rgb" and _SHAPE in sample)
+    ]
+    if len(images) > 1:
+        found.example = found.example or (key, images)
+        found.several.update(images)
+    chosen = [name for name in convention.image or images if name in sample]
+    return sample[chosen[0]] if chosen else None
+
+
+def _is_text(component: str, size: int) -> bool:
+    return component.rpartition(".")[2] in _TEXT and size <= TEXT_BYTES
+
+
+def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> Any:
+    member = next((sample[name] for name in convention.labels if name in sample), None)
+    if member is None or member.data is None:
+        return None
+    if member.component.rpartition(".")[2] == "i64":
+        return _number(member, what)
+    try:
+        text = member.data.decode()
+        if convention.label is None or ":" not in convention.label:
+            return text.strip()
+        read = json.loads(text)
+        return read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
+    except ValueError:
+        raise ValueError(
+            f"the label {member.component} of {what} is not the text expected there. Choose "
+            "another component as --label, or repair it."
+        ) from None
+
+
+def _number(member: _Member, what: str) -> int:
+    if member.data is None or len(member.data) != 8:
+        raise ValueError(
+            f"{member.component} of {what} has {member.size} bytes; expected 8, a number little "
+            "endian. Write the tar again, or choose another component as --label."
+        )
+    return int.from_bytes(member.data, "little", signed=True)
+
+
+def read_sample(
+    folder: Place, name: str, start: int, span: int, image_offset: int, last_dot: bool
+) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any]]:
+    """Return a sample's image, the name of its member, and its components that are text.
+
+    Raises:
+        OSError: The tar cannot be read there.
+    """
+    with folder.open(name) as file:
+        file.seek(start)
+        # Whole blocks: tarfile looks for the last byte of a member's padding.
+        data = file.read(span + -span % tarfile.BLOCKSIZE)
+    image, shape, path, texts = b"", b"", "", dict[str, Any]()
+    try:
+        for member in _members(io.BytesIO(data), 0, len(data)):
+            names = split_name(member.name, last_dot) if member.isreg() else None
+            content = data[member.offset_data : member.offset_data + member.size]
+            if member.offset_data == image_offset:
+                image, path = content, member.name
+            elif names and names[1] == _SHAPE:
+                shape = content
+            elif names and _is_text(names[1], member.size):
+                texts |= _text(names[1], content)
+    except _Damaged as damage:
+        raise OSError(errno.EIO, f"{folder.path(name)} {damage}") from None
+    if not path:
+        raise OSError(errno.EIO, f"{folder.path(name)} has changed since it was listed")
+    if shape and path.endswith(".rgb"):
+        return np.frombuffer(image, np.uint8).reshape(np.frombuffer(shape, "<i8")), path, texts
+    return image, path, texts
+
+
+def _text(component: str, content: bytes) -> dict[str, Any]:
+    """Return {component: text or what JSON says}; {} for what is not text at all."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return {}
+    try:
+        is_json = component.rpartition(".")[2] in ("json", "jsn")
+        return {component: json.loads(text) if is_json else text}
+    except ValueError:
+        return {component: text}

@@ -1,0 +1,122 @@
+"""A shard set's manifest, from its plan and the tables of its shards."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.layout import FORMAT, Account, Manifest, Shard
+from shards.place import Place
+from shards.table import Quarantined, Row, Seen, read_head, read_rows
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the tables of all shards add up to."""
+
+    manifest: Manifest
+    quarantined: list[Quarantined]
+    empty: list[str]
+    """Shards of which no sample was usable."""
+
+
+def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
+    """Read all tables of a folder, one after the other, and sum them up.
+
+    Memory: 24 bytes a sample, for equal keys and equal images.
+
+    Raises:
+        ValueError: Two samples have the same key, a table is damaged, or one is missing.
+    """
+    total, shards, empty = Seen(), [], []
+    keys, contents = [], []
+    for shard, seen, rows in _tables(folder):
+        total.add(seen)
+        (shards if shard.samples else empty).append(shard)
+        keys.append(np.array([_hash(row.key) for row in rows], dtype=np.uint64))
+        contents.append(b"".join(bytes.fromhex(row.content) for row in rows))
+    hashes = np.frombuffer(b"".join(contents), dtype="V16")
+    _refuse_equal_keys(folder, np.concatenate(keys) if keys else np.empty(0, np.uint64))
+    found = min(plan["samples"], plan["limit"] or plan["samples"])
+    written = len(hashes)
+    dropped = found - written - len(total.quarantined)
+    if dropped < 0 or (dropped and not plan["drop_duplicates"]):
+        raise ValueError(
+            f"{folder} holds the tables of {written + len(total.quarantined):,} samples; expected "
+            f"{found:,}: some are missing. Copy them again."
+        )
+    account = Account(
+        found=found,
+        written=written,
+        repaired=total.repaired,
+        quarantined=len(total.quarantined),
+        dropped=dropped,
+        duplicates=written - len(np.unique(as_numbers(hashes), axis=0)),
+    )
+    manifest = _manifest(plan, shards, total, account)
+    return Summary(manifest, total.quarantined, [shard.name for shard in empty])
+
+
+def _manifest(plan: dict[str, Any], shards: list[Shard], seen: Seen, account: Account) -> Manifest:
+    how = plan["preparation"]
+    reencoded = how["encoding"] == "raw" or how["encoding"].startswith("jpeg")
+    return Manifest(
+        format=FORMAT,
+        source=plan["source"],
+        split=plan["split"],
+        samples=account.written,
+        classes=plan["classes"],
+        encoding=how["encoding"],
+        resize_shorter=how["resize_shorter"] or 0,
+        extensions=sorted(seen.extensions),
+        orientation="pixels" if reencoded else "decoder",
+        shards=shards,
+        statistics=seen.statistics(),
+        account=account,
+        remarks=dict(sorted(seen.remarks.items())),
+        seed=plan["seed"],
+        command=plan["command"],
+        parent="",
+    )
+
+
+def as_numbers(hashes: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Return 16-byte hashes as two numbers each, which NumPy can sort."""
+    return np.frombuffer(hashes.tobytes(), dtype=np.uint64).reshape(-1, 2)
+
+
+def _tables(folder: Place) -> Iterator[tuple[Shard, Seen, list[Row]]]:
+    names = [name for name in folder.sizes() if name.endswith(".jsonl")]
+    for name in sorted(names, key=lambda name: (len(name), name)):  # 100000 comes after 99999
+        text = folder.read(name)
+        try:
+            shard, seen = read_head(text)
+        except ValueError as error:
+            raise ValueError(f"{folder.path(name)} {error}") from None
+        yield shard, seen, read_rows(text)
+
+
+def _hash(key: str) -> int:
+    """Return 64 bits of a key's hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def _refuse_equal_keys(folder: Place, keys: NDArray[np.uint64]) -> None:
+    """Refuse two samples of one key: readers would take them for one, or drop one."""
+    hashes, counts = np.unique(keys, return_counts=True)
+    repeated = set(hashes[counts > 1].tolist())
+    if not repeated:
+        return
+    seen: dict[str, int] = {}
+    for _, _, rows in _tables(folder):
+        for row in rows:
+            if _hash(row.key) in repeated and row.key in seen:
+                raise ValueError(
+                    f"samples {seen[row.key]} and {row.id} of the source have the same key "
+                    f"{row.key!r}; keys must be unique. Rename one of them."
+                )
+            if _hash(row.key) in repeated:
+                seen[row.key] = row.id

@@ -1,0 +1,120 @@
+"""What is in a shard set, by its tables and indexes: shard by shard, no tar is read."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.layout import File, Shard, ShardSet
+from shards.table import Row, read_rows
+from shards.tar import components, file_of, index_lines
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The samples of a shard set as columns, in the order of the tars; 36 bytes a sample."""
+
+    labels: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    image_bytes: NDArray[np.int64]
+    """Of the image alone, without tar headers and other components."""
+    contents: NDArray[np.void]
+    """Hashes of the images as the source had them."""
+    extensions: dict[str, int]
+    """How many images have which."""
+
+    def class_counts(self, classes: int) -> NDArray[np.int64]:
+        """Return the number of samples by label, -1 left out."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=classes)
+
+
+def survey(shard_set: ShardSet) -> Survey:
+    """Read all tables and indexes of a shard set.
+
+    Raises:
+        ValueError: A file is not the one that was written.
+    """
+    samples = len(shard_set)
+    labels, widths, heights = (np.empty(samples, dtype=np.int32) for _ in range(3))
+    image_bytes = np.empty(samples, dtype=np.int64)
+    contents = np.empty(samples, dtype="V16")
+    extensions: Counter[str] = Counter()
+    at = 0
+    for shard in shard_set.manifest.shards:
+        for row, line in zip(rows_of(shard_set, shard), lines_of(shard_set, shard), strict=True):
+            labels[at], widths[at], heights[at] = row.label, row.width, row.height
+            image_bytes[at] = next(n for found, _, n, _ in components(line) if found == row.image)
+            contents[at] = np.void(bytes.fromhex(row.content))
+            extensions[row.image] += 1
+            at += 1
+    return Survey(labels, widths, heights, image_bytes, contents, dict(extensions))
+
+
+def rows_of(shard_set: ShardSet, shard: Shard) -> list[Row]:
+    """Return the rows of one shard's table.
+
+    Raises:
+        ValueError: The table is not the one that was written.
+    """
+    rows = read_rows(_checked(shard_set, f"{shard.name}.jsonl", shard.table))
+    assert len(rows) == shard.samples, (shard_set.root, shard.name)
+    return rows
+
+
+def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
+    """Return the lines of one shard's index, a line a row.
+
+    Raises:
+        ValueError: The index is not the one that was written.
+    """
+    lines = index_lines(_checked(shard_set, f"{shard.name}.idx", shard.index))
+    assert len(lines) == shard.samples, (shard_set.root, shard.name)
+    return lines
+
+
+def rows_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, Row]:
+    """Return the rows at some positions of a survey, reading only the tables that have them."""
+    found: dict[int, Row] = {}
+    for shard, start, inside in by_shard(shard_set, positions):
+        rows = rows_of(shard_set, shard)
+        found.update({position: rows[position - start] for position in inside})
+    return found
+
+
+def by_shard(
+    shard_set: ShardSet, positions: NDArray[np.integer]
+) -> Iterator[tuple[Shard, int, list[int]]]:
+    """Yield each shard that has some of the positions, its first position, and those it has."""
+    positions, start = np.sort(positions), 0
+    for shard in shard_set.manifest.shards:
+        first, last = np.searchsorted(positions, [start, start + shard.samples])
+        if first < last:
+            yield shard, start, positions[first:last].tolist()
+        start += shard.samples
+
+
+def groups_of_copies(contents: NDArray[np.void]) -> list[NDArray[np.integer]]:
+    """Return the positions of images that have the same content, a group each, largest first."""
+    halves = np.frombuffer(contents.tobytes(), dtype=np.uint64).reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    halves = halves[order]
+    begins = np.flatnonzero(np.r_[True, np.any(halves[1:] != halves[:-1], axis=1)])
+    sizes = np.diff(np.r_[begins, len(order)])
+    groups = [
+        np.sort(order[begin : begin + size])
+        for begin, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
+    ]
+    return sorted(groups, key=lambda group: (-len(group), group[0]))
+
+
+def _checked(shard_set: ShardSet, name: str, file: File) -> bytes:
+    data = shard_set.place.read(name)
+    if file_of(data) != file:
+        raise ValueError(
+            f"{shard_set.place.path(name)} is not the file that was written: its SHA-256 differs "
+            f"from the manifest. Copy it again, or see python -m tools.verify {shard_set.root}"
+        )
+    return data
