@@ -29,6 +29,7 @@ from model.method import Output
 from pipeline.graph import MEAN, STD, default_threads
 from pipeline.loader import Loader
 from shards.layout import open_shards
+from shards.verify import Watch
 from training import checkpoint, folder
 from training.command import run_command
 from training.config import Config, parse
@@ -40,6 +41,7 @@ from training.schedule import learning_rate
 from training.stop import TIME, Stop
 
 GIB = 2**30
+DAMAGE = "what is trained on is not what was written; python -m tools.verify"
 
 
 def main() -> None:
@@ -98,6 +100,7 @@ def main() -> None:
     evaluate_steps = (
         max(1, round(config.evaluate_every * len(loader))) if config.evaluate_every else 0
     )
+    watch = Watch(shard_set, rank=rank, world_size=world_size, enabled=config.check_shards)
     suite = None
     if test is not None:
         suite = Suite(
@@ -173,6 +176,10 @@ def main() -> None:
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
 
+    def report_damage() -> None:
+        for text in watch.news():  # on any rank: each looks at shards of its own
+            sys.stderr.write(f"warning: {text}: {DAMAGE} {config.shards} --repair true\n")
+
     def record() -> None:
         lap = pace.lap(step=step, wait=loader.wait_seconds())
         images_per_second = lap.steps * config.batch_size / lap.seconds
@@ -192,6 +199,9 @@ def main() -> None:
             "seconds_left": seconds_left,
         }
         figures |= _utilization(device)
+        report_damage()
+        if damaged := _over_ranks(accelerator, torch.tensor(watch.found, device=device), "sum"):
+            figures["damaged_files"] = damaged
         figures |= {name: value.item() for name, value in output.metrics.items()}
         monitor.step({"step": step} | figures)
         accelerator.log(figures, step=step)
@@ -214,7 +224,7 @@ def main() -> None:
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
     method.train()
     pace = Pace(step=step, seconds=seconds)
-    with monitor, loader:
+    with monitor, loader, watch:
         for batch in batches:
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
@@ -252,6 +262,9 @@ def main() -> None:
                 break
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
+    report_damage()
+    if watch.checked < watch.total:
+        monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")
     if reason > 0:
         name = signal.Signals(reason).name
         monitor.say(f"{name}: saved step {step:,} in {config.run}; the same command continues it")

@@ -183,10 +183,10 @@ class Fields(Criterion):
         """Refuse a field that no sample has."""
         for field in sorted(self._missing):
             there = ", ".join(sorted(self._seen)) or "none"
-            remedy = "only STL-10's train split has folds" if field == "folds" else "name one"
+            remedy = " Only STL-10's train split has folds." if field == "folds" else ""
             raise ValueError(
-                f"no sample of {self._shard_set.root} that was looked at has the field {field!r}; "
-                f"fields found: {there}. Expected one of these; {remedy}."
+                f"no sample of {self._shard_set.root} that the other criteria choose has the field "
+                f"{field!r}; expected one of those there are: {there}.{remedy}"
             )
 
 

@@ -153,17 +153,26 @@ class RemotePlace(Place):
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        protocol, _, self._prefix = self.location.partition("://")
+        self._protocol, _, self._prefix = self.location.partition("://")
+        self._opened: tuple[int, Any] = (0, None)
         try:
-            import fsspec
-
-            # Listings must not be remembered: other processes write here too.
-            self._files: Any = fsspec.filesystem(protocol, use_listings_cache=False)
+            self._files  # noqa: B018, refuses what cannot be opened
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"{location} cannot be opened: {error}. Install the package that it names "
                 "(s3:// needs uv pip install s3fs), or give a local folder."
             ) from None
+
+    @property
+    def _files(self) -> Any:
+        """The file system; a forked process opens its own, as connections do not fork."""
+        import fsspec
+
+        if self._opened[0] != os.getpid():
+            # Listings must not be remembered: other processes write here too.
+            files = fsspec.filesystem(self._protocol, use_listings_cache=False)
+            self._opened = os.getpid(), files
+        return self._opened[1]
 
     def __getstate__(self) -> str:
         return self.location  # connections belong to a process

@@ -16,7 +16,10 @@ from shards.image import (
     encode_jpeg,
     encode_png,
     exif_orientation,
+    jpeg_trouble,
     open_with_pillow,
+    png_is_sound,
+    png_still_beside_animation,
     read_header,
     resize_shorter,
     upright_pixels,
@@ -104,13 +107,17 @@ def prepare(
     """
     if isinstance(image, bytes):
         header = read_header(image) if image else None
-        kept = header is not None and _keeps(header, how)
+        kept = header is not None and _keeps(image, header, how)
         pixels: Pixels | None = None
         remarks: list[str] = []
         if kept:
             assert header is not None
             need = how.verify_decode or measure or _reencodes(header, how)
             pixels = decode(header) if need else None
+            if need and pixels is None and not (header.codec == "png" and png_is_sound(image)):
+                # Pillow might read it, but would pass over what is missing.
+                detail = f"training's decoder does not read this {header.codec} file"
+                raise Unusable("truncated or corrupt", detail)
             kept = pixels is not None or not need
         if kept:
             assert header is not None
@@ -137,13 +144,19 @@ def prepare(
     return Stored(extension, data, width, height, tuple(remarks), repaired, pixels)
 
 
-def _keeps(header: Header, how: Preparation) -> bool:
+def _keeps(image: bytes, header: Header, how: Preparation) -> bool:
     """Whether training decodes such a file to the same 8-bit RGB pixels on every device."""
     _check_size(header.width, header.height, how)
     if header.bits != 8:
         return False
-    # CMYK: converting it is left to each decoder's taste.
-    return header.codec == "png" or (header.codec == "jpeg" and header.channels <= 3)
+    if header.codec == "jpeg":
+        several, interrupted = jpeg_trouble(image)
+        if interrupted:
+            raise Unusable("truncated or corrupt", "another image begins within its pixels")
+        # CMYK: converting it is left to each decoder's taste. Two EXIF blocks: nvImageCodec 0.9
+        # takes the size from one and the orientation from the other, and writes past its buffer.
+        return header.channels <= 3 and not several
+    return header.codec == "png" and not png_still_beside_animation(image)
 
 
 def _check_size(width: int, height: int, how: Preparation) -> None:
@@ -181,6 +194,10 @@ def _rescue(
     """Decode by Pillow what is not kept."""
     if not image:
         raise Unusable("empty", "the file has no bytes")
+    if header is None and image.startswith(b"\xff\xd8\xff"):
+        raise Unusable("truncated or corrupt", "a jpeg file whose header is damaged")
+    if image.startswith(b"\x89PNG") and not png_is_sound(image):
+        raise Unusable("truncated or corrupt", "a part of this png file has a wrong checksum")
     try:
         opened = open_with_pillow(image)
     except ValueError as error:

@@ -4,7 +4,7 @@
                     [all must hold]                            └─────▶ SET/subsets/REST
 
 Which samples are drawn depends on seed and stable ids alone, not on how the set was shuffled or cut
-into shards; of one seed, a smaller draw lies in a larger one. Memory: about 24 bytes a sample.
+into shards; of one seed, a smaller draw lies in a larger one. Memory: about 40 bytes a sample.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ from shards.table import Row, Seen, write_table
 from shards.tar import file_of, index_text
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_BLOCK = 2**18  # samples drawn at once
 Quota = Callable[[NDArray[np.integer]], NDArray[np.floating] | int]
 
 
@@ -138,8 +139,7 @@ def _check(
                 "train-10."
             )
         folder = _folder(shard_set, name)
-        local = isinstance(shard_set.place, LocalPlace)
-        if os.path.lexists(folder) if local else MANIFEST in place(folder).sizes():
+        if _is_there(shard_set, folder):
             raise FileExistsError(f"{folder} already exists. Give another name, or remove it.")
     if len(set(names)) < len(names):
         raise ValueError(f"the subset and the rest are both called {names[0]}; give two names.")
@@ -177,7 +177,7 @@ def _candidates(
 
 def _draw(ids: NDArray[np.int64], seed: int) -> NDArray[np.integer]:
     """Return all positions in an order that is a function of the seed and the ids alone."""
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids, kind="stable").astype(np.int32 if len(ids) < 2**31 else np.int64)
     # RandomState, not default_rng: its stream is promised never to change (NEP 19).
     np.random.RandomState(seed).shuffle(order)
     return order
@@ -185,18 +185,30 @@ def _draw(ids: NDArray[np.int64], seed: int) -> NDArray[np.integer]:
 
 def _first(order: NDArray[np.integer], mask: Mask, strata: NDArray[np.int32], quota: Quota) -> Mask:
     """Return the mask of those that come first in the order, quota(counts) of each stratum."""
-    left = order[mask[order]]
-    left = left[np.argsort(strata[left], kind="stable")]
-    _, begins, counts = np.unique(strata[left], return_index=True, return_counts=True)
-    place_in_stratum = np.arange(len(left)) - np.repeat(begins, counts)
-    taken = left[place_in_stratum < np.repeat(np.broadcast_to(quota(counts), counts.shape), counts)]
+    least = int(strata.min())
+    counts = np.bincount(strata[mask] - least, minlength=int(strata.max()) - least + 1)
+    quotas, taken = np.broadcast_to(quota(counts), counts.shape), np.zeros_like(counts)
     chosen = np.zeros_like(mask)
-    chosen[taken] = True
+    for start in range(0, len(order), _BLOCK):
+        left = order[start : start + _BLOCK]
+        left = left[mask[left]]
+        left = left[np.argsort(strata[left], kind="stable")]
+        of = strata[left] - least
+        here = np.bincount(of, minlength=len(counts))
+        place_in_stratum = np.arange(len(left)) - (np.cumsum(here) - here - taken)[of]
+        chosen[left[place_in_stratum < quotas[of]]] = True
+        taken += here
     return chosen
 
 
 def _folder(shard_set: ShardSet, name: str) -> str:
     return shard_set.place.path(f"{SUBSETS}/{name}")
+
+
+def _is_there(shard_set: ShardSet, folder: str) -> bool:
+    if isinstance(shard_set.place, LocalPlace):
+        return os.path.lexists(folder)
+    return MANIFEST in place(folder).sizes()  # a failed attempt may have left other files
 
 
 @contextlib.contextmanager

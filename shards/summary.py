@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import FORMAT, Account, Manifest, Shard
+from shards.layout import FORMAT, QUARANTINE, Account, Manifest, Shard
 from shards.place import Place
 from shards.table import Quarantined, Row, Seen, read_head, read_rows
 
@@ -29,7 +29,7 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
     Memory: 24 bytes a sample, for equal keys and equal images.
 
     Raises:
-        ValueError: Two samples have the same key, a table is damaged, or one is missing.
+        ValueError: No sample was usable, two have the same key, a table is damaged or missing.
     """
     total, shards, empty = Seen(), [], []
     keys, contents = [], []
@@ -47,6 +47,12 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
         raise ValueError(
             f"{folder} holds the tables of {written + len(total.quarantined):,} samples; expected "
             f"{found:,}: some are missing. Copy them again."
+        )
+    if not written:
+        first = total.quarantined[0]
+        raise ValueError(
+            f"none of {found:,} images can be used; {first.origin} is {first.reason} "
+            f"({first.detail}). All are in {folder.path(QUARANTINE)}."
         )
     account = Account(
         found=found,

@@ -312,11 +312,14 @@ class Watch:
         shard_set: What is trained on.
         rank: This process; each checks its share of the shards.
         world_size: Number of processes.
+        enabled: False checks nothing.
     """
 
-    def __init__(self, shard_set: ShardSet, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, shard_set: ShardSet, *, rank: int = 0, world_size: int = 1, enabled: bool = True
+    ) -> None:
         self._set = shard_set
-        self._shards = shard_set.manifest.shards[rank::world_size]
+        self._shards = shard_set.manifest.shards[rank::world_size] if enabled else []
         self._problems: list[str] = []
         self._told = 0
         self._stop = threading.Event()

@@ -343,18 +343,11 @@ def _done(folder: Place, tasks: list[ShardTask]) -> set[str]:
 def _finish(folder: Place, plan: dict[str, Any]) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
-    account, quarantined = summary.manifest.account, summary.quarantined
-    if not account.written:
-        first = quarantined[0]
-        raise ValueError(
-            f"none of {account.found:,} images can be used; {first.origin} is {first.reason} "
-            f"({first.detail}). All are in {folder.path(QUARANTINE)}."
-        )
     for name in summary.empty:  # nothing in it was usable; its table says why
         for extension in ("idx", "tar"):
             folder.remove(f"{name}.{extension}")
-    if quarantined:
-        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in quarantined]
+    if summary.quarantined:
+        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in summary.quarantined]
         folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
     folder.write(MANIFEST, summary.manifest.to_json().encode())
 

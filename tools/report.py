@@ -87,10 +87,10 @@ def bins_of(values: NDArray[np.integer]) -> Bins:
     if high <= 4 * low:
         steps = [unit * 10**power for power in range(10) for unit in (1, 2, 5)]
         step = next(step for step in steps if high - low + 1 <= step * (_BINS - 2))
-        borders = list(range(low // step * step + step, high + step, step))
+        borders = list(range(low // step * step, high + step + 1, step))
     else:
-        powers = [unit << power for power in range(62) for unit in (2, 3)]  # 2, 3, 4, 6, 8, 12, …
-        borders = [border for border in powers if low < border <= high] or [high]
+        units = [unit * 10**power for power in range(18) for unit in (10, 15, 20, 30, 50, 70)]
+        borders = [border for border in (2, 3, 5, 7, *units) if low < border <= high] or [high]
         while len(borders) > _BINS:
             borders = borders[::2]
     counts = np.bincount(np.searchsorted(borders, values, side="right"), minlength=len(borders) + 1)

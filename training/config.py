@@ -25,7 +25,7 @@ from pipeline.graph import ViewGroup
 # What may change when a run is continued: it moves no sample and no gradient.
 RESUMABLE = {
     *("threads", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "max_seconds"),
-    *("evaluate_every", "evaluation_train", "evaluation_test", "trackers", "run"),
+    *("evaluate_every", "evaluation_train", "evaluation_test", "trackers", "run", "check_shards"),
 }
 
 
@@ -85,6 +85,8 @@ class Config:
     """Samples held for shuffling, on top of the shuffled order of the shards."""
     prefetch: int = 2
     """Batches that are made ahead."""
+    check_shards: bool = True
+    """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
 
     log_every: int = 10
     """Steps between two records; between them the host never waits for the device."""

@@ -124,6 +124,8 @@ def describe(record: Record) -> str:
         f"memory {value['memory_gib']:.1f} GiB",
         f"{_clock(value['seconds_left'])} left",
     ]
+    if damaged := value.get("damaged_files"):
+        parts.append(f"{damaged:.0f} DAMAGED FILES")
     return " · ".join(parts)
 
 

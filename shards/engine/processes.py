@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 from .engine import Engine, Job, Progress
 
 _POLL = 0.2  # seconds between two looks at the workers' counters
+_STUCK = 300.0  # seconds over one image, after which a worker counts as dead
 _DEATHS = 3  # of one task at different samples, until the reason is sought elsewhere
 
 
@@ -57,7 +59,8 @@ class Processes(Engine):
                         if error is not None:
                             raise error
                         yield attempt.place, result
-                    elif not worker.process.is_alive():
+                    elif worker.is_stuck() or not worker.process.is_alive():
+                        worker.end()
                         waiting.appendleft(attempt.after_death(job, worker))
                         workers[place] = _Worker(job)
         finally:
@@ -96,6 +99,7 @@ class _Worker:
         self._counters: Any = context.RawArray(c_longlong, 2)
         self._pipe, theirs = context.Pipe()
         self.attempt: _Attempt | None = None
+        self._moved = (0, time.monotonic())
         self.process = context.Process(
             target=_work, args=(job, theirs, self._counters, os.getpid()), daemon=True
         )
@@ -104,6 +108,7 @@ class _Worker:
 
     def begin(self, attempt: _Attempt) -> None:
         self._counters[:] = [0, 0]
+        self._moved = (0, time.monotonic())
         self.attempt = attempt
         with contextlib.suppress(OSError):  # if it has just died, that is seen next
             self._pipe.send(attempt.task)
@@ -111,6 +116,13 @@ class _Worker:
     def counters(self) -> tuple[int, int]:
         done, size = self._counters
         return done, size
+
+    def is_stuck(self) -> bool:
+        """Whether it has been over the same image for too long."""
+        done, _ = self.counters()
+        if done != self._moved[0]:
+            self._moved = (done, time.monotonic())
+        return time.monotonic() - self._moved[1] > _STUCK
 
     def handles(self) -> list[Any]:
         return [self._pipe, self.process.sentinel] if self.attempt else []
@@ -124,7 +136,7 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.join()
-        self._pipe.close()
+        self._pipe.close()  # closing twice does no harm
 
 
 def _work(job: Job, pipe: Any, counters: Any, parent: int) -> None:

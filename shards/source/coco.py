@@ -91,6 +91,7 @@ class COCO(Source):
         )
 
     def fingerprint(self) -> bytes:
+        """Return bytes that differ where the list of samples differs."""
         both = self._files.digest() + self._annotations.digest()
         return hashlib.blake2b(both, digest_size=16).digest()
 

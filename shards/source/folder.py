@@ -106,6 +106,7 @@ class Folder(Source):
         )
 
     def fingerprint(self) -> bytes:
+        """Return bytes that differ where the list of samples differs."""
         return hashlib.blake2b(
             self._names.digest() + self._folders.digest() + self._first.tobytes(),
             digest_size=16,

@@ -32,7 +32,8 @@ def find_tars(root: str | Path, split: str) -> list[File]:
     root = os.fspath(root)
     patterned = re.search(r"[*?\[{]", root) is not None
     if not patterned or (not is_remote(root) and place(root).exists()):
-        if root.endswith(".tar") and not place(root).exists():
+        folder, name = split_location(root)
+        if name.endswith(".tar") and (name in folder.sizes() or not place(root).exists()):
             return _there([root])
         return _of_folder(place(root), split.strip("/"))
     if split:

@@ -96,6 +96,7 @@ class Generated(Source):
         return self._stored[index]
 
     def fingerprint(self) -> bytes:
+        """Return bytes that differ where the list of samples differs."""
         return self._stored.fingerprint() + self._settings
 
 

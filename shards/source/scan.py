@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import sys
 import tarfile
 from array import array
 from collections import Counter
@@ -20,8 +21,8 @@ from shards.source.source import Names
 
 TEXT_BYTES = 65536  # longer components are not carried over
 ROLES = 32  # most names of images in a sample, before they are taken for parts of file names
-_TEXT = set("json jsn txt text caption captions cls cls2 url transcript id idx index inx".split())
-_TEXT |= set("lang tag tags html xml yaml yml csv tsv md license".split())
+_TEXT = {"json", "jsn", "txt", "text", "caption", "captions", "transcript", "url", "id", "cls"}
+_TEXT |= {"cls2", "index", "idx", "inx", "lang", "tag", "tags", "html", "xml", "yaml", "yml", "csv"}
 _ID, _SHAPE = "id.i64", "shape.i64"
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _32_BITS = 1 << 32
@@ -51,15 +52,15 @@ class Scan:
     """What one tar holds. The lists have one entry a sample."""
 
     keys: Names = field(default_factory=Names)
-    starts: array[int] = field(default_factory=lambda: array("q"))
-    """Offset of the first header of the sample."""
-    spans: array[int] = field(default_factory=lambda: array("I"))
-    """Bytes from there to the end of its last member."""
-    image_offsets: array[int] = field(default_factory=lambda: array("I"))
-    """Of the image's bytes, from the sample's start."""
-    image_sizes: array[int] = field(default_factory=lambda: array("I"))
-    labels: list[Any] = field(default_factory=list)
-    ids: array[int] = field(default_factory=lambda: array("q"))
+    starts: "array[int]" = field(default_factory=lambda: array("q"))
+    """Offset of the first header that is needed of the sample."""
+    spans: "array[int]" = field(default_factory=lambda: array("I"))
+    """Bytes from there to the end of the last member that is needed."""
+    image_offsets: "array[int]" = field(default_factory=lambda: array("I"))
+    """Of the image's bytes, from that start."""
+    image_sizes: "array[int]" = field(default_factory=lambda: array("I"))
+    labels: list[str | None] = field(default_factory=list)
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
     """Of those samples that have one."""
     components: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
@@ -78,11 +79,21 @@ class Scan:
 class _Damaged(Exception):
     """From here on a tar cannot be read; the message says why."""
 
+    def __init__(self, why: str, *, before: str = "", at_end: bool = False) -> None:
+        super().__init__(why)
+        self.before = before
+        """The name of the member that the damage is in, if it has one."""
+        self.at_end = at_end
+        """Whether what came before ends well."""
+
 
 @dataclass(slots=True)
 class _Member:
     component: str
+    header: int
+    """Offset of its first header."""
     offset: int
+    """Of its content."""
     size: int
     data: bytes | None
 
@@ -92,7 +103,7 @@ def split_name(name: str, last_dot: bool) -> tuple[str, str] | None:
     while name.startswith("./"):
         name = name[2:]
     folder, slash, base = name.lstrip("/").rpartition("/")
-    if base.startswith((".", "__")):  # hidden, or WebDataset's own such as __worker__
+    if any(part.startswith(".") for part in (*folder.split("/"), base)):
         return None
     stem, _, component = base.rpartition(".") if last_dot else base.partition(".")
     return (f"{folder}{slash}{stem}", component.lower()) if stem and component else None
@@ -112,12 +123,13 @@ def scan(folder: Place, name: str, convention: Convention) -> Scan:
     wanted = {*convention.labels, _ID}
     seen: set[str] = set()  # keys with an image
     orphans: list[str] = []
-    key, start, end, sample = "", 0, 0, dict[str, _Member]()
+    key, sample = "", dict[str, _Member]()
 
     def finish() -> None:
-        if sample:
-            complete = _add(found, key, start, end, sample, convention, folder.path(name))
-            seen.add(key) if complete else orphans.append(key)
+        if sample and _add(found, key, sample, convention, folder.path(name)):
+            seen.add(key)
+        elif sample:
+            orphans.append(key)
 
     with folder.open(name) as file:
         if file.read(6).startswith(_MAGIC):
@@ -135,16 +147,21 @@ def scan(folder: Place, name: str, convention: Convention) -> Scan:
                     finish()
                     if convention.undecided and len(found.several) > ROLES:
                         return found
-                    key, start, sample = names[0], member.offset, {}
+                    key, sample = names[0], {}
                 data = None
                 if names[1] in wanted:
                     file.seek(member.offset_data)
                     data = file.read(member.size)
-                sample[names[1]] = _Member(names[1], member.offset_data, member.size, data)
-                end = member.offset_data + member.size
+                sample[names[1]] = _Member(
+                    names[1], member.offset, member.offset_data, member.size, data
+                )
             finish()
-        except _Damaged as damage:  # the sample before it may lack what came after
+        except _Damaged as damage:
             found.damage = str(damage)
+            names = split_name(damage.before, convention.last_dot)
+            # Else the sample before it may lack what is damaged, such as its label.
+            if damage.at_end or (names and names[0] != key):
+                finish()
     found.without_image = len(orphans)
     found.apart = sum(key in seen for key in orphans)
     return found
@@ -156,10 +173,10 @@ def _members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo
     if not size:
         raise _Damaged("is empty")
     try:
-        tar = tarfile.TarFile(fileobj=file)
+        tar: Any = tarfile.TarFile(fileobj=file)
         while member := tar.next():
             if not member.issparse() and member.offset_data + member.size > size:
-                raise _Damaged(f"ends within {member.name}: it is truncated")
+                raise _Damaged(f"ends within {member.name}: it is truncated", before=member.name)
             yield member
             tar.members.clear()
     except tarfile.TarError as error:
@@ -169,16 +186,16 @@ def _members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) == tarfile.BLOCKSIZE and not any(block):
         if any(file.read(TEXT_BYTES)):
-            raise _Damaged("goes on after its end mark (tar --concatenate joins tars, cat does not)")
+            raise _Damaged("goes on after its end mark, where it is not read", at_end=True)
     elif block:
         raise _Damaged(f"is damaged at byte {tar.offset:,}")
+    else:
+        raise _Damaged("has no end mark, so it may be truncated", at_end=True)
 
 
 def _add(
     found: Scan,
     key: str,
-    start: int,
-    end: int,
     sample: dict[str, _Member],
     convention: Convention,
     path: str,
@@ -188,21 +205,27 @@ def _add(
         if component in found.components or len(found.components) < 1000:
             found.components[component] += 1
     image = _image_of(found, key, sample, convention)
-    if image is None or max(image.offset - start, image.size) >= _32_BITS:
+    if image is None:
+        return False
+    used = [image]
+    for component, member in sample.items():
+        if _is_text(component, member.size) or component == _SHAPE:
+            used.append(member)
+        elif component not in (image.component, _ID, *convention.labels):
+            kind = component if len(found.left) < 100 else component.rpartition(".")[2]
+            found.left[kind] += 1
+    start = min(member.header for member in used)
+    if max(image.offset - start, image.size) >= _32_BITS:
         return False
     found.keys.append(key)
     found.starts.append(start)
-    found.spans.append(min(end - start, _32_BITS - 1))
+    span = max(member.offset + member.size for member in used) - start
+    found.spans.append(min(span, _32_BITS - 1))
     found.image_offsets.append(image.offset - start)
     found.image_sizes.append(image.size)
     found.labels.append(_label_of(sample, convention, f"{key} in {path}"))
     if _ID in sample:
         found.ids.append(_number(sample[_ID], f"{key} in {path}"))
-    used = {image.component, _ID, _SHAPE, *convention.labels}
-    for component, member in sample.items():
-        if component not in used and not _is_text(component, member.size):
-            kind = component if len(found.left) < 100 else component.rpartition(".")[2]
-            found.left[kind] += 1
     return True
 
 
@@ -225,18 +248,20 @@ def _is_text(component: str, size: int) -> bool:
     return component.rpartition(".")[2] in _TEXT and size <= TEXT_BYTES
 
 
-def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> Any:
+def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> str | None:
+    """Return the label as a text, one object for all that have it."""
     member = next((sample[name] for name in convention.labels if name in sample), None)
     if member is None or member.data is None:
         return None
     if member.component.rpartition(".")[2] == "i64":
-        return _number(member, what)
+        return sys.intern(str(_number(member, what)))
     try:
         text = member.data.decode()
         if convention.label is None or ":" not in convention.label:
-            return text.strip()
+            return sys.intern(text.strip())
         read = json.loads(text)
-        return read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
+        value = read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
+        return None if value is None else sys.intern(str(value))
     except ValueError:
         raise ValueError(
             f"the label {member.component} of {what} is not the text expected there. Choose "
@@ -263,8 +288,10 @@ def read_sample(
     """
     with folder.open(name) as file:
         file.seek(start)
-        # Whole blocks: tarfile looks for the last byte of a member's padding.
-        data = file.read(span + -span % tarfile.BLOCKSIZE)
+        data = file.read(span)
+    if len(data) < span:
+        raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
+    data += bytes(-span % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE)  # padding and an end mark
     image, shape, path, texts = b"", b"", "", dict[str, Any]()
     try:
         for member in _members(io.BytesIO(data), 0, len(data)):

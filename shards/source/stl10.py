@@ -90,6 +90,7 @@ class STL10(Source):
         )
 
     def fingerprint(self) -> bytes:
+        """Return bytes that differ where the list of samples differs."""
         digest = hashlib.blake2b(repr(self._parts).encode(), digest_size=16)
         for labels in self._labels.values():
             digest.update(labels.tobytes())

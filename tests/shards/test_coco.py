@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 from PIL import Image
 
 from shards.source import COCO
-from shards.write import write
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "coco256.tar"
 NAMES = ["000000000009.jpg", "000000000025.jpg", "000000000100.jpg"]
@@ -52,7 +52,7 @@ def test_jpeg_bytes_and_annotations_are_kept(root: Path):
     assert source.classes == []
     first, second, third = (source[i] for i in range(3))
     assert first.image == (root / "train2017" / NAMES[0]).read_bytes()
-    assert (first.extension, first.label, first.id, third.id) == ("jpg", -1, 0, 2)
+    assert (first.label, first.id, third.id) == (-1, 0, 2)
     assert first.metadata == {
         "file": f"train2017/{NAMES[0]}",
         "image_id": 9,
@@ -78,6 +78,49 @@ def test_a_split_without_annotations_works(root: Path):
     assert len(source) == 3
     assert source[1].metadata == {"file": f"unlabeled2017/{NAMES[1]}"}
     assert "no boxes" in source.notes[0]
+
+
+def test_image_info_stands_in_for_annotations(root: Path):
+    info = {"images": [{"id": 9, "file_name": NAMES[0], "width": 20, "height": 10}]}
+    (root / "annotations" / "image_info_unlabeled2017.json").write_text(
+        json.dumps(info | {"categories": []})
+    )
+    source = COCO(root=root, split="unlabeled2017")
+    assert source[0].metadata == {
+        "file": f"unlabeled2017/{NAMES[0]}",
+        "image_id": 9,
+        "width": 20,
+        "height": 10,
+    }
+    assert source.notes[1] == "2 images are not in the annotations"
+
+
+def test_the_layout_of_2014_works(root: Path):
+    (root / "train2017").rename(root / "val2014")
+    annotations = root / "annotations"
+    text = (annotations / "instances_train2017.json").read_text()
+    for name in NAMES:
+        (root / "val2014" / name).rename(root / "val2014" / f"COCO_val2014_{name}")
+        text = text.replace(name, f"COCO_val2014_{name}")
+    (annotations / "instances_val2014.json").write_text(text)
+    source = COCO(root=root, split="val2014")
+    assert source[0].key == "COCO_val2014_000000000009"
+    assert len(source[0].metadata["annotations"]) == 2
+
+
+def test_it_reads_from_a_store_as_from_a_disk(root: Path):
+    local, remote = COCO(root=root), COCO(root=f"file://{root}")
+    assert [local[i] for i in range(3)] == [remote[i] for i in range(3)]
+    assert local.fingerprint() == remote.fingerprint()
+    with pytest.raises(FileNotFoundError, match="it holds train2017, unlabeled2017"):
+        COCO(root=f"file://{root}", split="val2017")
+
+
+def test_it_pickles_and_its_fingerprint_changes_with_the_list(root: Path):
+    source = COCO(root=str(root))
+    assert pickle.loads(pickle.dumps(source))[0] == source[0]
+    Image.new("RGB", (5, 5)).save(root / "train2017" / "000000000001.jpg")
+    assert COCO(root=root).fingerprint() != source.fingerprint()
 
 
 def test_images_beyond_the_annotations_are_taken_and_noted(root: Path):
@@ -130,27 +173,21 @@ def test_an_empty_split_and_a_missing_root_are_refused(root: Path):
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"needs real COCO images: {REAL} is absent")
-def test_real_images_come_out_of_the_tars_as_they_went_in(tmp_path: Path):
+def test_real_images_and_boxes_come_out_as_they_went_in(tmp_path: Path):
     kept: dict[str, Any] = {}
     with tarfile.open(REAL) as tar:
         tar.extractall(tmp_path / "coco", filter="data")
-    for path in (tmp_path / "coco" / "val2017").iterdir():
+    for path in sorted((tmp_path / "coco" / "val2017").iterdir()):
         kept[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()
     instances = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     expected = json.loads(instances.read_text())
 
     source = COCO(root=tmp_path / "coco", split="val2017")
-    shard_set = write(source, tmp_path / "out", samples_per_shard=50)
     found, boxes = {}, 0
-    for path in shard_set.tars:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                assert file is not None
-                stem, _, extension = member.name.partition(".")
-                if extension == "jpg":
-                    found[stem] = hashlib.sha256(file.read()).hexdigest()
-                if extension == "json":
-                    boxes += len(json.loads(file.read())["annotations"])
+    for index in range(len(source)):
+        sample = source[index]
+        assert isinstance(sample.image, bytes)
+        found[sample.key] = hashlib.sha256(sample.image).hexdigest()
+        boxes += len(sample.metadata["annotations"])
     assert len(found) == 128 and found == kept
     assert boxes == len(expected["annotations"]) == 898

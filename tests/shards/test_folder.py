@@ -1,18 +1,15 @@
 """Folders of images: labels, order, keys, and what is stored of each format."""
 
-import io
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision.datasets
-import wds2idx
 from PIL import Image
-from webdataset.compat import WebDataset
 
 from shards.source import Folder
-from shards.write import write
 
 
 def save(path: Path, **settings) -> np.ndarray:
@@ -49,7 +46,7 @@ def test_a_flat_folder_has_no_labels_and_counts_like_people(tmp_path: Path):
     source = Folder(root=tmp_path)
     assert [source[i].key for i in range(len(source))] == ["img1", "img9", "img10"]
     assert source.classes == [] and {source[i].label for i in range(3)} == {-1}
-    assert source.notes == ["1 files passed over: their names are not those of images"]
+    assert source.notes == ["1 files passed over: their names are not those of images (1 .txt)"]
 
 
 def test_classes_may_be_nested_linked_and_empty(tmp_path: Path):
@@ -64,55 +61,76 @@ def test_classes_may_be_nested_linked_and_empty(tmp_path: Path):
     assert source.notes == ["no images, so no class, in eel"]
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "gif", "webp", "ppm"])
-def test_what_is_neither_jpeg_nor_png_becomes_png_of_the_same_pixels(tmp_path: Path, suffix: str):
-    path = tmp_path / f"a.{suffix}"
-    save(path, **({"lossless": True} if suffix == "webp" else {}))
-    pixels = np.asarray(Image.open(path).convert("RGB"))
-    sample = Folder(root=tmp_path)[0]
-    assert sample.extension == "png"
-    stored = Image.open(io.BytesIO(sample.image))
-    assert stored.format == "PNG" and np.array_equal(np.asarray(stored.convert("RGB")), pixels)
-    if suffix == "png":
-        assert sample.image == path.read_bytes() and sample.metadata == {"file": "a.png"}
-    else:
-        assert sample.metadata["file"] == f"a.{suffix}"
-        assert sample.metadata["stored_as_png_from"].split()[0] in {
-            "BMP", "TIFF", "GIF", "WEBP", "PPM"
-        }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [
-        *[(mode, "tif") for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16")],
-        *[(mode, "png") for mode in ("1", "L", "LA", "P", "RGBA", "I;16")],
-        *[(mode, "jpg") for mode in ("L", "CMYK")],
-    ],
-)
-def test_every_mode_is_stored_and_measured(tmp_path: Path, mode: str, suffix: str):
-    (tmp_path / "in").mkdir()
-    Image.new(mode, (6, 4)).save(tmp_path / "in" / f"a.{suffix}")
-    statistics = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
-    white = mode == "CMYK"  # no ink
-    assert statistics.mean == pytest.approx([float(white)] * 3)
-
-
-def test_sixteen_bit_grey_is_measured_by_its_upper_bits(tmp_path: Path):
-    (tmp_path / "in").mkdir()
-    pixels = np.full((4, 4), 0x80FF, dtype=np.uint16)
-    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
-    statistics = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
-    assert statistics.mean == pytest.approx([128 / 255] * 3, abs=1e-6)
-
-
-def test_the_content_decides_what_a_file_is(tmp_path: Path):
-    save(tmp_path / "a.jpg", format="PNG")
-    save(tmp_path / "b.png", format="JPEG")
-    save(tmp_path / "c.jpg", format="BMP")
+def test_every_file_with_the_name_of_an_image_is_a_sample_as_it_is(tmp_path: Path):
+    for name in ("a.jpg", "b.PNG", "c.TiFf", "d.webp", "e.jpeg"):
+        (tmp_path / name).write_bytes(f"no image: {name}".encode())
+    save(tmp_path / "f.jpg", format="BMP")
+    (tmp_path / "g.jpg").touch()
+    (tmp_path / "h.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    for name in ("i.txt", "j.TXT", "jpg", "k.csv"):
+        (tmp_path / name).touch()
     source = Folder(root=tmp_path)
-    assert [source[i].extension for i in range(3)] == ["png", "jpg", "png"]
-    assert source[0].image == (tmp_path / "a.jpg").read_bytes()
+    assert len(source) == 8
+    for index, name in enumerate(
+        ("a.jpg", "b.PNG", "c.TiFf", "d.webp", "e.jpeg", "f.jpg", "g.jpg")
+    ):
+        assert source[index].image == (tmp_path / name).read_bytes()
+        assert source[index].metadata == {"file": name}
+    with pytest.raises(OSError, match=r"h\.jpg"):
+        source[7]
+    assert source.notes == [
+        "4 files passed over: their names are not those of images (2 .txt, 1 .csv, "
+        "1 without an ending)"
+    ]
+
+
+def test_files_that_differ_in_their_ending_alone_have_keys_of_their_own(tmp_path: Path):
+    names = ["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.bmp", "b.jpg", "c.JPG", "c.jpg"]
+    for name in names:
+        save(tmp_path / "in" / name, format="PNG")
+        save(tmp_path / "in2" / "x" / name, format="PNG")
+    for root, plain in ((tmp_path / "in", "b"), (tmp_path / "in2", "x/b")):
+        source = Folder(root=root)
+        keys = {source[i].key for i in range(len(source))}
+        assert len(keys) == len(names) and plain in keys
+
+
+def test_it_reads_from_a_store_as_from_a_disk(class_folders):
+    root = class_folders(classes=11, per_class=2)
+    (root / "class_05" / "deeper").mkdir()
+    save(root / "class_05" / "deeper" / "1.jpg")
+    (root / "class_00" / "readme.txt").touch()
+    root.rename(root.parent / "train")
+    url = f"file://{root.parent}"  # any protocol goes through fsspec
+    local, remote = Folder(root=root.parent / "train"), Folder(root=url, split="train")
+    assert len(local) == len(remote) == 23
+    for index in range(23):
+        here, there = local[index], remote[index]
+        assert (here.key, here.image, here.label) == (there.key, there.image, there.label)
+        assert there.metadata["file"] == f"train/{here.metadata['file']}"
+    assert local.fingerprint() == remote.fingerprint() and local.notes == remote.notes
+    with pytest.raises(FileNotFoundError, match="has no folder 'val'; it holds train"):
+        Folder(root=url, split="val")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        Folder(root=f"{url}/nowhere")
+
+
+def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(tmp_path: Path):
+    for label in range(10):
+        (tmp_path / f"class{label}").mkdir()
+        for number in range(1000):
+            (tmp_path / f"class{label}" / f"{number:08d}.jpg").touch()
+    source = Folder(root=str(tmp_path))
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 22 * len(source)  # 12 of them are the name
+    again = pickle.loads(pickled)
+    assert [again[i] for i in (0, 999, 1000, 9999)] == [source[i] for i in (0, 999, 1000, 9999)]
+    assert again[1000].key == "class1/00000000" and again[1000].label == 1
+    with pytest.raises(IndexError):
+        source[len(source)]
+    assert again.fingerprint() == Folder(root=tmp_path).fingerprint()
+    (tmp_path / "class3" / "00000000.jpg").rename(tmp_path / "class4" / "a.jpg")
+    assert again.fingerprint() != Folder(root=tmp_path).fingerprint()
 
 
 def test_awkward_names_give_keys_that_every_reader_agrees_on(tmp_path: Path):
@@ -126,15 +144,6 @@ def test_awkward_names_give_keys_that_every_reader_agrees_on(tmp_path: Path):
     assert len(set(keys)) == len(names)
     assert all(len(key) <= 90 and "." not in key and key.isascii() for key in keys)
     assert {"class/a-b", "class/a_b"} <= set(keys)  # a plain name stays what it is
-
-    shard_set = write(source, tmp_path / "out")
-    dataset = WebDataset([str(shard_set.tars[0])], shardshuffle=False)
-    assert {sample["__key__"] for sample in dataset} == set(keys)
-    with wds2idx.IndexCreator(
-        str(shard_set.tars[0]), str(tmp_path / "oracle.idx"), verbose=False
-    ) as oracle:
-        oracle.create_index()
-    assert shard_set.indexes[0].read_bytes() == (tmp_path / "oracle.idx").read_bytes()
 
 
 def test_a_root_or_split_that_does_not_exist_is_refused(class_folders):

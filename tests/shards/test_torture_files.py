@@ -17,7 +17,6 @@ os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
 nv = pytest.importorskip("nvidia.nvimgcodec")
 
 PIXELS = 90_000_000
-KEPT = {"jpg": ("jpg", {"JPEG", "MPO"}), "jpeg": ("jpg", {"JPEG", "MPO"}), "png": ("png", {"PNG"})}
 
 
 @cache

@@ -20,10 +20,11 @@ import wds2idx
 from PIL import Image
 from webdataset.compat import WebDataset
 
-import shards.write
+import shards.place
 from shards.layout import ShardSet, open_shards
+from shards.prepare import Preparation
 from shards.source import Folder, Sample, Source
-from shards.write import write
+from shards.write import Progress, write
 
 
 class Listed(Source):
@@ -43,7 +44,7 @@ class Listed(Source):
 
 
 def pixel(key: str, label: int = -1, id: int = 0) -> Sample:
-    return Sample(key, PIXEL, "png", label, id, {})
+    return Sample(key, PIXEL, label, id, {})
 
 
 PIXEL = bytes.fromhex(  # the smallest PNG: one grey pixel
@@ -54,10 +55,15 @@ PIXEL = bytes.fromhex(  # the smallest PNG: one grey pixel
 
 def read(shard_set: ShardSet) -> dict[str, dict[str, Any]]:
     """All samples by key, as webdataset's own reader gives them."""
-    tars = [str(path) for path in shard_set.tars]
-    found = list(WebDataset(tars, shardshuffle=False, empty_check=False))
+    found = list(WebDataset(shard_set.tars, shardshuffle=False, empty_check=False))
     assert len(found) == len({sample["__key__"] for sample in found})
     return {sample["__key__"]: sample for sample in found}
+
+
+def contents(shard_set: ShardSet) -> dict[str, bytes]:
+    """Every file of a set by name; the manifest too, as no command was given."""
+    root = Path(shard_set.root)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_webdataset_reads_back_every_byte(class_folders, tmp_path: Path):
@@ -83,16 +89,16 @@ def test_plain_tar_lists_what_the_source_holds(class_folders, tmp_path: Path):
         assert len(names) == len(set(names)) == 4 * shard.samples
         kinds = Counter(name.partition(".")[2] for name in names)
         assert kinds == dict.fromkeys(["id.i64", "jpg", "json", "y.i64"], shard.samples)
-        assert tar.stat().st_size == shard.bytes
-        assert hashlib.sha256(tar.read_bytes()).hexdigest() == shard.sha256
+        assert Path(tar).stat().st_size == shard.tar.bytes
+        assert hashlib.sha256(Path(tar).read_bytes()).hexdigest() == shard.tar.sha256
 
 
 def test_the_index_is_that_of_dalis_own_indexer(class_folders, tmp_path: Path):
     shard_set = write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
     for tar, index in zip(shard_set.tars, shard_set.indexes, strict=True):
-        with wds2idx.IndexCreator(str(tar), str(tmp_path / "oracle.idx"), verbose=False) as oracle:
+        with wds2idx.IndexCreator(tar, str(tmp_path / "oracle.idx"), verbose=False) as oracle:
             oracle.create_index()
-        assert index.read_bytes() == (tmp_path / "oracle.idx").read_bytes()
+        assert Path(index).read_bytes() == (tmp_path / "oracle.idx").read_bytes()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(
@@ -103,8 +109,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(
         write(source, tmp_path / name, seed=seed, samples_per_shard=7)
         for name, seed in [("one", 3), ("same", 3), ("other", 4)]
     )
-    for name in [path.name for path in one.tars + one.indexes]:
-        assert (one.root / name).read_bytes() == (same.root / name).read_bytes()
+    assert contents(one) == contents(same)
     assert one.manifest == same.manifest
     assert one.manifest.shards != other.manifest.shards
     assert read(one).keys() == read(other).keys()
@@ -190,34 +195,61 @@ def test_sizes_are_as_shown_after_exif_orientation(tmp_path: Path):
     assert (found.min_width, found.min_height) == (10, 30)
 
 
-@pytest.mark.parametrize(
-    ("share", "after", "reason"),
-    [
-        (0.5, b"", "truncated"),
-        (0, b"", "the file is empty"),
-        (0, b"hello", "no image that Pillow can read"),
-    ],
-)
-def test_an_unreadable_image_is_named_and_nothing_is_left(
-    class_folders, tmp_path: Path, share: float, after: bytes, reason: str
-):
+def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_path: Path):
     root = class_folders()
-    bad = root / "class_01" / "0002.jpg"
-    data = bad.read_bytes()
-    bad.write_bytes(data[: int(len(data) * share)] + after)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError) as refused:
-        write(Folder(root=root), tmp_path / "deep" / "er" / "out", samples_per_shard=2)
-    message = str(refused.value)
-    assert "class_01/0002.jpg" in message
-    assert "cannot be decoded: " in message and reason.lower() in message.lower()
-    assert "Repair or remove it, and run this again." in message
-    assert sorted(tmp_path.iterdir()) == before
+    bad = {"class_00/0001.jpg": b"", "class_01/0002.jpg": b"hello", "class_02/0000.jpg": b""}
+    cut = (root / "class_02" / "0000.jpg").read_bytes()
+    bad["class_02/0000.jpg"] = cut[: len(cut) // 2]
+    for name, data in bad.items():
+        (root / name).write_bytes(data)
+    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=5)
+    account = shard_set.manifest.account
+    assert (account.found, account.written, account.quarantined) == (12, 9, 3)
+    assert len(read(shard_set)) == 9
+    reasons = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text().splitlines()
+    told = {line["origin"]: line for line in map(json.loads, reasons)}
+    assert told.keys() == bad.keys()
+    assert told["class_00/0001.jpg"]["reason"] == "empty"
+    assert told["class_01/0002.jpg"]["reason"] == "not an image"
+    assert told["class_02/0000.jpg"]["reason"] == "truncated or corrupt"
+    for name, data in bad.items():
+        assert (tmp_path / "out" / told[name]["file"]).read_bytes() == data
 
 
-def test_an_image_that_is_not_what_its_sample_says_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"sample a cannot .* not those of a JPEG file"):
-        write(Listed([Sample("a", PIXEL, "jpg", -1, 0, {})], []), tmp_path / "out")
+def test_a_file_that_cannot_be_read_is_counted_and_named(class_folders, tmp_path: Path):
+    root = class_folders()
+    source = Folder(root=root)
+    (root / "class_01" / "0002.jpg").unlink()  # between listing and writing
+    shard_set = write(source, tmp_path / "out")
+    assert shard_set.manifest.account.quarantined == 1
+    (line,) = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "unreadable"
+    assert json.loads(line)["origin"].endswith("class_01/0002.jpg")
+
+
+def test_a_set_without_a_usable_image_is_refused(tmp_path: Path):
+    source = Listed([Sample("a", b"?", -1, 0, {}), Sample("b", b"", -1, 1, {})], [])
+    with pytest.raises(ValueError, match=r"none of 2 images can be used; \w is (empty|not an)"):
+        write(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_copies_are_counted_and_dropped_on_demand(class_folders, tmp_path: Path):
+    root = class_folders(classes=3, per_class=8)
+    copied = (root / "class_00" / "0003.jpg").read_bytes()
+    for name in ("class_01/0000.jpg", "class_02/0007.jpg"):
+        (root / name).write_bytes(copied)
+    counted = write(Folder(root=root), tmp_path / "counted", samples_per_shard=5)
+    assert counted.manifest.account.duplicates == 2
+    assert counted.manifest.account.written == 24
+    dropped = write(
+        Folder(root=root), tmp_path / "dropped", samples_per_shard=5, drop_duplicates=True
+    )
+    account = dropped.manifest.account
+    assert (account.found, account.written, account.dropped, account.duplicates) == (24, 22, 2, 0)
+    left = read(dropped)
+    assert "class_00/0003" in left  # the first in the source's order
+    assert not {"class_01/0000", "class_02/0007"} & left.keys()
 
 
 def test_two_samples_of_one_key_are_refused(tmp_path: Path):
@@ -225,7 +257,7 @@ def test_two_samples_of_one_key_are_refused(tmp_path: Path):
     with pytest.raises(ValueError) as refused:
         write(source, tmp_path / "out", samples_per_shard=1)
     assert "have the same key 'b'" in str(refused.value)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -261,33 +293,79 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
 
 
-def test_an_interrupt_leaves_nothing(class_folders, tmp_path: Path):
-    def interrupt(done: int, total: int) -> None:
-        if done == 5:
+def test_an_interrupted_writing_goes_on_and_rewrites_nothing(class_folders, tmp_path: Path):
+    def interrupt(progress: Progress) -> None:
+        if progress.samples == 7:
             raise KeyboardInterrupt
 
-    source = Folder(root=class_folders())
+    source, out, partial = Folder(root=class_folders()), tmp_path / "out", tmp_path / "out.partial"
     with pytest.raises(KeyboardInterrupt):
-        write(source, tmp_path / "out", samples_per_shard=2, progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+        write(source, out, samples_per_shard=2, progress=interrupt)
+    assert not out.exists()
+    with pytest.raises(FileNotFoundError, match=r"3 shards but no manifest.*it goes on there"):
+        open_shards(partial)
+    before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
+    assert sorted(before) == ["00000.tar", "00001.tar", "00002.tar"]
+    shard_set = write(source, out, samples_per_shard=2)
+    assert before.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}.items()
+    assert not partial.exists()
+    assert contents(shard_set) == contents(write(source, tmp_path / "at-once", samples_per_shard=2))
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(class_folders, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"samples_per_shard": 3},
+        {"limit": 5},
+        {"drop_duplicates": True},
+        {"preparation": Preparation(encoding="raw")},
+    ],
+)
+def test_a_writing_with_other_settings_does_not_go_on(class_folders, tmp_path: Path, other: Any):
     source = Folder(root=class_folders())
+    _break_off(source, tmp_path / "out")
+    name = next(iter(other))
+    with pytest.raises(ValueError, match=f"unfinished writing with another {name}.*Repeat the"):
+        write(source, tmp_path / "out", **{"samples_per_shard": 2, **other})
+
+
+def test_a_writing_of_another_list_of_files_does_not_go_on(class_folders, tmp_path: Path):
+    root = class_folders()
+    _break_off(Folder(root=root), tmp_path / "out")
+    (root / "class_00" / "0000.jpg").rename(root / "class_00" / "other.jpg")
+    with pytest.raises(ValueError, match="unfinished writing with another fingerprint"):
+        write(Folder(root=root), tmp_path / "out", samples_per_shard=2)
+
+
+def _break_off(source: Source, out: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.samples == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(source, out, samples_per_shard=2, progress=interrupt)
+
+
+def test_a_full_disk_is_said_and_the_writing_goes_on_later(
+    class_folders, tmp_path: Path, monkeypatch
+):
+    source, out = Folder(root=class_folders()), tmp_path / "out"
     synced = []
 
     def full(descriptor: int) -> None:
         synced.append(descriptor)
-        if len(synced) == 3:
+        if len(synced) == 8:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.write.os, "fsync", full)
-    with pytest.raises(OSError) as refused:
-        write(source, tmp_path / "out", samples_per_shard=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.place.os, "fsync", full)
+        with pytest.raises(OSError) as refused:
+            write(source, out, samples_per_shard=2)
     assert refused.value.errno == errno.ENOSPC
-    assert f"no space left for {tmp_path / 'out'}" in str(refused.value)
-    assert "were removed again. Free space, or give an --out on another disk." in str(refused.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert f"no space left for {out}; 2 complete shards stay in {out}.partial" in str(refused.value)
+    assert "repeat the command: it goes on there" in str(refused.value)
+    assert len(write(source, out, samples_per_shard=2)) == 12
 
 
 def test_a_killed_writer_leaves_nothing_that_opens_and_does_not_stand_in_the_way(
@@ -298,11 +376,11 @@ def test_a_killed_writer_leaves_nothing_that_opens_and_does_not_stand_in_the_way
 import pathlib, time
 from shards.source import Folder
 from shards.write import write
-def progress(done, total):
-    if done == 11:
+def progress(progress):
+    if progress.samples == 11:
         print("eleven of twelve", flush=True)
         time.sleep(60)
-write(Folder(root=pathlib.Path({str(root)!r})), pathlib.Path({str(out)!r}), samples_per_shard=3,
+write(Folder(root={str(root)!r}), pathlib.Path({str(out)!r}), samples_per_shard=3,
       progress=progress)
 """
     writer = subprocess.Popen(
@@ -310,25 +388,29 @@ write(Folder(root=pathlib.Path({str(root)!r})), pathlib.Path({str(out)!r}), samp
     )
     assert writer.stdout is not None and writer.stdout.readline() == b"eleven of twelve\n"
     with pytest.raises(FileExistsError, match="is being written by another process"):
-        write(Folder(root=root), out)
+        write(Folder(root=root), out, samples_per_shard=3)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
 
     partial = tmp_path / "out.partial"
-    assert len(list(partial.glob("*.tar"))) == 4
+    assert len(list(partial.glob("*.jsonl"))) == 3
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_shards(out)
-    with pytest.raises(FileNotFoundError, match=r"4 tar files but no manifest.*did not finish"):
+    with pytest.raises(FileNotFoundError, match=r"3 shards but no manifest.*did not finish"):
         open_shards(partial)
     assert len(write(Folder(root=root), out, samples_per_shard=3)) == 12
     assert not partial.exists()
 
 
 def test_progress_counts_every_sample_once(class_folders, tmp_path: Path):
-    calls = []
-    source = Folder(root=class_folders())
-    write(source, tmp_path / "out", samples_per_shard=5, progress=lambda *call: calls.append(call))
-    assert calls == [(done, 12) for done in range(1, 13)]
+    calls: list[Progress] = []
+    write(
+        Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5, progress=calls.append
+    )
+    counts = [call.samples for call in calls]
+    assert counts == sorted(counts) and set(counts) == set(range(13))
+    assert {call.total for call in calls} == {12}
+    assert calls[-1].bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
 
 
 def test_a_shard_can_be_written_in_another_process(class_folders):

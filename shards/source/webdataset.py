@@ -1,0 +1,301 @@
+"""WebDataset tars of any origin: https://github.com/webdataset/webdataset."""
+
+import hashlib
+import json
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.place import Place
+from shards.source.keys import how_much_to_say
+from shards.source.labels import Labels
+from shards.source.location import find_tars
+from shards.source.scan import ROLES, Convention, Scan, read_sample, scan
+from shards.source.source import Names, Sample, Source, key_from
+
+_THREADS = 8  # tars at a time: most of the scan is waiting for a disk or a store
+_MANIFEST = "manifest.json"
+
+
+class WebDataset(Source):
+    """WebDataset tars of any origin, img2dataset's and viewrank's own among them.
+
+    A sample is what lies side by side with the same key: KEY.jpg, KEY.json, KEY.cls, …. Texts of
+    up to 64 KiB go into the metadata. Tars of files without labels, and those that `tar` makes of
+    a folder, will do. Each tar is read through once for its headers.
+    """
+
+    name = "webdataset"
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        split: str = "",
+        image: str | None = None,
+        keys: Literal["auto", "first_dot", "last_dot"] = "auto",
+        label: str | None = None,
+    ) -> None:
+        """Scan the tars.
+
+        Args:
+            root: Folder of tars, one tar, or a pattern such as data/{000..009}.tar or data/*.tar;
+                local, or such as s3://….
+            split: Folder under root to take, if root is a folder.
+            image: Component that is the image, such as jpg or left.jpg; where samples differ,
+                several with ";" between, best first. Default: the only one that is an image.
+            keys: Where the key of a sample ends in a file's name. WebDataset's convention is the
+                first dot: 1.left.jpg is component left.jpg of sample 1. If dots belong to the
+                names, as in IMG.2020.01.jpg, it is the last_dot. auto takes the first, unless
+                that would put several images into a sample whose names do not recur in others
+                like left.jpg and right.jpg: on average in fewer than two, or more than 32 names.
+            label: Component that holds the label as a number or a name: cls, or json:FIELD for a
+                field of a JSON component; or folder, for the first folder that not all samples
+                have in common. Default: y.i64 or cls, where there is one.
+        """
+        self.split = split
+        self._tars = find_tars(root, split)
+        alternatives = tuple(filter(None, (image or "").lower().replace(" ", "").split(";")))
+        undecided = keys == "auto" and not any("." in name for name in alternatives)
+        convention = Convention(keys == "last_dot", alternatives, label, undecided)
+        scans = self._scan(convention)
+        decided = undecided and _is_last_dot(scans)
+        if undecided:
+            convention = Convention(decided, alternatives, label)
+        if decided:
+            scans = self._scan(convention)
+        self._last_dot, self._label = convention.last_dot, label
+        _refuse_several(scans, self._tars, convention)
+
+        self._keys = Names()
+        self._first = array("q")  # the first sample of each tar, and the end
+        self._starts, self._spans, self._image_offsets = array("q"), array("I"), array("I")
+        ids = array("q")
+        labels = Labels(f"{label or 'y.i64 or cls'} in the tars of {self._tars[0][0]}")
+        for found in scans:
+            self._first.append(len(self._keys))
+            for index in range(len(found.keys)):
+                self._keys.append(found.keys[index])
+                labels.append(found.labels[index])
+            found.keys, found.labels = Names(), []  # all tars together take gigabytes
+            self._starts.extend(found.starts)
+            self._spans.extend(found.spans)
+            self._image_offsets.extend(found.image_offsets)
+            ids.extend(found.ids)
+        self._first.append(len(self._keys))
+        if not len(self._keys):
+            raise _without_images(scans, self._tars, convention)
+
+        complete = len(ids) == len(self._keys)
+        whole = complete and len(np.unique(np.asarray(ids))) == len(ids)
+        self._ids = ids if whole else None
+        numbers, self.classes = self._named(labels, scans)
+        self._labels = numbers if self.classes else None
+        self._tar_names = _short_names(self._tars)
+        self._levels = how_much_to_say(len(self), self._name, 3)
+        self.notes = self._remarks(scans, decided)
+        if complete and not whole:
+            self.notes.append("the same ids occur in several places: samples are numbered anew")
+
+    def _scan(self, convention: Convention) -> list[Scan]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(lambda tar: scan(tar[0], tar[1], convention), self._tars))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        tar = self._tar(index)
+        folder, name = self._tars[tar]
+        image, path, metadata = read_sample(
+            folder,
+            name,
+            self._starts[index],
+            self._spans[index],
+            self._image_offsets[index],
+            self._last_dot,
+        )
+        if self._ids is not None and isinstance(metadata.get("json"), dict):
+            metadata = metadata["json"]  # a shard set of our own: what its source knew
+        labels, level = self._labels, 0 if self._levels is None else self._levels[index]
+        return Sample(
+            key=key_from(self._name(index, int(level))),
+            image=image,
+            label=-1 if labels is None else int(labels[index]),
+            id=index if self._ids is None else self._ids[index],
+            metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
+        )
+
+    def fingerprint(self) -> bytes:
+        """Return bytes that differ where the list of samples differs."""
+        digest = hashlib.blake2b(self._keys.digest(), digest_size=16)
+        for numbers in (self._first, self._starts, self._spans, self._image_offsets):
+            digest.update(numbers)
+        digest.update("\n".join(name for _, name in self._tars).encode("utf-8", "surrogateescape"))
+        return digest.digest()
+
+    def _tar(self, index: int) -> int:
+        return bisect_right(self._first, index) - 1
+
+    def _name(self, index: int, level: int) -> str:
+        """Return the key; from level 1 on with its tar, at level 2 with its place there."""
+        key = self._keys[index]
+        if level == 0:
+            return key
+        tar = self._tar(index)
+        within = f"/{index - self._first[tar]}" if level == 2 else ""
+        return f"{self._tar_names[tar]}/{key}{within}"
+
+    def _named(self, labels: Labels, scans: list[Scan]) -> tuple[NDArray[np.int32], list[str]]:
+        """Return the label of each sample, and the classes."""
+        if self._label == "folder":
+            labels = Labels(f"the folders in the tars of {self._tars[0][0]}")
+            for folder in _folders_that_differ(self._keys):
+                labels.append(folder)
+            return labels.finish()
+        numbers, classes = labels.finish()
+        if self._label is not None and not classes:
+            components = sum((found.components for found in scans), Counter[str]())
+            raise ValueError(
+                f"no sample in the tars of {self._tars[0][0]} has a label {self._label}; there are "
+                f"{_counted(components)}. Choose one as --label, or json:FIELD, or leave it out."
+            )
+        if classes and self._label in (None, "y.i64") and classes[0] == "0":
+            names = _classes_of(self._tars)
+            if classes == [str(number) for number in range(len(classes))] and len(names) >= len(
+                classes
+            ):
+                return numbers, names
+        return numbers, classes
+
+    def _remarks(self, scans: list[Scan], decided: bool) -> list[str]:
+        notes = []
+        if decided:
+            notes.append(
+                "keys end at the last dot of a file's name, because what follows the first differs "
+                "from image to image (--keys first_dot for WebDataset's convention)"
+            )
+        damaged = [
+            f"{name} {scans[tar].damage} ({self._first[tar + 1] - self._first[tar]:,} samples "
+            "before that were taken)"
+            for tar, (_, name) in enumerate(self._tars)
+            if scans[tar].damage
+        ]
+        notes += damaged[:8]
+        if len(damaged) > 8:
+            notes.append(f"{len(damaged) - 8:,} more tars are damaged")
+        without = sum(found.without_image for found in scans)
+        apart = sum(found.apart for found in scans)
+        if without:
+            notes.append(
+                f"{without:,} samples passed over: they have no image"
+                + (
+                    f"; that of {apart:,} lies elsewhere in the tar (tar --sort=name keeps the "
+                    "files of a sample side by side)"
+                    if apart
+                    else ""
+                )
+            )
+        if links := sum(found.links for found in scans):
+            notes.append(f"{links:,} links and other entries without content passed over")
+        left = sum((found.left for found in scans), Counter[str]())
+        if left:
+            notes.append(f"components that are no text, and stay behind: {_counted(left)}")
+        labels = self._labels
+        if labels is not None and (count := int((labels < 0).sum())):
+            notes.append(f"{count:,} samples have no label")
+        if self._levels is not None:
+            notes.append(
+                f"{int((self._levels > 0).sum()):,} keys occur in several places: the name of the "
+                "tar was put before them"
+            )
+        return notes
+
+
+def _is_last_dot(scans: list[Scan]) -> bool:
+    """Whether the images of samples that have several are told apart by parts of file names."""
+    several = sum((found.several for found in scans), Counter[str]())
+    return len(several) > ROLES or several.total() < 2 * len(several)
+
+
+def _refuse_several(
+    scans: list[Scan], tars: list[tuple[Place, str]], convention: Convention
+) -> None:
+    if convention.image:
+        return
+    for found, (folder, name) in zip(scans, tars, strict=True):
+        if found.example:
+            key, images = found.example
+            raise ValueError(
+                f"sample {key} in {folder.path(name)} has several images: "
+                f"{', '.join(images[:12])}{', …' if len(images) > 12 else ''}. Choose one: --image "
+                f"{images[0]}"
+                + ("" if convention.last_dot else "; or, if dots belong to keys: --keys last_dot")
+            )
+
+
+def _without_images(
+    scans: list[Scan], tars: list[tuple[Place, str]], convention: Convention
+) -> ValueError:
+    where = tars[0][0].path(tars[0][1]) + (f", … ({len(tars):,} tars)" if len(tars) > 1 else "")
+    components = sum((found.components for found in scans), Counter[str]())
+    damage = next((f"; {found.damage}" for found in scans if found.damage), "")
+    what = f"component {' or '.join(convention.image)}" if convention.image else "image"
+    return ValueError(
+        f"{where}: no sample has an {what}".replace("an component", "a component")
+        + f"; there are {_counted(components)}{damage}. Choose the image: --image COMPONENT"
+    )
+
+
+def _counted(components: Counter[str]) -> str:
+    shown = ", ".join(f"{name} ({count:,})" for name, count in components.most_common(8))
+    return (shown or "no components") + (", …" if len(components) > 8 else "")
+
+
+def _short_names(tars: list[tuple[Place, str]]) -> list[str]:
+    """Name each tar by its stem, or by its path where two have the same."""
+    stems = [name.rpartition(".")[0] for _, name in tars]
+    if len(set(stems)) == len(stems):
+        return stems
+    paths = [folder.path(stem) for (folder, _), stem in zip(tars, stems, strict=True)]
+    return [path.rpartition("://")[2].strip("/") for path in paths]
+
+
+def _folders_that_differ(keys: Names) -> Iterator[str]:
+    """Give the first folder of each key that is not common to all; "" where there is none."""
+    common = keys[0].split("/")[:-1]
+    shallowest = len(common)
+    for index in range(len(keys)):
+        folders = keys[index].split("/")[:-1]
+        shallowest = min(shallowest, len(folders))
+        same = (pair[0] == pair[1] for pair in zip(common, folders, strict=False))
+        common = common[: next((i for i, equal in enumerate(same) if not equal), len(folders))]
+    depth = len(common)
+    if shallowest == depth:  # some lie in the last common folder itself
+        depth = max(0, depth - 1)
+
+    for index in range(len(keys)):
+        folders = keys[index].split("/")[:-1]
+        yield folders[depth] if depth < len(folders) else ""
+
+
+def _classes_of(tars: list[tuple[Place, str]]) -> list[str]:
+    """Return the classes in the manifest beside the tars; [] if there is none, or two differ."""
+    found: list[Any] = []
+    for folder in {folder.location: folder for folder, _ in tars}.values():
+        try:
+            classes = json.loads(folder.read(_MANIFEST))["classes"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return []
+        if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+            return []
+        found.append(classes)
+    return found[0] if found and all(a == b for a, b in pairwise(found)) else []

@@ -1,0 +1,164 @@
+"""Data sets that the library `datasets` saved; it reads them back beside us."""
+
+import datetime
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.source import HuggingFace
+
+
+def encoded(number: int, kind: str) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+FILES = [encoded(number, ("JPEG", "PNG", "WEBP")[number % 3]) for number in range(7)]
+
+
+def made(**columns: tuple[list, object]) -> datasets.Dataset:
+    """A data set with images, and with columns given as (values, feature)."""
+    images = [{"bytes": data, "path": f"{i}.x"} for i, data in enumerate(FILES)]
+    features = datasets.Features(
+        {"picture": datasets.Image(), **{n: feature for n, (_, feature) in columns.items()}}
+    )
+    values = {name: values for name, (values, _) in columns.items()}
+    return datasets.Dataset.from_dict({"picture": images, **values}, features=features)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    whole = made(
+        kind=([2, 0, 1, 2, 0, 1, -1], datasets.ClassLabel(names=["cat", "dog", "eel"])),
+        caption=([f"text {i}" for i in range(7)], datasets.Value("string")),
+        score=([0.5] * 6 + [None], datasets.Value("float32")),
+        when=(
+            [datetime.datetime(2020, 1, i + 1) for i in range(7)],
+            datasets.Value("timestamp[s]"),
+        ),
+        boxes=([[1, 2]] * 7, datasets.Sequence(datasets.Value("int64"))),
+        blob=([b"x"] * 7, datasets.Value("binary")),
+    )
+    split = datasets.DatasetDict({"train": whole, "test": whole.select(range(2))})
+    split.save_to_disk(tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_files_labels_and_columns_are_those_that_datasets_reads(root: Path):
+    source = HuggingFace(root=root, split="train")
+    oracle = datasets.load_from_disk(str(root))["train"]
+    assert len(source) == len(oracle) == 7
+    assert source.classes == ["cat", "dog", "eel"]
+    for index in range(7):
+        sample, row = source[index], oracle[index]
+        assert sample.image == FILES[index]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(FILES[index]))), row["picture"])
+        assert (sample.label, sample.id) == (row["kind"], index)
+        assert sample.metadata == {
+            "caption": f"text {index}",
+            "score": row["score"],
+            "when": row["when"].isoformat(),
+            "file": f"{index}.x",
+        }
+        json.dumps(sample.metadata)
+    assert len({source[i].key for i in range(7)}) == 7
+    assert len(HuggingFace(root=root, split="test")) == 2
+
+
+def test_it_pickles_in_few_bytes_and_opens_in_each_process(root: Path):
+    source = HuggingFace(root=str(root), split="train")
+    assert source[3].image == FILES[3]
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1500
+    again = pickle.loads(pickled)
+    assert again[6] == source[6]
+    assert again.fingerprint() == HuggingFace(root=root, split="train").fingerprint()
+    assert again.fingerprint() != HuggingFace(root=root, split="test").fingerprint()
+    with pytest.raises(IndexError):
+        source[7]
+
+
+def test_paths_stand_in_for_bytes(tmp_path: Path):
+    paths = []
+    for index, data in enumerate(FILES):
+        paths.append(str(tmp_path / f"{index}.img"))
+        Path(paths[-1]).write_bytes(data)
+    images = [{"bytes": None, "path": path} for path in paths]
+    images[5] = {"bytes": None, "path": None}
+    features = datasets.Features({"image": datasets.Image()})
+    dataset = datasets.Dataset.from_dict({"image": images}, features=features)
+    dataset.save_to_disk(tmp_path / "set")
+    source = HuggingFace(root=tmp_path / "set")
+    assert source[4].image == FILES[4] and source[4].metadata == {"file": paths[4]}
+    assert source.classes == [] and source[4].label == -1
+    Path(paths[2]).unlink()
+    with pytest.raises(OSError, match=r"2\.img"):
+        source[2]
+    with pytest.raises(OSError, match="row 5 of .* has no image"):
+        source[5]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "classes", "labels"),
+    [
+        (["b10", "b2", None, "a", "a", "a", "a"], "string", ["a", "b2", "b10"], [2, 1, -1, 0]),
+        ([3, 0, -1, 1, 0, 0, 0], "int64", ["0", "1", "2", "3"], [3, 0, -1, 1]),
+    ],
+)
+def test_labels_may_be_names_or_numbers(tmp_path: Path, values, kind, classes, labels):
+    made(what=(values, datasets.Value(kind))).save_to_disk(tmp_path / "set")
+    source = HuggingFace(root=tmp_path / "set", label="what")
+    assert (source.classes, [source[i].label for i in range(4)]) == (classes, labels)
+    assert source[0].metadata == {"file": "0.x"}
+    unlabelled = HuggingFace(root=tmp_path / "set")
+    assert unlabelled.classes == [] and unlabelled[0].metadata["what"] == values[0]
+
+
+def test_several_columns_ask_for_a_choice(tmp_path: Path):
+    coarse, fine = (datasets.ClassLabel(names=list(names)) for names in ("ab", "xyz"))
+    dataset = made(coarse=([0, 1] * 3 + [0], coarse), fine=([2] * 7, fine))
+    dataset = dataset.add_column("mask", dataset["picture"][:], feature=datasets.Image())
+    dataset.save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match="2 columns of type Image: picture, mask.*--image COLUMN"):
+        HuggingFace(root=tmp_path / "set")
+    with pytest.raises(ValueError, match="2 columns of type ClassLabel: coarse, fine.*--label"):
+        HuggingFace(root=tmp_path / "set", image="picture")
+    source = HuggingFace(root=tmp_path / "set", image="picture", label="fine")
+    assert (source[1].label, source.classes) == (2, ["x", "y", "z"])
+    assert source[1].metadata == {"coarse": "b", "file": "1.x"}
+    with pytest.raises(ValueError, match="no column 'x'; it has picture, coarse, fine, mask"):
+        HuggingFace(root=tmp_path / "set", image="x")
+
+
+def test_what_is_not_there_is_refused(root: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no split ''; it has train, test. Give one as --split"):
+        HuggingFace(root=root)
+    with pytest.raises(ValueError, match="no split 'val'"):
+        HuggingFace(root=root, split="val")
+    with pytest.raises(ValueError, match="has no splits, so no 'val'"):
+        HuggingFace(root=root / "train", split="val")
+    assert len(HuggingFace(root=root / "train")) == 7
+    with pytest.raises(FileNotFoundError, match="is no data set that save_to_disk wrote"):
+        HuggingFace(root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere is no data set"):
+        HuggingFace(root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not on this machine"):
+        HuggingFace(root="s3://bucket/set")
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(ValueError, match="has no columns of type Image; it has text"):
+        HuggingFace(root=tmp_path / "text")
+
+
+def test_without_the_package_the_remedy_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="uv pip install datasets"):
+        HuggingFace(root=root, split="train")

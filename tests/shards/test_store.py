@@ -1,0 +1,139 @@
+"""Shard sets in an object store: a local S3 server (moto), and the same promises as on a disk."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.augment import SimCLR
+from pipeline.graph import ViewGroup
+from pipeline.loader import Loader
+from shards.engine import Processes
+from shards.layout import open_shards
+from shards.place import place
+from shards.repair import repair
+from shards.source import Folder
+from shards.verify import verify
+from shards.write import Progress, write
+from tests.conftest import Pictures
+
+pytest.importorskip("s3fs", reason="the optional package s3fs is not installed")
+pytest.importorskip("moto", reason="moto, which plays S3, is not installed")
+BUCKET = "s3://bucket"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def s3() -> Iterator[None]:
+    """A server of its own process: DALI holds Python's lock while it reads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        import fsspec
+
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield
+    server.kill()
+    server.wait()
+
+
+def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path) -> None:
+    here = write(Pictures(30), tmp_path / "here", samples_per_shard=7, engine=Processes(2))
+    there = write(Pictures(30), f"{BUCKET}/same", samples_per_shard=7, engine=Processes(2))
+    assert there.manifest == here.manifest
+    for name in here.place.sizes():
+        assert there.place.read(name) == here.place.read(name), name
+    assert there.place.sizes() == here.place.sizes()
+
+
+def test_training_reads_every_sample_from_a_store(tmp_path: Path) -> None:
+    write(Pictures(24), f"{BUCKET}/train", samples_per_shard=9)
+    shard_set = open_shards(f"{BUCKET}/train")
+    group = ViewGroup(policy=SimCLR(), count=2, size=16)
+    with Loader(shard_set, [group], batch_size_per_rank=8) as loader:
+        batches = list(loader)
+    assert sorted(i for batch in batches for i in batch.id_B.tolist()) == list(range(24))
+    here = write(Pictures(24), tmp_path / "train", samples_per_shard=9)
+    with Loader(here, [group], batch_size_per_rank=8) as loader:
+        for remote, local in zip(batches, loader, strict=True):
+            assert remote.id_B.tolist() == local.id_B.tolist()
+            assert (remote.views[0] == local.views[0]).all()
+
+
+def test_a_folder_in_a_store_is_a_source(class_folders, tmp_path: Path) -> None:
+    root = class_folders(classes=2, per_class=4)
+    store = place(f"{BUCKET}/images")
+    for path in root.rglob("*.jpg"):
+        store.write(str(path.relative_to(root)), path.read_bytes())
+    there = write(Folder(root=f"{BUCKET}/images"), tmp_path / "there", samples_per_shard=3)
+    here = write(Folder(root=root), tmp_path / "here", samples_per_shard=3)
+    assert there.manifest == here.manifest
+
+
+def test_a_broken_off_writing_does_not_open_and_goes_on(tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.samples == 20:
+            raise KeyboardInterrupt
+
+    out = f"{BUCKET}/broken"
+    with pytest.raises(KeyboardInterrupt):
+        write(Pictures(30), out, samples_per_shard=7, progress=interrupt)
+    with pytest.raises(FileNotFoundError, match=r"3 shards but no manifest.*goes on there"):
+        open_shards(out)
+    calls: list[Progress] = []
+    write(Pictures(30), out, samples_per_shard=7, progress=calls.append)
+    assert calls[0].resumed == 18  # three shards of six
+    here = write(Pictures(30), tmp_path / "here", samples_per_shard=7)
+    assert open_shards(out).manifest == here.manifest
+    with pytest.raises(FileExistsError, match="already holds a shard set"):
+        write(Pictures(30), out, samples_per_shard=7)
+
+
+def test_damage_in_a_store_is_found_and_repaired() -> None:
+    shard_set = write(Pictures(30), f"{BUCKET}/damaged", samples_per_shard=7)
+    tar = bytearray(shard_set.place.read("00001.tar"))
+    tar[tar.index(b"\x89PNG") + 60] ^= 4
+    shard_set.place.write("00001.tar", bytes(tar))
+    found = verify(shard_set.root)
+    assert [problem.file for problem in found.problems] == ["00001.tar", "00001.tar"]
+    assert found.problems[1].key
+    assert len(repair(shard_set.root).quarantined) == 1
+    assert verify(shard_set.root, deep=True).problems == []
+    assert len(open_shards(shard_set.root)) == 29
+
+
+def test_what_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/nowhere is not a folder of shards"):
+        open_shards(f"{BUCKET}/nowhere")
+    with pytest.raises(ValueError, match=r"nosuch://x cannot be opened"):
+        open_shards("nosuch://x")
+    with pytest.raises(OSError, match="s3://no-such-bucket/x"):
+        write(Pictures(3), "s3://no-such-bucket/x")
+    assert "AWS_ENDPOINT_URL" in os.environ

@@ -1,0 +1,570 @@
+"""Existing tars: written by webdataset, by tar, by tarfile; read back by place."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from braceexpand import braceexpand
+from webdataset.compat import WebDataset as Oracle
+from webdataset.writer import ShardWriter
+
+from shards.source import Sample, WebDataset
+from shards.source.location import expand, find_tars
+from shards.source.source import Names
+
+Members = list[tuple[str, bytes]]
+
+
+def jpeg(number: int) -> bytes:
+    """Bytes that no other number has; a source does not look into images."""
+    return b"\xff\xd8" + np.random.default_rng(number).bytes(50 + number % 700)
+
+
+def write(path: Path, members: Members, kind: int = tarfile.GNU_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def everything(source: WebDataset) -> list[Sample]:
+    samples = [source[index] for index in range(len(source))]
+    assert len({sample.key for sample in samples}) == len(samples)
+    return samples
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "little", signed=True)
+
+
+# ── Tars of webdataset ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three tars by webdataset's own writer: 10, 10 and 5 samples."""
+    (tmp_path / "data").mkdir()
+    with ShardWriter(str(tmp_path / "data" / "%03d.tar"), maxcount=10, verbose=0) as writer:
+        for index in range(25):
+            sample = {
+                "__key__": f"train/{index:05d}",
+                "jpg": jpeg(index),
+                "cls": index % 4,
+                "json": {"size": [index, 2], "name": "ä"},
+                "txt": f"caption {index}",
+                "npy": np.zeros(3),
+            }
+            writer.write(sample)
+    return tmp_path / "data"
+
+
+def test_samples_are_those_that_webdataset_reads(shards: Path):
+    source = WebDataset(root=shards)
+    oracle = list(Oracle(sorted(map(str, shards.glob("*.tar"))), shardshuffle=False))
+    samples = everything(source)
+    assert len(samples) == len(oracle) == 25
+    for index, (sample, expected) in enumerate(zip(samples, oracle, strict=True)):
+        assert sample.key == expected["__key__"] == f"train/{index:05d}"
+        assert sample.image == expected["jpg"] == jpeg(index)
+        assert (sample.label, sample.id) == (int(expected["cls"]), index)
+        assert sample.metadata == {
+            "file": f"{index // 10:03d}.tar/train/{index:05d}.jpg",
+            "cls": str(index % 4),
+            "json": json.loads(expected["json"]),
+            "txt": expected["txt"].decode(),
+        }
+    assert source.classes == ["0", "1", "2", "3"]
+    assert source.notes == ["components that are no text, and stay behind: npy (25)"]
+
+
+@pytest.mark.parametrize(
+    ("root", "count"),
+    [
+        ("{000..002}.tar", 25),
+        ("*.tar", 25),
+        ("00[12].tar", 15),
+        ("{001,000}.tar", 20),
+        ("002.tar", 5),
+        ("../d?ta/{0,1}0*.tar", 25),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["", "file://"])
+def test_patterns_and_protocols(shards: Path, root: str, count: int, protocol: str):
+    source = WebDataset(root=f"{protocol}{shards}/{root}")
+    assert len(everything(source)) == count
+    assert source[0].image == jpeg(10 if root in ("00[12].tar", "{001,000}.tar") else 0) or (
+        root == "002.tar" and source[0].image == jpeg(20)
+    )
+
+
+def test_braces_are_those_of_bash():
+    for pattern in (
+        "a",
+        "{0..3}",
+        "a{000..011}b",
+        "{a,b}{1..2}",
+        "x{,y}",
+        "{a,b{1,2}}",
+        "{3..1}",
+        "s3://b/{08..11}.tar",
+    ):
+        assert sorted(expand(pattern)) == sorted(braceexpand(pattern)), pattern
+    with pytest.raises(ValueError, match=r"\{abc\} in x\{abc\} is neither a range"):
+        expand("x{abc}")
+
+
+def test_a_split_is_a_folder_and_tars_come_in_the_order_people_count(tmp_path: Path):
+    for name in ("10", "9", "1"):
+        write(tmp_path / "train" / f"{name}.tar", [(f"{name}.jpg", b"x")])
+    source = WebDataset(root=tmp_path, split="train")
+    assert [sample.key for sample in everything(source)] == ["1", "9", "10"]
+    assert source.split == "train"
+
+
+def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(tmp_path: Path):
+    members = [(f"{i:06d}.{kind}", b"1") for i in range(5000) for kind in ("cls", "jpg")]
+    write(tmp_path / "a.tar", members)
+    source = WebDataset(root=str(tmp_path))
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 37 * len(source)  # 6 of them are the key, 4 the label
+    again = pickle.loads(pickled)
+    assert (again[4999], again[77]) == (source[4999], source[77])
+    assert again.fingerprint() == WebDataset(root=tmp_path).fingerprint() != b""
+    write(tmp_path / "a.tar", members[:-2])
+    assert again.fingerprint() != WebDataset(root=tmp_path).fingerprint()
+    with pytest.raises(IndexError):
+        source[5000]
+
+
+# ── Tars of img2dataset, tar and viewrank ───────────────────────────────────────────────────────
+
+
+def test_the_output_of_img2dataset_is_read_and_its_repeated_keys_told_apart(tmp_path: Path):
+    for shard in range(2):
+        members: Members = []
+        for index in range(3):
+            key = f"{index:09d}"  # restarts, as several runs put together have it
+            facts = {"status": "success", "url": f"https://x/{index}", "caption": "c", "key": key}
+            members += [
+                (f"{key}.jpg", jpeg(10 * shard + index)),
+                (f"{key}.json", json.dumps(facts).encode()),
+                (f"{key}.txt", b"c"),
+            ]
+        write(tmp_path / f"{shard:05d}.tar", members)
+        (tmp_path / f"{shard:05d}.parquet").write_bytes(b"PAR1")
+        (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
+    source = WebDataset(root=tmp_path)
+    samples = everything(source)
+    assert [sample.key for sample in samples][2:4] == ["00000/000000002", "00001/000000000"]
+    assert samples[4].image == jpeg(11)
+    assert samples[4].metadata["json"]["url"] == "https://x/1"
+    assert source.classes == [] and samples[0].label == -1
+    assert source.notes == [
+        "6 keys occur in several places: the name of the tar was put before them"
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--format=pax"], ["--format=ustar"]])
+def test_tars_that_tar_makes_of_a_folder_are_read(tmp_path: Path, options: list[str]):
+    files: dict[str, bytes] = {}
+    for label in ("cat", "dog", "v1.0"):
+        folder = tmp_path / "in" / label
+        folder.mkdir(parents=True)
+        for index in range(5):
+            files[f"{label}/{index}"] = (jpeg(len(files)), f"text {index}".encode())[0]
+            (folder / f"{index}.JPG").write_bytes(files[f"{label}/{index}"])
+            (folder / f"{index}.txt").write_text(f"text {index}")
+    (tmp_path / "in" / ".hidden.jpg").touch()
+    (tmp_path / "in" / "readme").touch()
+    (tmp_path / "in" / "cat" / "link.jpg").symlink_to("0.JPG")
+    command = ["tar", "cf", "x.tar", "--sort=name", *options, "-C", "in", "."]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    source = WebDataset(root=tmp_path / "x.tar")
+    samples = everything(source)
+    assert {s.metadata["file"][6:-4]: s.image for s in samples} == files
+    assert all(s.metadata["txt"] == f"text {s.metadata['file'][-5]}" for s in samples)
+    assert source.classes == [] and samples[0].key == "cat/0"  # a label is not invented
+    assert source.notes == ["1 links and other entries without content passed over"]
+
+    labelled = WebDataset(root=tmp_path / "x.tar", label="folder")
+    assert labelled.classes == ["cat", "dog", "v1.0"]
+    assert all(labelled.classes[s.label] in s.metadata["file"] for s in everything(labelled))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "labels"),
+    [
+        (["data/cat/1", "data/dog/a/2"], ["cat", "dog"], [0, 1]),
+        (["cat/1", "2"], ["cat"], [0, -1]),
+        (["cat/1", "cat/2"], ["cat"], [0, 0]),
+        (["c/x/1", "c/x/2", "c/3"], ["c"], [0, 0, 0]),
+    ],
+)
+def test_folders_become_classes_on_demand(tmp_path: Path, names, classes, labels):
+    write(tmp_path / "a.tar", [(f"{name}.jpg", b"x") for name in names])
+    source = WebDataset(root=tmp_path, label="folder")
+    assert source.classes == classes
+    assert [sample.label for sample in everything(source)] == labels
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_names_that_are_not_ascii(tmp_path: Path, kind: int):
+    keys = ["long" * 60 + str(i) for i in range(3)] + ["ä", os.fsdecode(b"\xff")]
+    members = [
+        (f"folder/{key}.{extension}", jpeg(index) if extension == "jpg" else b"5")
+        for index, key in enumerate(keys)
+        for extension in ("cls", "jpg")
+    ]
+    write(tmp_path / "a.tar", members, kind)
+    samples = everything(WebDataset(root=tmp_path))
+    assert [sample.image for sample in samples] == [jpeg(index) for index in range(5)]
+    assert {sample.label for sample in samples} == {5}
+    assert samples[2].metadata["file"] == f"a.tar/folder/{keys[2]}.jpg"
+
+
+def test_shard_sets_of_our_own_keep_ids_labels_classes_and_metadata(tmp_path: Path):
+    members: Members = []
+    for index, label in ((7, 1), (3, 0), (5, -1)):
+        key = f"k{index}"
+        members += [
+            (f"{key}.jpg", jpeg(index)),
+            (f"{key}.y.i64", number(label)),
+            (f"{key}.id.i64", number(index)),
+            (f"{key}.json", json.dumps({"file": f"old/{index}.jpg", "folds": [1]}).encode()),
+        ]
+    write(tmp_path / "00000.tar", members)
+    manifest = {"format": 2, "classes": ["cat", "dog", "eel"]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    source = WebDataset(root=tmp_path)
+    assert source.classes == ["cat", "dog", "eel"]
+    assert [(s.id, s.label) for s in everything(source)] == [(7, 1), (3, 0), (5, -1)]
+    assert source[0].metadata == {"file": "old/7.jpg", "folds": [1]}
+    assert source.notes == ["1 samples have no label"]
+
+
+def test_bare_pixels_of_our_own_shards_are_pixels(tmp_path: Path):
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    shape = b"".join(map(number, pixels.shape))
+    write(tmp_path / "a.tar", [("k.rgb", pixels.tobytes()), ("k.shape.i64", shape)])
+    image = WebDataset(root=tmp_path)[0].image
+    assert isinstance(image, np.ndarray) and np.array_equal(image, pixels)
+
+
+# ── Keys ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def decided(tmp_path: Path, names: list[str]) -> list[str]:
+    write(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    source = WebDataset(root=tmp_path)
+    assert any("last dot" in note for note in source.notes)
+    for sample in everything(source):
+        assert isinstance(sample.image, bytes)
+        assert sample.metadata["file"] == f"a.tar/{sample.image.decode()}"
+    return [source._keys[index] for index in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["IMG.2020.01.jpg", "IMG.2020.02.jpg", "IMG.2021.01.jpg"],
+        ["IMG.2020.01.jpg", "IMG.2020.02.jpg", "DSC.2021.01.jpg", "DSC.2021.02.jpg", "plain.jpg"],
+        [f"a/IMG.{i}.png" for i in range(100)] + [f"b/IMG.{i}.png" for i in range(100)],
+    ],
+)
+def test_dots_that_belong_to_keys_are_found(tmp_path: Path, names: list[str]):
+    assert decided(tmp_path, names) == [name[:-4] for name in names]
+
+
+def test_keys_with_dots_keep_their_other_components_and_can_be_set(tmp_path: Path):
+    names = [f"v1.{i}_x.{kind}" for i in range(5) for kind in ("jpg", "cls")]
+    write(tmp_path / "a.tar", [(name, b"3") for name in names])
+    for keys in ("auto", "last_dot"):
+        source = WebDataset(root=tmp_path, keys=keys)
+        assert [sample.label for sample in everything(source)] == [3] * 5
+        assert bool(source.notes) == (keys == "auto")
+    with pytest.raises(ValueError, match=r"sample v1 in .* has several images: 0_x.jpg, 1_x.jpg"):
+        WebDataset(root=tmp_path, keys="first_dot")
+
+
+@pytest.mark.parametrize("samples", [2, 30])
+def test_components_with_dots_are_no_keys(tmp_path: Path, samples: int):
+    kinds = ("left.jpg", "right.jpg", "y.i64")
+    members = [
+        (f"{i}.{kind}", number(i) if kind == "y.i64" else f"{kind} {i}".encode())
+        for i in range(samples)
+        for kind in kinds
+    ]
+    write(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError) as refused:
+        WebDataset(root=tmp_path)
+    for piece in ("sample 0 in", "left.jpg, right.jpg", "--image left.jpg", "--keys last_dot"):
+        assert piece in str(refused.value)
+    source = WebDataset(root=tmp_path, image="right.jpg")
+    assert source[1].image == b"right.jpg 1" and source[1].label == 1
+    assert source.notes == [f"components that are no text, and stay behind: left.jpg ({samples})"]
+
+
+def test_an_example_of_the_convention_with_a_mask_takes_the_image_given(tmp_path: Path):
+    members = [(f"{i}.{kind}", kind.encode()) for i in range(4) for kind in ("jpg", "seg.png")]
+    write(tmp_path / "a.tar", members)
+    assert WebDataset(root=tmp_path, image="jpg")[3].image == b"jpg"
+    assert WebDataset(root=tmp_path, image="webp;seg.png")[3].image == b"seg.png"
+    with pytest.raises(ValueError, match=r"no sample has a component gif; there are jpg \(4\)"):
+        WebDataset(root=tmp_path, image="gif")
+
+
+def test_kinds_of_images_may_differ_between_samples(tmp_path: Path):
+    write(tmp_path / "a.tar", [("1.jpg", b"a"), ("2.PNG", b"b"), ("3.webp", b"c"), ("4.txt", b"")])
+    source = WebDataset(root=tmp_path)
+    assert [sample.image for sample in everything(source)] == [b"a", b"b", b"c"]
+    assert source.notes == ["1 samples passed over: they have no image"]
+
+
+def test_keys_that_recur_in_a_tar_or_need_escaping_become_unique(tmp_path: Path):
+    write(tmp_path / "a.tar", [(n, b"") for n in ("1.jpg", "2.jpg", "1.jpg", "a b.jpg", "1.jpg")])
+    write(tmp_path / "b" / "a.tar", [("1.jpg", b""), ("a b.jpg", b""), ("a/1/2.jpg", b"")])
+    assert len(everything(WebDataset(root=tmp_path))) == 5
+    assert len(everything(WebDataset(root=f"{tmp_path}/{{a,b/a}}.tar"))) == 8
+
+
+def test_files_of_a_sample_that_lie_apart_are_noted(tmp_path: Path):
+    members = [(f"{i}.jpg", b"x") for i in range(3)] + [(f"{i}.cls", b"1") for i in range(3)]
+    write(tmp_path / "a.tar", members)
+    source = WebDataset(root=tmp_path)
+    assert len(source) == 3
+    # The last image and the first label of the same key would be side by side; these are not.
+    assert "passed over: they have no image; that of 3 lies elsewhere" in source.notes[0]
+    assert "tar --sort=name" in source.notes[0]
+
+
+# ── Labels and metadata ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "labels"),
+    [
+        ("cls", ["cat", "dog", "eel10"], [1, 0, -1, 2]),
+        ("json:class", ["a2", "a10"], [0, 1, -1, 0]),
+        ("json:number", ["0", "1", "2"], [2, 0, -1, 1]),
+        (None, ["0", "1", "2", "3"], [3, 2, -1, 0]),
+        ("y.i64", ["0", "1", "2", "3"], [3, 2, -1, 0]),
+    ],
+)
+def test_labels_come_from_a_component_or_a_field(tmp_path: Path, label, classes, labels):
+    facts: list[dict[str, Any]] = [{"class": "a2", "number": 2}, {"class": "a10", "number": 0}]
+    facts += [{}, {"class": "a2", "number": 1}]
+    members: Members = []
+    for index, name in enumerate(["dog", "cat", "", "eel10"]):
+        members += [(f"{index}.jpg", b"x"), (f"{index}.json", json.dumps(facts[index]).encode())]
+        if index != 2:
+            members += [(f"{index}.cls", name.encode() + b"\n")]
+            members += [(f"{index}.y.i64", number([3, 2, 9, 0][index]))]
+    write(tmp_path / "a.tar", members)
+    source = WebDataset(root=tmp_path, label=label)
+    assert (source.classes, [s.label for s in everything(source)]) == (classes, labels)
+    assert "1 samples have no label" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("caption", r"has a label caption; there are jpg \(1\), json \(1\), y.i64 \(1\)"),
+        ("json:class", "has a label json:class"),
+        ("json:list", r"holds '\[1\]'"),
+        (None, "y.i64 of 1 in .*a.tar has 3 bytes; expected 8"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(tmp_path: Path, label: str | None, says: str):
+    write(tmp_path / "a.tar", [("1.jpg", b""), ("1.json", b'{"list":[1]}'), ("1.y.i64", b"abc")])
+    if label == "json:list":
+        source = WebDataset(root=tmp_path, label=label)
+        assert source.classes == ["[1]"]
+        return
+    with pytest.raises(ValueError, match=says) as refused:
+        WebDataset(root=tmp_path, label=label)
+    assert "label" in str(refused.value)
+
+
+def test_only_text_is_metadata(tmp_path: Path):
+    members = [
+        ("1.json", b"{broken"),
+        ("1.txt", b"\xff\xfe"),
+        ("1.caption", "ä\n".encode()),
+        ("1.jpg", b"x"),
+        ("1.mp4", bytes(300_000)),
+        ("1.text", b"a" * 70_000),
+    ]
+    write(tmp_path / "a.tar", members)
+    source = WebDataset(root=tmp_path)
+    assert source[0].metadata == {"file": "a.tar/1.jpg", "json": "{broken", "caption": "ä\n"}
+    assert source.notes == ["components that are no text, and stay behind: mp4 (1), text (1)"]
+    assert source._spans[0] < 10_000  # the film is not read for nothing
+
+
+# ── Damage ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_truncated_tar_gives_the_samples_before_the_damage_wherever_it_is_cut(tmp_path: Path):
+    members = [(f"{i}.{kind}", jpeg(i)) for i in range(4) for kind in ("jpg", "npy")]
+    whole = write(tmp_path / "whole.tar", members).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        headers = [entry.offset for entry in tar]
+    (tmp_path / "whole.tar").unlink()
+    write(tmp_path / "a.tar", [("x.jpg", b"x")])
+    cuts = {*range(700, headers[-1] + 512, 211), *headers[1:]}
+    for cut in sorted(cuts):
+        (tmp_path / "b.tar").write_bytes(whole[:cut])
+        source = WebDataset(root=tmp_path)
+        images = [sample.image for sample in everything(source)]
+        # A sample is complete if another begins after it; a cut between files looks like an end.
+        complete = sum(cut >= start + 512 for start in headers[2::2]) + (cut in headers)
+        assert images == [b"x", *(jpeg(i) for i in range(complete))], cut
+        assert source.notes[0].startswith("b.tar "), cut
+
+
+def test_damage_within_a_tar_is_noted(tmp_path: Path):
+    data = bytearray(write(tmp_path / "a.tar", [(f"{i}.jpg", b"x") for i in range(9)]).read_bytes())
+    data[5 * 1024 + 20] ^= 255
+    (tmp_path / "a.tar").write_bytes(data)
+    source = WebDataset(root=tmp_path)
+    assert len(source) == 4
+    assert source.notes == [
+        "a.tar is damaged at byte 5,120 (4 samples before that were taken)",
+    ]
+
+
+def test_tars_put_together_without_tar_are_noted(tmp_path: Path):
+    one = write(tmp_path / "a.tar", [("1.jpg", b"x")]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(one + one)
+    source = WebDataset(root=tmp_path)
+    assert len(source) == 1 and "goes on after its end mark" in source.notes[0]
+
+
+def test_files_that_are_no_tars_are_noted_or_refused(tmp_path: Path):
+    write(tmp_path / "a.tar", [("1.jpg", b"x")])
+    (tmp_path / "b.tar").touch()
+    (tmp_path / "c.tar").write_bytes(b"no tar" * 1000)
+    source = WebDataset(root=tmp_path)
+    assert len(source) == 1
+    assert source.notes[0] == "b.tar is empty (0 samples before that were taken)"
+    assert source.notes[1].startswith("c.tar cannot be read on: ")
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(ValueError, match=r"b.tar, … \(2 tars\): no sample has an image.*empty"):
+        WebDataset(root=tmp_path)
+
+
+def test_compressed_tars_are_refused_with_a_remedy(tmp_path: Path):
+    packed = gzip.compress(write(tmp_path / "a.tar", [("1.jpg", b"x")]).read_bytes())
+    (tmp_path / "b.tar.gz").write_bytes(packed)
+    for root in (tmp_path, tmp_path / "*.gz", tmp_path / "b.tar.gz"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"compressed|not a folder"):
+            WebDataset(root=root)
+    (tmp_path / "b.tar.gz").rename(tmp_path / "b.tar")
+    with pytest.raises(ValueError, match=r"b.tar is compressed.*gunzip .*b.tar"):
+        WebDataset(root=tmp_path)
+
+
+def test_what_is_not_there_is_refused(shards: Path):
+    for root, says in (
+        ("nowhere", "nowhere is not a folder"),
+        ("{000..009}.tar", "003.tar is missing, and 6 more of 10"),
+        ("x*.tar", r"no file is called .*x\*.tar"),
+        ("no/*.tar", "data/no, in .*, is not a folder"),
+        ("x.tar", "x.tar is missing"),
+    ):
+        with pytest.raises(FileNotFoundError, match=says):
+            WebDataset(root=f"{shards}/{root}")
+    with pytest.raises(FileNotFoundError, match=r"holds no .tar files. .* has the folders data"):
+        WebDataset(root=shards.parent)
+    with pytest.raises(ValueError, match="split into the pattern"):
+        WebDataset(root=f"{shards}/*.tar", split="train")
+    with pytest.raises(FileNotFoundError, match=r"val holds no .tar files"):
+        WebDataset(root=shards.parent, split="val")
+
+
+def test_a_tar_that_changed_underneath_is_an_unreadable_file(shards: Path):
+    source = WebDataset(root=shards)
+    data = (shards / "002.tar").read_bytes()
+    (shards / "002.tar").write_bytes(data[: source._starts[24] + 100])
+    assert source[20].image == jpeg(20)
+    with pytest.raises(OSError, match=r"002.tar has become shorter"):
+        source[24]
+    (shards / "001.tar").write_bytes(bytes(len(data) * 3))
+    with pytest.raises(OSError, match=r"001.tar has changed since"):
+        source[10]
+    (shards / "000.tar").unlink()
+    with pytest.raises(OSError, match=r"000.tar"):
+        source[0]
+
+
+# ── A store ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    s3fs = pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_every_remote_source_reads_from_s3(bucket: str, shards: Path, class_folders):
+    import s3fs
+
+    from shards.source import COCO, Folder, Source, Table
+
+    store = s3fs.S3FileSystem()
+    images = class_folders(classes=2, per_class=2)
+    (images / "class_00" / "deep").mkdir()
+    (images / "class_00" / "0000.jpg").rename(images / "class_00" / "deep" / "1.jpg")
+    (images / "t.csv").write_text("path,label\nclass_01/0000.jpg,5\n")
+    for local in (shards, images):
+        store.put(str(local), f"bucket/{local.name}", recursive=True)
+    pairs: list[tuple[Source, Source]] = [
+        (WebDataset(root=shards), WebDataset(root=f"{bucket}/data")),
+        (WebDataset(root=shards), WebDataset(root=f"{bucket}/d*/{{000..002}}.tar")),
+        (Folder(root=images), Folder(root=f"{bucket}/images")),
+        (COCO(root=images, split="class_01"), COCO(root=f"{bucket}/images", split="class_01")),
+        (
+            Table(root=images, table=images / "t.csv"),
+            Table(root=f"{bucket}/images", table=f"{bucket}/images/t.csv"),
+        ),
+    ]
+    for here, there in pairs:
+        there = pickle.loads(pickle.dumps(there))
+        assert [here[i] for i in range(len(here))] == [there[i] for i in range(len(there))]
+        assert here.fingerprint() == there.fingerprint()
+    with pytest.raises(FileNotFoundError, match=r"009.tar is missing"):
+        WebDataset(root=f"{bucket}/data/{{000,009}}.tar")
+    absent = [find_tars, lambda root, _: Folder(root=root)]
+    for find in absent:
+        with pytest.raises(FileNotFoundError, match="is not a folder"):
+            find(f"{bucket}/nothing", "")
+
+
+def test_names_of_a_few_bytes_hold_what_was_put_in():
+    names = Names()
+    texts = [f"name{i}" * (i % 4) for i in range(70_000)]
+    for text in texts:
+        names.append(text)
+    assert [names[i] for i in range(0, 70_000, 997)] == texts[::997]
