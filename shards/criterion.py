@@ -1,6 +1,5 @@
 """What a sample must fit to be in a subset: its class, its id or key, its metadata."""
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards.layout import Shard, ShardSet
 from shards.survey import lines_of
-from shards.table import Row
+from shards.table import Row, key_hash
 from shards.tar import component
 
 _SHOWN = 8  # names in a message
@@ -76,9 +75,9 @@ class Listed(Criterion):
         self._root, self._file = shard_set.root, file
         values = {kind: array("Q") for kind in ("id", "key", "doubtful")}
         for kind, text in self._entries():
-            values[kind or "id"].append(int(text) if kind != "key" else _hash(text))
+            values[kind or "id"].append(int(text) if kind != "key" else key_hash(text))
             if not kind:  # meant as an id, unless it is the key of another sample
-                values["doubtful"].append(_hash(text))
+                values["doubtful"].append(key_hash(text))
         self._values = {kind: np.unique(np.array(of_kind)) for kind, of_kind in values.items()}
         if not len(self._values["id"]) + len(self._values["key"]):
             raise ValueError(f"{file} lists no samples; expected one id or key a line.")
@@ -102,7 +101,7 @@ class Listed(Criterion):
         """Look at ids and keys."""
         columns = {
             "id": np.array([row.id for row in rows], dtype=np.uint64),
-            "key": np.array([_hash(row.key) for row in rows], dtype=np.uint64),
+            "key": np.array([key_hash(row.key) for row in rows], dtype=np.uint64),
         }
         for i in np.flatnonzero(np.isin(columns["key"], self._values["doubtful"])).tolist():
             if rows[i].key != str(rows[i].id):
@@ -125,7 +124,7 @@ class Listed(Criterion):
             return
         for kind, text in self._entries():
             kind = kind or "id"
-            value = np.uint64(int(text) if kind == "id" else _hash(text))
+            value = np.uint64(int(text) if kind == "id" else key_hash(text))
             if not self._found[kind][np.searchsorted(self._values[kind], value)]:
                 others = f" (nor of {missing - 1:,} more)" if missing > 1 else ""
                 raise ValueError(
@@ -194,8 +193,3 @@ def _matches(value: Any, wanted: str) -> bool:
     if isinstance(value, list):
         return any(_matches(one, wanted) for one in value)
     return (value if isinstance(value, str) else json.dumps(value)) == wanted
-
-
-def _hash(key: str) -> int:
-    """Return 64 bits of a key's hash."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -206,16 +206,18 @@ def open_shards(root: Location) -> ShardSet:
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} {_without_manifest(folder)}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{folder.path(MANIFEST)} is not text. {_repair(folder)}") from None
+        raise ValueError(f"{folder.path(MANIFEST)} is not text. {_remedy(folder)}") from None
     try:
         manifest = Manifest.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{folder.path(MANIFEST)} {error}. {_repair(folder)}") from None
+        raise ValueError(f"{folder.path(MANIFEST)} {error}. {_remedy(folder)}") from None
 
     shard_set = ShardSet(folder, manifest)
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
-        raise kind(f"{problem}. Copy it again, or see {_repair(folder)}")
+        # A subset's own files are selected again rather than repaired.
+        own = manifest.parent and f"{folder}/0" in problem
+        raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_place)}")
     return shard_set
 
 
@@ -244,8 +246,12 @@ def wrong_sizes(shard_set: ShardSet) -> list[str]:
     return wrong
 
 
-def _repair(folder: Place) -> str:
-    return f"python -m tools.verify {folder} --repair true"
+def _remedy(folder: Place) -> str:
+    return f"Copy it again, or repair the set: python -m tools.verify {folder} --repair true"
+
+
+def _reselect(folder: Place) -> str:
+    return f"Remove the subset {folder} and select it again: python -m tools.select"
 
 
 def _without_manifest(folder: Place) -> str:

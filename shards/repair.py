@@ -15,12 +15,12 @@ from typing import IO
 
 import numpy as np
 
+from shards.copies import count_copies
 from shards.image import read_header
 from shards.layout import MANIFEST, PLAN, QUARANTINE, Manifest, Shard
 from shards.place import Location, Place, place
 from shards.prepare import Preparation
 from shards.seal import seal
-from shards.summary import as_numbers
 from shards.table import Quarantined, Row, Seen, write_table
 from shards.tar import component, components, file_of, hash_file, index_text
 from shards.verify import Problem, bad_rows, load_index, load_table, read_manifest, undecodable
@@ -240,7 +240,7 @@ def _seen(rows: list[Row]) -> Seen:
     """Return what is known of a shard's images without their table: their sizes."""
     seen = Seen()
     for row in rows:
-        seen.see(row.width, row.height, row.image, ())
+        seen.see(row)
     return seen
 
 
@@ -255,8 +255,7 @@ def _copies(folder: Place, manifest: Manifest) -> int:
         table, _ = load_table(folder, shard)
         if table is not None:
             contents += [bytes.fromhex(row.content) for row in table.rows]
-    hashes = np.frombuffer(b"".join(contents), dtype="V16")
-    return len(hashes) - len(np.unique(as_numbers(hashes), axis=0))
+    return count_copies(np.frombuffer(b"".join(contents), dtype="V16"))
 
 
 def _plan(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.copies import count_copies
 from shards.criterion import Classes, Criterion, Fields, Listed, Mask
 from shards.layout import (
     FORMAT,
@@ -30,7 +31,7 @@ from shards.layout import (
     open_shards,
 )
 from shards.place import LocalPlace, Place, place
-from shards.survey import groups_of_copies, lines_of, rows_of
+from shards.survey import lines_of, rows_of
 from shards.table import Row, Seen, write_table
 from shards.tar import file_of, index_text
 
@@ -271,7 +272,7 @@ def _write_shard(
 ) -> tuple[Shard, Seen]:
     seen = Seen()
     for row in rows:
-        seen.see(row.width, row.height, row.image, ())
+        seen.see(row)
     index = index_text(lines)
     text, entry = write_table(shard.name, shard.tar, file_of(index), seen, rows)
     folder.write(f"{shard.name}.idx", index)
@@ -289,7 +290,6 @@ def _manifest(
 ) -> Manifest:
     """Return a subset's manifest: sizes are its own; colours, which take decoding, the set's."""
     colours, samples = whole.statistics, seen.samples
-    distinct = samples - sum(len(group) - 1 for group in groups_of_copies(contents))
     return replace(
         whole,
         format=FORMAT,
@@ -302,12 +302,12 @@ def _manifest(
         account=Account(
             found=samples,
             written=samples,
-            repaired=0,  # tables do not tell which samples were
+            repaired=seen.repaired,
             quarantined=0,
             dropped=0,
-            duplicates=samples - distinct,
+            duplicates=count_copies(contents),
         ),
-        remarks={},
+        remarks=dict(sorted(seen.remarks.items())),
         seed=seed,
         command=command,
         parent=PARENT,

@@ -1,6 +1,5 @@
 """A shard set's manifest, from its plan and the tables of its shards."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.copies import count_copies
 from shards.layout import FORMAT, QUARANTINE, Account, Manifest, Shard
 from shards.place import Place
-from shards.table import Quarantined, Row, Seen, read_head, read_rows
+from shards.table import Quarantined, Row, Seen, key_hash, read_head, read_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
     for shard, seen, rows in _tables(folder):
         total.add(seen)
         (shards if shard.samples else empty).append(shard)
-        keys.append(np.array([_hash(row.key) for row in rows], dtype=np.uint64))
+        keys.append(np.array([key_hash(row.key) for row in rows], dtype=np.uint64))
         contents.append(b"".join(bytes.fromhex(row.content) for row in rows))
     hashes = np.frombuffer(b"".join(contents), dtype="V16")
     _refuse_equal_keys(folder, np.concatenate(keys) if keys else np.empty(0, np.uint64))
@@ -60,7 +60,7 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
         repaired=total.repaired,
         quarantined=len(total.quarantined),
         dropped=dropped,
-        duplicates=written - len(np.unique(as_numbers(hashes), axis=0)),
+        duplicates=count_copies(hashes),
     )
     manifest = _manifest(plan, shards, total, account)
     return Summary(manifest, total.quarantined, [shard.name for shard in empty])
@@ -89,11 +89,6 @@ def _manifest(plan: dict[str, Any], shards: list[Shard], seen: Seen, account: Ac
     )
 
 
-def as_numbers(hashes: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Return 16-byte hashes as two numbers each, which NumPy can sort."""
-    return np.frombuffer(hashes.tobytes(), dtype=np.uint64).reshape(-1, 2)
-
-
 def _tables(folder: Place) -> Iterator[tuple[Shard, Seen, list[Row]]]:
     names = [name for name in folder.sizes() if name.endswith(".jsonl")]
     for name in sorted(names, key=lambda name: (len(name), name)):  # 100000 comes after 99999
@@ -105,11 +100,6 @@ def _tables(folder: Place) -> Iterator[tuple[Shard, Seen, list[Row]]]:
         yield shard, seen, read_rows(text)
 
 
-def _hash(key: str) -> int:
-    """Return 64 bits of a key's hash, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
 def _refuse_equal_keys(folder: Place, keys: NDArray[np.uint64]) -> None:
     """Refuse two samples of one key: readers would take them for one, or drop one."""
     hashes, counts = np.unique(keys, return_counts=True)
@@ -119,10 +109,10 @@ def _refuse_equal_keys(folder: Place, keys: NDArray[np.uint64]) -> None:
     seen: dict[str, int] = {}
     for _, _, rows in _tables(folder):
         for row in rows:
-            if _hash(row.key) in repeated and row.key in seen:
+            if key_hash(row.key) in repeated and row.key in seen:
                 raise ValueError(
                     f"samples {seen[row.key]} and {row.id} of the source have the same key "
                     f"{row.key!r}; keys must be unique. Rename one of them."
                 )
-            if _hash(row.key) in repeated:
+            if key_hash(row.key) in repeated:
                 seen[row.key] = row.id

@@ -8,6 +8,7 @@ complete, and it is sealed (see `shards.seal`), so that it can be trusted withou
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,10 +38,17 @@ class Row:
     """Of all these bytes."""
     content: str
     """Hash of the image as the source had it, 128 bits of BLAKE2b in hexadecimal."""
+    repaired: bool = False
+    """Whether it is not the source's own bytes under their own extension."""
+    remarks: Sequence[str] = ()
+    """What was done to it, or is to be known."""
 
     def to_json(self) -> str:
-        """Return the line of the table."""
+        """Return the line of the table; what is false or empty is left out of its end."""
         values = {name: getattr(self, name) for name in Row.__slots__}
+        for name in ("repaired", "remarks"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values, separators=(",", ":"))
 
 
@@ -87,19 +95,19 @@ class Seen:
         self.sum_of_squares = [a + b for a, b in pairs]
         self.quarantined += other.quarantined
 
-    def see(self, width: int, height: int, extension: str, remarks: tuple[str, ...]) -> None:
-        """Count one image."""
+    def see(self, row: Row) -> None:
+        """Count one sample."""
         self.samples += 1
-        side = str(min(width, height))
+        self.repaired += row.repaired
         for counts, names in (
-            (self.extensions, (extension,)),
-            (self.shorter_sides, (side,)),
-            (self.remarks, remarks),
+            (self.extensions, (row.image,)),
+            (self.shorter_sides, (str(min(row.width, row.height)),)),
+            (self.remarks, row.remarks),
         ):
             for name in names:
                 counts[name] = counts.get(name, 0) + 1
-        self.widths = _span([*self.widths, width])
-        self.heights = _span([*self.heights, height])
+        self.widths = _span([*self.widths, row.width])
+        self.heights = _span([*self.heights, row.height])
 
     def statistics(self) -> Statistics:
         """Return what the manifest says about the images."""
@@ -189,6 +197,11 @@ def read_table(text: bytes) -> Table:
     """
     shard, seen = read_head(text)
     return Table(shard, seen, read_rows(text))
+
+
+def key_hash(key: str) -> int:
+    """Return 64 bits of a key's hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _span(values: list[int]) -> list[int]:

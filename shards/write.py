@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.copies import groups_of_copies
 from shards.engine import Engine, Job, Report, Serial
 from shards.image import colours
 from shards.layout import (
@@ -39,7 +40,7 @@ from shards.place import Location, Place, is_remote, place
 from shards.prepare import Preparation, Stored, Unusable, prepare
 from shards.seal import seal, unseal
 from shards.source.source import Sample, Source
-from shards.summary import as_numbers, summarise
+from shards.summary import summarise
 from shards.table import Quarantined, Row, Seen, read_head, write_table
 from shards.tar import TarWriter, file_of, index_text, label_bytes
 
@@ -224,10 +225,8 @@ class WriteShard(Job):
             seen.measured += 1
             seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
             seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
-        seen.see(stored.width, stored.height, stored.extension, stored.remarks)
-        seen.repaired += stored.repaired
         start, length, crc32 = tar.add(sample.key, _components(sample, stored))
-        return Row(
+        row = Row(
             key=sample.key,
             id=sample.id,
             label=sample.label,
@@ -238,7 +237,11 @@ class WriteShard(Job):
             bytes=length,
             crc32=crc32,
             content=content_hash(sample).hex(),
+            repaired=stored.repaired,
+            remarks=stored.remarks,
         )
+        seen.see(row)
+        return row
 
     def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
         """Keep the bytes of an image that cannot be stored, under a name that says where from."""
@@ -317,8 +320,8 @@ def _without_copies(
         start = number * _HASHED
         hashes[start : start + len(tasks[number])] = np.frombuffer(found, dtype="V16")
         report(number, len(tasks[number]), None)
-    _, first = np.unique(as_numbers(hashes), axis=0, return_index=True)
-    return order[np.isin(order, positions[first])]
+    copies = [positions[group[1:]] for group in groups_of_copies(hashes)]
+    return order[~np.isin(order, np.concatenate(copies))] if copies else order
 
 
 def _done(folder: Place, tasks: list[ShardTask]) -> set[str]:

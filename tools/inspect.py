@@ -15,9 +15,10 @@ from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from rich.console import Console
 
+from shards.copies import groups_of_copies
 from shards.layout import MANIFEST, QUARANTINE, SUBSETS, Manifest, ShardSet, open_shards
 from shards.place import LocalPlace, place
-from shards.survey import Survey, groups_of_copies, rows_at, survey
+from shards.survey import Survey, rows_at, survey
 from shards.table import Row
 from tools.report import Section, aspect_bins, bar, bars, bins_of, show
 from tools.sheet import contact_sheet, pictures

@@ -22,6 +22,9 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
     """
     try:
         main()
+    except BrokenPipeError:  # whoever read the output, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, OSError, argparse.ArgumentError) as error:
         if os.environ.get(TRACEBACK):
             raise

@@ -37,7 +37,7 @@ class HuggingFace(Source):
             root: Local folder that save_to_disk wrote; for a data set of the hub, first
                 datasets.load_dataset(NAME).save_to_disk(FOLDER).
             split: Split to take, such as train, if there are several.
-            image: Column of images; default: the only one.
+            image: Column of images, of files or of paths; default: the only one of images.
             label: Column of labels, names or numbers; default: the only ClassLabel, if any.
         """
         if is_remote(root):
@@ -48,14 +48,14 @@ class HuggingFace(Source):
         self._root, self.split = os.fspath(root), split
         stored = self._open()
         features = stored.features
-        self._image = image or self._only(features, "Image", "image")
-        self._label = label or self._only(features, "ClassLabel", "label")
         for column in filter(None, (image, label)):
             if column not in features:
                 raise ValueError(
                     f"{self._root} has no column {column!r}; it has {', '.join(features)}. "
                     "Choose one of them."
                 )
+        self._image = image or self._only(features, "Image", "image")
+        self._label = label or self._only(features, "ClassLabel", "label")
         self._length, self._fingerprint = len(stored), str(stored._fingerprint)
         if not self._length:
             raise ValueError(f"{self._root} {split} holds no samples. Give another as --root.")

@@ -25,7 +25,7 @@ class Labels:
     Where all are whole numbers from 0 up, they stay what they are, and the classes are "0" up to
     the largest. Where one is not, all are names: sorted as people count, the label being the place
     in that order. Numbers above a million are names too, in the order of size. None, empty text
-    and, among numbers, -1 mean that there is no label.
+    and -1 mean that there is no label.
     """
 
     def __init__(self, what: str) -> None:
@@ -54,14 +54,16 @@ class Labels:
                 f"{self._what} holds {str(value)[:60]!r} (a {type(value).__name__}); expected the "
                 "name or the number of a class. Give another as --label."
             )
-        text = "" if value is None else str(value).strip()
-        if self._names is None:
-            number = _WHOLE.fullmatch(text or "-1")
-            if number:
-                self._values.append(int(number[1]))
-                return
+        text = "-1" if value is None else str(value).strip() or "-1"
+        number = _WHOLE.fullmatch(text)
+        if not number and self._names is None:
             self._name_numbers()
-        self._values.append(self._place(text) if text else -1)
+        if self._names is None:
+            assert number
+            self._values.append(int(number[1]))
+        else:  # numbers among names alike, whether they came before the first name or after
+            text = number[1] if number else text
+            self._values.append(-1 if text == "-1" else self._place(text))
 
     def _name_numbers(self) -> None:
         """Take the numbers until now for names, because there is a name among them."""

@@ -37,14 +37,12 @@ def made(**columns: tuple[list, object]) -> datasets.Dataset:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    days = [datetime.datetime(2020, 1, i + 1) for i in range(7)]
     whole = made(
         kind=([2, 0, 1, 2, 0, 1, -1], datasets.ClassLabel(names=["cat", "dog", "eel"])),
         caption=([f"text {i}" for i in range(7)], datasets.Value("string")),
         score=([0.5] * 6 + [None], datasets.Value("float32")),
-        when=(
-            [datetime.datetime(2020, 1, i + 1) for i in range(7)],
-            datasets.Value("timestamp[s]"),
-        ),
+        when=(days, datasets.Value("timestamp[s]")),
         boxes=([[1, 2]] * 7, datasets.Sequence(datasets.Value("int64"))),
         blob=([b"x"] * 7, datasets.Value("binary")),
     )
@@ -92,18 +90,15 @@ def test_paths_stand_in_for_bytes(tmp_path: Path):
     for index, data in enumerate(FILES):
         paths.append(str(tmp_path / f"{index}.img"))
         Path(paths[-1]).write_bytes(data)
-    images = [{"bytes": None, "path": path} for path in paths]
-    images[5] = {"bytes": None, "path": None}
-    features = datasets.Features({"image": datasets.Image()})
-    dataset = datasets.Dataset.from_dict({"image": images}, features=features)
-    dataset.save_to_disk(tmp_path / "set")
-    source = HuggingFace(root=tmp_path / "set")
+    photos = [*paths[:5], None, paths[6]]
+    datasets.Dataset.from_dict({"photo": photos}).save_to_disk(tmp_path / "set")
+    source = HuggingFace(root=tmp_path / "set", image="photo")
     assert source[4].image == FILES[4] and source[4].metadata == {"file": paths[4]}
     assert source.classes == [] and source[4].label == -1
     Path(paths[2]).unlink()
     with pytest.raises(OSError, match=r"2\.img"):
         source[2]
-    with pytest.raises(OSError, match="row 5 of .* has no image"):
+    with pytest.raises(OSError, match=r"row 5 of .* has no image"):
         source[5]
 
 
@@ -125,12 +120,14 @@ def test_labels_may_be_names_or_numbers(tmp_path: Path, values, kind, classes, l
 
 def test_several_columns_ask_for_a_choice(tmp_path: Path):
     coarse, fine = (datasets.ClassLabel(names=list(names)) for names in ("ab", "xyz"))
-    dataset = made(coarse=([0, 1] * 3 + [0], coarse), fine=([2] * 7, fine))
-    dataset = dataset.add_column("mask", dataset["picture"][:], feature=datasets.Image())
+    masks = [{"bytes": data, "path": None} for data in FILES]
+    dataset = made(
+        coarse=([0, 1] * 3 + [0], coarse), fine=([2] * 7, fine), mask=(masks, datasets.Image())
+    )
     dataset.save_to_disk(tmp_path / "set")
-    with pytest.raises(ValueError, match="2 columns of type Image: picture, mask.*--image COLUMN"):
+    with pytest.raises(ValueError, match=r"2 columns of type Image: picture, mask.*--image COLUMN"):
         HuggingFace(root=tmp_path / "set")
-    with pytest.raises(ValueError, match="2 columns of type ClassLabel: coarse, fine.*--label"):
+    with pytest.raises(ValueError, match=r"2 columns of type ClassLabel: coarse, fine.*--label"):
         HuggingFace(root=tmp_path / "set", image="picture")
     source = HuggingFace(root=tmp_path / "set", image="picture", label="fine")
     assert (source[1].label, source.classes) == (2, ["x", "y", "z"])

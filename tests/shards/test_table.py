@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pyarrow
@@ -84,6 +85,7 @@ def test_labels_are_those_of_the_same_files_in_folders(class_folders):
         (["007", "7", "", "8"], [0, 1, -1, 2], ["007", "7", "8"]),
         (["5000000", "1", "5000000", "-1"], [1, 0, 1, -1], ["1", "5000000"]),
         (["True", "False", "True", " False "], [1, 0, 1, 0], ["False", "True"]),
+        (["2.0", "x", "2", "-1"], [0, 1, 0, -1], ["2", "x"]),
         (["-5", "x", "-1", "x"], [0, 1, -1, 1], ["-5", "x"]),
     ],
 )
@@ -168,7 +170,7 @@ def test_what_cannot_be_is_refused(root: Path):
     (root / "negative.csv").write_text("path,label\na.jpg,-2\n")
     (root / "t.parquet").write_bytes(b"no parquet")
     (root / "t.xlsx").touch()
-    for name, flags, says in (
+    refused: list[tuple[str, dict[str, Any], str]] = [
         ("t.csv", {}, "no column 'path'; it has file, class. .*--path"),
         ("t.csv", {"path": "file", "label": "klass"}, "no column 'klass'; it has .*--label"),
         ("t.csv", {"path": "file", "columns": ["x"]}, "no column 'x'"),
@@ -179,7 +181,8 @@ def test_what_cannot_be_is_refused(root: Path):
         ("negative.csv", {}, "holds -2; expected numbers of classes from 0 up"),
         ("t.parquet", {}, "is not Parquet"),
         ("t.xlsx", {}, r"ends with .xlsx; expected .csv, .tsv or .parquet"),
-    ):
+    ]
+    for name, flags, says in refused:
         with pytest.raises(ValueError, match=says):
             Table(root=root, table=root / name, **flags)
     with pytest.raises(FileNotFoundError, match=r"none of the first 2 files .*images/a.jpg"):

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from shards.copies import groups_of_copies
 from shards.layout import ShardSet, open_shards
 from shards.prepare import Preparation
 from shards.select import select
 from shards.source.source import Sample, Source
-from shards.survey import groups_of_copies, survey
+from shards.survey import survey
 from shards.write import write
 from tools import inspect
 from tools.report import aspect_bins, bar, bins_of, show

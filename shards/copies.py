@@ -1,0 +1,31 @@
+"""Images whose bytes another image has too: a copy is a false negative to a ranking."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def count_copies(contents: NDArray[np.void]) -> int:
+    """Return how many images have the content of an earlier one, by their 16-byte hashes."""
+    return sum(len(group) - 1 for group in groups_of_copies(contents))
+
+
+def groups_of_copies(contents: NDArray[np.void]) -> list[NDArray[np.integer]]:
+    """Return the positions of images that have the same content, a group each, largest first."""
+    halves = np.ascontiguousarray(contents).view(np.uint64).reshape(-1, 2)
+    # By one half first, which leaves little to sort by both.
+    half = np.sort(halves[:, 0])
+    half = np.unique(half[1:][half[1:] == half[:-1]])
+    if not len(half):
+        return []
+    places = np.minimum(np.searchsorted(half, halves[:, 0]), len(half) - 1)
+    suspects = np.flatnonzero(half[places] == halves[:, 0])
+    halves = halves[suspects]
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    halves, order = halves[order], suspects[order]
+    begins = np.flatnonzero(np.r_[True, np.any(halves[1:] != halves[:-1], axis=1)])
+    sizes = np.diff(np.r_[begins, len(order)])
+    groups = [
+        np.sort(order[begin : begin + size])
+        for begin, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True)
+    ]
+    return sorted(groups, key=lambda group: (-len(group), group[0]))
