@@ -1,4 +1,4 @@
-"""Sharding beside its peers: images/s, MB/s and memory; encodings of STL-10; quality of the shuffle.
+"""Sharding beside its peers: images/s, MB/s, memory; encodings of STL-10; quality of the shuffle.
 
     python -m benchmarks.sharding throughput --cifar10 DIR --coco DIR [--rounds 3] [--out FILE.json]
     python -m benchmarks.sharding stl10 [--images 100000]
@@ -44,10 +44,12 @@ CLASSES, PER_CLASS, BATCH = 20, 1000, 256
 
 
 def files_below(root: Path) -> list[Path]:
+    """Return the images of a folder, sorted."""
     return sorted(path for path in root.rglob("*") if path.suffix in (".jpg", ".png"))
 
 
 def write_ours(root: Path, out: Path, workers: int, verify: bool) -> int:
+    """Write with viewrank."""
     from shards.engine import Processes
     from shards.prepare import Preparation
     from shards.source.folder import Folder
@@ -64,6 +66,7 @@ def write_ours(root: Path, out: Path, workers: int, verify: bool) -> int:
 
 
 def write_shardwriter(root: Path, out: Path) -> int:
+    """Write with webdataset's ShardWriter."""
     from webdataset.writer import ShardWriter
 
     out.mkdir()
@@ -79,6 +82,7 @@ def write_shardwriter(root: Path, out: Path) -> int:
 
 
 def write_img2dataset_style(root: Path, out: Path, workers: int) -> int:
+    """Decode, encode anew, and write with webdataset's TarWriter, in several processes."""
     out.mkdir()
     files = files_below(root)
     chunks = [files[i : i + PER_SHARD] for i in range(0, len(files), PER_SHARD)]
@@ -106,6 +110,7 @@ def _img2dataset_shard(name: str, files: list[Path]) -> int:
 
 
 def write_tar(root: Path, out: Path) -> int:
+    """Add the files to tars as they are."""
     out.mkdir()
     files = files_below(root)
     for number, start in enumerate(range(0, len(files), PER_SHARD)):
@@ -142,6 +147,7 @@ def one(name: str, root: Path, out: Path) -> None:
 
 
 def throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the same files by all ways, round by round."""
     with tempfile.TemporaryDirectory(prefix="sharding-", dir=arguments.scratch) as scratch:
         roots = {}
         if arguments.cifar10:
@@ -197,6 +203,7 @@ class _Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Look until told to stop."""
         import psutil
 
         while not self.stop.wait(POLL):
@@ -229,7 +236,7 @@ def _warm(root: Path) -> None:
 
 
 def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write the official layout with smooth generated images; time, size and loading of each form."""
+    """Write the official layout with generated pictures; time, size and loading of each form."""
     from shards.engine import Processes
     from shards.prepare import Preparation
     from shards.source.stl10 import STL10
@@ -265,10 +272,10 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _stl10_binaries(folder: Path, images: int) -> None:
     """Write generated pictures (see `shards.source.specimen`) in STL-10's binary layout."""
-    from shards.source.specimen import draw
+    from shards.source.specimen import portrait
 
-    random = np.random.RandomState(0)
-    drawn = np.stack([draw(random, 96) for _ in range(500)])  # [N, H, W, C]
+    random = np.random.default_rng(0)
+    drawn = np.stack([portrait(i % 10, random, size=96) for i in range(500)])  # [N, H, W, C]
     with open(folder / "unlabeled_X.bin", "wb") as file:
         for start in range(0, images, len(drawn)):
             # Others by flips and shifts: no two alike, and as hard to compress.
@@ -307,18 +314,20 @@ with Loader(open_shards({root!r}), [group], batch_size_per_rank=256, threads=2) 
 
 def shuffle(arguments: argparse.Namespace) -> dict[str, Any]:
     """Count the classes in the loader's batches, from a source that is sorted by class."""
-    from nvidia.dali import Pipeline, fn, types
     from webdataset.writer import ShardWriter
 
     from pipeline.augment import Crop, Policy
+    from pipeline.dali import Pipeline, fn, types
     from pipeline.graph import ViewGroup
     from pipeline.loader import Loader
     from shards.source.source import Sample, Source
     from shards.write import write
 
     class Sorted(Source):
-        name, split = "sorted", ""
-        classes = [str(label) for label in range(CLASSES)]
+        name = "sorted"
+
+        def __init__(self) -> None:
+            self.split, self.classes = "", [str(label) for label in range(CLASSES)]
 
         def __len__(self) -> int:
             return CLASSES * PER_CLASS

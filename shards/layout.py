@@ -141,7 +141,9 @@ class Manifest:
         if manifest.parent not in ("", PARENT):
             raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
         for shard in manifest.shards:
-            if not shard.name.isdecimal():  # never a way out of the folder
+            if not (
+                shard.name.isascii() and shard.name.isdecimal()
+            ):  # never a way out of the folder
                 raise ValueError(f"names a shard {shard.name!r}; expected digits only")
         return manifest
 

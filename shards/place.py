@@ -44,6 +44,12 @@ class Place(ABC):
     def __str__(self) -> str:
         return self.location
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self.location == other.location
+
+    def __hash__(self) -> int:
+        return hash(self.location)
+
     @abstractmethod
     def exists(self) -> bool:
         """Whether there is such a folder; a store has one as soon as a file is in it."""
@@ -56,17 +62,19 @@ class Place(ABC):
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         """Yield (folder, names of folders, names of files), top down, unsorted; "" is the top.
 
-        Removing a name from the list of folders leaves that folder out. Hidden names are left out.
+        Removing a name from the list of folders leaves that folder out, and sorting the list sets
+        the order in which it goes on. Hidden names are left out.
         """
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; it can be sought in."""
 
-    def read(self, name: str) -> bytes:
-        """Return what is in a file."""
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """Return what is in a file, or the part of it from `start` on; in a store, one request."""
         with self.open(name) as file:
-            return file.read()
+            file.seek(start)
+            return file.read() if size is None else file.read(size)
 
     @abstractmethod
     def create(self, name: str) -> Any:
@@ -153,10 +161,11 @@ class RemotePlace(Place):
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        self._protocol, _, self._prefix = self.location.partition("://")
+        self._protocol, _, _ = self.location.partition("://")
         self._opened: tuple[int, Any] = (0, None)
         try:
-            self._files  # noqa: B018, refuses what cannot be opened
+            # As the store's package names it: without the bucket's slashes, or with one in front.
+            self._prefix = self._files._strip_protocol(self.location)
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"{location} cannot be opened: {error}. Install the package that it names "
@@ -198,7 +207,7 @@ class RemotePlace(Place):
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         with _as_os_error(self.location):
-            for folder, folders, files in self._files.walk(self._prefix):
+            for folder, folders, files in self._files.walk(self._prefix, on_error="raise"):
                 inside = str(folder)[len(self._prefix) :].strip("/")
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 yield inside, folders, [n for n in files if n and not n.startswith(".")]
@@ -207,9 +216,10 @@ class RemotePlace(Place):
         with _as_os_error(self.path(name)):
             return self._files.open(f"{self._prefix}/{name}", "rb")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        end = None if size is None else start + size
         with _as_os_error(self.path(name)):
-            return self._files.cat_file(f"{self._prefix}/{name}")
+            return self._files.cat_file(f"{self._prefix}/{name}", start=start or None, end=end)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

@@ -20,6 +20,7 @@ from rich.text import Text
 import shards.source
 from shards.engine import Engine, Processes, Ray
 from shards.layout import QUARANTINE, ShardSet
+from shards.place import is_remote
 from shards.prepare import Preparation
 from shards.source import Source
 from shards.write import SAMPLES_PER_SHARD, Progress, refuse_occupied, write
@@ -37,10 +38,10 @@ def main() -> None:
     """Parse the flags, write the shard set, and sum up."""
     arguments = _parser().parse_args()
     name = arguments.pop("source")
-    flags = vars(arguments[name])
+    flags = arguments[name].as_dict()
     names = ("out", "limit", "seed", "samples_per_shard", "drop_duplicates")
     settings = {name: flags.pop(name) for name in names}
-    engine, workers, address = (flags.pop(n) for n in ("engine", "workers", "ray_address"))
+    engine = _engine(*(flags.pop(n) for n in ("engine", "workers", "ray_address")))
     fields = Preparation.__dataclass_fields__
     preparation = Preparation(**{field: flags.pop(field) for field in fields})
 
@@ -48,15 +49,20 @@ def main() -> None:
     refuse_occupied(settings["out"])  # before a source takes its time to list or download
     source = SOURCES[name](**flags)
     begin = time.monotonic()
-    with progress_shown(console) as progress:
-        shard_set = write(
-            source,
-            **settings,
-            preparation=preparation,
-            engine=_engine(engine, workers, address),
-            command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
-            progress=progress,
-        )
+    try:
+        with progress_shown(console) as progress:
+            shard_set = write(
+                source,
+                **settings,
+                preparation=preparation,
+                engine=engine,
+                command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        place = settings["out"] + ("" if is_remote(settings["out"]) else ".partial")
+        sys.stderr.write(f"what is complete stays in {place}; the same command goes on there\n")
+        raise
     _sum_up(shard_set, source, time.monotonic() - begin)
 
 

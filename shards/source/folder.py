@@ -15,7 +15,7 @@ from shards.source.source import Names, Sample, Source, key_from
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm")
 EXTENSIONS += ("pnm", "jpe", "jfif", "dib", "jp2", "j2k", "jpx", "tga", "avif", "heic", "heif")
-EXTENSIONS += ("jxl", "qoi")
+EXTENSIONS += ("jxl", "qoi", "ico", "pcx", "apng", "mpo", "jfi")
 _SPLIT = re.compile(r"(train|val|valid|validation|dev|test|unlabel+ed)[-_]?(\d{4})?", re.IGNORECASE)
 
 

@@ -2,19 +2,20 @@
 
 import errno
 import io
+import math
 import json
 import sys
-import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from tarfile import BLOCKSIZE
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.place import Place
+from shards.source.entries import Damaged, Entry, entries
 from shards.source.folder import EXTENSIONS
 from shards.source.location import compressed
 from shards.source.source import Names
@@ -58,7 +59,6 @@ class Scan:
     """Bytes from there to the end of the last member that is needed."""
     image_offsets: "array[int]" = field(default_factory=lambda: array("I"))
     """Of the image's bytes, from that start."""
-    image_sizes: "array[int]" = field(default_factory=lambda: array("I"))
     labels: list[str | None] = field(default_factory=list)
     ids: "array[int]" = field(default_factory=lambda: array("q"))
     """Of those samples that have one."""
@@ -76,25 +76,10 @@ class Scan:
     damage: str = ""
 
 
-class _Damaged(Exception):
-    """From here on a tar cannot be read; the message says why."""
-
-    def __init__(self, why: str, *, before: str = "", at_end: bool = False) -> None:
-        super().__init__(why)
-        self.before = before
-        """The name of the member that the damage is in, if it has one."""
-        self.at_end = at_end
-        """Whether what came before ends well."""
-
-
 @dataclass(slots=True)
 class _Member:
     component: str
-    header: int
-    """Offset of its first header."""
-    offset: int
-    """Of its content."""
-    size: int
+    entry: Entry
     data: bytes | None
 
 
@@ -134,13 +119,12 @@ def scan(folder: Place, name: str, convention: Convention) -> Scan:
     with folder.open(name) as file:
         if file.read(6).startswith(_MAGIC):
             raise compressed(folder.path(name))
-        size = file.seek(0, 2)
         try:
-            for member in _members(file, 0, size):
-                if not member.isreg() or member.issparse():
-                    found.links += not member.isdir()
+            for entry in entries(file, file.seek(0, 2)):
+                if entry.kind != "file":
+                    found.links += entry.kind == "other"
                     continue
-                names = split_name(member.name, convention.last_dot)
+                names = split_name(entry.name, convention.last_dot)
                 if not names:
                     continue
                 if names[0] != key or names[1] in sample:
@@ -150,13 +134,11 @@ def scan(folder: Place, name: str, convention: Convention) -> Scan:
                     key, sample = names[0], {}
                 data = None
                 if names[1] in wanted:
-                    file.seek(member.offset_data)
-                    data = file.read(member.size)
-                sample[names[1]] = _Member(
-                    names[1], member.offset, member.offset_data, member.size, data
-                )
+                    file.seek(entry.offset)
+                    data = file.read(entry.size)
+                sample[names[1]] = _Member(names[1], entry, data)
             finish()
-        except _Damaged as damage:
+        except Damaged as damage:
             found.damage = str(damage)
             names = split_name(damage.before, convention.last_dot)
             # Else the sample before it may lack what is damaged, such as its label.
@@ -165,32 +147,6 @@ def scan(folder: Place, name: str, convention: Convention) -> Scan:
     found.without_image = len(orphans)
     found.apart = sum(key in seen for key in orphans)
     return found
-
-
-def _members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar, in constant memory, and tell its end from damage."""
-    file.seek(start)
-    if not size:
-        raise _Damaged("is empty")
-    try:
-        tar: Any = tarfile.TarFile(fileobj=file)
-        while member := tar.next():
-            if not member.issparse() and member.offset_data + member.size > size:
-                raise _Damaged(f"ends within {member.name}: it is truncated", before=member.name)
-            yield member
-            tar.members.clear()
-    except tarfile.TarError as error:
-        raise _Damaged(f"cannot be read on: {error}") from None
-    # To tarfile a damaged header is an end like any other.
-    file.seek(tar.offset)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) == tarfile.BLOCKSIZE and not any(block):
-        if any(file.read(TEXT_BYTES)):
-            raise _Damaged("goes on after its end mark, where it is not read", at_end=True)
-    elif block:
-        raise _Damaged(f"is damaged at byte {tar.offset:,}")
-    else:
-        raise _Damaged("has no end mark, so it may be truncated", at_end=True)
 
 
 def _add(
@@ -207,22 +163,21 @@ def _add(
     image = _image_of(found, key, sample, convention)
     if image is None:
         return False
-    used = [image]
+    used = [image.entry]
     for component, member in sample.items():
-        if _is_text(component, member.size) or component == _SHAPE:
-            used.append(member)
+        if _is_text(component, member.entry.size) or component == _SHAPE:
+            used.append(member.entry)
         elif component not in (image.component, _ID, *convention.labels):
             kind = component if len(found.left) < 100 else component.rpartition(".")[2]
             found.left[kind] += 1
-    start = min(member.header for member in used)
-    if max(image.offset - start, image.size) >= _32_BITS:
+    start = min(entry.header for entry in used)
+    if image.entry.offset + image.entry.size - start >= _32_BITS:
         return False
     found.keys.append(key)
     found.starts.append(start)
-    span = max(member.offset + member.size for member in used) - start
+    span = max(entry.offset + entry.size for entry in used) - start
     found.spans.append(min(span, _32_BITS - 1))
-    found.image_offsets.append(image.offset - start)
-    found.image_sizes.append(image.size)
+    found.image_offsets.append(image.entry.offset - start)
     found.labels.append(_label_of(sample, convention, f"{key} in {path}"))
     if _ID in sample:
         found.ids.append(_number(sample[_ID], f"{key} in {path}"))
@@ -272,8 +227,8 @@ def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> 
 def _number(member: _Member, what: str) -> int:
     if member.data is None or len(member.data) != 8:
         raise ValueError(
-            f"{member.component} of {what} has {member.size} bytes; expected 8, a number little "
-            "endian. Write the tar again, or choose another component as --label."
+            f"{member.component} of {what} has {member.entry.size} bytes; expected 8, a number "
+            "little endian. Write the tar again, or choose another component as --label."
         )
     return int.from_bytes(member.data, "little", signed=True)
 
@@ -286,29 +241,30 @@ def read_sample(
     Raises:
         OSError: The tar cannot be read there.
     """
-    with folder.open(name) as file:
-        file.seek(start)
-        data = file.read(span)
+    data = folder.read(name, start, span)
     if len(data) < span:
         raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
-    data += bytes(-span % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE)  # padding and an end mark
+    data += bytes(-span % BLOCKSIZE + BLOCKSIZE)  # padding and an end mark
     image, shape, path, texts = b"", b"", "", dict[str, Any]()
     try:
-        for member in _members(io.BytesIO(data), 0, len(data)):
-            names = split_name(member.name, last_dot) if member.isreg() else None
-            content = data[member.offset_data : member.offset_data + member.size]
-            if member.offset_data == image_offset:
-                image, path = content, member.name
+        for entry in entries(io.BytesIO(data), len(data)):
+            names = split_name(entry.name, last_dot) if entry.kind == "file" else None
+            content = data[entry.offset : entry.offset + entry.size]
+            if entry.offset == image_offset:
+                image, path = content, entry.name
             elif names and names[1] == _SHAPE:
                 shape = content
-            elif names and _is_text(names[1], member.size):
+            elif names and _is_text(names[1], entry.size):
                 texts |= _text(names[1], content)
-    except _Damaged as damage:
+    except Damaged as damage:
         raise OSError(errno.EIO, f"{folder.path(name)} {damage}") from None
     if not path:
         raise OSError(errno.EIO, f"{folder.path(name)} has changed since it was listed")
     if shape and path.endswith(".rgb"):
-        return np.frombuffer(image, np.uint8).reshape(np.frombuffer(shape, "<i8")), path, texts
+        sides = [int.from_bytes(shape[i : i + 8], "little") for i in range(0, len(shape), 8)]
+        if len(sides) != 3 or sides[2] != 3 or math.prod(sides) != len(image):
+            raise OSError(errno.EIO, f"{len(image):,} bytes do not fit the shape {sides}", path)
+        return np.frombuffer(image, np.uint8).reshape(sides), path, texts
     return image, path, texts
 
 

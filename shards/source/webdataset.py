@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.place import Place
+from shards.place import Place, is_remote
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import find_tars
 from shards.source.scan import ROLES, Convention, Scan, read_sample, scan
 from shards.source.source import Names, Sample, Source, key_from
 
-_THREADS = 8  # tars at a time: most of the scan is waiting for a disk or a store
+_THREADS = 8  # tars at a time in a store, for which most of the scan is waiting
 _MANIFEST = "manifest.json"
 
 
@@ -106,7 +106,9 @@ class WebDataset(Source):
             self.notes.append("the same ids occur in several places: samples are numbered anew")
 
     def _scan(self, convention: Convention) -> list[Scan]:
-        with ThreadPoolExecutor(_THREADS) as pool:
+        # Headers of local tars are soon there, and threads would only wait for each other.
+        threads = _THREADS if any(is_remote(folder.location) for folder, _ in self._tars) else 1
+        with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(lambda tar: scan(tar[0], tar[1], convention), self._tars))
 
     def __len__(self) -> int:
@@ -168,12 +170,10 @@ class WebDataset(Source):
                 f"no sample in the tars of {self._tars[0][0]} has a label {self._label}; there are "
                 f"{_counted(components)}. Choose one as --label, or json:FIELD, or leave it out."
             )
-        if classes and self._label in (None, "y.i64") and classes[0] == "0":
+        are_numbers = classes == [str(number) for number in range(len(classes))]
+        if classes and are_numbers and self._label in (None, "y.i64"):
             names = _classes_of(self._tars)
-            if classes == [str(number) for number in range(len(classes))] and len(names) >= len(
-                classes
-            ):
-                return numbers, names
+            classes = names if len(names) >= len(classes) else classes
         return numbers, classes
 
     def _remarks(self, scans: list[Scan], decided: bool) -> list[str]:

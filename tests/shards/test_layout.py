@@ -3,13 +3,16 @@
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import jsonschema
 import pytest
 
-from shards.layout import FORMAT, Manifest, Shard, ShardSet, open_shards
+import shards
+from shards.layout import FORMAT, File, Manifest, Shard, ShardSet, open_shards
+from shards.seal import seal, unseal
 from shards.source import Folder
 from shards.write import write
 
@@ -19,12 +22,18 @@ def shard_set(class_folders, tmp_path: Path) -> ShardSet:
     return write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
 
 
+@pytest.fixture
+def root(shard_set: ShardSet) -> Path:
+    return Path(shard_set.root)
+
+
 def edit(shard_set: ShardSet, **changes: Any) -> None:
-    path = shard_set.root / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change a manifest as another program might, with a digest that fits."""
+    path = Path(shard_set.root) / "manifest.json"
+    path.write_text(seal({**unseal(path.read_text()), **changes}, indent=1))
 
 
-def refusal(root: Path) -> str:
+def refusal(root: Path | str) -> str:
     """The message, which must be of two lines at most, each worth reading."""
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
         open_shards(root)
@@ -37,9 +46,9 @@ def test_what_was_written_opens_with_all_its_parts(shard_set: ShardSet):
     opened = open_shards(shard_set.root)
     assert opened == shard_set
     assert len(opened) == 12 == sum(shard.samples for shard in opened.manifest.shards)
-    assert [path.name for path in opened.tars] == ["00000.tar", "00001.tar", "00002.tar"]
-    assert [path.name for path in opened.indexes] == ["00000.idx", "00001.idx", "00002.idx"]
-    assert all(path.is_file() for path in opened.tars + opened.indexes)
+    assert [Path(tar).name for tar in opened.tars] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert [Path(idx).name for idx in opened.indexes] == ["00000.idx", "00001.idx", "00002.idx"]
+    assert all(Path(path).is_file() for path in opened.tars + opened.indexes)
     assert opened.manifest.classes == ["class_00", "class_01", "class_02"]
     assert opened.manifest.extensions == ["jpg"]
 
@@ -51,34 +60,38 @@ def test_a_manifest_survives_its_json(shard_set: ShardSet):
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path):
     message = refusal(tmp_path / "nowhere")
-    assert f"{tmp_path / 'nowhere'} does not exist" in message
-    assert "expected a folder of shards" in message
+    assert f"{tmp_path / 'nowhere'} is not a folder of shards: it does not exist" in message
     assert "python -m tools.shard" in message
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
-    assert "is a file, not a folder" in refusal(tmp_path / "file")
+    assert "is not a folder of shards: it does not exist, or is a file" in refusal(
+        tmp_path / "file"
+    )
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path):
     message = refusal(tmp_path)
-    assert f"{tmp_path} is empty" in message
+    assert f"{tmp_path} holds no files; expected a shard set" in message
     assert "Make one: python -m tools.shard" in message
 
 
 def test_a_folder_of_other_things_is_refused(class_folders):
-    message = refusal(class_folders())
-    assert "holds no shards (class_00, …) and no manifest.json" in message
+    message = refusal(class_folders() / "class_00")
+    assert "holds no shards (0000.jpg, …) and no manifest.json" in message
     assert "--out" in message
 
 
-def test_tars_without_a_manifest_are_refused(shard_set: ShardSet):
-    (shard_set.root / "manifest.json").unlink()
-    message = refusal(shard_set.root)
-    assert "holds 3 tar files but no manifest.json, which is written last" in message
-    assert "writing did not finish" in message
-    assert "python -m tools.shard" in message
+def test_tars_without_a_manifest_are_refused(root: Path):
+    (root / "manifest.json").unlink()
+    message = refusal(root)
+    assert "holds 3 shards but no manifest.json, which is written last" in message
+    assert "Repeat the command that wrote it (python -m tools.shard): it goes on there" in message
+    (root / "plan.json").unlink()
+    message = refusal(root)
+    assert "holds 3 tar files but no manifest.json: they come from elsewhere" in message
+    assert f"python -m tools.shard webdataset --root {root} --out DIR" in message
 
 
 @pytest.mark.parametrize(
@@ -86,16 +99,40 @@ def test_tars_without_a_manifest_are_refused(shard_set: ShardSet):
     [
         (b"", "is not JSON"),
         (b'{"format": 1, "sour', "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON (not even text)"),
-        (b"[]", 'has no "format"'),
-        (b'{"format": 1}', "lacks source, split, samples, classes, extensions, shards"),
+        (b"\xff\xfe\x00", "is not text"),
+        (b"[]", "is not a JSON object"),
+        (b'{"format": 1}', 'has no "digest", so it does not come from this version'),
+        (seal({"format": FORMAT}).encode(), "lacks source, split, samples, classes, encoding"),
     ],
 )
-def test_a_broken_manifest_is_refused(shard_set: ShardSet, content: bytes, says: str):
-    (shard_set.root / "manifest.json").write_bytes(content)
-    message = refusal(shard_set.root)
-    assert f"{shard_set.root / 'manifest.json'} {says}" in message
-    assert "Write it again: python -m tools.shard" in message
+def test_a_broken_manifest_is_refused(root: Path, content: bytes, says: str):
+    (root / "manifest.json").write_bytes(content)
+    message = refusal(root)
+    assert f"{root / 'manifest.json'} {says}" in message
+    assert f"repair the set: python -m tools.verify {root} --repair true" in message
+
+
+def test_a_manifest_edited_by_hand_is_refused(root: Path):
+    path = root / "manifest.json"
+    path.write_text(path.read_text().replace("class_01", "cat"))
+    assert "was changed after it was written: its digest does not fit" in refusal(root)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "0/1", "", "٣"])
+def test_a_manifest_names_nothing_outside_its_folder(shard_set: ShardSet, name: str):
+    shards_ = [{**s, "name": name} for s in _entries(shard_set)]
+    edit(shard_set, shards=shards_)
+    assert f"names a shard {name!r}; expected digits only" in refusal(shard_set.root)
+
+
+@pytest.mark.parametrize("parent", ["..", "/", "../../..", "s3://elsewhere"])
+def test_a_subsets_tars_are_two_folders_up_or_nowhere(shard_set: ShardSet, parent: str):
+    edit(shard_set, parent=parent)
+    assert f"has its tars in {parent!r}; expected" in refusal(shard_set.root)
+
+
+def _entries(shard_set: ShardSet) -> list[dict[str, Any]]:
+    return json.loads((Path(shard_set.root) / "manifest.json").read_text())["shards"]
 
 
 def test_a_manifest_of_another_format_is_refused(shard_set: ShardSet):
@@ -111,7 +148,8 @@ def test_a_manifest_of_another_format_is_refused(shard_set: ShardSet):
         ({"classes": "cat"}, "is damaged: classes is 'cat', expected a list"),
         ({"extensions": [1]}, "is damaged: extensions[0] is 1, expected str"),
         ({"statistics": {}}, "lacks statistics.median_shorter_side"),
-        ({"shards": [{"name": "00000"}]}, "lacks shards[0].samples, shards[0].bytes"),
+        ({"shards": [{"name": "00000"}]}, "lacks shards[0].samples, shards[0].tar"),
+        ({"remarks": {"a": "b"}}, "is damaged: remarks.a is 'b', expected int"),
         ({"samples": 13}, "contradicts itself: samples is not the sum over its shards"),
     ],
 )
@@ -120,51 +158,73 @@ def test_a_manifest_with_a_wrong_value_is_refused(shard_set: ShardSet, changes: 
     assert says in refusal(shard_set.root)
 
 
-@pytest.mark.parametrize("suffix", ["tar", "idx"])
-def test_a_missing_file_is_refused(shard_set: ShardSet, suffix: str):
-    path = shard_set.root / f"00001.{suffix}"
+@pytest.mark.parametrize("suffix", ["tar", "idx", "jsonl"])
+def test_a_missing_file_is_refused(root: Path, suffix: str):
+    path = root / f"00001.{suffix}"
     path.unlink()
-    message = refusal(shard_set.root)
-    assert f"{path} is missing, but manifest.json lists it" in message
-    assert "Copy it again, or write the shards again" in message
+    message = refusal(root)
+    assert f"{path} is missing" in message
+    assert "Copy it again, or repair the set" in message
 
 
-def test_a_truncated_tar_is_refused(shard_set: ShardSet):
-    path = shard_set.root / "00002.tar"
+@pytest.mark.parametrize("suffix", ["tar", "idx", "jsonl"])
+def test_a_truncated_file_is_refused(root: Path, suffix: str):
+    path = root / f"00002.{suffix}"
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    message = refusal(shard_set.root)
+    message = refusal(root)
     assert f"{path} has {size - 1:,} bytes, but manifest.json says {size:,}" in message
     assert "it is truncated. Copy it again" in message
 
 
-def test_a_tar_that_is_too_long_is_refused(shard_set: ShardSet):
-    with open(shard_set.root / "00000.tar", "ab") as file:
+def test_a_tar_that_is_too_long_is_refused(root: Path):
+    with open(root / "00000.tar", "ab") as file:
         file.write(bytes(512))
-    assert "it is not the tar that was written" in refusal(shard_set.root)
+    assert "it is not the file that was written" in refusal(root)
 
 
-@pytest.mark.parametrize("line", [b"v1.2 3\n", b"v1.1 4\n", b"", b"v1.2 4"])
-def test_an_index_of_another_length_or_version_is_refused(shard_set: ShardSet, line: bytes):
-    path = shard_set.root / "00001.idx"
-    path.write_bytes(line)
-    message = refusal(shard_set.root)
-    assert f"{path} starts with {line.decode().strip()!r}" in message
-    assert "expects 'v1.2 4'" in message
-    assert f"wds2idx {shard_set.root / '00001.tar'} {path}" in message
-
-
-def test_ten_thousand_shards_open_within_a_second(shard_set: ShardSet):
+def test_ten_thousand_shards_open_within_a_second(shard_set: ShardSet, root: Path):
     count = 10_000
-    shards = [Shard(f"{i:05d}", 5, 0, "0" * 64) for i in range(count)]
-    for shard in shards:
-        (shard_set.root / f"{shard.name}.tar").write_bytes(b"")
-        (shard_set.root / f"{shard.name}.idx").write_bytes(b"v1.2 5\n")
-    manifest = replace(shard_set.manifest, shards=shards, samples=5 * count)
-    (shard_set.root / "manifest.json").write_text(manifest.to_json())
+    nothing = File(0, "0" * 64)
+    listed = [Shard(f"{i:05d}", 5, nothing, nothing, nothing) for i in range(count)]
+    for shard in listed:
+        for extension in ("tar", "idx", "jsonl"):
+            (root / f"{shard.name}.{extension}").write_bytes(b"")
+    manifest = replace(shard_set.manifest, shards=listed, samples=5 * count)
+    (root / "manifest.json").write_text(manifest.to_json())
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        assert len(open_shards(shard_set.root)) == 5 * count
+        assert len(open_shards(root)) == 5 * count
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) < 1
+
+
+SCHEMA = json.loads((Path(shards.__file__ or "").parent / "manifest.schema.json").read_text())
+
+
+def test_the_schema_accepts_what_is_written_and_refuses_what_opening_refuses(root: Path):
+    written = json.loads((root / "manifest.json").read_text())
+    jsonschema.validate(written, SCHEMA)
+    for wrong in ({"samples": "12"}, {"format": 1}, {"parent": "/"}, {"extensions": [1]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**written, **wrong}, SCHEMA)
+    for name in written:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in written.items() if k != name}, SCHEMA)
+
+
+def test_the_schema_describes_every_field_of_the_code():
+    def compare(kind: type, schema: dict[str, Any]) -> None:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        expected = {field.name for field in fields(kind)} | ({"digest"} & {*schema["properties"]})
+        assert set(schema["properties"]) == expected == set(schema["required"])
+        assert not schema["additionalProperties"]
+        for name, hint in get_type_hints(kind).items():
+            inner = schema["properties"][name]
+            assert inner.get("description") or "$ref" in inner, f"{kind.__name__}.{name}"
+            if is_dataclass(hint):
+                compare(hint, inner)  # pyright: ignore[reportArgumentType]
+
+    compare(Manifest, SCHEMA)
+    compare(Shard, SCHEMA["properties"]["shards"]["items"])
