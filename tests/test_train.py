@@ -199,10 +199,10 @@ def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--shards", "no/such/folder"], ["no/such/folder does not exist", "tools.shard"]),
+        (["--shards", "no/such/folder"], ["no/such/folder is not a folder of shards", "tools.shard"]),
         (["--device", "gpu"], ["finds no GPU", "--device auto"]),
         (["--view.count", "4"], ["unrecognized", "--view.count"]),
-        (["--evaluation_test", "nowhere"], ["nowhere does not exist"]),
+        (["--evaluation_test", "nowhere"], ["nowhere is not a folder of shards"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(

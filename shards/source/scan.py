@@ -2,8 +2,8 @@
 
 import errno
 import io
-import math
 import json
+import math
 import sys
 from array import array
 from collections import Counter

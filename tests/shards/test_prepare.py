@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nvidia.dali import Pipeline, fn, types
 from PIL import Image, ImageOps
 
+from pipeline.dali import Pipeline, fn, types
 from shards.image import decode, read_header
 from shards.prepare import Preparation, Unusable, prepare
 from tests.shards.torture import LETHAL, TURNED_BY_XMP, UNNOTICED, Draw, torture

@@ -20,9 +20,10 @@ ray = pytest.importorskip("ray", reason="the optional package ray is not install
 class Slow(Source):
     """Pictures that take a while, so that a worker can be killed over them."""
 
-    name, split, classes = "slow", "", ()
+    name = "slow"
 
     def __init__(self, folder: Path | None = None) -> None:
+        self.split, self.classes = "", []
         self.folder = folder
 
     def __len__(self) -> int:

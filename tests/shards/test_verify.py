@@ -205,8 +205,8 @@ def test_an_undecodable_image_of_an_unverified_writing_is_found_by_deep_and_repa
     assert len(open_shards(shard_set.root)) == 11
 
 
-def watched(shard_set: ShardSet, **settings: int) -> list[str]:
-    with Watch(shard_set, **settings) as watch:
+def watched(shard_set: ShardSet, rank: int = 0, world_size: int = 1) -> list[str]:
+    with Watch(shard_set, rank=rank, world_size=world_size) as watch:
         deadline = time.monotonic() + 20
         while watch.checked < watch.total and time.monotonic() < deadline:
             time.sleep(0.01)
