@@ -1,11 +1,9 @@
 """The program as its users start it: launched, killed, continued, misused."""
 
 import json
-import os
+import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,88 +11,23 @@ import safetensors.torch
 import torch
 
 import train as program
-from shards.layout import ShardSet
+from shards.layout import ShardSet, open_shards
 from tests.conftest import MakeShardSet
+from tests.program import (
+    BIN,
+    TWO,
+    arguments,
+    finish,
+    kill,
+    losses,
+    start,
+    train,
+    wait_for_step,
+    weights,
+)
 from training import checkpoint
 from training.command import run_command
 from training.monitor import records
-
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
-# Tiny, and with all that could break a resume: multi-crop, blur, dropout-free batch norm, clipping.
-RECIPE = """
-views: {count: 2, size: 24, policy: {class_path: SimCLR}}
-more_views:
-- {count: 2, size: 16, policy: {class_path: SwAV, init_args: {small: true, blur_window: 3}}}
-batch_size: 8
-method:
-  class_path: JointEmbedding
-  init_args:
-    encoder: {class_path: SmallResNet, init_args: {width: 4}}
-    objective: {class_path: SmoothAP}
-    hidden_size: 16
-    embedding_size: 8
-learning_rate: 0.01
-warmup_epochs: 0.5
-clip_gradient_norm: 1.0
-shuffle_buffer: 16
-log_every: 1
-"""
-
-
-def arguments(shard_set: ShardSet, run: Path, *more: str) -> list[str]:
-    recipe = run.parent / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    files = ["--config", str(recipe), "--shards", str(shard_set.root), "--run", str(run)]
-    return ["train.py", *files, *more]
-
-
-def start(program: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        program,
-        cwd=ROOT,
-        env={**os.environ, **CPU, **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def finish(program: list[str], **environment: str) -> tuple[int, str, str]:
-    process = start(program, **environment)
-    out, err = process.communicate(timeout=180)
-    return process.returncode, out, err
-
-
-def train(shard_set: ShardSet, run: Path, *more: str) -> tuple[int, str, str]:
-    return finish([sys.executable, *arguments(shard_set, run, *more)])
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(r["step"], r["loss"]) for r in records(run) if "loss" in r]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.newest(run)
-    assert saved is not None
-    return saved.method()
-
-
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while not any(at >= step for at, _ in losses(run)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the launcher and all that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -140,24 +73,6 @@ def test_a_killed_run_continues_bit_for_bit(
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
 
 
-def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_path: Path) -> None:
-    def command(run: Path) -> list[str]:
-        return [str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "12")]
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, out, err = finish(command(whole))
-    assert code == 0, out + err
-    assert "4 images × 4 views × 2 ranks = 32 embeddings ranked" in out
-    process = start([*command(broken), "--checkpoint_every", "4"])
-    wait_for_step(process, broken, 6)
-    kill(process)
-    code, out, err = finish(command(broken))
-    assert code == 0, out + err
-    assert losses(broken) == losses(whole)
-    expected = weights(whole)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(
     number: signal.Signals, shard_set: ShardSet, tmp_path: Path
@@ -199,7 +114,10 @@ def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--shards", "no/such/folder"], ["no/such/folder is not a folder of shards", "tools.shard"]),
+        (
+            ["--shards", "no/such/folder"],
+            ["no/such/folder is not a folder of shards", "tools.shard"],
+        ),
         (["--device", "gpu"], ["finds no GPU", "--device auto"]),
         (["--view.count", "4"], ["unrecognized", "--view.count"]),
         (["--evaluation_test", "nowhere"], ["nowhere is not a folder of shards"]),
@@ -233,15 +151,6 @@ def test_a_batch_larger_than_the_shard_set_is_refused(shard_set: ShardSet, tmp_p
     assert err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
-    command = arguments(shard_set, tmp_path / "run", "--steps", "3")
-    launch = ["launch", "--quiet", "--cpu", "--num_processes", "2"]
-    code, _, err = finish([str(BIN / "accelerate"), *launch, *command])
-    assert code != 0
-    assert "asked for 2 processes but started one" in err
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
@@ -268,3 +177,19 @@ def test_the_evaluate_tool_measures_trained_and_first_weights(
     for name in ("knn_top1", "linear_top1", "view_map", "label_map", "effective_dimension"):
         assert trained[name] != first[name]
     assert (trained["step"], first["step"]) == (14, 0)
+
+
+def test_damage_that_opening_cannot_see_is_reported_while_training(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shard_set.root, damaged)
+    tar = damaged / "00001.tar"
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"y.i64") + 512] ^= 1  # a label, which training does not even read
+    tar.write_bytes(data)
+    code, out, err = train(open_shards(damaged), tmp_path / "run", "--steps", "6")
+    assert code == 0, err
+    assert f"warning: {tar} is not what was written: its sha256 differs" in err
+    assert f"python -m tools.verify {damaged} --repair true" in err
+    assert records(tmp_path / "run")[-1].get("damaged_files", 0) == 1 or "DAMAGED" in out

@@ -1,0 +1,91 @@
+"""Start the program as its users do, and read what it left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from shards.layout import ShardSet
+from training import checkpoint
+from training.monitor import records
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+# Tiny, and with all that could break a resume: multi-crop, blur, dropout-free batch norm, clipping.
+RECIPE = """
+views: {count: 2, size: 24, policy: {class_path: SimCLR}}
+more_views:
+- {count: 2, size: 16, policy: {class_path: SwAV, init_args: {small: true, blur_window: 3}}}
+batch_size: 8
+method:
+  class_path: JointEmbedding
+  init_args:
+    encoder: {class_path: SmallResNet, init_args: {width: 4}}
+    objective: {class_path: SmoothAP}
+    hidden_size: 16
+    embedding_size: 8
+learning_rate: 0.01
+warmup_epochs: 0.5
+clip_gradient_norm: 1.0
+shuffle_buffer: 16
+log_every: 1
+"""
+
+
+def arguments(shard_set: ShardSet, run: Path, *more: str) -> list[str]:
+    recipe = run.parent / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    files = ["--config", str(recipe), "--shards", str(shard_set.root), "--run", str(run)]
+    return ["train.py", *files, *more]
+
+
+def start(program: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        program,
+        cwd=ROOT,
+        env={**os.environ, **CPU, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(program: list[str], **environment: str) -> tuple[int, str, str]:
+    process = start(program, **environment)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, err
+
+
+def train(shard_set: ShardSet, run: Path, *more: str) -> tuple[int, str, str]:
+    return finish([sys.executable, *arguments(shard_set, run, *more)])
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in records(run) if "loss" in r]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.newest(run)
+    assert saved is not None
+    return saved.method()
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(at >= step for at, _ in losses(run)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the launcher and all that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()

@@ -1,0 +1,42 @@
+"""The program in two processes: launched, killed, continued, misused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.layout import ShardSet
+from tests.conftest import MakeShardSet
+from tests.program import BIN, TWO, arguments, finish, kill, losses, start, wait_for_step, weights
+
+
+@pytest.fixture(scope="module")
+def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
+    return make_shard_set(42)  # five steps an epoch of 8, and two samples left out
+
+
+def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_path: Path) -> None:
+    def command(run: Path) -> list[str]:
+        return [str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "12")]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    code, out, err = finish(command(whole))
+    assert code == 0, out + err
+    assert "4 images × 4 views × 2 ranks = 32 embeddings ranked" in out
+    process = start([*command(broken), "--checkpoint_every", "4"])
+    wait_for_step(process, broken, 6)
+    kill(process)
+    code, out, err = finish(command(broken))
+    assert code == 0, out + err
+    assert losses(broken) == losses(whole)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
+
+
+def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path: Path) -> None:
+    command = arguments(shard_set, tmp_path / "run", "--steps", "3")
+    launch = ["launch", "--quiet", "--cpu", "--num_processes", "2"]
+    code, _, err = finish([str(BIN / "accelerate"), *launch, *command])
+    assert code != 0
+    assert "asked for 2 processes but started one" in err
+    assert not (tmp_path / "run").exists()
