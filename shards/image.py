@@ -46,13 +46,18 @@ def _codec() -> tuple[Any, Any, Any]:
     return _codec_of(os.getpid())  # a decoder's threads do not live on in a fork
 
 
-@functools.cache
-def _codec_of(_process: int) -> tuple[Any, Any, Any]:
+def load_codec() -> Any:
+    """Import nvImageCodec; done before workers are forked, they share its memory."""
     # Its complaints go to our reasons, not to the terminal.
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     import nvidia.nvimgcodec
 
-    nvimgcodec: Any = nvidia.nvimgcodec  # a compiled module without stubs
+    return nvidia.nvimgcodec  # a compiled module without stubs
+
+
+@functools.cache
+def _codec_of(_process: int) -> tuple[Any, Any, Any]:
+    nvimgcodec = load_codec()
     decoder = nvimgcodec.Decoder(
         backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
         device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,

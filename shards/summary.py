@@ -32,16 +32,21 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
         ValueError: No sample was usable, two have the same key, a table is damaged or missing.
     """
     total, shards, empty = Seen(), [], []
-    keys, contents = [], []
+    found = min(plan["samples"], plan["limit"] or plan["samples"])
+    keys, contents = np.empty(found, dtype=np.uint64), np.empty(found, dtype="V16")
+    written = 0
     for shard, seen, rows in _tables(folder):
         total.add(seen)
         (shards if shard.samples else empty).append(shard)
-        keys.append(np.array([key_hash(row.key) for row in rows], dtype=np.uint64))
-        contents.append(b"".join(bytes.fromhex(row.content) for row in rows))
-    hashes = np.frombuffer(b"".join(contents), dtype="V16")
-    _refuse_equal_keys(folder, np.concatenate(keys) if keys else np.empty(0, np.uint64))
-    found = min(plan["samples"], plan["limit"] or plan["samples"])
-    written = len(hashes)
+        if written + len(rows) > found:
+            raise ValueError(f"{folder} holds the tables of more than {found:,} samples.")
+        for row in rows:
+            keys[written] = key_hash(row.key)
+            contents[written] = np.void(bytes.fromhex(row.content))
+            written += 1
+    _refuse_equal_keys(folder, keys[:written])
+    del keys
+    hashes = contents[:written]
     dropped = found - written - len(total.quarantined)
     if dropped < 0 or (dropped and not plan["drop_duplicates"]):
         raise ValueError(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from shards.copies import groups_of_copies
 from shards.engine import Engine, Job, Report, Serial
-from shards.image import colours
+from shards.image import colours, load_codec
 from shards.layout import (
     FORMAT,
     MANIFEST,
@@ -141,6 +141,7 @@ def write(
         waiting = [task for task in tasks if task.name not in done]
         resumed = sum(len(task.positions) for task in tasks if task.name in done)
         report = _reporter(progress, "writing", len(order), resumed)
+        load_codec()
         for place_of_task, _ in engine.run(
             WriteShard(source, folder, preparation), waiting, report
         ):

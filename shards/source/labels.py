@@ -13,10 +13,13 @@ _MOST_NUMBERS = 1_000_000  # classes named by their numbers, before they are cou
 _MOST_NAMES = 10_000_000
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts 2.jpg before 10.jpg; names alike but for leading zeros stay in order."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts] + [(2, name)]
+def natural(name: str) -> str:
+    """Sort key that puts 2.jpg before 10.jpg; names alike but for leading zeros stay in order.
+
+    One string, which takes a tenth of the memory of a list of numbers and texts.
+    """
+    padded = re.sub("[0-9]+", lambda digits: digits[0].lstrip("0").zfill(20), name)
+    return f"{padded}\0{name}"
 
 
 class Labels:

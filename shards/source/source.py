@@ -1,11 +1,15 @@
 """What every data set offers to the writer: samples by position, without state."""
 
 import hashlib
+import os
 import re
+import sys
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,37 +74,79 @@ class Source(ABC):
 
 
 class Names:
-    """A list of strings in few bytes: one buffer and an offset each, about 8 + length a name."""
+    """A list of strings of which only the newest are in memory; the rest are in a temporary file.
+
+    Processes that are forked share the file; one that it is pickled to gets a copy.
+    """
+
+    _BLOCK = 65536  # names that are kept until they are written
 
     def __init__(self) -> None:
-        self._text = bytearray()
-        self._ends: list[NDArray[np.int64]] = []
-        self._open: list[int] = []  # the newest ends, not yet an array
+        self._written = 0  # names in the files
+        self._text_file, self._end_file = _spool(), _spool()
+        self._text, self._ends = bytearray(), array("q")  # the newest
+        self._start = 0  # where the newest begin
 
     def append(self, name: str) -> None:
         """Add a name at the end."""
         self._text += name.encode("utf-8", "surrogateescape")
-        self._open.append(len(self._text))
-        if len(self._open) == 65536:
-            self._ends, self._open = [*self._ends, np.array(self._open)], []
+        self._ends.append(self._start + len(self._text))
+        if len(self._ends) == self._BLOCK:
+            for file, data in ((self._text_file, self._text), (self._end_file, self._ends)):
+                file.write(data)
+                file.flush()
+            self._written += len(self._ends)
+            self._start += len(self._text)
+            self._text, self._ends = bytearray(), array("q")
 
     def __len__(self) -> int:
-        return len(self._ends) * 65536 + len(self._open)
+        return self._written + len(self._ends)
 
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start = self._end(index - 1) if index else 0
-        return self._text[start : self._end(index)].decode("utf-8", "surrogateescape")
+        start, end = self._end(index - 1) if index else 0, self._end(index)
+        if index < self._written:
+            text = os.pread(self._text_file.fileno(), end - start, start)
+        else:
+            text = bytes(self._text[start - self._start : end - self._start])
+        return text.decode("utf-8", "surrogateescape")
 
     def _end(self, index: int) -> int:
-        block, position = divmod(index, 65536)
-        return int(self._ends[block][position] if block < len(self._ends) else self._open[position])
+        if index >= self._written:
+            return self._ends[index - self._written]
+        return int.from_bytes(os.pread(self._end_file.fileno(), 8, 8 * index), sys.byteorder)
 
     def digest(self) -> bytes:
         """Return a hash of all names in their order."""
-        ends = np.concatenate([*self._ends, np.array(self._open, dtype=np.int64)])
-        return hashlib.blake2b(bytes(self._text) + ends.tobytes(), digest_size=16).digest()
+        hashed = hashlib.blake2b(digest_size=16)
+        for file, newest in ((self._text_file, self._text), (self._end_file, self._ends)):
+            for block in self._blocks(file):
+                hashed.update(block)
+            hashed.update(newest)
+        return hashed.digest()
+
+    @staticmethod
+    def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+        at = 0
+        while block := os.pread(file.fileno(), 2**20, at):
+            yield block
+            at += len(block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        files = [b"".join(self._blocks(file)) for file in (self._text_file, self._end_file)]
+        return {**self.__dict__, "_text_file": files[0], "_end_file": files[1]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._text_file, self._end_file = _spool(), _spool()
+        for file, name in ((self._text_file, "_text_file"), (self._end_file, "_end_file")):
+            file.write(state[name])
+            file.flush()
+
+
+def _spool() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="viewrank-")  # noqa: SIM115, closed with the list
 
 
 def key_from(name: str) -> str:
