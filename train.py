@@ -178,7 +178,7 @@ def main() -> None:
 
     def report_damage() -> None:
         for text in watch.news():  # on any rank: each looks at shards of its own
-            sys.stderr.write(f"warning: {text}: {DAMAGE} {config.shards} --repair true\n")
+            sys.stderr.write(f"warning: {text}: {DAMAGE} {shard_set.tar_place} --repair true\n")
 
     def record() -> None:
         lap = pace.lap(step=step, wait=loader.wait_seconds())

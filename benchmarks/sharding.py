@@ -135,7 +135,7 @@ WRITINGS: dict[str, Any] = {
 def one(name: str, root: Path, out: Path) -> None:
     """Do one writing and print what it took, without the imports."""
     if name.startswith("viewrank"):
-        import shards.source.folder  # noqa: F401
+        import shards.source.folder
         import shards.write  # noqa: F401
         from shards.image import load_codec
 

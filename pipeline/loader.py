@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -227,12 +228,13 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     text = " ".join(str(error).split())
     if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
         return error
+    sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
     found = explain_failure(shard_set)
     if found is None:  # as written, yet DALI refuses it: its own words are all there is
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return ValueError(
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
-        f"{shard_set.root} --repair true"
+        f"{shard_set.tar_place} --repair true --deep true"
     )
 
 

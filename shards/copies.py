@@ -4,9 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def count_copies(contents: NDArray[np.void]) -> int:
-    """Return how many images have the content of an earlier one, by their 16-byte hashes."""
-    return sum(len(group) - 1 for group in groups_of_copies(contents))
+def count_copies(halves: NDArray[np.uint64]) -> int:
+    """Return how many images have the content of an earlier one; sorts its argument.
+
+    Args:
+        halves: The first 8 bytes of each image's hash. Among 10⁸ different images two are alike in
+            these with a probability of 3 in 10,000, and the count is then one too many.
+    """
+    halves.sort()
+    return int(np.count_nonzero(halves[1:] == halves[:-1]))
 
 
 def groups_of_copies(contents: NDArray[np.void]) -> list[NDArray[np.integer]]:

@@ -50,8 +50,13 @@ def load_codec() -> Any:
     """Import nvImageCodec; done before workers are forked, they share its memory."""
     # Its complaints go to our reasons, not to the terminal.
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-    import nvidia.nvimgcodec
-
+    try:
+        import nvidia.nvimgcodec
+    except ImportError as error:
+        raise ValueError(
+            f"images are decoded with nvImageCodec, which is not here ({error}). It comes with "
+            "DALI: uv pip install nvidia-dali-cuda130 (or -cuda120)."
+        ) from None
     return nvidia.nvimgcodec  # a compiled module without stubs
 
 
@@ -226,6 +231,8 @@ def jpeg_trouble(data: bytes) -> tuple[bool, bool]:
             continue
         blocks += data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0"
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    if data[at : at + 2] != b"\xff\xda":  # filled up between segments: no pixels found
+        return blocks > 1, False
     start, end = data.find(b"\xff\xd8", at), data.find(b"\xff\xd9", at)
     return blocks > 1, 0 <= start < end
 

@@ -168,7 +168,7 @@ class ShardSet:
         if is_remote(self.root):
             protocol, _, path = self.root.partition("://")
             return place(f"{protocol}://{PurePosixPath(path).parent.parent}")
-        return place(f"{self.root}/{PARENT}")
+        return place(PurePosixPath(self.root).parent.parent)
 
     @property
     def tars(self) -> list[str]:
@@ -218,7 +218,7 @@ def open_shards(root: Location) -> ShardSet:
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
         # A subset's own files are selected again rather than repaired.
-        own = manifest.parent and f"{folder}/0" in problem
+        own = manifest.parent and problem.startswith(f"{folder}/")
         raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_place)}")
     return shard_set
 

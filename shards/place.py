@@ -6,6 +6,7 @@ package that it asks for (`s3fs` for `s3://`), its configuration and its environ
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -135,8 +136,8 @@ class LocalPlace(Place):
     def create(self, name: str) -> Iterator[BinaryIO]:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Its own name in every process: a task that is run again may meet its own ghost.
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        # A name of its own: a task that is run again may meet its ghost, on another machine too.
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
             with aside.open("wb") as file:
                 yield file
@@ -206,11 +207,21 @@ class RemotePlace(Place):
         }
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        with _as_os_error(self.location):
-            for folder, folders, files in self._files.walk(self._prefix, on_error="raise"):
-                inside = str(folder)[len(self._prefix) :].strip("/")
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                yield inside, folders, [n for n in files if n and not n.startswith(".")]
+        yield from self._walk("")
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        # Not fsspec's own walk: below the top it takes a listing that fails for an empty folder.
+        prefix = f"{self._prefix}/{folder}" if folder else self._prefix
+        with _as_os_error(self.path(folder)):
+            listed = self._files.ls(prefix, detail=True)
+        folders, files = [], []
+        for entry in listed:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if name and not name.startswith(".") and entry["name"].strip("/") != prefix.strip("/"):
+                (folders if entry["type"] == "directory" else files).append(name)
+        yield folder, folders, files
+        for name in folders:
+            yield from self._walk(f"{folder}/{name}" if folder else name)
 
     def open(self, name: str) -> IO[bytes]:
         with _as_os_error(self.path(name)):
@@ -243,9 +254,9 @@ def _as_os_error(location: str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
     except OSError as error:
-        raise OSError(error.errno or errno.EIO, f"{location}: {error}") from None
+        # EPIPE would be taken for a reader of our output that has gone.
+        number = errno.EIO if error.errno in (None, errno.EPIPE) else error.errno
+        raise OSError(number, f"{location}: {error}") from None
     except Exception as error:  # botocore, aiohttp, google, azure: each has its own
-        if isinstance(error, (GeneratorExit, AssertionError)):
-            raise
         text = " ".join(str(error).split())
         raise OSError(errno.EIO, f"{location}: {type(error).__name__}: {text}") from None

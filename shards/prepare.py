@@ -92,14 +92,14 @@ class Stored:
 
 
 def prepare(
-    image: bytes | Pixels, how: Preparation, *, file: str = "", measure: bool = False
+    image: bytes | Pixels, how: Preparation, *, extension: str = "", measure: bool = False
 ) -> Stored:
     """Return what is stored of an image.
 
     Args:
         image: A file's bytes, or pixels [H, W, 3].
         how: The encoding, size and checks.
-        file: Name of the file; its extension is compared with the content.
+        extension: Of the file's name, to compare with its content; empty if there is none.
         measure: Decode even if nothing else asks for it.
 
     Raises:
@@ -121,27 +121,29 @@ def prepare(
             kept = pixels is not None or not need
         if kept:
             assert header is not None
-            remarks += _remarks(image, header, file)
+            remarks += _remarks(image, header, extension)
         else:
-            pixels, remarks = _rescue(image, header, how, file)
+            pixels, remarks = _rescue(image, header, how, extension)
             header = None
     else:
+        if not image.size:
+            raise Unusable("empty", f"its pixels have the shape {list(image.shape)}")
         _check_size(image.shape[1], image.shape[0], how)
         header, pixels, remarks = None, np.ascontiguousarray(image), []
     repaired = isinstance(image, bytes) and (header is None or "wrong extension" in remarks)
 
     if header is not None and not _reencodes(header, how):
         assert isinstance(image, bytes)
-        extension = "jpg" if header.codec == "jpeg" else "png"
+        kind = "jpg" if header.codec == "jpeg" else "png"
         height, width = (header.height, header.width) if pixels is None else pixels.shape[:2]
-        return Stored(extension, image, width, height, tuple(remarks), repaired, pixels)
+        return Stored(kind, image, width, height, tuple(remarks), repaired, pixels)
     assert pixels is not None
     if how.resize_shorter is not None and min(pixels.shape[:2]) > how.resize_shorter:
         pixels = resize_shorter(pixels, how.resize_shorter)
         remarks.append("reduced")
-    extension, data = _encode(pixels, how)
+    kind, data = _encode(pixels, how)
     height, width = pixels.shape[:2]
-    return Stored(extension, data, width, height, tuple(remarks), repaired, pixels)
+    return Stored(kind, data, width, height, tuple(remarks), repaired, pixels)
 
 
 def _keeps(image: bytes, header: Header, how: Preparation) -> bool:
@@ -176,10 +178,9 @@ def _reencodes(header: Header, how: Preparation) -> bool:
     return not (how.encoding == "original" or how.encoding == header.codec == "png")
 
 
-def _remarks(image: bytes, header: Header, file: str) -> list[str]:
+def _remarks(image: bytes, header: Header, extension: str) -> list[str]:
     remarks = []
-    extension = file.rpartition(".")[2].lower()
-    if file and extension not in _EXTENSIONS[header.codec]:
+    if extension and extension.lower() not in _EXTENSIONS[header.codec]:
         remarks.append("wrong extension")
     if exif_orientation(image) != 1:
         remarks.append("turned upright by the decoder (EXIF)")
@@ -189,7 +190,7 @@ def _remarks(image: bytes, header: Header, file: str) -> list[str]:
 
 
 def _rescue(
-    image: bytes, header: Header | None, how: Preparation, file: str
+    image: bytes, header: Header | None, how: Preparation, extension: str
 ) -> tuple[Pixels, list[str]]:
     """Decode by Pillow what is not kept."""
     if not image:
@@ -214,8 +215,7 @@ def _rescue(
         raise Unusable(reason, str(error)) from None
     codec = (opened.format or "image").lower()
     remarks = [f"stored anew from {codec}", *done]
-    extension = file.rpartition(".")[2].lower()
-    if file and codec in _EXTENSIONS and extension not in _EXTENSIONS[codec]:
+    if extension and codec in _EXTENSIONS and extension.lower() not in _EXTENSIONS[codec]:
         remarks.append("wrong extension")
     return np.ascontiguousarray(pixels), remarks
 

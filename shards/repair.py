@@ -7,6 +7,7 @@ damaged manifest ─▶ made again from plan and tables   missing file  ─▶ o
 
 import hashlib
 import io
+import json
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -15,15 +16,23 @@ from typing import IO
 
 import numpy as np
 
-from shards.copies import count_copies
-from shards.image import read_header
-from shards.layout import MANIFEST, PLAN, QUARANTINE, Manifest, Shard
+from shards.image import encode_jpeg, encode_png, read_header
+from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, SUBSETS, Manifest, Shard
 from shards.place import Location, Place, place
 from shards.prepare import Preparation
-from shards.seal import seal
+from shards.seal import seal, unseal
+from shards.summary import summarise
 from shards.table import Quarantined, Row, Seen, write_table
 from shards.tar import component, components, file_of, hash_file, index_text
-from shards.verify import Problem, bad_rows, load_index, load_table, read_manifest, undecodable
+from shards.verify import (
+    CHANGED,
+    Problem,
+    bad_rows,
+    load_index,
+    load_table,
+    read_manifest,
+    undecodable,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,12 @@ class Repair:
     unrepaired: list[Problem]
 
 
-def repair(root: Location, *, progress: Callable[[int, int], None] | None = None) -> Repair:
+def repair(
+    root: Location,
+    *,
+    deep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Repair:
     """Rebuild indexes, tables and manifest of a shard set, and quarantine damaged samples.
 
     Good samples keep their bytes and their place in the tars; a sound set stays as it is, byte for
@@ -45,10 +59,12 @@ def repair(root: Location, *, progress: Callable[[int, int], None] | None = None
 
     Args:
         root: The shard set; no subset.
+        deep: Also quarantine what has the bytes that were written, but does not decode.
         progress: Called with the shards done and their total.
 
     Raises:
-        ValueError: It is a subset, or neither manifest nor plan can be read.
+        ValueError: It is a subset, neither manifest nor plan can be read, or `deep` is asked for
+            and the decoder does not work.
     """
     folder = place(root)
     manifest, problems = read_manifest(folder)
@@ -59,37 +75,56 @@ def repair(root: Location, *, progress: Callable[[int, int], None] | None = None
             f"{folder} is a subset: repair the set {manifest.parent} above it, then remove the "
             "subset and select it again (python -m tools.select)."
         )
-    result = Repair([], [], [])
-    shards, lost = [], 0
+    if deep and not _decoder_works():
+        raise ValueError(
+            "the decoder does not read a sound image, so it cannot tell which are damaged. Is "
+            "nvidia-nvimgcodec installed for this machine?"
+        )
+    if any(problem.file == PLAN for problem in problems):
+        folder.write(PLAN, _plan(manifest).encode())
+    result, shards = Repair([], [], []), []
     for done, shard in enumerate(manifest.shards):
         if progress is not None:
             progress(done, len(manifest.shards))
-        kept = _repair_shard(folder, shard, result)
-        shards.append(kept)
-        lost += shard.samples - kept.samples
-    account = replace(
-        manifest.account,
-        written=manifest.account.written - lost,
-        quarantined=manifest.account.quarantined + lost,
-    )
-    repaired = replace(
-        manifest,
-        shards=[shard for shard in shards if shard.samples],
-        samples=manifest.samples - lost,
-        account=account,
-    )
-    if lost:
-        repaired = replace(repaired, account=replace(account, duplicates=_copies(folder, repaired)))
-    if repaired.to_json().encode() != _read(folder, MANIFEST):
-        folder.write(MANIFEST, repaired.to_json().encode())
+        shards.append(_repair_shard(folder, shard, deep, result))
+    if shards != manifest.shards:
+        manifest = _summed_up(folder, manifest, shards, result)
+        names = next(folder.walk())[1]
+        subsets = next(place(folder.path(SUBSETS)).walk())[1] if SUBSETS in names else []
+        result.unrepaired.extend(
+            Problem(f"{SUBSETS}/{name}", "was selected before: remove it and select it again")
+            for name in sorted(subsets)
+        )
+    if manifest.to_json().encode() != _read(folder, MANIFEST):
+        folder.write(MANIFEST, manifest.to_json().encode())
         result.rebuilt.append(MANIFEST)
     if any(problem.file == PLAN for problem in problems):
-        folder.write(PLAN, _plan(repaired).encode())
         result.rebuilt.append(PLAN)
     return result
 
 
-def _repair_shard(folder: Place, shard: Shard, result: Repair) -> Shard:
+def _summed_up(folder: Place, manifest: Manifest, shards: list[Shard], result: Repair) -> Manifest:
+    """Return the manifest of what is there now, and list all that is in quarantine."""
+    plan = unseal(folder.read(PLAN).decode())
+    try:
+        summary = summarise(folder, plan)
+    except ValueError:  # a shard could not be repaired: the manifest goes on naming it
+        samples = sum(shard.samples for shard in shards)
+        gone = manifest.samples - samples
+        account = replace(
+            manifest.account,
+            written=samples,
+            quarantined=manifest.account.quarantined + gone,
+        )
+        return replace(manifest, shards=shards, samples=samples, account=account)
+    if summary.quarantined:
+        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in summary.quarantined]
+        folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
+        result.rebuilt.append(f"{QUARANTINE}/{REASONS}")
+    return summary.manifest
+
+
+def _repair_shard(folder: Place, shard: Shard, deep: bool, result: Repair) -> Shard:
     """Put one shard right and return its new entry; the old one if nothing had to change."""
     name = f"{shard.name}.tar"
     lines, index_problem = load_index(folder, shard)
@@ -104,13 +139,13 @@ def _repair_shard(folder: Place, shard: Shard, result: Repair) -> Shard:
                 return shard
             rows = table.rows if table is not None else _rows(tar, lines)
             changed = [] if intact else bad_rows(tar, rows)
-            bad = {row.key: "has other bytes than were written" for row in changed}
+            bad = {row.key: CHANGED for row in changed}
             good = []
             for row in rows:
                 if row.key in bad:
                     continue
                 segment = _segment(tar, row)
-                reason = undecodable(_files(segment))
+                reason = undecodable(_files(segment)) if deep or table is None else None
                 if reason:
                     bad[row.key] = reason
                 else:
@@ -126,14 +161,21 @@ def _repair_shard(folder: Place, shard: Shard, result: Repair) -> Shard:
     except FileNotFoundError:
         result.unrepaired.append(Problem(name, "is missing: copy it again"))
         return shard
+    except (OSError, tarfile.TarError) as error:
+        result.unrepaired.append(Problem(name, f"cannot be read: {error}"))
+        return shard
     index = index_text([line for _, line in good])
-    seen = table.seen if table is not None else _seen([row for row, _ in good])
-    if quarantined:
-        gone = len(quarantined)
-        seen = replace(
-            seen, samples=seen.samples - gone, quarantined=[*seen.quarantined, *quarantined]
-        )
-    text, entry = write_table(shard.name, found, file_of(index), seen, [row for row, _ in good])
+    seen = _seen([row for row, _ in good])
+    if table is not None:  # colours of what is gone stay in the averages
+        seen.measured, seen.sum = table.seen.measured, table.seen.sum
+        seen.sum_of_squares = table.seen.sum_of_squares
+        seen.quarantined = list(table.seen.quarantined)
+    else:
+        seen.quarantined = _quarantined_before(folder, shard)
+    seen.quarantined += quarantined
+    task = table.task if table is not None else ""
+    rows = [row for row, _ in good]
+    text, entry = write_table(shard.name, found, file_of(index), seen, rows, task)
     for file, data in ((f"{shard.name}.idx", index), (f"{shard.name}.jsonl", text)):
         if _read(folder, file) != data:
             folder.write(file, data)
@@ -174,7 +216,7 @@ def _quarantine(
     folder: Place, shard: Shard, tar: IO[bytes], row: Row, reason: str, result: Repair
 ) -> Quarantined:
     """Keep what is left of a sample as a tar of its own."""
-    file = f"{QUARANTINE}/{shard.name}/damaged-{row.key.replace('/', '-')}.tar"
+    file = f"{QUARANTINE}/{shard.name}/damaged-{row.offset}-{row.key.replace('/', '-')}.tar"
     folder.write(file, _segment(tar, row) + bytes(1024))
     result.quarantined.append(Problem(f"{shard.name}.tar", reason, row.key))
     return Quarantined(row.key, "damaged after writing", reason, file)
@@ -248,14 +290,20 @@ def _number(data: bytes | None) -> int:
     return int.from_bytes(data or b"", "little", signed=True)
 
 
-def _copies(folder: Place, manifest: Manifest) -> int:
-    """Count the images whose bytes another one before them has too."""
-    contents = []
-    for shard in manifest.shards:
-        table, _ = load_table(folder, shard)
-        if table is not None:
-            contents += [bytes.fromhex(row.content) for row in table.rows]
-    return count_copies(np.frombuffer(b"".join(contents), dtype="V16"))
+def _quarantined_before(folder: Place, shard: Shard) -> list[Quarantined]:
+    """Return what the writer quarantined of a shard, whose table is lost."""
+    lines = _read(folder, f"{QUARANTINE}/{REASONS}").splitlines()
+    listed = [Quarantined(**json.loads(line)) for line in lines]
+    return [one for one in listed if one.file.startswith(f"{QUARANTINE}/{shard.name}/")]
+
+
+def _decoder_works() -> bool:
+    """Whether what is certainly sound decodes."""
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    return not any(
+        undecodable({extension: data})
+        for extension, data in (("png", encode_png(pixels)), ("jpg", encode_jpeg(pixels, 90)))
+    )
 
 
 def _plan(manifest: Manifest) -> str:
@@ -271,6 +319,7 @@ def _plan(manifest: Manifest) -> str:
         "seed": manifest.seed,
         "samples_per_shard": max(shard.samples for shard in manifest.shards),
         "limit": None,
+        "kept": manifest.account.written + manifest.account.quarantined,
         "drop_duplicates": manifest.account.dropped > 0,
         "preparation": asdict(how),
         "command": manifest.command,

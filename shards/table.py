@@ -137,12 +137,23 @@ class Table:
     shard: Shard
     seen: Seen
     rows: list[Row]
+    task: str
+    """Digest of what was to be written."""
 
 
 def write_table(
-    name: str, tar: File, index: File, seen: Seen, rows: list[Row]
+    name: str, tar: File, index: File, seen: Seen, rows: list[Row], task: str = ""
 ) -> tuple[bytes, Shard]:
-    """Return the text of a table, and the shard's entry in the manifest."""
+    """Return the text of a table, and the shard's entry in the manifest.
+
+    Args:
+        name: Of the shard.
+        tar: Its tar.
+        index: Its index.
+        seen: What was seen of its samples.
+        rows: Its samples.
+        task: Digest of what was to be written; a writing goes on only after the same.
+    """
     lines = "".join(f"{row.to_json()}\n" for row in rows).encode()
     head = seal(
         {
@@ -153,10 +164,16 @@ def write_table(
             "index": asdict(index),
             "rows": hashlib.sha256(lines).hexdigest(),
             "seen": asdict(seen),
+            "task": task,
         }
     )
     text = head.encode() + lines
     return text, Shard(name, len(rows), tar, index, file_of(text))
+
+
+def task_of(text: bytes) -> str:
+    """Return the digest of the task that a table is the result of; `read_head` vouches for it."""
+    return str(json.loads(text.partition(b"\n")[0]).get("task", ""))
 
 
 def read_head(text: bytes) -> tuple[Shard, Seen]:
@@ -186,7 +203,13 @@ def read_head(text: bytes) -> tuple[Shard, Seen]:
 
 def read_rows(text: bytes) -> list[Row]:
     """Read a table's samples; `read_head` or a hash must have vouched for the text."""
-    return [Row(**json.loads(line)) for line in text.splitlines()[1:]]
+    return [Row(**values) for values in read_values(text)]
+
+
+def read_values(text: bytes) -> list[dict[str, Any]]:
+    """Read a table's samples as plain values, which takes half the time."""
+    _, _, lines = text.partition(b"\n")
+    return json.loads(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
 
 
 def read_table(text: bytes) -> Table:
@@ -196,7 +219,7 @@ def read_table(text: bytes) -> Table:
         ValueError: What is wrong with it, without the name of the file.
     """
     shard, seen = read_head(text)
-    return Table(shard, seen, read_rows(text))
+    return Table(shard, seen, read_rows(text), task_of(text))
 
 
 def key_hash(key: str) -> int:

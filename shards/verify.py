@@ -28,6 +28,7 @@ from shards.summary import summarise
 from shards.table import Row, Table, read_table
 from shards.tar import components, hash_file, index_lines, label_bytes
 
+CHANGED = "has other bytes than were written"
 _GENTLE = 200e6  # bytes a second that `Watch` reads: a tenth of a core, and of most disks
 
 
@@ -82,11 +83,14 @@ def verify(
         return Verification(0, 0, 0, problems)
     shard_set = ShardSet(folder, manifest)
     done: dict[int, tuple[int, int]] = {}
+    totals = [0, 0]
 
     def report(task: int, samples: int, size: int) -> None:
+        before = done.get(task, (0, 0))
         done[task] = samples, size
+        totals[0] += samples - before[0]
+        totals[1] += size - before[1]
         if progress is not None:
-            totals = [sum(values) for values in zip(*done.values(), strict=True)]
             progress(totals[0], manifest.samples, totals[1])
 
     job = CheckShard(folder, shard_set.tar_place, deep)
@@ -154,7 +158,7 @@ class CheckShard(Job):
         )
 
     def _check(self, shard: Shard, report: Report) -> Iterator[Problem]:
-        report(0, 0)
+        report(-1, 0)  # hashing a large tar takes its time
         tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.idx"
         table, problem = load_table(self.place, shard)
         if problem:
@@ -166,25 +170,34 @@ class CheckShard(Job):
             with self.tars.open(tar_name) as tar:
                 found = hash_file(tar)
                 report(0, found.bytes)
+                damaged = set()
                 if found != shard.tar:
                     yield Problem(tar_name, difference(found, shard.tar))
                     if table is not None:
                         for row in bad_rows(tar, table.rows):
-                            yield Problem(tar_name, "has other bytes than were written", row.key)
+                            damaged.add(row.key)
+                            yield Problem(tar_name, CHANGED, row.key)
                 if lines is None:
                     return
                 rows = {row.key: row for row in table.rows} if table is not None else None
                 for done, line in enumerate(lines):
                     report(done, found.bytes)
-                    for what, key in self._check_line(tar, line, found.bytes, rows):
+                    for what, key in self._check_line(tar, line, found.bytes, rows, damaged):
                         where = tar_name if key else index_name
                         yield Problem(where, what, key)
         except FileNotFoundError:
             yield Problem(tar_name, "is missing: copy it again")
+        except OSError as error:
+            yield Problem(tar_name, f"cannot be read: {error}")
         report(shard.samples, shard.tar.bytes)
 
     def _check_line(
-        self, tar: IO[bytes], line: str, size: int, rows: dict[str, Row] | None
+        self,
+        tar: IO[bytes],
+        line: str,
+        size: int,
+        rows: dict[str, Row] | None,
+        damaged: set[str],
     ) -> Iterator[tuple[str, str]]:
         """Yield (what is wrong, key of the sample) for one line of an index."""
         try:
@@ -199,6 +212,8 @@ class CheckShard(Job):
         if not self.deep:
             return
         key = next(iter(files.values()))[2].partition(".")[0] if files else ""
+        if key in damaged:  # as said; to decode it might end the process
+            return
         row = rows.get(key) if rows is not None else None
         if rows is not None and row is None:
             yield f"has a sample {key!r} that the table does not know", ""
@@ -244,9 +259,11 @@ def load_table(folder: Place, shard: Shard) -> tuple[Table | None, Problem | Non
         text = folder.read(name)
     except FileNotFoundError:
         return None, Problem(name, "is missing")
+    except OSError as error:
+        return None, Problem(name, f"cannot be read: {error}")
     try:
         table = read_table(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         return None, Problem(name, str(error))
     if table.shard.table != shard.table:
         return table, Problem(name, "is not the table that the manifest names")
@@ -261,6 +278,8 @@ def load_index(folder: Place, shard: Shard) -> tuple[list[str] | None, Problem |
             found = hash_file(file)
     except FileNotFoundError:
         return None, Problem(name, "is missing")
+    except OSError as error:
+        return None, Problem(name, f"cannot be read: {error}")
     if found != shard.index:
         return None, Problem(name, difference(found, shard.index))
     try:
@@ -296,8 +315,7 @@ def explain_failure(shard_set: ShardSet) -> str | None:
     for shard in shard_set.manifest.shards:
         if job(shard, _nobody):
             problems = deep(shard, _nobody)
-            # The one that explains most: a sample that cannot be decoded, else the file.
-            problems.sort(key=lambda problem: "decoded" not in problem.what)
+            problems.sort(key=lambda problem: not problem.key)  # a sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None
 
@@ -360,7 +378,7 @@ class Watch:
                 try:
                     with folder.open(name) as file:
                         found = hash_file(_Gentle(file, self._stop))  # pyright: ignore[reportArgumentType]
-                except OSError as error:
+                except Exception as error:  # a store's package has errors of its own
                     self._problems.append(f"{folder.path(name)} cannot be read: {error}")
                     continue
                 if self._stop.is_set():

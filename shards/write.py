@@ -6,7 +6,7 @@
 Everything is written into OUT.partial (in an object store: into OUT, without a manifest), so that
 a failure or a kill leaves nothing that could be taken for a shard set, and the same command goes
 on where it ended. Memory does not grow with the images: the permutation takes 4 bytes a sample,
-and the search for copies and equal keys 24 at the end.
+and the search for copies and equal keys 16 at the end.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from shards.prepare import Preparation, Stored, Unusable, prepare
 from shards.seal import seal, unseal
 from shards.source.source import Sample, Source
 from shards.summary import summarise
-from shards.table import Quarantined, Row, Seen, read_head, write_table
+from shards.table import Quarantined, Row, Seen, read_head, task_of, write_table
 from shards.tar import TarWriter, file_of, index_text, label_bytes
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
@@ -50,7 +51,15 @@ SAMPLES_PER_SHARD = 2000
 MEASURED = 1000  # images that give the channel statistics
 _HASHED = 4096  # samples of one task of the search for copies
 _LOCK = ".lock"
-_OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{QUARANTINE}|\..*")
+_OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{MANIFEST}|{QUARANTINE}|\..*")
+# What is wrong with a file, not with the disk or the network that it is on.
+_OF_THE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
+_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read what else may be an outage
+_LOST = 20  # images in a row that cannot be read: then it is not they
+_DEADLY = 5  # images of one shard that end their process: then it is not they
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,15 @@ def write(
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
-    if is_remote(out) and out == getattr(source, "root", None):
-        raise ValueError(f"{out} is the source itself; give another --out.")
     plan = {
         "format": FORMAT,
         "source": source.name,
-        "split": source.split,
+        "split": _plain(source.split),
         "samples": len(source),
-        "fingerprint": hashlib.sha256(source.fingerprint()).hexdigest(),
-        "classes": list(source.classes),
+        "fingerprint": hashlib.sha256(
+            f"{_plain(source.origin)}\n".encode() + source.fingerprint()
+        ).hexdigest(),
+        "classes": [_plain(name) for name in source.classes],
         "seed": seed,
         "samples_per_shard": samples_per_shard,
         "limit": limit,
@@ -131,11 +140,14 @@ def write(
         "preparation": asdict(preparation),
     }
 
-    with _begun(out, plan, command) as (folder, command):
+    with _begun(out, {**plan, "command": _plain(command)}) as (folder, plan):
         order = shuffled(len(source), seed)[:limit]
         found = len(order)
         if drop_duplicates:
             order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))
+        if plan.get("kept") != len(order):
+            plan["kept"] = len(order)
+            folder.write(PLAN, seal(plan, indent=1).encode())
         tasks = _tasks(order, samples_per_shard)
         done = _done(folder, tasks)
         waiting = [task for task in tasks if task.name not in done]
@@ -146,7 +158,7 @@ def write(
             WriteShard(source, folder, preparation), waiting, report
         ):
             report(place_of_task, len(waiting[place_of_task].positions), None)
-        _finish(folder, {**plan, "command": command})
+        _finish(folder, plan)
     return open_shards(out)
 
 
@@ -170,6 +182,12 @@ class ShardTask:
     """True where an image's colours count for the statistics."""
     deadly: frozenset[int] = frozenset()
     """Positions whose images end the process that decodes them."""
+    unread: frozenset[int] = frozenset()
+    """Positions that end the process that reads them."""
+
+    def digest(self) -> str:
+        """Return a hash of what is to be written."""
+        return hashlib.sha256(self.positions.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -183,16 +201,31 @@ class WriteShard(Job):
     def __call__(self, task: ShardTask, report: Report) -> None:
         """Write a shard; an earlier attempt's files are replaced by the same bytes."""
         seen, rows = Seen(), []
-        self.place.remove(f"{QUARANTINE}/{task.name}")
+        lost_in_a_row = 0
         with self.place.create(f"{task.name}.tar") as file:
             tar = TarWriter(file)
             for done, position in enumerate(task.positions.tolist()):
                 report(done, tar.length)
+                if position in task.unread:
+                    detail = "reading it ended the process, twice"
+                    seen.quarantined.append(
+                        Quarantined(f"position {position}", "deadly", detail, "")
+                    )
+                    continue
                 try:
-                    sample = self.source[position]
+                    sample = self._read(position)
+                    lost_in_a_row = 0
                 except OSError as error:
-                    origin = str(error.filename or f"position {position}")
-                    detail = error.strerror or str(error)
+                    lost_in_a_row += 1
+                    if lost_in_a_row == _LOST:
+                        raise OSError(
+                            error.errno,
+                            f"{_LOST} images in a row cannot be read, the last with {error}: the "
+                            "source seems to be gone. What is complete stays; bring the source "
+                            "back and repeat the command.",
+                        ) from None
+                    origin = _plain(str(error.filename or f"position {position}"))
+                    detail = _plain(error.strerror or str(error))
                     seen.quarantined.append(Quarantined(origin, "unreadable", detail, ""))
                     continue
                 try:
@@ -201,26 +234,50 @@ class WriteShard(Job):
                     seen.quarantined.append(self._quarantine(task.name, done, sample, error))
                 else:
                     rows.append(row)
+            report(-1, tar.length)
             tar_file = tar.finish()
         index = index_text(tar.lines)
         self.place.write(f"{task.name}.idx", index)
         # The table comes last: where it is, the shard is complete.
-        text, _ = write_table(task.name, tar_file, file_of(index), seen, rows)
+        text, _ = write_table(task.name, tar_file, file_of(index), seen, rows, task.digest())
         self.place.write(f"{task.name}.jsonl", text)
         report(len(task.positions), tar.length)
 
     def without(self, task: ShardTask, done: int) -> ShardTask:
-        """Return the task with one image more that is to be quarantined unseen."""
-        deadly = task.deadly | {int(task.positions[min(done, len(task.positions) - 1)])}
-        return replace(task, deadly=deadly)
+        """Return the task with one image more that is to be quarantined undecoded, then unread."""
+        position = int(task.positions[min(done, len(task.positions) - 1)])
+        if len(task.deadly) == _DEADLY:
+            raise OSError(
+                errno.EIO,
+                f"{_DEADLY} images of shard {task.name} ended the process that decodes them: not "
+                "they, but the decoder seems broken. Is nvidia-nvimgcodec installed for this "
+                "machine? What is complete stays, and the same command goes on.",
+            )
+        if position in task.deadly:
+            return replace(task, unread=task.unread | {position})
+        return replace(task, deadly=task.deadly | {position})
+
+    def _read(self, position: int) -> Sample:
+        """Return a sample; what may be an outage rather than the file's own fault is waited for."""
+        for pause in (*_PAUSES, None):
+            try:
+                return self.source[position]
+            except OSError as error:
+                if error.errno in _OF_THE_FILE or pause is None:
+                    raise
+                time.sleep(pause)
+            except ValueError as error:
+                raise ValueError(f"sample {position} of the source: {error}") from None
+        raise AssertionError
 
     def _add(
         self, tar: TarWriter, sample: Sample, seen: Seen, measure: bool, at: int, task: ShardTask
     ) -> Row:
         if at in task.deadly:
             raise Unusable("deadly", "its decoder ended the process, twice")
-        file = str(sample.metadata.get("file", ""))
-        stored = prepare(sample.image, self.preparation, file=file, measure=measure)
+        stored = prepare(
+            sample.image, self.preparation, extension=sample.extension, measure=measure
+        )
         if measure and stored.pixels is not None:
             mean, squares = colours(stored.pixels)
             seen.measured += 1
@@ -251,7 +308,7 @@ class WriteShard(Job):
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
         self.place.write(file, data)
-        return Quarantined(origin, error.reason, error.detail, file)
+        return Quarantined(_plain(origin), error.reason, _plain(error.detail), file)
 
 
 @dataclass(frozen=True)
@@ -330,17 +387,24 @@ def _done(folder: Place, tasks: list[ShardTask]) -> set[str]:
     sizes, complete = folder.sizes(), set()
     for task in tasks:
         if f"{task.name}.jsonl" in sizes:
+            text = folder.read(f"{task.name}.jsonl")
             try:
-                shard, _ = read_head(folder.read(f"{task.name}.jsonl"))
+                shard, _ = read_head(text)
             except ValueError:
+                continue
+            if task_of(text) != task.digest():
                 continue
             files = {"tar": shard.tar.bytes, "idx": shard.index.bytes}
             if all(sizes.get(f"{task.name}.{ext}") == size for ext, size in files.items()):
                 complete.add(task.name)
     for name in sizes:
         shard, _, _ = name.partition(".")
-        if name not in (_LOCK, PLAN) and shard not in complete:
+        if name not in (_LOCK, PLAN) and shard not in complete and _OURS.fullmatch(name):
             folder.remove(name)
+    quarantine = place(folder.path(QUARANTINE))
+    if quarantine.exists():
+        for shard in set(next(quarantine.walk())[1]) - complete:
+            quarantine.remove(shard)
     return complete
 
 
@@ -365,9 +429,10 @@ def refuse_occupied(out: Location) -> None:
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise FileExistsError(f"{out} is a file; expected a folder to write. Give another --out.")
     folder = place(out)
-    names = sorted(folder.sizes())
-    if not is_remote(out) and Path(out).is_dir():
-        names = sorted(os.listdir(out))
+    if not folder.exists():
+        return
+    _, folders, files = next(folder.walk())
+    names = sorted((*folders, *files))
     if MANIFEST in names:
         raise FileExistsError(
             f"{out} already holds a shard set ({MANIFEST}). Give another --out, or remove it."
@@ -379,10 +444,10 @@ def refuse_occupied(out: Location) -> None:
 
 
 @contextlib.contextmanager
-def _begun(out: Location, plan: dict[str, Any], command: str) -> Iterator[tuple[Place, str]]:
+def _begun(out: Location, plan: dict[str, Any]) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Give the folder to write into, which becomes OUT unless something goes wrong.
 
-    With it comes the command that began the writing: this one, or that of an earlier attempt.
+    With it comes the plan that began the writing: this one, or that of an earlier attempt.
     """
     refuse_occupied(out)
     with contextlib.ExitStack() as stack:
@@ -390,9 +455,8 @@ def _begun(out: Location, plan: dict[str, Any], command: str) -> Iterator[tuple[
             folder = place(out)
         else:
             folder = place(stack.enter_context(_aside(Path(os.path.abspath(out)))))
-        command = _agree(folder, plan, command)
         try:
-            yield folder, command
+            yield folder, _agree(folder, plan)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 complete = sum(name.endswith(".jsonl") for name in folder.sizes())
@@ -405,13 +469,13 @@ def _begun(out: Location, plan: dict[str, Any], command: str) -> Iterator[tuple[
             raise
 
 
-def _agree(folder: Place, plan: dict[str, Any], command: str) -> str:
-    """Begin a writing, or make sure that the one begun there is the same; return its command."""
+def _agree(folder: Place, plan: dict[str, Any]) -> dict[str, Any]:
+    """Begin a writing, or make sure that the one begun there is the same, and return its plan."""
     try:
         text = folder.read(PLAN).decode()
     except FileNotFoundError:
-        folder.write(PLAN, seal({**plan, "command": command}, indent=1).encode())
-        return command
+        folder.write(PLAN, seal(plan, indent=1).encode())
+        return plan
     remedy = "Repeat the command that began it, or remove that folder."
     try:
         begun = unseal(text)
@@ -419,13 +483,13 @@ def _agree(folder: Place, plan: dict[str, Any], command: str) -> str:
         raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin anew.") from None
     # As JSON, in which tuples are lists.
     for name, here in json.loads(json.dumps(plan)).items():
-        if begun.get(name) != here:
+        if name != "command" and begun.get(name) != here:
             there = str(begun.get(name))[:80]
             raise ValueError(
                 f"{folder} holds an unfinished writing with another {name}: {there} there, "
                 f"{str(here)[:80]} here. {remedy}"
             )
-    return str(begun["command"])
+    return begun
 
 
 @contextlib.contextmanager
@@ -462,6 +526,11 @@ def _aside(out: Path) -> Iterator[Path]:
                     ghost.unlink()
         os.unlink(partial / _LOCK)
         os.rename(partial, out)  # also over an existing folder, if that is empty
+
+
+def _plain(text: str) -> str:
+    """Return a text that any file can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _reporter(

@@ -3,10 +3,12 @@
 Sources are what `shards.source` imports; their flags are their constructors' arguments.
 """
 
+import json
 import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -19,7 +21,7 @@ from rich.text import Text
 
 import shards.source
 from shards.engine import Engine, Processes, Ray
-from shards.layout import QUARANTINE, ShardSet
+from shards.layout import QUARANTINE, REASONS, ShardSet
 from shards.place import is_remote
 from shards.prepare import Preparation
 from shards.source import Source
@@ -60,7 +62,8 @@ def main() -> None:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        place = settings["out"] + ("" if is_remote(settings["out"]) else ".partial")
+        out = settings["out"].rstrip("/")
+        place = out if is_remote(out) else f"{out}.partial"
         sys.stderr.write(f"what is complete stays in {place}; the same command goes on there\n")
         raise
     _sum_up(shard_set, source, time.monotonic() - begin)
@@ -211,7 +214,10 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
             "negatives; --drop_duplicates true leaves them out"
         )
     if account.quarantined:
-        rows["quarantine"] = f"bytes and reasons in {shard_set.place.path(QUARANTINE)}"
+        lines = shard_set.place.read(f"{QUARANTINE}/{REASONS}").splitlines()
+        reasons = Counter(json.loads(line)["reason"] for line in lines)
+        counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        rows["quarantine"] = f"{counted}; all in {shard_set.place.path(QUARANTINE)}"
     if manifest.remarks:
         rows["remarks"] = ", ".join(f"{count:,} {what}" for what, count in manifest.remarks.items())
     rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}

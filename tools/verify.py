@@ -36,8 +36,8 @@ def main() -> None:
         "--repair",
         type=bool,
         default=False,
-        help="Rebuild indexes, tables and manifest, and quarantine damaged samples; good samples "
-        "keep their bytes.",
+        help="Rebuild indexes, tables and manifest, and quarantine samples whose bytes changed "
+        "(with --deep, also those that do not decode); good samples keep their bytes.",
     )
     parser.add_argument(
         "--workers", type=int, help="Processes; by default, one a core of this machine."
@@ -46,7 +46,13 @@ def main() -> None:
     workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))
 
     if options.repair:
-        repaired = repair(options.folder)
+        with rich.progress.Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("repairing", total=None)
+
+            def repairing(shards: int, total: int) -> None:
+                bar.update(task, completed=shards, total=total)
+
+            repaired = repair(options.folder, deep=options.deep, progress=repairing)
         for problem in repaired.quarantined:
             print(f"quarantined: {problem}")
         for name in repaired.rebuilt:
@@ -79,7 +85,8 @@ def main() -> None:
     )
     if found.problems:
         if not options.repair:
-            print(f"to repair: python -m tools.verify {options.folder} --repair true")
+            deep = " --deep true" if options.deep else ""
+            print(f"to repair: python -m tools.verify {options.folder} --repair true{deep}")
         sys.exit(1)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Report = Callable[[int, int], None]
-"""Called before each sample of a task with how many are done, and the bytes written for them."""
+"""Called before each sample of a task with how many are done, and the bytes written for them; with
+-1 for how many while the task is at something else, such as an upload, that may take its time."""
 
 Progress = Callable[[int, int, int], None]
 """Called now and then with a task's place, how many of its samples are done, and their bytes."""
@@ -50,6 +51,7 @@ class Serial(Engine):
         for place, task in enumerate(tasks):
 
             def report(done: int, size: int, place: int = place) -> None:
-                progress(place, done, size)
+                if done >= 0:
+                    progress(place, done, size)
 
             yield place, job(task, report)

@@ -8,6 +8,7 @@ out by name.
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -51,7 +52,9 @@ class Processes(Engine):
                     attempt = worker.attempt
                     if attempt is None:
                         continue
-                    progress(attempt.place, *worker.counters())
+                    done, size = worker.counters()
+                    if done >= 0:
+                        progress(attempt.place, done, size)
                     answer = worker.answer()
                     if answer is not None:
                         worker.attempt = None
@@ -78,7 +81,7 @@ class _Attempt:
 
     def after_death(self, job: Job, worker: "_Worker") -> "_Attempt":
         done, _ = worker.counters()
-        if done in self.deaths:
+        if done >= 0 and done in self.deaths:
             return _Attempt(self.place, job.without(self.task, done))
         if len(self.deaths) == _DEATHS:
             code = worker.process.exitcode or 0
@@ -99,7 +102,7 @@ class _Worker:
         self._counters: Any = context.RawArray(c_longlong, 2)
         self._pipe, theirs = context.Pipe()
         self.attempt: _Attempt | None = None
-        self._moved = (0, time.monotonic())
+        self._moved = ((0, 0), time.monotonic())
         self.process = context.Process(
             target=_work, args=(job, theirs, self._counters, os.getpid()), daemon=True
         )
@@ -108,7 +111,7 @@ class _Worker:
 
     def begin(self, attempt: _Attempt) -> None:
         self._counters[:] = [0, 0]
-        self._moved = (0, time.monotonic())
+        self._moved = ((0, 0), time.monotonic())
         self.attempt = attempt
         with contextlib.suppress(OSError):  # if it has just died, that is seen next
             self._pipe.send(attempt.task)
@@ -119,10 +122,10 @@ class _Worker:
 
     def is_stuck(self) -> bool:
         """Whether it has been over the same image for too long."""
-        done, _ = self.counters()
-        if done != self._moved[0]:
-            self._moved = (done, time.monotonic())
-        return time.monotonic() - self._moved[1] > _STUCK
+        counters = self.counters()
+        if counters != self._moved[0]:
+            self._moved = (counters, time.monotonic())
+        return counters[0] >= 0 and time.monotonic() - self._moved[1] > _STUCK
 
     def handles(self) -> list[Any]:
         return [self._pipe, self.process.sentinel] if self.attempt else []
@@ -135,7 +138,7 @@ class _Worker:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.join(5)  # one that waits for a dead disk cannot even be killed
         self._pipe.close()  # closing twice does no harm
 
 
@@ -146,18 +149,30 @@ def _work(job: Job, pipe: Any, counters: Any, parent: int) -> None:
     # Decoders write about damaged images to the terminal, past Python; reasons go to the table.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
-    def report(done: int, size: int) -> None:
-        counters[0], counters[1] = done, size
+    def leave_with_parent() -> None:
         if os.getppid() != parent:  # killed: nobody is left to write for
             os._exit(1)
 
+    def report(done: int, size: int) -> None:
+        counters[0], counters[1] = done, size
+        leave_with_parent()
+
     while True:
         while not pipe.poll(1.0):
-            report(0, 0)
+            leave_with_parent()
         task = pipe.recv()
         try:
             answer = None, job(task, report)
         except BaseException as error:
             error.add_note(traceback.format_exc())
-            answer = error, None
+            answer = _sendable(error), None
         pipe.send(answer)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return the error itself if it survives the pipe, else its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine import Engine, Job, Progress
+from .processes import Processes
 
 _RETRIES = 3  # of a task whose worker or machine was lost
 
@@ -57,17 +58,20 @@ class Ray(Engine):
                         result, samples, size = ray.get(reference)
                     except ray.exceptions.RayTaskError as error:
                         raise error.cause from None
-                    except ray.exceptions.RayError as error:
-                        raise OSError(
-                            f"Ray gave up a task after {_RETRIES} retries: "
-                            f"{' '.join(str(error).split())[:300]}. What is written stays, and the "
-                            "same command goes on."
-                        ) from None
+                    except ray.exceptions.RayError:
+                        # Every worker died of it: the sample that does it is found out here.
+                        alone = Processes(1).run(job, [tasks[place]], _nobody)
+                        ((_, result),) = alone
+                        samples, size = 0, 0
                     progress(place, samples, size)
                     yield place, result
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+
+def _nobody(_place: int, _samples: int, _size: int) -> None:
+    """Take a report that nobody waits for."""
 
 
 def _do(job: Job, task: Any) -> tuple[Any, int, int]:
@@ -76,7 +80,7 @@ def _do(job: Job, task: Any) -> tuple[Any, int, int]:
 
     def report(done: int, size: int) -> None:
         nonlocal last
-        last = done, size
+        last = max(done, last[0]), size
 
     result = job(task, report)
     return result, *last

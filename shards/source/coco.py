@@ -34,6 +34,7 @@ class COCO(Source):
         self.split = split
         self.classes: list[str] = []
         self._root = place(os.fspath(root))
+        self.origin = str(self._root)
         if not self._root.exists():
             raise FileNotFoundError(
                 f"{root} is not a folder. Give the one that holds {split}/ as --root."
@@ -88,6 +89,7 @@ class COCO(Source):
             label=-1,
             id=index,
             metadata={"file": file, **json.loads(self._annotations[index])},
+            extension=extension[1:],
         )
 
     def fingerprint(self) -> bytes:

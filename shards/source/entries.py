@@ -86,7 +86,8 @@ def _size(block: bytes) -> int | None:
     try:
         checksum = int(block[148:156].partition(b"\0")[0], 8)
         sound = checksum == sum(block) - sum(block[148:156]) + 8 * ord(" ")
-        return int(block[124:136].partition(b"\0")[0], 8) if sound else None
+        size = int(block[124:136].partition(b"\0")[0], 8)
+        return size if sound and size >= 0 else None
     except ValueError:
         return None
 

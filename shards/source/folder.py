@@ -38,6 +38,7 @@ class Folder(Source):
         """
         above = place(os.fspath(root))
         self.split = split.strip("/")
+        self.origin = str(above)
         if not above.exists():
             raise FileNotFoundError(f"{above} is not a folder. Give the images' folder as --root.")
         self._place = place(above.path(self.split)) if self.split else above
@@ -103,6 +104,7 @@ class Folder(Source):
             label=label,
             id=index,
             metadata={"file": f"{self.split}/{file}" if self.split else file},
+            extension=file.rpartition(".")[2],
         )
 
     def fingerprint(self) -> bytes:

@@ -46,6 +46,7 @@ class HuggingFace(Source):
                 "into a local folder and give that as --root."
             )
         self._root, self.split = os.fspath(root), split
+        self.origin = self._root
         stored = self._open()
         features = stored.features
         for column in filter(None, (image, label)):
@@ -108,7 +109,7 @@ class HuggingFace(Source):
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""
-        return f"{self._fingerprint} {self._length} {self._label}".encode()
+        return f"{self._fingerprint} {self._length} {self._image} {self._label}".encode()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}  # each process maps the files itself

@@ -217,7 +217,7 @@ def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> 
         read = json.loads(text)
         value = read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
         return None if value is None else sys.intern(str(value))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(
             f"the label {member.component} of {what} is not the text expected there. Choose "
             "another component as --label, or repair it."
@@ -277,5 +277,5 @@ def _text(component: str, content: bytes) -> dict[str, Any]:
     try:
         is_json = component.rpartition(".")[2] in ("json", "jsn")
         return {component: json.loads(text) if is_json else text}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {component: text}

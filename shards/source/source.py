@@ -32,6 +32,8 @@ class Sample:
     """Stable: the position in the source's own order, whatever is selected or shuffled."""
     metadata: dict[str, Any]
     """What else the source knows; must survive JSON. "file": where it came from, if a file."""
+    extension: str = ""
+    """Of the file's name, to compare with its content; empty where there is no such name."""
 
 
 class Source(ABC):
@@ -49,6 +51,8 @@ class Source(ABC):
     split: str
     classes: list[str]
     """Class names by label; empty if nothing is labelled."""
+    origin: str = ""
+    """Where the data are; an unfinished writing goes on only with the same."""
     notes: Sequence[str] = ()
     """What the user should know about the input (files passed over, …), a sentence each."""
 
@@ -146,7 +150,7 @@ class Names:
 
 
 def _spool() -> IO[bytes]:
-    return tempfile.TemporaryFile(prefix="viewrank-")  # noqa: SIM115, closed with the list
+    return tempfile.TemporaryFile(prefix="viewrank-")
 
 
 def key_from(name: str) -> str:

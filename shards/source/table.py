@@ -51,6 +51,7 @@ class Table(Source):
                 all; [] for none.
         """
         self._root = place(os.fspath(root))
+        self.origin = str(self._root)
         table = os.fspath(table)
         names, rows = _read_table(table)
         if path not in names:
@@ -117,6 +118,7 @@ class Table(Source):
             label=-1 if self._labels is None else int(self._labels[index]),
             id=index,
             metadata={**dict(zip(self._columns, others, strict=True)), "file": path},
+            extension=name.rpartition(".")[2],
         )
 
     def fingerprint(self) -> bytes:

@@ -134,6 +134,7 @@ class WebDataset(Source):
             label=-1 if labels is None else int(labels[index]),
             id=index if self._ids is None else self._ids[index],
             metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
+            extension=path.rpartition(".")[2],
         )
 
     def fingerprint(self) -> bytes:
@@ -142,6 +143,9 @@ class WebDataset(Source):
         for numbers in (self._first, self._starts, self._spans, self._image_offsets):
             digest.update(numbers)
         digest.update("\n".join(name for _, name in self._tars).encode("utf-8", "surrogateescape"))
+        digest.update(repr((self.classes, self._label)).encode("utf-8", "surrogateescape"))
+        for numbers in (self._labels, self._ids):
+            digest.update(b"" if numbers is None else numbers.tobytes())
         return digest.digest()
 
     def _tar(self, index: int) -> int:
@@ -293,7 +297,7 @@ def _classes_of(tars: list[tuple[Place, str]]) -> list[str]:
     for folder in {folder.location: folder for folder, _ in tars}.values():
         try:
             classes = json.loads(folder.read(_MANIFEST))["classes"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return []
         if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
             return []

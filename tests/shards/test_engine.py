@@ -1,5 +1,7 @@
 """Workers that die, fail, or are many: the same bytes, and no task lost or done twice."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import shards.engine.processes
+import shards.write
 from shards.engine import Engine, Job, Processes, Report, Serial
 from shards.layout import ShardSet
 from shards.source import Sample, Source
@@ -86,6 +90,80 @@ class Bomb(bytes):
     def startswith(self, *_: Any) -> bool:
         end()
         return False
+
+
+def test_a_sample_that_ends_whoever_reads_it_is_left_out(tmp_path: Path) -> None:
+    shard_set = write(
+        Noise(40, {23: end}), tmp_path / "out", samples_per_shard=9, engine=Processes(2)
+    )
+    assert shard_set.manifest.account.quarantined == 1
+    (line,) = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["origin"], told["reason"], told["file"]) == ("position 23", "deadly", "")
+
+
+def test_a_decoder_that_always_dies_is_not_blamed_on_the_images(tmp_path: Path) -> None:
+    source = Noise(40, dict.fromkeys(range(40), end))
+    with pytest.raises(OSError, match="not they, but the decoder seems broken"):
+        write(source, tmp_path / "out", samples_per_shard=40, engine=Processes(2))
+
+
+def test_a_worker_that_stalls_over_an_image_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards.engine.processes, "_STUCK", 0.5)
+    source = Noise(20, {7: lambda: time.sleep(60)})
+    shard_set = write(source, tmp_path / "out", samples_per_shard=5, engine=Processes(2))
+    assert shard_set.manifest.account.quarantined == 1
+
+
+class Outage(Noise):
+    """A source whose disk goes away for a while, or for good."""
+
+    def __init__(self, number: int, times: int) -> None:
+        super().__init__(60)
+        self.number, self.left = number, times
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.left:
+            self.left -= 1
+            raise OSError(self.number, os.strerror(self.number), f"{index}.jpg")
+        return super().__getitem__(index)
+
+
+def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.write, "_PAUSES", (0.0, 0.0, 0.0))
+    shard_set = write(Outage(errno.EIO, 3), tmp_path / "out")
+    assert contents(shard_set) == contents(write(Outage(errno.EIO, 0), tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
+def test_a_source_that_is_gone_ends_the_writing_which_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(shards.write, "_PAUSES", (0.0, 0.0, 0.0))
+    with pytest.raises(OSError, match="20 images in a row cannot be read"):
+        write(Outage(number, 10**6), tmp_path / "out", samples_per_shard=30)
+    shard_set = write(Outage(number, 0), tmp_path / "out", samples_per_shard=30)
+    assert len(shard_set) == 60 and not (tmp_path / "out" / "quarantine").exists()
+
+
+class Unsendable(Exception):
+    """An error that cannot be unpickled."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(one + other)
+
+
+@dataclass(frozen=True)
+class Fail(Job):
+    def __call__(self, _task: int, _report: Report) -> None:
+        raise Unsendable("the ", "reason")
+
+
+def test_an_error_that_cannot_be_sent_arrives_as_text() -> None:
+    with pytest.raises(RuntimeError, match="Unsendable: the reason"):
+        list(Processes(1).run(Fail(), [0], lambda *_: None))
 
 
 def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_odd_file_is_kept_repaired_or_refused_as_it_should(tmp_path: Path)
     for name, expectation in torture(tmp_path).items():
         data = (tmp_path / name).read_bytes()
         try:
-            stored = prepare(data, ORIGINAL, file=name)
+            stored = prepare(data, ORIGINAL, extension=name.rpartition(".")[2])
         except Unusable as error:
             assert expectation == "quarantined", f"{name}: {error}"
             continue
@@ -93,12 +93,12 @@ def test_every_odd_file_is_kept_repaired_or_refused_as_it_should(tmp_path: Path)
 def test_damage_that_one_decoder_passes_over_is_refused(kind: str) -> None:
     for number in range(4):
         with pytest.raises(Unusable, match="truncated or corrupt"):
-            prepare(UNNOTICED[kind](Draw(kind, number, 0)), ORIGINAL, file=f"a.{kind[:3]}")
+            prepare(UNNOTICED[kind](Draw(kind, number, 0)), ORIGINAL, extension=kind[:3])
 
 
 def test_two_exif_blocks_which_kill_the_decoder_are_never_shown_to_it() -> None:
     data = LETHAL(Draw("lethal", 0, 0))
-    stored = prepare(data, ORIGINAL, file="a.jpg")
+    stored = prepare(data, ORIGINAL, extension="jpg")
     assert stored.repaired and stored.extension == "png"
     assert np.array_equal(as_pillow_shows(stored.data), as_pillow_shows(data))
 
@@ -106,7 +106,7 @@ def test_two_exif_blocks_which_kill_the_decoder_are_never_shown_to_it() -> None:
 @pytest.mark.parametrize("extension", TURNED_BY_XMP)
 def test_orientation_is_what_exif_says_not_xmp(extension: str) -> None:
     data = TURNED_BY_XMP[extension](Draw("xmp", 0, 0))
-    stored = prepare(data, ORIGINAL, file=f"a.{extension}")
+    stored = prepare(data, ORIGINAL, extension=extension)
     assert stored.data == data and not stored.remarks
     assert (stored.width, stored.height) == Image.open(io.BytesIO(data)).size
 
@@ -115,7 +115,7 @@ def test_orientation_is_what_exif_says_not_xmp(extension: str) -> None:
 def test_other_formats_become_png_without_loss(format: str) -> None:
     settings: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     data = encoded(picture(), format, **settings)
-    stored = prepare(data, ORIGINAL, file=f"a.{format.lower()}")
+    stored = prepare(data, ORIGINAL, extension=format.lower())
     assert stored.extension == "png" and stored.repaired
     assert np.array_equal(as_pillow_shows(stored.data), as_pillow_shows(data))
 
@@ -144,14 +144,14 @@ def test_exif_orientation_is_applied_once_in_every_encoding(
 
 def test_sixteen_bits_become_their_upper_eight() -> None:
     values = np.random.RandomState(0).randint(0, 65536, (9, 13)).astype(np.uint16)
-    stored = prepare(encoded(Image.fromarray(values), "PNG"), ORIGINAL, file="a.png")
+    stored = prepare(encoded(Image.fromarray(values), "PNG"), ORIGINAL, extension="png")
     assert "16 bits to 8" in stored.remarks
     assert np.array_equal(as_pillow_shows(stored.data)[:, :, 0], values >> 8)
 
 
 def test_cmyk_becomes_pillows_rgb() -> None:
     data = encoded(picture(mode="CMYK"), "JPEG")
-    stored = prepare(data, ORIGINAL, file="a.jpg")
+    stored = prepare(data, ORIGINAL, extension="jpg")
     assert stored.extension == "png" and "CMYK to RGB" in stored.remarks
     assert np.array_equal(as_pillow_shows(stored.data), as_pillow_shows(data))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import shards.verify
 import shards.write
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
@@ -19,6 +20,7 @@ from shards.engine import Processes
 from shards.layout import ShardSet, open_shards
 from shards.prepare import Preparation
 from shards.repair import repair
+from shards.select import select
 from shards.source import Folder
 from shards.verify import Watch, verify
 from shards.write import write
@@ -200,9 +202,36 @@ def test_an_undecodable_image_of_an_unverified_writing_is_found_by_deep_and_repa
     assert verify(shard_set.root).problems == []
     (problem,) = verify(shard_set.root, deep=True).problems
     assert str(problem) == f"00000.tar, sample {key} cannot be decoded"
-    repair(shard_set.root)
+    assert not repair(shard_set.root).quarantined  # its bytes are those that were written
+    repair(shard_set.root, deep=True)
     assert verify(shard_set.root, deep=True).problems == []
     assert len(open_shards(shard_set.root)) == 11
+
+
+def test_a_subset_of_a_repaired_set_is_to_be_selected_again(copy: ShardSet) -> None:
+    select(copy, "half", fraction=0.5)
+    flip(Path(copy.tars[0]), 600, 0)
+    told = [str(problem) for problem in repair(copy.root).unrepaired]
+    assert told == ["subsets/half was selected before: remove it and select it again"]
+
+
+def test_a_repaired_set_lists_all_that_is_in_quarantine(
+    class_folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = class_folders()
+    (root / "class_00" / "0001.jpg").write_bytes(b"no image")
+    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=4)
+    flip(Path(shard_set.tars[1]), 700, 1)
+    (Path(shard_set.root) / "00000.jsonl").unlink()
+    assert len(repair(shard_set.root).quarantined) == 1
+    lines = (Path(shard_set.root) / "quarantine" / "reasons.jsonl").read_text().splitlines()
+    reasons = sorted(json.loads(line)["reason"] for line in lines)
+    assert reasons == ["damaged after writing", "not an image"]
+    account = open_shards(shard_set.root).manifest.account
+    assert (account.found, account.written, account.quarantined) == (12, 10, 2)
+    (Path(shard_set.root) / "manifest.json").write_text("{}")
+    assert not repair(shard_set.root).unrepaired
+    assert open_shards(shard_set.root).manifest.account == account
 
 
 def watched(shard_set: ShardSet, rank: int = 0, world_size: int = 1) -> list[str]:
@@ -234,10 +263,11 @@ def test_ranks_share_the_watching(copy: ShardSet) -> None:
     assert sorted(line.split()[0] for lines in told for line in lines) == copy.tars
 
 
-def test_the_watch_ends_with_the_run(tmp_path: Path) -> None:
+def test_the_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.verify, "_GENTLE", 1000.0)  # bytes a second: minutes for a tar
     shard_set = write(Pictures(20), tmp_path / "out", samples_per_shard=1)
     begin = time.monotonic()
     with Watch(shard_set) as watch:
         pass
     assert time.monotonic() - begin < 2
-    assert watch.checked <= watch.total == 20
+    assert watch.checked < watch.total == 20 and watch.news() == []

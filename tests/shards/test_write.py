@@ -22,6 +22,7 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 import shards.place
+import shards.write
 from shards.layout import ShardSet, open_shards
 from shards.prepare import Preparation
 from shards.source import Folder, Sample, Source
@@ -338,6 +339,34 @@ def test_a_writing_of_another_list_of_files_does_not_go_on(class_folders, tmp_pa
         write(Folder(root=root), tmp_path / "out", samples_per_shard=2)
 
 
+def test_another_source_of_the_same_names_does_not_go_on(class_folders, tmp_path: Path):
+    one, other = class_folders(name="one"), class_folders(name="other")
+    _break_off(Folder(root=one), tmp_path / "out")
+    with pytest.raises(ValueError, match="unfinished writing with another fingerprint"):
+        write(Folder(root=other), tmp_path / "out", samples_per_shard=2)
+
+
+def test_a_kill_just_before_the_end_is_taken_up(class_folders, tmp_path: Path, monkeypatch):
+    source, out = Folder(root=class_folders()), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.write.os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            write(source, out, samples_per_shard=2)
+    assert (tmp_path / "out.partial" / "manifest.json").exists()
+    assert len(write(source, out, samples_per_shard=2)) == 12
+
+
+def test_a_file_whose_name_is_not_unicode_is_written_and_quarantined_by_name(tmp_path: Path):
+    folder = tmp_path / "in" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(folder / "good.png")
+    (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"?")
+    shard_set = write(Folder(root=tmp_path / "in"), tmp_path / "out")
+    assert shard_set.manifest.classes == ["caf\\udce9"]
+    assert shard_set.manifest.account.quarantined == 1
+    assert open_shards(tmp_path / "out") == shard_set
+
+
 def _break_off(source: Source, out: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.samples == 5:
@@ -355,7 +384,7 @@ def test_a_full_disk_is_said_and_the_writing_goes_on_later(
 
     def full(descriptor: int) -> None:
         synced.append(descriptor)
-        if len(synced) == 8:
+        if len(synced) == 9:  # the plan twice, two shards of three files, and the third tar
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -55,6 +55,7 @@ class Known(Source):
             label=self.labels[index],
             id=index,
             metadata={"file": f"folder/{index}." + ("jpg" if index == 200 else "png")},
+            extension="jpg" if index == 200 else "png",
         )
 
 
