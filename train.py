@@ -29,7 +29,7 @@ from model.method import Output
 from pipeline.graph import MEAN, STD, default_threads
 from pipeline.loader import Loader
 from shards.layout import open_shards
-from shards.verify import Watch
+from shards.watch import Watch
 from training import checkpoint, folder
 from training.command import run_command
 from training.config import Config, parse

@@ -227,5 +227,10 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
+def plain(text: str) -> str:
+    """Return a text that any file can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _span(values: list[int]) -> list[int]:
     return [min(values), max(values)] if values else []

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import shards.verify
+import shards.watch
 import shards.write
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
@@ -22,7 +22,8 @@ from shards.prepare import Preparation
 from shards.repair import repair
 from shards.select import select
 from shards.source import Folder
-from shards.verify import Watch, verify
+from shards.verify import verify
+from shards.watch import Watch
 from shards.write import write
 from tests.conftest import MakeShardSet, Pictures
 
@@ -264,7 +265,7 @@ def test_ranks_share_the_watching(copy: ShardSet) -> None:
 
 
 def test_the_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.verify, "_GENTLE", 1000.0)  # bytes a second: minutes for a tar
+    monkeypatch.setattr(shards.watch, "_GENTLE", 1000.0)  # bytes a second: minutes for a tar
     shard_set = write(Pictures(20), tmp_path / "out", samples_per_shard=1)
     begin = time.monotonic()
     with Watch(shard_set) as watch:

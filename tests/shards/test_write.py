@@ -21,8 +21,8 @@ import wds2idx
 from PIL import Image
 from webdataset.compat import WebDataset
 
+import shards.output
 import shards.place
-import shards.write
 from shards.layout import ShardSet, open_shards
 from shards.prepare import Preparation
 from shards.source import Folder, Sample, Source
@@ -349,7 +349,7 @@ def test_another_source_of_the_same_names_does_not_go_on(class_folders, tmp_path
 def test_a_kill_just_before_the_end_is_taken_up(class_folders, tmp_path: Path, monkeypatch):
     source, out = Folder(root=class_folders()), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(shards.write.os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(shards.output.os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             write(source, out, samples_per_shard=2)
     assert (tmp_path / "out.partial" / "manifest.json").exists()
