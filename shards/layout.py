@@ -168,7 +168,9 @@ class ShardSet:
         if is_remote(self.root):
             protocol, _, path = self.root.partition("://")
             return place(f"{protocol}://{PurePosixPath(path).parent.parent}")
-        return place(PurePosixPath(self.root).parent.parent)
+        path = PurePosixPath(self.root)
+        named = path.parts[-2:-1] == (SUBSETS,)  # else it was opened as "." or through a link
+        return place(path.parent.parent if named else f"{path}/{PARENT}")
 
     @property
     def tars(self) -> list[str]:
