@@ -117,9 +117,8 @@ def _summed_up(folder: Place, manifest: Manifest, shards: list[Shard], result: R
             quarantined=manifest.account.quarantined + gone,
         )
         return replace(manifest, shards=shards, samples=samples, account=account)
+    summary.write_reasons(folder)
     if summary.quarantined:
-        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in summary.quarantined]
-        folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
         result.rebuilt.append(f"{QUARANTINE}/{REASONS}")
     return summary.manifest
 

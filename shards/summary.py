@@ -1,14 +1,15 @@
 """A shard set's manifest, from its plan and the tables of its shards."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.copies import count_copies
-from shards.layout import FORMAT, QUARANTINE, Account, Manifest, Shard
+from shards.layout import FORMAT, QUARANTINE, REASONS, Account, Manifest, Shard
 from shards.place import Place
 from shards.table import Quarantined, Seen, key_hash, read_head, read_values
 
@@ -21,6 +22,12 @@ class Summary:
     quarantined: list[Quarantined]
     empty: list[str]
     """Shards of which no sample was usable."""
+
+    def write_reasons(self, folder: Place) -> None:
+        """List all that is in quarantine, a line a sample; no list if nothing is."""
+        if self.quarantined:
+            lines = [json.dumps(asdict(one), ensure_ascii=False) for one in self.quarantined]
+            folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
 
 
 def summarise(folder: Place, plan: dict[str, Any]) -> Summary:

@@ -10,7 +10,6 @@ and the search for copies and equal keys 16 at the end.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +26,6 @@ from shards.layout import (
     MANIFEST,
     PLAN,
     QUARANTINE,
-    REASONS,
     ShardSet,
     open_shards,
 )
@@ -215,9 +213,7 @@ def _finish(folder: Place, plan: dict[str, Any]) -> None:
     for name in summary.empty:  # nothing in it was usable; its table says why
         for extension in ("idx", "tar"):
             folder.remove(f"{name}.{extension}")
-    if summary.quarantined:
-        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in summary.quarantined]
-        folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
+    summary.write_reasons(folder)
     folder.write(MANIFEST, summary.manifest.to_json().encode())
 
 

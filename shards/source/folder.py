@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from shards.place import place
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
@@ -139,13 +137,12 @@ class Folder(Source):
         self._label.append(len(self.classes) - 1)
         # Files that differ in their extension alone: it becomes part of the key. So it does where
         # a name less its extension is another file's: a.jpg and a.jpg.png beside a.png.
-        # By hashes, which take a tenth of the memory of a Counter and a set of names.
-        stems = np.array([hash(os.path.splitext(name)[0]) for name in images])
-        _, place_of, counts = np.unique(stems, return_inverse=True, return_counts=True)
-        names = np.array([hash(name) for name in images])
-        is_long = (counts[place_of] > 1) | np.isin(stems, names)
-        self._long.extend((len(self._names) + np.flatnonzero(is_long)).tolist())
+        stems = Counter(os.path.splitext(name)[0] for name in images)
+        names = set(images)
         for name in images:
+            stem = os.path.splitext(name)[0]
+            if stems[stem] > 1 or stem in names:
+                self._long.append(len(self._names))
             self._names.append(name)
 
 
