@@ -26,13 +26,15 @@ from torch import nn
 from evaluation import retrieval
 from evaluation.suite import Suite
 from model.method import Output
-from pipeline.graph import MEAN, STD, default_threads
+from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
+from pipeline.tuning import default_threads, float_type
 from shards.layout import open_shards
 from shards.watch import Watch
-from training import checkpoint, folder
+from training import checkpoint, folder, tuned
 from training.command import run_command
-from training.config import Config, parse
+from training.config import parse
+from training.header import header
 from training.launch import check_processes
 from training.monitor import Monitor, records
 from training.optimizer import build_optimizer, set_learning_rate
@@ -69,14 +71,21 @@ def main() -> None:
     )
     device, rank = accelerator.device, accelerator.process_index
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    threads = config.threads or default_threads(ranks_here)
     if device.type == "cpu":
         torch.set_num_threads(default_threads(ranks_here))  # the launcher may have left just one
-    half = device.type == "cuda" and precision != "no"
     machine = f"{device.type}, {precision}"
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
+    saved = checkpoint.newest(config.run)
+    tuning, tuning_source = tuned.resolve(
+        config,
+        shard_set,
+        device=device,
+        batch_size_per_rank=batch_size_per_rank,
+        ranks_per_node=ranks_here,
+        continued=saved is not None,
+    )
     loader = Loader(
         shard_set,
         config.groups,
@@ -85,10 +94,9 @@ def main() -> None:
         world_size=world_size,
         device=device,
         seed=config.seed,
-        threads=threads,
-        dtype=torch.float16 if half else torch.float32,
+        dtype=float_type(device, config.autocast()),
         shuffle_buffer=config.shuffle_buffer,
-        prefetch=config.prefetch,
+        tuning=tuning,
     )
     total_steps = config.total_steps(len(loader))
     warmup_steps = round(config.warmup_epochs * len(loader))
@@ -111,10 +119,11 @@ def main() -> None:
             autocast=config.autocast(),
             rank=rank,
             world_size=world_size,
-            threads=threads,
+            threads=tuning.threads,
         )
     if rank == 0:
         folder.prepare(config.run, settings)
+        tuned.write(config.run / tuned.NAME, tuning)
 
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
     method: Any = config.method  # Any, because nn.Module's attributes and conversions are untyped
@@ -136,7 +145,6 @@ def main() -> None:
     # ── resume ──────────────────────────────────────────────────────────────────────────────────
     step, seconds = 0, 0.0
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
-    saved = checkpoint.newest(config.run)
     if saved is not None:
         folder.check_continues(saved, world_size, machine)
         method.load_state_dict(saved.method())
@@ -172,7 +180,7 @@ def main() -> None:
         flat = {name: str(value) for name, value in settings.flat().items()}
         accelerator.init_trackers("viewrank", config=flat)
     monitor = Monitor(config.run, main=rank == 0, step=step, total_steps=total_steps)
-    monitor.header(_header(config, loader, device, precision, threads, total_steps))
+    monitor.header(header(config, loader, precision, total_steps, tuning_source))
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
 
@@ -282,45 +290,6 @@ def main() -> None:
             f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}"
         )
     _leave(accelerator, 0)
-
-
-def _header(
-    config: Config,
-    loader: Loader,
-    device: torch.device,
-    precision: str,
-    threads: int,
-    total_steps: int,
-) -> dict[str, str]:
-    """Return what is going to run, with the batch arithmetic."""
-    manifest, world_size = loader.shard_set.manifest, loader.world_size
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    if device.type == "cpu":
-        where += f", {torch.get_num_threads()} threads"
-    views = " + ".join(
-        f"{group.count} × {group.size} px {type(group.policy).__name__} "
-        f"({group.resampling_for(loader.shard_set)})"
-        for group in config.groups
-    )
-    V = sum(group.count for group in config.groups)
-    ranks = f"{world_size} rank" + "s" * (world_size > 1)
-    encoder = config.method.encoder
-    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-    objective = getattr(config.method, "objective", None)
-    return {
-        "run": str(config.run),
-        "device": f"{ranks} on {where}, precision {'float32' if precision == 'no' else precision}",
-        "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
-        f"{len(manifest.shards)} shards, {config.shards}",
-        "views": f"{views}, {threads} pipeline threads a rank",
-        "batch": f"{config.batch_size // world_size} images × {V} views × {ranks} = "
-        f"{config.batch_size * V:,} embeddings ranked",
-        "method": f"{type(config.method).__name__}, {type(encoder).__name__} of {millions:.1f} M "
-        f"parameters" + (f", {objective}" if objective is not None else ""),
-        "length": f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = "
-        f"{total_steps:,} steps"
-        + (f", at most {config.max_seconds:g} s" if config.max_seconds else ""),
-    }
 
 
 def _refuse_bad_steps(bad_steps: float, step: int) -> None:

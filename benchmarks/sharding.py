@@ -303,7 +303,7 @@ from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.layout import open_shards
 group = ViewGroup(policy=SimCLR(), count={views}, size=96)
-with Loader(open_shards({root!r}), [group], batch_size_per_rank=256, threads=2) as loader:
+with Loader(open_shards({root!r}), [group], batch_size_per_rank=256) as loader:
     batches = iter(loader)
     for _ in range(3):
         next(batches)

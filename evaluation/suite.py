@@ -12,6 +12,7 @@ from model.method import Method
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
+from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
 from . import geometry, knn, linear, retrieval
@@ -116,8 +117,8 @@ class Suite:
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
-            threads=self.threads,
             seed=VIEW_SEED,
+            tuning=Tuning(threads=self.threads),
         )
         parts: list[Tensor] = []
         with loader, eval_mode(method):

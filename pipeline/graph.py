@@ -1,15 +1,15 @@
 """The DALI graphs: what happens to a sample between its tar and the device.
 
-    tar ─▶ this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ normalise ─▶ group 0
-                                            └▶ V' views as frames ─▶ …                   ─▶ group 1
+    tar ─▶ this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ group 0 ─▶ finish
+                                            └▶ V' views as frames ─▶ …      ─▶ group 1 ─▶ …
 
-A description only: `Loader` and `Images` run it. All random numbers are drawn on the CPU, so that
-the same program runs without a GPU and sees the same views.
+A description only: `Loader` and `Images` run it, and `pipeline.finish` does what it leaves to do:
+colours, solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers
+are drawn on the CPU, so that the same program runs without a GPU and sees the same views.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,15 +19,14 @@ import torch
 from shards.layout import ShardSet
 
 from .augment import Draw, Policy
-from .augment.crop import Resampling
+from .augment.crop import Boxes, Resampling, cut
 from .dali import DataNode, Pipeline, fn, types
-
-# ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
-# evaluated on shards other than those it was trained on.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+from .finish import MEAN, STD
+from .tuning import Tuning
 
 DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
+MANY_VIEWS = 12  # on a GPU, from here on one operator for all views
+FEW_VIEWS = 2  # up to here the crops leave out enough of an image to decode just their surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +39,11 @@ class ViewGroup:
     """Views of each sample (V)."""
     size: int = 96
     """Height and width of a view, in pixels."""
-    resampling: Literal["auto", "warp", "resize"] = "auto"
-    """warp: bilinear, one operator for all views, exact for crops that are scaled up. resize:
-    filtered against aliasing, one operator a view. auto: warp where the median image is no larger
-    than a view, else resize."""
+    resampling: Literal["auto", "warp", "resize", "supersample"] = "auto"
+    """resize: filtered against aliasing, one operator a view. warp: bilinear, one operator for all
+    views; exact for crops that are scaled up. supersample: warp to twice the size, halved by a
+    filter; one operator too. auto chooses by the images' size, the device and the views' number,
+    and says why."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -51,17 +51,19 @@ class ViewGroup:
         if self.size < 8:
             raise ValueError(f"size={self.size} pixels; views are 8 pixels or more.")
 
-    def resampling_for(self, shard_set: ShardSet) -> Resampling:
-        """Return the resampling that "auto" stands for on these images."""
+    def resampling_for(self, shard_set: ShardSet, device: torch.device) -> tuple[Resampling, str]:
+        """Return the resampling that is meant for these images on this device, and why."""
         if self.resampling != "auto":
-            return self.resampling
+            return self.resampling, "as set"
         shorter = shard_set.manifest.statistics.median_shorter_side
-        return "warp" if shorter <= self.size else "resize"
-
-
-def default_threads(ranks_per_node: int = 1) -> int:
-    """Return how many CPU threads a rank gets: its share of the cores that it may use."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_per_node))
+        if device.type != "cuda":
+            # Agrees with warp to a grey level where crops are scaled up, and is faster here.
+            return "resize", "the fastest on a CPU"
+        if shorter <= self.size:
+            return "warp", f"exact: crops of {shorter:g} px are scaled up"
+        if self.count > MANY_VIEWS:
+            return "supersample", f"{self.count} views of {shorter:g} px in one operator"
+        return "resize", f"filtered: crops of {shorter:g} px are scaled down"
 
 
 def views_pipeline(
@@ -72,17 +74,18 @@ def views_pipeline(
     rank: int,
     world_size: int,
     device: torch.device,
-    threads: int,
     seed: int,
     dtype: torch.dtype,
     shuffle_buffer: int,
-    prefetch: int,
+    tuning: Tuning,
     checkpoint: bytes | None,
+    stage: Literal["read", "decode", "augment"] = "augment",
 ) -> Pipeline:
     """Build the training graph of one rank.
 
-    Outputs, for each group, [B, V·size, size, 3] normalised in `dtype`; then ids and labels int64
-    [B, 1]; all on `device`.
+    Outputs, for each group, [B, V·size, size, 3] uint8, and if anything is left to do, its factors
+    [B, V, F] float32 (`Policy.augment`); with `tuning.finish="dali"` instead finished views in
+    `dtype`. Then ids and labels, int64 [B, 1]. All on `device`.
 
     Args:
         shard_set: where the samples come from.
@@ -90,22 +93,27 @@ def views_pipeline(
         batch_size: samples a batch on this rank.
         rank: whose part of the shard set is read.
         world_size: number of parts.
-        device: where the views are made; decoding on a GPU uses its JPEG engine.
-        threads: CPU threads.
+        device: where the views are made.
         seed: of the order of the samples and of every random parameter.
-        dtype: float16 or float32.
+        dtype: float16 or float32, of finished views.
         shuffle_buffer: samples held for shuffling, on top of the shuffle of the shards' order.
-        prefetch: batches made ahead.
+        tuning: how it runs on this machine; no field is none.
         checkpoint: where to go on, from `Pipeline.checkpoint`.
+        stage: how far to go, for a profile: "read" outputs ids and labels alone, "decode" the
+            images' shapes too, once they are decoded.
     """
     gpu = device.type == "cuda"
     part = -(-len(shard_set) // world_size)
+    sizes = shard_set.manifest.statistics
+    # What the decoder's cache, if it is used, may grow to: all of the part, each image the largest.
+    cache_mib = 1 + part * sizes.max_width * sizes.max_height * 3 // 2**20
+    assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
         batch_size=batch_size,
-        num_threads=threads,
+        num_threads=tuning.threads,
         device_id=device.index if gpu else None,
         seed=seed,
-        prefetch_queue_depth=prefetch,
+        prefetch_queue_depth=tuning.prefetch,
         enable_checkpointing=True,
         checkpoint=checkpoint,
     )
@@ -125,21 +133,60 @@ def views_pipeline(
             # An epoch ends with a batch, the same on every rank; `Loader` drops the padded one.
             pad_last_batch=True,
         )
-        image, shape = _decode(stored, gpu)
         outputs: list[DataNode] = []
-        for index, group in enumerate(groups):
-            views = group.policy.apply(
-                image,
-                shape,
-                Draw(group.count, (seed, rank, 1 + index)),
-                size=group.size,
-                resampling=group.resampling_for(shard_set),
+        if stage == "decode":
+            outputs.append(_decode(stored, gpu, tuning, cache_mib=cache_mib))
+        elif stage == "augment":
+            outputs += _views(
+                shard_set,
+                stored,
+                [(group, Draw(group.count, (seed, rank, 1 + i))) for i, group in enumerate(groups)],
+                device=device,
+                dtype=dtype,
+                tuning=tuning,
+                cache_mib=cache_mib,
             )
-            # Frames become rows, at no cost, because the next operator takes one image a sample.
-            views = fn.reshape(views, shape=[group.count * group.size, group.size, 3], layout="HWC")
-            outputs.append(_normalise(views, dtype))
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
     return pipeline
+
+
+def _views(
+    shard_set: ShardSet,
+    stored: list[DataNode],
+    groups: Sequence[tuple[ViewGroup, Draw]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    tuning: Tuning,
+    cache_mib: int,
+) -> list[DataNode]:
+    """Return the outputs of all view groups; see `views_pipeline`."""
+    gpu = device.type == "cuda"
+    assert tuning.minibatch is not None
+    shape = _shape(stored)
+    boxes = [group.policy.crop.draw(shape, draw) for group, draw in groups]
+    if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
+        image, boxes = _decode_surroundings(stored[0], boxes)
+    else:
+        image = _decode(stored, gpu, tuning, cache_mib=cache_mib)
+    outputs: list[DataNode] = []
+    for (group, draw), crops in zip(groups, boxes, strict=True):
+        views = cut(
+            image,
+            crops,
+            views=group.count,
+            size=group.size,
+            resampling=group.resampling_for(shard_set, device)[0],
+            minibatch=tuning.minibatch,
+        )
+        late = group.policy.late if tuning.finish == "fused" else ()
+        views, factors = group.policy.augment(views, draw, late=late)
+        # Frames become rows, at no cost.
+        views = fn.reshape(views, shape=[group.count * group.size, group.size, 3], layout="HWC")
+        outputs.append(views if tuning.finish == "fused" else _normalise(views, dtype))
+        if factors is not None:
+            outputs.append(factors.gpu() if gpu else factors)
+    return outputs
 
 
 def images_pipeline(
@@ -177,7 +224,7 @@ def images_pipeline(
             pad_last_batch=True,
         )
         image = fn.resize(
-            _decode(stored, gpu)[0],
+            _decode(stored, gpu, Tuning().filled(batch_size=batch_size)),
             resize_shorter=float(size * 8 // 7 if size >= 128 else size),
             interp_type=types.INTERP_LINEAR,
             antialias=True,
@@ -190,7 +237,7 @@ def images_pipeline(
 
 
 def _read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNode, DataNode]:
-    """Return what is stored of each image (see `_decode`), the id and the label."""
+    """Return what is stored of each image (see `_decode`), the id and the label, on the CPU."""
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
     outputs = fn.readers.webdataset(
@@ -204,21 +251,58 @@ def _read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNod
     return list(outputs[:-2]), outputs[-2], outputs[-1]
 
 
-def _decode(stored: list[DataNode], gpu: bool) -> tuple[DataNode, DataNode]:
-    """Return the image [H, W, 3] on the device, and (H, W) on the CPU."""
+def _shape(stored: list[DataNode]) -> DataNode:
+    """Return height and width of an image, int64 [2], on the CPU, before it is decoded."""
+    return (stored[1] if len(stored) == 2 else fn.peek_image_shape(stored[0]))[:2]
+
+
+def _decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
+    """Return the image, uint8 [H, W, 3], on the device."""
     if len(stored) == 2:  # bare pixels, and their shape
         pixels, shape = stored
         image = fn.reshape(pixels, shape=shape, layout="HWC")
-        return (image.gpu() if gpu else image), shape[:2]
-    (encoded,) = stored
-    image = fn.decoders.image(
-        encoded,
-        device="mixed" if gpu else "cpu",
+        return image.gpu() if gpu else image
+    if not gpu or tuning.decode == "cpu":
+        image = fn.decoders.image(stored[0], device="cpu", output_type=types.RGB)
+        return image.gpu() if gpu else image
+    cache: dict[str, Any] = {}
+    if tuning.decode == "cache":
+        cache = {"cache_size": cache_mib, "cache_type": "threshold", "cache_threshold": 0}
+    return fn.decoders.image(
+        stored[0],
+        device="mixed",
         output_type=types.RGB,
+        hw_decoder_load=tuning.hw_decoder_load,
         # What the CPU decoders do always: without it GPU and CPU pixels differ.
         jpeg_fancy_upsampling=True,
+        **cache,
     )
-    return image, fn.peek_image_shape(encoded)[:2]
+
+
+def _decode_surroundings(encoded: DataNode, boxes: Sequence[Boxes]) -> tuple[DataNode, list[Boxes]]:
+    """Return the smallest part of an image that holds all crops, and where they lie in it.
+
+    Bit for bit the part of the whole image: the decoder sees the pixels around it.
+    """
+    top, left = (_least([getattr(b, side) for b in boxes]) for side in ("top", "left"))
+    bottom = -_least([-(b.top + b.height) for b in boxes])
+    right = -_least([-(b.left + b.width) for b in boxes])
+    start = fn.stack(top, left)
+    image = fn.decoders.image_slice(
+        encoded,
+        start,
+        fn.stack(bottom, right) - start,
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        device="cpu",
+        output_type=types.RGB,
+    )
+    return image, [b.moved(top, left) for b in boxes]
+
+
+def _least(values: Sequence[DataNode]) -> DataNode:
+    return fn.reductions.min(fn.cat(*values) if len(values) > 1 else values[0])
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:

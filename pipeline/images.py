@@ -10,8 +10,9 @@ from torch import Tensor
 
 from shards.layout import ShardSet
 
-from .graph import default_threads, images_pipeline
+from .graph import images_pipeline
 from .loader import unreadable
+from .tuning import default_threads
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from shards.layout import ShardSet
 from shards.verify import explain_failure
 
 from .dali import Pipeline
-from .graph import ViewGroup, default_threads, views_pipeline
+from .finish import Finish
+from .graph import ViewGroup, views_pipeline
+from .tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,10 @@ class Loader:
         world_size: number of processes.
         device: where the views are made and delivered.
         seed: of the order of the samples and of every view.
-        threads: CPU threads; by default, all that this process may use.
-        dtype: of the views, float16 or float32.
+        dtype: of the views: float32, float16, or with the fused finish bfloat16.
         shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
             cache, not in this process.
-        prefetch: batches made ahead.
+        tuning: how it runs on this machine; by default, with all threads that this process may use.
 
     Raises:
         ValueError: a part has fewer samples than a batch.
@@ -72,10 +73,9 @@ class Loader:
         world_size: int = 1,
         device: torch.device | None = None,
         seed: int = 0,
-        threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         shuffle_buffer: int = 8192,
-        prefetch: int = 2,
+        tuning: Tuning | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         self.shard_set = shard_set
@@ -93,16 +93,21 @@ class Loader:
         # Parts differ by one sample at most; the reader pads all of them to the largest.
         largest_part = -(-samples // world_size)
         self._reader_steps = -(-largest_part // batch_size_per_rank)
+        self.tuning = (tuning or Tuning()).filled(batch_size=batch_size_per_rank)
+        fused = self.tuning.finish == "fused"
+        self._finishes = [
+            Finish(group.policy.late, dtype=dtype) if fused else None for group in self.groups
+        ]
         self._settings: dict[str, Any] = {
             "batch_size": batch_size_per_rank,
             "rank": rank,
             "world_size": world_size,
             "device": device,
-            "threads": threads or default_threads(),
             "seed": seed,
-            "dtype": dtype,
+            # DALI has no bfloat16; what then computes in it converts by itself.
+            "dtype": torch.float16 if dtype == torch.bfloat16 else dtype,
             "shuffle_buffer": shuffle_buffer,
-            "prefetch": prefetch,
+            "tuning": self.tuning,
         }
         self.epoch = 0
         self.step = 0  # within the epoch
@@ -125,9 +130,9 @@ class Loader:
             self.epoch, self.step = self.epoch + 1, 0
         while self.step < self._steps:
             with self._clock:
-                outputs = self._take()
+                batch = self._batch(self._take())
             self.step += 1
-            yield self._batch(outputs)
+            yield batch
 
     def wait_seconds(self) -> float:
         """Return how long training waited for data so far, without waiting for the device.
@@ -211,12 +216,18 @@ class Loader:
         return tensors
 
     def _batch(self, outputs: tuple[Tensor, ...]) -> Batch:
-        *group_outputs, id_B1, label_B1 = outputs
-        views = tuple(
-            images.unflatten(1, (group.count, group.size)).permute(1, 0, 4, 2, 3)
-            for images, group in zip(group_outputs, self.groups, strict=True)
-        )
-        return Batch(views=views, id_B=id_B1.squeeze(1), label_B=label_B1.squeeze(1))
+        left = iter(outputs)
+        views: list[Tensor] = []
+        for group, finish in zip(self.groups, self._finishes, strict=True):
+            rows = next(left)  # [B, V · size, size, 3]
+            frames = rows.unflatten(1, (group.count, group.size))
+            if finish is not None:
+                pixels_NPC = frames.flatten(0, 1).flatten(1, 2)
+                factors_NF = next(left).flatten(0, 1) if group.policy.late else None
+                frames = finish(pixels_NPC, factors_NF).view_as(frames)
+            views.append(frames.permute(1, 0, 4, 2, 3))
+        id_B, label_B = (column.squeeze(1) for column in left)
+        return Batch(views=tuple(views), id_B=id_B, label_B=label_B)
 
 
 def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:

@@ -14,11 +14,11 @@ MAY_IMPORT = {
     # Of nvidia only nvimgcodec, the decoder beneath DALI; fsspec for stores; the rest optional.
     "shards": {"shards", "numpy", "PIL", "torchvision", "nvidia", "fsspec", "ray"}
     | {"pyarrow", "datasets"},
-    "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy"},
+    "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
     "model": {"model", "torch", "torchvision"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
     "training": {"training", "model", "pipeline", "torch", "timm", "rich", "yaml", "jsonargparse"}
-    | {"safetensors"},
+    | {"safetensors", "shards"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools"}
     | {"torch", "numpy", "PIL", "rich", "jsonargparse"},
 }

@@ -46,7 +46,9 @@ def straight(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_run_leaves_what_the_readme_promises(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors"}
+    assert names == {
+        *("config.yaml", "tuning.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors")
+    }
     assert [step for step, _ in losses(straight)] == list(range(1, 15))
     encoder = safetensors.torch.load_file(straight / "encoder.safetensors")
     inside = {k: v for k, v in weights(straight).items() if k.startswith("encoder.network.")}

@@ -64,7 +64,7 @@ def main() -> None:
         group=config.views,
         device=device,
         autocast=config.autocast(),
-        threads=config.threads,
+        threads=config.tuning.threads,
     )
     if not options.random_init:
         config.method.load_state_dict(saved.method())

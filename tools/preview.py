@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.graph import MEAN, STD
+from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
 from shards.layout import open_shards
 from training.command import run_command
@@ -39,6 +39,7 @@ def main() -> None:
         batch_size_per_rank=min(rows, len(shard_set)),
         seed=settings.config.seed,
         shuffle_buffer=settings.config.shuffle_buffer,
+        tuning=settings.config.tuning,
     )
     with loader:
         batch = next(iter(loader))

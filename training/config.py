@@ -21,12 +21,16 @@ from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.graph import ViewGroup
+from pipeline.tuning import Tuning
 
 # What may change when a run is continued: it moves no sample and no gradient.
 RESUMABLE = {
-    *("threads", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "max_seconds"),
-    *("evaluate_every", "evaluation_train", "evaluation_test", "trackers", "run", "check_shards"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
+    *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
+    *("tuned", "tuning.threads", "tuning.prefetch", "tuning.hw_decoder_load", "tuning.minibatch"),
 }
+
+SWITCHES = {"self_check", "check_shards", "compile", "sync_batch_norm"}  # --no_X is --X false
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +83,18 @@ class Config:
     """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
     seed: int = 0
     """Of the weights, the order of the samples and every view."""
-    threads: int | None = None
-    """CPU threads of this rank's data pipeline; by default, its share of the cores."""
     shuffle_buffer: int = 8192
     """Samples held for shuffling, on top of the shuffled order of the shards."""
-    prefetch: int = 2
-    """Batches that are made ahead."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """How the pipeline runs on this machine."""
+    tuned: str = "auto"
+    """Where settings of `tuning` that are not given come from. auto: what `python -m tools.tune`
+    found for this machine and load, if it was run; none: the defaults; or a YAML file of its."""
     check_shards: bool = True
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
+    self_check: bool = True
+    """On a GPU, compare its decoder and its kernel with the CPU's on one batch before training;
+    --no_self_check is short for false."""
 
     log_every: int = 10
     """Steps between two records; between them the host never waits for the device."""
@@ -109,8 +117,8 @@ class Config:
                 f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by "
                 "exactly one of them. Give --epochs or --steps (none for the other)."
             )
-        positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "prefetch")
-        positive += ("epochs", "steps", "max_seconds", "threads", "evaluate_every")
+        positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        positive += ("epochs", "steps", "max_seconds", "evaluate_every")
         positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")
         for name in positive:
             value = getattr(self, name)
@@ -256,7 +264,7 @@ class Settings:
     def changed(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, in which a run cannot be continued with this configuration."""
         mine, theirs = _flat(self.resolved), _flat(other)
-        names = [name for name in {**theirs, **mine} if name.split(".")[0] not in RESUMABLE]
+        names = [name for name in {**theirs, **mine} if not {name, name.split(".")[0]} & RESUMABLE]
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in names
@@ -278,8 +286,12 @@ def parse(
     """
     command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [
+        f"--{argument[5:]}=false" if argument[5:] in SWITCHES else argument
+        for argument in arguments
+    ]
     try:
-        namespace = command_line.parse_args(list(arguments))
+        namespace = command_line.parse_args(arguments)
     except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
         raise ValueError(_explain(str(error))) from error
     namespace.pop("config", None)

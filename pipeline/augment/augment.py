@@ -43,7 +43,11 @@ class Draw:
 
 
 class Augment(ABC):
-    """One random change of the pixels of a view; its fields are its settings."""
+    """One random change of the pixels of a view; its fields are its settings.
+
+    An augmentation that changes every pixel on its own may also offer `factors`: it can then wait
+    for the hand-over (see `pipeline.finish`), which saves a pass over the pixels.
+    """
 
     @abstractmethod
     def apply(self, views: DataNode, draw: Draw) -> DataNode:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dali import DataNode, fn, types
+import numpy as np
+
+from ..dali import DataNode, fn, math, types
 from .augment import Augment, Draw, check_interval, check_probability
 
 
@@ -34,10 +36,22 @@ class Blur(Augment):
         """See `Augment.apply`."""
         if self.probability == 0:
             return views
-        # A window of one pixel is exactly the identity.
-        window = 1 + draw.coin(self.probability) * (self.window - 1)
-        return fn.gaussian_blur(
-            views,
-            sigma=fn.per_frame(draw.uniform(*self.sigma)),
-            window_size=fn.per_frame(fn.cast(window, dtype=types.INT32)),
-        )
+        blurred, sigma = draw.coin(self.probability), draw.uniform(*self.sigma)
+        if views.device == "gpu":
+            # A window of one pixel is exactly the identity.
+            window = fn.cast(1 + blurred * (self.window - 1), dtype=types.INT32)
+            return fn.gaussian_blur(
+                views, sigma=fn.per_frame(sigma), window_size=fn.per_frame(window)
+            )
+        # On the CPU two general filters take a quarter of gaussian_blur's time, and round once more
+        # in between.
+        offset = np.arange(self.window, dtype=np.float32) - self.window // 2
+        sigma_V1 = fn.reshape(sigma, shape=[draw.views, 1])
+        bell_VW = math.exp(types.Constant(-(offset[None] ** 2) / 2) / (sigma_V1 * sigma_V1))
+        bell_VW = bell_VW / fn.reductions.sum(bell_VW, axes=[1], keep_dims=True)
+        still_VW = types.Constant((offset[None] == 0).astype(np.float32))
+        blurred_V1 = fn.reshape(blurred, shape=[draw.views, 1])
+        kernel_VW = blurred_V1 * bell_VW + (1 - blurred_V1) * still_VW
+        for shape in ([draw.views, 1, self.window], [draw.views, self.window, 1]):
+            views = fn.filter(views, fn.per_frame(fn.reshape(kernel_VW, shape=shape)))
+        return views

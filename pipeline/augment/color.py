@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ..dali import DataNode, fn
+import numpy as np
+
+from ..dali import DataNode, fn, types
 from .augment import Augment, Draw, check_probability
+
+LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B: ITU-R BT.601
 
 
 @dataclass(frozen=True, kw_only=True)
 class Color(Augment):
     """Brightness, contrast, saturation and hue change together; some views lose their colour.
 
-    One linear map of RGB and one rounding. Differs from torchvision's ColorJitter: contrast turns
-    about mid-grey instead of the image's mean, hue rotates in YIQ instead of HSV, and the order of
-    the four is fixed (without clamping they commute).
+    One linear map of RGB and one rounding, where torchvision's ColorJitter makes four passes in a
+    random order (but for clamping, the first three commute). docs/augmentation.md has the measured
+    differences.
 
     Args:
         jitter: probability that a view's colours change.
         brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness].
         contrast: likewise.
         saturation: likewise.
-        hue: the rotation is uniform in [-hue, hue], in turns (0.5 is all the way round).
+        hue: the shift is uniform in [-hue, hue], in turns (0.5 is all the way round).
         grayscale: probability that a view becomes gray, whatever its jitter.
+        pivot: what contrast turns about: the "mean" luma of the view, as in torchvision, or
+            mid-"gray", 128, as in DALI's colour operator.
+        hue_space: "yiq" rotates the colours linearly; "hsv" is torchvision's shift of the angle
+            in the colour hexagon, a further, non-linear pass.
     """
 
     jitter: float = 0.8
@@ -31,6 +40,8 @@ class Color(Augment):
     saturation: float = 0.8
     hue: float = 0.2
     grayscale: float = 0.2
+    pivot: Literal["mean", "gray"] = "mean"
+    hue_space: Literal["yiq", "hsv"] = "yiq"
 
     def __post_init__(self) -> None:
         check_probability("jitter", self.jitter)
@@ -41,19 +52,53 @@ class Color(Augment):
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue} is outside 0..0.5; 0.5 is a rotation to any hue.")
 
-    def apply(self, views: DataNode, draw: Draw) -> DataNode:
-        """See `Augment.apply`."""
+    def factors(self, draw: Draw) -> tuple[DataNode, ...]:
+        """Return brightness, contrast, saturation (0 is gray) and hue in turns; float32 [V] each.
+
+        Args:
+            draw: random numbers, one per view.
+        """
         jitter = draw.coin(self.jitter)
         colorful = 1 - draw.coin(self.grayscale)
 
         def factor(strength: float) -> DataNode:
             return 1 + jitter * (draw.uniform(max(0.0, 1 - strength), 1 + strength) - 1)
 
+        brightness, contrast = factor(self.brightness), factor(self.contrast)
+        # Saturation 0 is the luma of torchvision's grayscale to 0.02/255.
+        saturation = factor(self.saturation) * colorful
+        return brightness, contrast, saturation, jitter * draw.uniform(-self.hue, self.hue)
+
+    def apply(self, views: DataNode, draw: Draw) -> DataNode:
+        """See `Augment.apply`.
+
+        Raises:
+            ValueError: DALI has no such hue.
+        """
+        if self.hue and self.hue_space != "yiq":
+            raise ValueError(
+                f"hue_space={self.hue_space} is not within DALI's colour operator; set it to yiq, "
+                "or let the hand-over do it: --tuning.finish fused, and Color as the last of the "
+                "augmentations, but for Blur and Solarize."
+            )
+        brightness, contrast, saturation, hue = self.factors(draw)
+        if self.contrast and self.pivot == "mean":
+            views = self._about_mean(views, brightness * contrast, brightness * (1 - contrast))
+            brightness = contrast = 0 * hue + 1
         return fn.color_twist(
             views,
-            brightness=fn.per_frame(factor(self.brightness)),
-            contrast=fn.per_frame(factor(self.contrast)),
-            # Saturation 0 is the luma of torchvision's grayscale to 0.02/255.
-            saturation=fn.per_frame(factor(self.saturation) * colorful),
-            hue=fn.per_frame(jitter * draw.uniform(-360 * self.hue, 360 * self.hue)),
+            brightness=fn.per_frame(brightness),
+            contrast=fn.per_frame(contrast),
+            saturation=fn.per_frame(saturation),
+            hue=fn.per_frame(360 * hue),
         )
+
+    def _about_mean(self, views: DataNode, scale: DataNode, lift: DataNode) -> DataNode:
+        """Return `views · scale + mean luma · lift`, which needs a pass of its own."""
+        mean = fn.reductions.mean(views, axes=[1, 2], keep_dims=True)
+        weights = types.Constant(np.array(LUMA, dtype=np.float32).reshape(1, 1, 1, 3))
+        scale, lift = (fn.reshape(x, shape=[-1, 1, 1, 1]) for x in (scale, lift))
+        if views.device == "gpu":
+            weights, scale, lift = weights.gpu(), scale.gpu(), lift.gpu()
+        luma = fn.reductions.sum(mean * weights, axes=[3], keep_dims=True)
+        return fn.reshape(fn.cast(views * scale + luma * lift, dtype=types.UINT8), layout="FHWC")

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from ..dali import DataNode, fn, types
 from .augment import Draw, check_interval, check_probability
 
-Resampling = Literal["warp", "resize"]
+Resampling = Literal["warp", "resize", "supersample"]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The V crops of one image, in its pixels, on the CPU; float32 [V] each."""
+
+    top: DataNode
+    left: DataNode
+    height: DataNode
+    width: DataNode
+    mirrored: DataNode
+    """0 or 1."""
+
+    def moved(self, top: DataNode, left: DataNode) -> Boxes:
+        """Return the same crops in an image of which only what lies below and right is left."""
+        return replace(self, top=self.top - top, left=self.left - left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +51,12 @@ class Crop:
         if self.area[1] > 1:
             raise ValueError(f"area=[{self.area[0]}, {self.area[1]}] exceeds the image; 1 is all.")
 
-    def apply(
-        self, image: DataNode, shape: DataNode, draw: Draw, *, size: int, resampling: Resampling
-    ) -> DataNode:
-        """Return V views of one decoded image.
+    def draw(self, shape: DataNode, draw: Draw) -> Boxes:
+        """Return V random crops.
 
         Args:
-            image: uint8 [H, W, 3], layout "HWC".
-            shape: height and width of `image` on the CPU, int64 [2].
+            shape: height and width of the image on the CPU, int64 [2].
             draw: random numbers, one per view.
-            size: height and width of a view, in pixels.
-            resampling: "warp" samples bilinearly in one operator for all views, exact when the crop
-                is scaled up; "resize" filters against aliasing, one operator a view, and is what
-                scaling down needs.
-
-        Returns:
-            uint8 [V, size, size, 3], layout "FHWC".
         """
         corners, sizes = zip(
             *(
@@ -65,36 +72,60 @@ class Crop:
         )
         corner_V2 = fn.cast(fn.stack(*corners), dtype=types.FLOAT)  # y, x
         size_V2 = fn.cast(fn.stack(*sizes), dtype=types.FLOAT)  # height, width
-        top, left, height, width = corner_V2[:, 0], corner_V2[:, 1], size_V2[:, 0], size_V2[:, 1]
-        # A flip is free: the crop runs from its right edge to its left one.
-        flip = draw.coin(self.flip)
-        start_x, end_x = left + flip * width, left + width - flip * width
-        if resampling == "warp":
-            matrix = fn.transforms.crop(
-                from_start=fn.per_frame(fn.stack(start_x, top, axis=1)),
-                from_end=fn.per_frame(fn.stack(end_x, top + height, axis=1)),
-                to_start=[0.0, 0.0],
-                to_end=[float(size), float(size)],
-            )
-            return fn.warp_affine(
+        return Boxes(
+            corner_V2[:, 0], corner_V2[:, 1], size_V2[:, 0], size_V2[:, 1], draw.coin(self.flip)
+        )
+
+
+def cut(
+    image: DataNode, boxes: Boxes, *, views: int, size: int, resampling: Resampling, minibatch: int
+) -> DataNode:
+    """Return the crops of one image, each scaled to the size of a view.
+
+    Args:
+        image: uint8 [H, W, 3], layout "HWC".
+        boxes: where the crops lie.
+        views: V, their number.
+        size: height and width of a view, in pixels.
+        resampling: see `pipeline.graph.ViewGroup`.
+        minibatch: images that the GPU resizes in one launch.
+
+    Returns:
+        uint8 [V, size, size, 3], layout "FHWC".
+    """
+    # A flip is free: the crop runs from its right edge to its left one.
+    start_x = boxes.left + boxes.mirrored * boxes.width
+    end_x = boxes.left + boxes.width - boxes.mirrored * boxes.width
+    resize = partial(
+        fn.resize,
+        size=(size, size),
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        minibatch_size=minibatch,
+    )
+    if resampling == "resize":
+        frames = [
+            resize(
                 image,
-                matrix,  # by place: only there does it turn one image into V frames
-                size=(size, size),
-                inverse_map=False,
-                interp_type=types.INTERP_LINEAR,
+                roi_start=fn.stack(boxes.top[v], start_x[v]),
+                roi_end=fn.stack(boxes.top[v] + boxes.height[v], end_x[v]),
             )
-        views = [
-            fn.resize(
-                image,
-                size=(size, size),
-                roi_start=fn.stack(top[v], start_x[v]),
-                roi_end=fn.stack(top[v] + height[v], end_x[v]),
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-                # The default of 32 images splits a batch into many launches.
-                minibatch_size=256,
-            )
-            for v in range(draw.views)
+            for v in range(views)
         ]
         # `stack` drops the layout.
-        return fn.reshape(fn.stack(*views), layout="FHWC")
+        return fn.reshape(fn.stack(*frames), layout="FHWC")
+    side = size if resampling == "warp" else 2 * size
+    matrix = fn.transforms.crop(
+        from_start=fn.per_frame(fn.stack(start_x, boxes.top, axis=1)),
+        from_end=fn.per_frame(fn.stack(end_x, boxes.top + boxes.height, axis=1)),
+        to_start=[0.0, 0.0],
+        to_end=[float(side), float(side)],
+    )
+    frames = fn.warp_affine(
+        image,
+        matrix,  # by place: only there does it turn one image into V frames
+        size=(side, side),
+        inverse_map=False,
+        interp_type=types.INTERP_LINEAR,
+    )
+    return frames if side == size else resize(frames)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..dali import DataNode
+from ..dali import DataNode, fn
 from .augment import Augment, Draw
 from .blur import Blur
 from .color import Color
-from .crop import Crop, Resampling
+from .crop import Crop
 from .solarize import Solarize
 
 
@@ -24,14 +24,39 @@ class Policy:
         self.crop = crop
         self.augments = tuple(augments)
 
-    def apply(
-        self, image: DataNode, shape: DataNode, draw: Draw, *, size: int, resampling: Resampling
-    ) -> DataNode:
-        """Return V random views of one image; see `Crop.apply` for arguments and shapes."""
-        views = self.crop.apply(image, shape, draw, size=size, resampling=resampling)
+    @property
+    def late(self) -> tuple[Augment, ...]:
+        """What can wait for the hand-over: Solarize as the last, Color but for blurs after it.
+
+        Blur and colour commute except where colours are clamped; docs/augmentation.md has the
+        difference that it makes.
+        """
+        before = [augment for augment in self.augments if not isinstance(augment, Blur)]
+        solarize = before[-1:] if self.augments and isinstance(self.augments[-1], Solarize) else []
+        color = before[: len(before) - len(solarize)][-1:]
+        return tuple(a for a in (*color, *solarize) if isinstance(a, (Color, Solarize)))
+
+    def augment(
+        self, views: DataNode, draw: Draw, *, late: Sequence[Augment] = ()
+    ) -> tuple[DataNode, DataNode | None]:
+        """Return the augmented views, and what is left to do.
+
+        Args:
+            views: uint8 [V, H, W, 3], layout "FHWC".
+            draw: random numbers, the same whatever is late.
+            late: those of the augmentations that wait for the hand-over.
+
+        Returns:
+            The views, and the factors of the late augmentations, float32 [V, P] on the CPU.
+        """
+        factors: list[DataNode] = []
         for augment in self.augments:
-            views = augment.apply(views, draw)
-        return views
+            if any(augment is one for one in late):
+                assert isinstance(augment, (Color, Solarize))
+                factors += augment.factors(draw)
+            else:
+                views = augment.apply(views, draw)
+        return views, fn.stack(*factors, axis=1) if factors else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(crop={self.crop}, augments={self.augments})"

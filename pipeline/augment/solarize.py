@@ -25,13 +25,23 @@ class Solarize(Augment):
         if not 0 <= self.threshold <= 255:
             raise ValueError(f"threshold={self.threshold} is no pixel value; give 0 to 255.")
 
+    def factors(self, draw: Draw) -> tuple[DataNode, ...]:
+        """Return the threshold of each view; 256, which no value reaches, leaves it as it is.
+
+        Args:
+            draw: random numbers, one per view.
+
+        Returns:
+            float32 [V], the only one.
+        """
+        return (256 - (256 - self.threshold) * draw.coin(self.probability),)
+
     def apply(self, views: DataNode, draw: Draw) -> DataNode:
         """See `Augment.apply`."""
         if self.probability == 0:
             return views
-        # 256, which no value reaches, leaves a view as it is.
-        chosen = draw.coin(self.probability, trailing=3)
-        threshold = fn.cast(256 - (256 - self.threshold) * chosen, dtype=types.INT16)
+        (threshold,) = self.factors(draw)
+        threshold = fn.reshape(fn.cast(threshold, dtype=types.INT16), shape=[draw.views, 1, 1, 1])
         if views.device == "gpu":
             threshold = threshold.gpu()
         # x ^ 255 is 255 - x, and stays in uint8.

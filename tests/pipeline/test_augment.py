@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 import pipeline.augment as registry
 from pipeline.augment import Augment, Blur, Color, Crop, Draw, Policy, Solarize
+from pipeline.augment.crop import cut
 from pipeline.dali import Pipeline, fn, types
 from tests.conftest import Pictures
 
@@ -43,8 +44,8 @@ def crop(
     with pipe:
         image = fn.reshape(types.Constant(PIXELS), layout="HWC")
         shape = types.Constant(np.array(PIXELS.shape[:2], dtype=np.int64))
-        draw = Draw(V, (seed,))
-        pipe.set_outputs(setting.apply(image, shape, draw, size=SIZE, resampling=resampling))
+        boxes = setting.draw(shape, Draw(V, (seed,)))
+        pipe.set_outputs(cut(image, boxes, views=V, size=SIZE, resampling=resampling, minibatch=V))
     return np.asarray(pipe.run()[0].at(0))
 
 
@@ -149,8 +150,10 @@ def test_crop_areas_have_the_law_of_torchvision() -> None:
         image = fn.reshape(types.Constant(picture), layout="HWC")
         shape = types.Constant(np.array([side, side], dtype=np.int64))
         setting = Crop(area=(0.2, 1.0), flip=0.0)
-        draw = Draw(count, (1,))
-        pipe.set_outputs(setting.apply(image, shape, draw, size=64, resampling="warp"))
+        boxes = setting.draw(shape, Draw(count, (1,)))
+        pipe.set_outputs(
+            cut(image, boxes, views=count, size=64, resampling="warp", minibatch=count)
+        )
     views = np.asarray(pipe.run()[0].at(0)).astype(float)
     # Pixel centres: 63 of 64 steps lie between the first and the last.
     width = (views[:, 32, -1, 0] - views[:, 32, 0, 0]) * 64 / 63 / side

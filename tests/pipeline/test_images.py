@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.graph import MEAN, STD
+from pipeline.finish import MEAN, STD
 from pipeline.images import Images
 from tests.conftest import MakeShardSet, Pictures
 

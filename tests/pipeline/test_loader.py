@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.augment import Crop, Policy, SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
+from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
 from shards.write import write
 from tests.conftest import MakeShardSet, Pictures
@@ -104,7 +105,8 @@ def test_views_of_a_sample_differ(make_shard_set: MakeShardSet) -> None:
 
 def test_the_hand_over_copies_nothing_and_is_channels_last(make_shard_set: MakeShardSet) -> None:
     """The views lie in DALI's own buffer, and become rows for the encoder without a copy."""
-    loader = Loader(make_shard_set(40), MULTI_CROP, batch_size_per_rank=8)
+    finished_by_dali = Tuning(finish="dali")
+    loader = Loader(make_shard_set(40), MULTI_CROP, batch_size_per_rank=8, tuning=finished_by_dali)
     with loader:
         batch = next(iter(loader))
         pipeline = loader._pipeline
@@ -174,8 +176,12 @@ def test_threads_and_prefetch_may_change_when_a_loader_goes_on(
 ) -> None:
     shard_set = make_shard_set(41)
     with (
-        Loader(shard_set, [SMALL], batch_size_per_rank=8, threads=1, prefetch=1) as first,
-        Loader(shard_set, [SMALL], batch_size_per_rank=8, threads=2, prefetch=3) as second,
+        Loader(
+            shard_set, [SMALL], batch_size_per_rank=8, tuning=Tuning(threads=1, prefetch=1)
+        ) as first,
+        Loader(
+            shard_set, [SMALL], batch_size_per_rank=8, tuning=Tuning(threads=2, prefetch=3)
+        ) as second,
     ):
         take(first, 3)
         second.load_state_dict(first.state_dict())

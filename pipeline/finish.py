@@ -1,0 +1,233 @@
+"""The last pass over the views: from DALI's uint8 to what an encoder reads.
+
+    uint8 views ─▶ colours ─▶ clamp to 0..255 ─▶ solarise ─▶ normalise ─▶ float32, float16, bfloat16
+
+One pass on the training stream instead of two or three inside DALI: it reads a byte and writes a
+float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
+(`pipeline.kernel`); the definition is `finish_views`, which is also what the CPU runs.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .augment import Augment, Color, Solarize
+from .augment.color import LUMA
+
+# ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
+# evaluated on shards other than those it was trained on.
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
+_CHUNK = 1 << 21  # bytes of float32 in flight on the CPU: what stays in its second-level cache
+
+
+class Finish:
+    """Finishes the views of one view group.
+
+    Args:
+        late: the augmentations that DALI left to do (`Policy.late`).
+        dtype: of the result.
+        kernel: on a GPU, use the Triton kernel; otherwise PyTorch's operators.
+    """
+
+    def __init__(self, late: Sequence[Augment], *, dtype: torch.dtype, kernel: bool = True) -> None:
+        self.color = next((a for a in late if isinstance(a, Color)), None)
+        self.solarize = next((a for a in late if isinstance(a, Solarize)), None)
+        self.dtype = dtype
+        self._kernel = kernel
+        self._pool = _Pool()
+        self._scratch = torch.empty(0)
+
+    def __call__(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+        """Return the finished views, [N, P, C]; on a GPU, queued on the current stream.
+
+        Args:
+            pixels_NPC: uint8, N views of P pixels of three channels.
+            factors_NF: what `Policy.augment` returned for them; none, if nothing was late.
+        """
+        if pixels_NPC.is_cuda and self._kernel:
+            from .kernel import finish_on_gpu
+
+            return finish_on_gpu(self, pixels_NPC, factors_NF)
+        views, pixels, _ = pixels_NPC.shape
+        maps = None
+        if self.color is not None:
+            assert factors_NF is not None
+            maps = self._maps(factors_NF, _block(pixels))
+        if pixels_NPC.is_cuda:
+            x_NPC = pixels_NPC.float()
+            y_NPC = torch.empty_like(x_NPC)
+            return self._finish(x_NPC, y_NPC, factors_NF, maps).view_as(x_NPC).to(self.dtype)
+        # On the CPU by the chunk, from cache to cache.
+        out_NPC = self._pool.empty(pixels_NPC.shape, self.dtype)
+        chunk = max(1, _CHUNK // (4 * 3 * pixels))
+        if self._scratch.shape != (2, chunk, pixels, 3):
+            self._scratch = torch.empty(2, chunk, pixels, 3)
+        for begin in range(0, views, chunk):
+            part = slice(begin, min(views, begin + chunk))
+            x_NPC, y_NPC = self._scratch[:, : part.stop - begin]
+            x_NPC.copy_(pixels_NPC[part])
+            if self.dtype == torch.float32:
+                y_NPC = out_NPC[part]
+            self._finish(
+                x_NPC,
+                y_NPC,
+                None if factors_NF is None else factors_NF[part],
+                None if maps is None else (maps[0][part], maps[1][part]),
+            )
+            if self.dtype != torch.float32:
+                out_NPC[part] = y_NPC
+        return out_NPC
+
+    @property
+    def linear(self) -> bool:
+        """Whether all of it is one linear map and one clamp."""
+        return self.solarize is None and (self.color is None or self.color.hue_space == "yiq")
+
+    def color_maps(self, factors_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the linear part of the late Color; see `color_map`."""
+        assert self.color is not None
+        return color_map(factors_NF, rotate=self.color.hue_space == "yiq")
+
+    def pivot(self, x_NPC: Tensor) -> Tensor:
+        """Return what contrast turns about, before brightness: [N]."""
+        assert self.color is not None
+        if self.color.pivot == "gray":
+            return torch.full((len(x_NPC),), 128.0, device=x_NPC.device)
+        # By rows of pixels, which are added up in parallel.
+        block = _block(x_NPC.shape[1])
+        sum_NK = x_NPC.view(len(x_NPC), -1, 3 * block).sum(1, dtype=torch.float32)
+        mean_NC = sum_NK.view(-1, block, 3).sum(1) / x_NPC.shape[1]
+        return mean_NC @ mean_NC.new_tensor(LUMA)
+
+    def _maps(self, factors_NF: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Return the map of `block` pixels at once, and what the pivot is multiplied with."""
+        map_N33, lift_N = self.color_maps(factors_NF)
+        if self.linear:  # the normalisation is part of the map
+            map_N33 = map_N33 * map_N33.new_tensor(STD).reciprocal()
+        eye = torch.eye(block, device=factors_NF.device)
+        map_NKK = torch.einsum("ab,nij->naibj", eye, map_N33)
+        return map_NKK.reshape(-1, 3 * block, 3 * block), lift_N
+
+    def _finish(
+        self,
+        x_NPC: Tensor,
+        y_NPC: Tensor,
+        factors_NF: Tensor | None,
+        maps: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Write the finished views of `x_NPC` to `y_NPC`, float32 both, and return them."""
+        # Views as rows of whole pixels, wide enough to be multiplied and clamped at full speed.
+        block = _block(x_NPC.shape[1])
+        x, y = (t.view(len(t), -1, 3 * block) for t in (x_NPC, y_NPC))
+        scale, shift, low, high = _normalisation(block, x.device)
+        if maps is None:
+            y.copy_(x)
+        else:
+            map_NKK, lift_N = maps
+            lift_N11 = (lift_N * self.pivot(x_NPC))[:, None, None]
+            if self.linear:
+                torch.baddbmm(lift_N11 * scale + shift, x, map_NKK, out=y)
+                return torch.clamp(y, low, high, out=y)
+            torch.baddbmm(lift_N11, x, map_NKK, out=y).clamp_(0, 255)
+            if self.color is not None and self.color.hue_space == "hsv":
+                assert factors_NF is not None
+                y.copy_(shift_hue(y_NPC, factors_NF[:, 3]).view_as(y))
+        if self.solarize is not None:
+            assert factors_NF is not None
+            threshold = factors_NF[:, -1, None, None]
+            torch.where(y >= threshold, 255 - y, y, out=y)
+        return torch.addcmul(shift, y, scale, out=y)
+
+
+def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
+    """Return the linear map of brightness, contrast, saturation and hue, in DALI's order.
+
+    rgb' = rgb @ map + pivot · lift, with map = b c (Y₀ + s cos(h) Y₁ + s sin(h) Y₂): the luma
+    stays, the two chroma axes of YIQ are scaled by s and rotated by h.
+
+    Args:
+        factors_NF: brightness, contrast, saturation, hue in turns, … per view.
+        rotate: include the hue.
+
+    Returns:
+        The map [N, 3 (in), 3 (out)], and the lift [N], the same for all channels.
+    """
+    brightness, contrast, saturation, hue = factors_NF[:, :4].unbind(1)
+    angle = 2 * math.pi * hue if rotate else torch.zeros_like(hue)
+    luma, chroma, turn = _chroma_maps(factors_NF.device)
+    map_N33 = (
+        luma
+        + (saturation * angle.cos())[:, None, None] * chroma
+        + (saturation * angle.sin())[:, None, None] * turn
+    )
+    return (brightness * contrast)[:, None, None] * map_N33, brightness * (1 - contrast)
+
+
+def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
+    """Return the pixels, 0..255, with their HSV angle shifted by `hue_N` turns."""
+    value, low = rgb_NPC.amax(-1), rgb_NPC.amin(-1)
+    chroma = value - low
+    r, g, b = ((value[..., None] - rgb_NPC) / chroma.clamp(min=1e-6)[..., None]).unbind(-1)
+    red, green = rgb_NPC[..., 0] == value, rgb_NPC[..., 1] == value
+    sextant = torch.where(red, b - g, torch.where(green, 2 + r - b, 4 + g - r))
+    sextant = sextant + 6 * hue_N[:, None]
+    channels = []
+    for n in (5, 3, 1):  # Smith 1978, in the form without cases
+        k = (n + sextant) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=-1)
+
+
+@cache
+def _chroma_maps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Y₀, Y₁, Y₂ of `color_map`, from RGB rows to RGB rows."""
+    back = torch.linalg.inv(_YIQ)
+    middle = torch.zeros(3, 3, 3, dtype=torch.float64)
+    middle[0, 0, 0] = 1
+    middle[1, 1, 1] = middle[1, 2, 2] = 1
+    middle[2, 1, 2], middle[2, 2, 1] = -1, 1
+    luma, chroma, turn = (back @ middle @ _YIQ).transpose(1, 2).float().to(device)
+    return luma, chroma, turn
+
+
+def _block(pixels: int) -> int:
+    """Return how many pixels make a row of a view: few multiplications wasted, few rows."""
+    return math.gcd(pixels, 8)
+
+
+@cache
+def _normalisation(block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return scale, shift, lowest and highest value of the normalisation, [3 · block] each."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
+    rows = (1 / std, -mean / std, -mean / std, (255 - mean) / std)
+    scale, shift, low, high = (row.float().repeat(block).to(device) for row in rows)
+    return scale, shift, low, high
+
+
+class _Pool:
+    """Memory that is used again as soon as no tensor lies in it.
+
+    Fresh pages would cost more than all the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        free = self._free.setdefault(size, [])
+        block = free.pop() if free else np.empty(size, dtype=np.uint8)
+        lent = block[:]
+        # Dies with the storage of the last tensor that was made of it.
+        weakref.finalize(lent, free.append, block).atexit = False
+        return torch.from_numpy(lent).view(dtype).view(*shape)
