@@ -21,11 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
-from torch import nn
 
 from evaluation import retrieval
 from evaluation.suite import Suite
-from model.method import Output
 from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
 from pipeline.tuning import default_threads, float_type
@@ -37,9 +35,9 @@ from training.config import parse
 from training.header import header
 from training.launch import check_processes
 from training.monitor import Monitor, records
-from training.optimizer import build_optimizer, set_learning_rate
 from training.pace import Pace
 from training.schedule import learning_rate
+from training.step import Step
 from training.stop import TIME, Stop
 
 GIB = 2**30
@@ -126,21 +124,8 @@ def main() -> None:
         tuned.write(config.run / tuned.NAME, tuning)
 
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
-    method: Any = config.method  # Any, because nn.Module's attributes and conversions are untyped
-    method = method.to(device).to(memory_format=torch.channels_last)
-    if config.sync_batch_norm and world_size > 1 and device.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    if config.compile:
-        method.encoder.compile()
-    optimizer = build_optimizer(
-        method,
-        name=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-    )
-    model, optimizer = accelerator.prepare(method, optimizer)
-    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    train_step = Step(config, accelerator)
+    method, optimizer = train_step.method, train_step.optimizer
 
     # ── resume ──────────────────────────────────────────────────────────────────────────────────
     step, seconds = 0, 0.0
@@ -230,21 +215,13 @@ def main() -> None:
     reason = TIME if late else 0
     bad_steps = torch.zeros((), device=device)  # counted on the device, read with the next record
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
-    method.train()
     pace = Pace(step=step, seconds=seconds)
     with monitor, loader, watch:
         for batch in batches:
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
             )
-            set_learning_rate(optimizer, rate)
-            output: Output = model(batch.views)
-            accelerator.backward(output.loss)
-            if config.clip_gradient_norm is not None:
-                accelerator.clip_grad_norm_(parameters, config.clip_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step()
+            output = train_step(batch.views, learning_rate=rate)
             bad_steps += ~output.loss.detach().isfinite()
             step += 1
 
@@ -255,7 +232,9 @@ def main() -> None:
             if save_due or step % config.log_every == 0:
                 # The host waits for the device here and nowhere else.
                 if save_due:  # a gradient that was not finite shows in the weights
-                    finite = torch.stack([p.detach().isfinite().all() for p in parameters])
+                    finite = torch.stack(
+                        [p.detach().isfinite().all() for p in train_step.parameters]
+                    )
                     bad_steps += ~finite.all()
                 _refuse_bad_steps(_over_ranks(accelerator, bad_steps, "sum"), step)
                 record()

@@ -1,0 +1,62 @@
+"""One optimiser step: forward, backward, clipping, update; the same for training and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.method import Output
+
+from .config import Config
+from .optimizer import build_optimizer, set_learning_rate
+
+
+class Step:
+    """A method on its device with its optimizer.
+
+    Args:
+        config: which method and optimizer.
+        accelerator: `accelerate.Accelerator`, for precision and several ranks.
+    """
+
+    def __init__(self, config: Config, accelerator: Any) -> None:
+        device: torch.device = accelerator.device
+        self._accelerator = accelerator
+        self._clip = config.clip_gradient_norm
+        method: Any = config.method  # Any, because nn.Module's conversions are untyped
+        method = method.to(device).to(memory_format=torch.channels_last)
+        if config.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cuda":
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        if config.compile:
+            method.encoder.compile()
+        self.method = method
+        optimizer = build_optimizer(
+            method,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        self._model, self.optimizer = accelerator.prepare(method, optimizer)
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        method.train()
+
+    def __call__(self, views: Sequence[Tensor], *, learning_rate: float) -> Output:
+        """Train on one batch; the host never waits for the device.
+
+        Args:
+            views: one tensor a view group, [V, B, C, H, W].
+            learning_rate: of this step.
+        """
+        set_learning_rate(self.optimizer, learning_rate)
+        output: Output = self._model(views)
+        self._accelerator.backward(output.loss)
+        if self._clip is not None:
+            self._accelerator.clip_grad_norm_(self.parameters, self._clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step()
+        return output
