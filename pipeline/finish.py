@@ -10,8 +10,10 @@ float for each value, and DALI's queue holds bytes. On a GPU it is one Triton ke
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -27,7 +29,7 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 _YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
-_CHUNK = 1 << 21  # bytes of float32 in flight on the CPU: what stays in its second-level cache
+_CHUNK = 1 << 20  # bytes of float32 in flight on the CPU: what stays in its second-level cache
 
 
 class Finish:
@@ -36,16 +38,25 @@ class Finish:
     Args:
         late: the augmentations that DALI left to do (`Policy.late`).
         dtype: of the result.
+        workers: on the CPU, who does the work, from `one_threaded`; none, the calling thread.
         kernel: on a GPU, use the Triton kernel; otherwise PyTorch's operators.
     """
 
-    def __init__(self, late: Sequence[Augment], *, dtype: torch.dtype, kernel: bool = True) -> None:
+    def __init__(
+        self,
+        late: Sequence[Augment],
+        *,
+        dtype: torch.dtype,
+        workers: Executor | None = None,
+        kernel: bool = True,
+    ) -> None:
         self.color = next((a for a in late if isinstance(a, Color)), None)
         self.solarize = next((a for a in late if isinstance(a, Solarize)), None)
         self.dtype = dtype
         self._kernel = kernel
+        self._workers = workers
         self._pool = _Pool()
-        self._scratch = torch.empty(0)
+        self._local = threading.local()
 
     def __call__(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
         """Return the finished views, [N, P, C]; on a GPU, queued on the current stream.
@@ -58,23 +69,33 @@ class Finish:
             from .kernel import finish_on_gpu
 
             return finish_on_gpu(self, pixels_NPC, factors_NF)
+        # Also within inference mode, which does not reach the workers.
+        with torch.inference_mode(False), torch.no_grad():
+            maps = None
+            if self.color is not None:
+                assert factors_NF is not None
+                maps = self._maps(factors_NF, _block(pixels_NPC.shape[1]))
+            if pixels_NPC.is_cuda:
+                x_NPC = pixels_NPC.float()
+                y_NPC = torch.empty_like(x_NPC)
+                self._finish(x_NPC, y_NPC, factors_NF, maps)
+                return y_NPC.to(self.dtype)
+            return self._on_cpu(pixels_NPC, factors_NF, maps)
+
+    def _on_cpu(
+        self, pixels_NPC: Tensor, factors_NF: Tensor | None, maps: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Finish the views chunk by chunk, each from cache to cache by one thread.
+
+        PyTorch's own threads would wait for each other after every operator, and for DALI's.
+        """
         views, pixels, _ = pixels_NPC.shape
-        maps = None
-        if self.color is not None:
-            assert factors_NF is not None
-            maps = self._maps(factors_NF, _block(pixels))
-        if pixels_NPC.is_cuda:
-            x_NPC = pixels_NPC.float()
-            y_NPC = torch.empty_like(x_NPC)
-            return self._finish(x_NPC, y_NPC, factors_NF, maps).view_as(x_NPC).to(self.dtype)
-        # On the CPU by the chunk, from cache to cache.
-        out_NPC = self._pool.empty(pixels_NPC.shape, self.dtype)
         chunk = max(1, _CHUNK // (4 * 3 * pixels))
-        if self._scratch.shape != (2, chunk, pixels, 3):
-            self._scratch = torch.empty(2, chunk, pixels, 3)
-        for begin in range(0, views, chunk):
+        out_NPC = self._pool.empty(pixels_NPC.shape, self.dtype)
+
+        def work(begin: int) -> None:
             part = slice(begin, min(views, begin + chunk))
-            x_NPC, y_NPC = self._scratch[:, : part.stop - begin]
+            x_NPC, y_NPC = self._scratch(chunk, pixels)[:, : part.stop - begin]
             x_NPC.copy_(pixels_NPC[part])
             if self.dtype == torch.float32:
                 y_NPC = out_NPC[part]
@@ -86,7 +107,18 @@ class Finish:
             )
             if self.dtype != torch.float32:
                 out_NPC[part] = y_NPC
+
+        chunks = range(0, views, chunk)
+        for _ in self._workers.map(work, chunks) if self._workers else map(work, chunks):
+            pass  # and raise what was raised
         return out_NPC
+
+    def _scratch(self, chunk: int, pixels: int) -> Tensor:
+        """Return this thread's memory for two chunks."""
+        scratch: Tensor | None = getattr(self._local, "scratch", None)
+        if scratch is None or scratch.shape != (2, chunk, pixels, 3):
+            scratch = self._local.scratch = torch.empty(2, chunk, pixels, 3)
+        return scratch
 
     @property
     def linear(self) -> bool:
@@ -212,6 +244,22 @@ def _normalisation(block: int, device: torch.device) -> tuple[Tensor, Tensor, Te
     rows = (1 / std, -mean / std, -mean / std, (255 - mean) / std)
     scale, shift, low, high = (row.float().repeat(block).to(device) for row in rows)
     return scale, shift, low, high
+
+
+def one_threaded(threads: int) -> ThreadPoolExecutor:
+    """Return workers in each of which PyTorch's operators use that worker's thread alone."""
+    here = torch.get_num_threads()
+    together = threading.Barrier(threads)
+
+    def begin(_: int) -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # the first question makes the number this thread's own
+        together.wait()
+
+    workers = ThreadPoolExecutor(threads, "viewrank-finish")
+    list(workers.map(begin, range(threads)))
+    torch.set_num_threads(here)  # what others' threads will begin with
+    return workers
 
 
 class _Pool:

@@ -118,7 +118,7 @@ def views_pipeline(
         checkpoint=checkpoint,
     )
     with pipeline:
-        stored, id_B, label_B = _read(
+        stored, id_B, label_B = read(
             shard_set,
             name="reader",
             random_shuffle=True,
@@ -135,7 +135,7 @@ def views_pipeline(
         )
         outputs: list[DataNode] = []
         if stage == "decode":
-            outputs.append(_decode(stored, gpu, tuning, cache_mib=cache_mib))
+            outputs.append(decode(stored, gpu, tuning, cache_mib=cache_mib))
         elif stage == "augment":
             outputs += _views(
                 shard_set,
@@ -168,7 +168,7 @@ def _views(
     if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
         image, boxes = _decode_surroundings(stored[0], boxes)
     else:
-        image = _decode(stored, gpu, tuning, cache_mib=cache_mib)
+        image = decode(stored, gpu, tuning, cache_mib=cache_mib)
     outputs: list[DataNode] = []
     for (group, draw), crops in zip(groups, boxes, strict=True):
         views = cut(
@@ -215,7 +215,7 @@ def images_pipeline(
         prefetch_queue_depth=2,
     )
     with pipeline:
-        stored, id_B, label_B = _read(
+        stored, id_B, label_B = read(
             shard_set,
             name="reader",
             shard_id=rank,
@@ -224,7 +224,7 @@ def images_pipeline(
             pad_last_batch=True,
         )
         image = fn.resize(
-            _decode(stored, gpu, Tuning().filled(batch_size=batch_size)),
+            decode(stored, gpu, Tuning().filled(batch_size=batch_size)),
             resize_shorter=float(size * 8 // 7 if size >= 128 else size),
             interp_type=types.INTERP_LINEAR,
             antialias=True,
@@ -236,8 +236,8 @@ def images_pipeline(
     return pipeline
 
 
-def _read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNode, DataNode]:
-    """Return what is stored of each image (see `_decode`), the id and the label, on the CPU."""
+def read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNode, DataNode]:
+    """Return what is stored of each image (see `decode`), the id and the label, on the CPU."""
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
     outputs = fn.readers.webdataset(
@@ -256,7 +256,7 @@ def _shape(stored: list[DataNode]) -> DataNode:
     return (stored[1] if len(stored) == 2 else fn.peek_image_shape(stored[0]))[:2]
 
 
-def _decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
+def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
     """Return the image, uint8 [H, W, 3], on the device."""
     if len(stored) == 2:  # bare pixels, and their shape
         pixels, shape = stored

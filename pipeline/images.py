@@ -11,7 +11,7 @@ from torch import Tensor
 from shards.layout import ShardSet
 
 from .graph import images_pipeline
-from .loader import unreadable
+from .loader import current_stream, unreadable
 from .tuning import default_threads
 
 
@@ -74,7 +74,7 @@ class Images:
         left = len(self)
         if left == 0:
             return
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        stream = current_stream(self.device)
         pipeline = images_pipeline(
             self.shard_set,
             size=self.size,

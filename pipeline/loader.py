@@ -7,9 +7,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from shards.layout import ShardSet
 from shards.verify import explain_failure
 
 from .dali import Pipeline
-from .finish import Finish
+from .finish import Finish, one_threaded
 from .graph import ViewGroup, views_pipeline
 from .tuning import Tuning
 
@@ -94,10 +95,15 @@ class Loader:
         largest_part = -(-samples // world_size)
         self._reader_steps = -(-largest_part // batch_size_per_rank)
         self.tuning = (tuning or Tuning()).filled(batch_size=batch_size_per_rank)
-        fused = self.tuning.finish == "fused"
-        self._finishes = [
-            Finish(group.policy.late, dtype=dtype) if fused else None for group in self.groups
-        ]
+        self._finishes: list[Finish | None] = [None] * len(self.groups)
+        self._workers: ThreadPoolExecutor | None = None
+        if self.tuning.finish == "fused":
+            if device.type == "cpu":
+                self._workers = one_threaded(self.tuning.threads or 1)
+            self._finishes = [
+                Finish(group.policy.late, dtype=dtype, workers=self._workers)
+                for group in self.groups
+            ]
         self._settings: dict[str, Any] = {
             "batch_size": batch_size_per_rank,
             "rank": rank,
@@ -114,6 +120,7 @@ class Loader:
         self._pipeline: Pipeline | None = None
         self._blob: bytes | None = None
         self._clock = _WaitClock(device)
+        self._host_seconds = 0.0
         # Two batches are held back from DALI's pool, which frees in its own order, not in torch's.
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=2)
 
@@ -129,8 +136,10 @@ class Loader:
                 self._take()
             self.epoch, self.step = self.epoch + 1, 0
         while self.step < self._steps:
+            begin = time.perf_counter()
             with self._clock:
-                batch = self._batch(self._take())
+                batch = self.finished(self._take())
+            self._host_seconds += time.perf_counter() - begin
             self.step += 1
             yield batch
 
@@ -141,6 +150,39 @@ class Loader:
         process did.
         """
         return self._clock.seconds()
+
+    def host_seconds(self) -> float:
+        """Return how long this process was inside the loader so far.
+
+        On the CPU that is the waiting; on a GPU it should be next to nothing, since the loader only
+        queues work: what it takes there, the next step is queued later.
+        """
+        return self._host_seconds
+
+    def stage(self, stage: Literal["read", "decode", "augment"]) -> Pipeline:
+        """Return a pipeline of its own that goes up to a stage, for `pipeline.profile`."""
+        batch_size = self.batch_size_per_rank
+        if self.device.type == "cpu":  # where time grows with the batch, a small one tells
+            batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
+        settings = dict(self._settings)
+        # Shuffled little: filling the buffer would be timed too.
+        settings |= {"batch_size": batch_size, "shuffle_buffer": batch_size}
+        return views_pipeline(self.shard_set, self.groups, checkpoint=None, stage=stage, **settings)
+
+    def finished(self, outputs: tuple[Tensor, ...]) -> Batch:
+        """Return a batch of what the graph gave out; see `views_pipeline`."""
+        left = iter(outputs)
+        views: list[Tensor] = []
+        for group, finish in zip(self.groups, self._finishes, strict=True):
+            rows = next(left)  # [B, V · size, size, 3]
+            frames = rows.unflatten(1, (group.count, group.size))
+            if finish is not None:
+                pixels_NPC = frames.flatten(0, 1).flatten(1, 2)
+                factors_NF = next(left).flatten(0, 1) if group.policy.late else None
+                frames = finish(pixels_NPC, factors_NF).view_as(frames)
+            views.append(frames.permute(1, 0, 4, 2, 3))
+        id_B, label_B = (column.squeeze(1) for column in left)
+        return Batch(views=tuple(views), id_B=id_B, label_B=label_B)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what makes the next batch the very next one, bit for bit."""
@@ -174,6 +216,8 @@ class Loader:
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
         self._pipeline = None
+        if self._workers is not None:
+            self._workers.shutdown()
 
     def __enter__(self) -> Loader:
         return self
@@ -205,7 +249,7 @@ class Loader:
                 )
                 self._pipeline.build()
                 self._pipeline.schedule_run()
-            outputs = self._pipeline.share_outputs(_current_stream(self.device))
+            outputs = self._pipeline.share_outputs(current_stream(self.device))
             tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
             # The tensors own their buffers; only the queue's slot is released.
             self._pipeline.release_outputs()
@@ -214,20 +258,6 @@ class Loader:
         except RuntimeError as error:
             raise unreadable(self.shard_set, error) from error
         return tensors
-
-    def _batch(self, outputs: tuple[Tensor, ...]) -> Batch:
-        left = iter(outputs)
-        views: list[Tensor] = []
-        for group, finish in zip(self.groups, self._finishes, strict=True):
-            rows = next(left)  # [B, V · size, size, 3]
-            frames = rows.unflatten(1, (group.count, group.size))
-            if finish is not None:
-                pixels_NPC = frames.flatten(0, 1).flatten(1, 2)
-                factors_NF = next(left).flatten(0, 1) if group.policy.late else None
-                frames = finish(pixels_NPC, factors_NF).view_as(frames)
-            views.append(frames.permute(1, 0, 4, 2, 3))
-        id_B, label_B = (column.squeeze(1) for column in left)
-        return Batch(views=tuple(views), id_B=id_B, label_B=label_B)
 
 
 def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
@@ -249,7 +279,8 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     )
 
 
-def _current_stream(device: torch.device) -> Any:
+def current_stream(device: torch.device) -> Any:
+    """Return the stream that batches are ordered on; none on the CPU."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 

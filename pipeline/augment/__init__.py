@@ -9,6 +9,9 @@ from .augment import Draw as Draw
 from .blur import Blur as Blur
 from .color import Color as Color
 from .crop import Crop as Crop
+from .policy import BYOL as BYOL
+from .policy import DINO as DINO
+from .policy import S2R2 as S2R2
 from .policy import GroCo as GroCo
 from .policy import MoCoV2 as MoCoV2
 from .policy import Policy as Policy

@@ -118,7 +118,7 @@ def test_the_hand_over_copies_nothing_and_is_channels_last(make_shard_set: MakeS
         ]
         tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
         pipeline.release_outputs()
-        by_hand = loader._batch(tensors)
+        by_hand = loader.finished(tensors)
     for group, address in zip(by_hand.views, addresses, strict=True):
         assert group.data_ptr() == address
     for group in batch.views:

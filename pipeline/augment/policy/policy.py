@@ -1,0 +1,68 @@
+"""What a view policy is: a crop followed by augmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...dali import DataNode, fn
+from ..augment import Augment, Draw
+from ..blur import Blur
+from ..color import Color
+from ..crop import Crop
+from ..solarize import Solarize
+
+
+class Policy:
+    """A crop followed by any augmentations, in their order; the named policies are instances.
+
+    Args:
+        crop: the geometric part.
+        augments: what happens to the cropped views, first to last.
+    """
+
+    def __init__(self, *, crop: Crop, augments: Sequence[Augment] = ()) -> None:
+        self.crop = crop
+        self.augments = tuple(augments)
+
+    @property
+    def late(self) -> tuple[Augment, ...]:
+        """What can wait for the hand-over: Solarize as the last, Color but for blurs after it.
+
+        Blur and colour commute except where colours are clamped; docs/augmentation.md has the
+        difference that it makes. Blur and solarisation do not.
+        """
+        # What never happens must not cost a pass over the pixels.
+        left = [a for a in self.augments if not isinstance(a, Solarize) or a.probability]
+        late: list[Augment] = []
+        if left and isinstance(left[-1], Solarize):
+            late.insert(0, left.pop())
+        while left and isinstance(left[-1], Blur):
+            left.pop()
+        if left and isinstance(left[-1], Color):
+            late.insert(0, left.pop())
+        return tuple(late)
+
+    def augment(
+        self, views: DataNode, draw: Draw, *, late: Sequence[Augment] = ()
+    ) -> tuple[DataNode, DataNode | None]:
+        """Return the augmented views, and what is left to do.
+
+        Args:
+            views: uint8 [V, H, W, 3], layout "FHWC".
+            draw: random numbers, the same whatever is late.
+            late: those of the augmentations that wait for the hand-over.
+
+        Returns:
+            The views, and the factors of the late augmentations, float32 [V, F] on the CPU.
+        """
+        factors: list[DataNode] = []
+        for augment in self.augments:
+            if any(augment is one for one in late):
+                assert isinstance(augment, (Color, Solarize))
+                factors += augment.factors(draw)
+            else:
+                views = augment.apply(views, draw)
+        return views, fn.stack(*factors, axis=1) if factors else None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(crop={self.crop}, augments={self.augments})"

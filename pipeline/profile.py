@@ -1,0 +1,92 @@
+"""What a batch costs, stage by stage: a short measurement before training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .dali import Pipeline
+from .loader import Loader, current_stream
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds a batch, of the pipeline alone on its threads, at full speed."""
+
+    read: float
+    decode: float
+    augment: float
+    """Crops, blur, and with `Tuning.finish="dali"` colours and normalisation."""
+    finish: float
+    """Colours, solarisation and normalisation on the training stream."""
+
+    @property
+    def seconds(self) -> float:
+        """All stages: the shortest step that this pipeline can feed."""
+        return self.read + self.decode + self.augment + self.finish
+
+    @property
+    def largest(self) -> str:
+        """The stage that takes most of it."""
+        return max(("read", "decode", "augment", "finish"), key=lambda name: getattr(self, name))
+
+    def __str__(self) -> str:
+        stages = ("read", "decode", "augment", "finish")
+        parts = " + ".join(f"{name} {getattr(self, name) * 1000:.3g}" for name in stages)
+        return f"{parts} = {self.seconds * 1000:.3g} ms a batch"
+
+
+def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
+    """Measure the stages of a loader's pipeline, each in a pipeline of its own.
+
+    The loader itself is left as it is.
+
+    Args:
+        loader: whose settings are measured.
+        seconds: how long to measure; warming up, and batches that take longer, come on top.
+    """
+    device, timed, outputs = loader.device, {}, []
+    for stage in ("read", "decode", "augment"):
+        pipeline = loader.stage(stage)
+        pipeline.build()
+        pipeline.schedule_run()
+
+        def take(pipeline: Pipeline = pipeline) -> list[Any]:
+            outputs = pipeline.share_outputs(current_stream(device))
+            pipeline.release_outputs()
+            pipeline.schedule_run()
+            return outputs
+
+        for _ in range(1 + (loader.tuning.prefetch or 0)):
+            outputs = take()  # memory is allocated, the queue is full
+        per_batch = loader.batch_size_per_rank / len(outputs[-1])
+        timed[stage] = per_batch * _time(take, seconds / 4, device)
+    tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
+    loader.finished(tensors)
+    finish = per_batch * _time(lambda: loader.finished(tensors), seconds / 4, device)
+    return Profile(
+        read=timed["read"],
+        decode=max(0.0, timed["decode"] - timed["read"]),
+        augment=max(0.0, timed["augment"] - timed["decode"]),
+        finish=finish,
+    )
+
+
+def _time(call: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Return the seconds a call, over two calls or more."""
+    _synchronize(device)
+    begin, calls = time.perf_counter(), 0
+    while calls < 2 or (time.perf_counter() - begin < seconds and calls < 50):
+        call()
+        calls += 1
+    _synchronize(device)
+    return (time.perf_counter() - begin) / calls
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

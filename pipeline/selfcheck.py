@@ -1,0 +1,113 @@
+"""Is what the GPU makes what the CPU makes? Asked once, before training.
+
+GPU decoders have returned wrong pixels without an error (on Hopper, in August 2026, nvJPEG's
+batched hardware path: pytorch/vision#9606, meta-pytorch/torchcodec#1634). A run trained on them
+ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from shards.layout import ShardSet
+
+from .dali import Pipeline
+from .finish import Finish
+from .graph import ViewGroup, decode, read
+from .tuning import Tuning
+
+# Decoders differ by a level or two in the inverse cosine transform, and by more beside sharp edges
+# of colour, whose resolution is halved in most JPEGs. Wrong pixels are whole blocks of them.
+MEAN_LEVELS = 2.0  # of 255, over an image
+FAR_LEVELS, FAR_SHARE = 32, 0.02  # so many levels apart, at most this share of an image's values
+
+
+def check_decoder(
+    shard_set: ShardSet, *, device: torch.device, tuning: Tuning, samples: int = 64
+) -> str:
+    """Decode the first samples as training does, and on the CPU, and compare.
+
+    Args:
+        shard_set: whose first samples.
+        device: where training decodes.
+        tuning: how training decodes; no field is none.
+        samples: how many at once: batched decoding has paths of its own.
+
+    Returns:
+        What was compared, with the largest mean difference, for people.
+
+    Raises:
+        ValueError: the pixels differ by more than decoders do.
+    """
+    if device.type != "cuda" or shard_set.manifest.raw or tuning.decode == "cpu":
+        return "no decoding on a GPU to check"
+    return compare_decoders(shard_set, device=device, tuning=tuning, samples=samples)
+
+
+def compare_decoders(
+    shard_set: ShardSet, *, device: torch.device, tuning: Tuning, samples: int
+) -> str:
+    """See `check_decoder`; also where both are the CPU's."""
+    gpu = device.type == "cuda"
+    samples = min(samples, len(shard_set))
+    pipeline = Pipeline(
+        batch_size=samples,
+        num_threads=tuning.threads or 1,
+        device_id=device.index if gpu else None,
+        prefetch_queue_depth=1,
+    )
+    with pipeline:
+        stored, id_B, _ = read(shard_set, name="reader")
+        here = decode(stored, gpu, tuning)
+        there = decode(stored, False, tuning)
+        pipeline.set_outputs(here, there, id_B)
+    images, expected, ids = (output.as_cpu() for output in pipeline.run())
+    worst = 0.0
+    for i in range(samples):
+        ours, theirs = (np.asarray(x.at(i)).astype(np.int16) for x in (images, expected))
+        difference = np.abs(ours - theirs) if ours.shape == theirs.shape else np.array([255])
+        mean, far = float(difference.mean()), float((difference > FAR_LEVELS).mean())
+        worst = max(worst, mean)
+        if mean > MEAN_LEVELS or far > FAR_SHARE:
+            raise ValueError(
+                f"the GPU decodes other pixels than the CPU: sample {int(ids.at(i)[0])} of "
+                f"{shard_set.root} differs by {mean:.1f} levels of 255 in the mean "
+                f"({MEAN_LEVELS:g} at most), {far:.1%} of its values by more than {FAR_LEVELS} "
+                f"({FAR_SHARE:.0%} at most). Decode with --tuning.decode cpu, or update the "
+                "driver and nvImageCodec; --no_self_check trains on these pixels."
+            )
+    return f"{samples} images decoded as on the CPU: {worst:.2f} levels of 255 apart at most"
+
+
+def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare the GPU's kernel with its definition on random views.
+
+    Raises:
+        ValueError: they differ by more than the rounding of `dtype`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for group in groups:
+        late = group.policy.late
+        pixels = torch.randint(
+            0, 256, (16, group.size**2, 3), generator=generator, dtype=torch.uint8
+        )
+        factors = 0.5 + torch.rand(16, 5, generator=generator)
+        factors[:, 3] -= 1.0  # turns
+        factors[:, 4] = 128.0  # threshold
+        kinds = [type(augment).__name__ for augment in late]
+        columns = ([0, 1, 2, 3] if "Color" in kinds else []) + ([4] if "Solarize" in kinds else [])
+        given = factors[:, columns] if columns else None
+        expected = Finish(late, dtype=torch.float32)(pixels, given)
+        on_device = None if given is None else given.to(device)
+        found = Finish(late, dtype=dtype)(pixels.to(device), on_device).float().cpu()
+        # Values reach 2.7; a value at the threshold may fall on either side of it.
+        apart = (found - expected).abs() > 3 * torch.finfo(dtype).eps + 1e-3
+        if apart.float().mean() > 1e-3:
+            raise ValueError(
+                f"the GPU's kernel gives other views than its definition "
+                f"({apart.float().mean():.1%} of the values of a view of {type(group.policy)}). "
+                "Set --tuning.finish dali, and please report it; --no_self_check trains with it."
+            )

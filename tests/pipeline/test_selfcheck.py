@@ -1,0 +1,95 @@
+"""The self-check finds planted errors, and nothing where there is none."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import graph, selfcheck
+from pipeline.augment import GroCo, SimCLR
+from pipeline.dali import DataNode, fn, types
+from pipeline.graph import ViewGroup
+from pipeline.tuning import Tuning
+from tests.conftest import MakeShardSet
+
+CPU = torch.device("cpu")
+TUNING = Tuning().filled(batch_size=8)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Let the first of the two decoders, the device's, return changed pixels."""
+    calls: list[int] = []
+
+    def decode(stored: list[DataNode], gpu: bool, tuning: Tuning) -> DataNode:
+        calls.append(1)
+        image = graph.decode(stored, gpu, tuning)
+        return change(image) if len(calls) == 1 else image
+
+    monkeypatch.setattr(selfcheck, "decode", decode)
+
+
+def wrong_block(image: DataNode) -> DataNode:
+    """Overwrite a quarter of the rows, as a batch that was read too early."""
+    return fn.erase(image, anchor=[0.0], shape=[0.25], axis_names="H", normalized=True)
+
+
+def test_equal_decoders_pass(make_shard_set: MakeShardSet) -> None:
+    said = selfcheck.compare_decoders(make_shard_set(8), device=CPU, tuning=TUNING, samples=8)
+    assert said.startswith("8 images") and "0.00 levels" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        wrong_block,
+        lambda image: fn.flip(image, horizontal=1, vertical=0),
+        lambda image: fn.cast_like(image * types.Constant(0.9), image),
+        lambda image: fn.color_space_conversion(image, image_type=types.RGB, output_type=types.BGR),
+        lambda image: fn.crop(image, crop=(16, 16)),
+    ],
+    ids=["a block", "mirrored", "darker", "BGR", "size"],
+)
+def test_a_planted_error_is_found(
+    make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    shard_set = make_shard_set(8)
+    plant(monkeypatch, change)
+    with pytest.raises(ValueError) as error:
+        selfcheck.compare_decoders(shard_set, device=CPU, tuning=TUNING, samples=8)
+    for word in ("other pixels", "sample", "--tuning.decode cpu", "--no_self_check"):
+        assert word in str(error.value)
+
+
+def test_a_level_of_rounding_is_no_error(
+    make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_set = make_shard_set(8)
+    plant(monkeypatch, lambda image: fn.brightness_contrast(image, brightness_shift=1 / 255))
+    said = selfcheck.compare_decoders(shard_set, device=CPU, tuning=TUNING, samples=8)
+    assert "levels" in said
+
+
+@pytest.mark.parametrize("policy", [SimCLR(), GroCo(second=True)])
+def test_a_wrong_kernel_is_found(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [ViewGroup(policy=policy, count=2, size=16)]
+    selfcheck.check_finish(groups, device=CPU, dtype=torch.float32)
+    selfcheck.check_finish(groups, device=CPU, dtype=torch.bfloat16)
+    right = selfcheck.Finish.__call__
+
+    def wrong(self: Any, pixels: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+        views = right(self, pixels, factors)
+        return views.flip(-1) if self.dtype == torch.float16 else views  # channels exchanged
+
+    monkeypatch.setattr(selfcheck.Finish, "__call__", wrong)
+    with pytest.raises(ValueError, match="kernel gives other views"):
+        selfcheck.check_finish(groups, device=CPU, dtype=torch.float16)
+
+
+@pytest.mark.gpu
+def test_the_gpu_decodes_as_the_cpu(make_shard_set: MakeShardSet) -> None:
+    device = torch.device("cuda", 0)
+    said = selfcheck.check_decoder(make_shard_set(64), device=device, tuning=TUNING)
+    assert "images decoded as on the CPU" in said
+    groups = [ViewGroup(policy=GroCo(second=True), count=2, size=32)]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        selfcheck.check_finish(groups, device=device, dtype=dtype)
