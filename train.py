@@ -26,6 +26,8 @@ from evaluation import retrieval
 from evaluation.suite import Suite
 from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
+from pipeline.profile import profile
+from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import default_threads, float_type
 from shards.layout import open_shards
 from shards.watch import Watch
@@ -39,6 +41,7 @@ from training.pace import Pace
 from training.schedule import learning_rate
 from training.step import Step
 from training.stop import TIME, Stop
+from training.verdict import Verdict
 
 GIB = 2**30
 DAMAGE = "what is trained on is not what was written; python -m tools.verify"
@@ -165,7 +168,14 @@ def main() -> None:
         flat = {name: str(value) for name, value in settings.flat().items()}
         accelerator.init_trackers("viewrank", config=flat)
     monitor = Monitor(config.run, main=rank == 0, step=step, total_steps=total_steps)
-    monitor.header(header(config, loader, precision, total_steps, tuning_source))
+    if config.self_check and device.type == "cuda":
+        monitor.say(check_decoder(shard_set, device=device, tuning=tuning))
+        if tuning.finish == "fused":
+            check_finish(config.groups, device=device, dtype=loader.dtype)
+    stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
+    verdict = Verdict(loader, stages)
+    rows = header(config, loader, precision, total_steps, tuning_source)
+    monitor.header(rows | ({"profile": str(stages)} if stages else {}))
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
 
@@ -174,7 +184,7 @@ def main() -> None:
             sys.stderr.write(f"warning: {text}: {DAMAGE} {shard_set.tar_place} --repair true\n")
 
     def record() -> None:
-        lap = pace.lap(step=step, wait=loader.wait_seconds())
+        lap = pace.lap(step=step, wait=loader.wait_seconds(), host=loader.host_seconds())
         images_per_second = lap.steps * config.batch_size / lap.seconds
         seconds_left = (total_steps - step) * lap.seconds / lap.steps
         if config.max_seconds is not None:
@@ -187,6 +197,7 @@ def main() -> None:
             "images_per_second": images_per_second,
             "views_per_second": images_per_second * sum(group.count for group in config.groups),
             "data_wait": lap.data_wait,
+            "loader_host": lap.loader_host,
             "memory_gib": _memory_gib(device),
             "seconds": pace.seconds,
             "seconds_left": seconds_left,
@@ -198,6 +209,9 @@ def main() -> None:
         figures |= {name: value.item() for name, value in output.metrics.items()}
         monitor.step({"step": step} | figures)
         accelerator.log(figures, step=step)
+        news = verdict.update(data_wait=lap.data_wait, step_seconds=lap.seconds / lap.steps)
+        if news is not None:
+            monitor.say(news)
 
     def evaluate(*, final: bool) -> None:
         if suite is None:

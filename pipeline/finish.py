@@ -173,7 +173,9 @@ class Finish:
             torch.baddbmm(lift_N11, x, map_NKK, out=y).clamp_(0, 255)
             if self.color is not None and self.color.hue_space == "hsv":
                 assert factors_NF is not None
-                y.copy_(shift_hue(y_NPC, factors_NF[:, 3]).view_as(y))
+                # Of a gray view the hue makes no difference.
+                moved = torch.nonzero(factors_NF[:, 2] * factors_NF[:, 3])[:, 0]
+                y_NPC.index_copy_(0, moved, shift_hue(y_NPC[moved], factors_NF[moved, 3]))
         if self.solarize is not None:
             assert factors_NF is not None
             threshold = factors_NF[:, -1, None, None]
@@ -206,18 +208,30 @@ def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
 
 
 def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
-    """Return the pixels, 0..255, with their HSV angle shifted by `hue_N` turns."""
-    value, low = rgb_NPC.amax(-1), rgb_NPC.amin(-1)
-    chroma = value - low
-    r, g, b = ((value[..., None] - rgb_NPC) / chroma.clamp(min=1e-6)[..., None]).unbind(-1)
-    red, green = rgb_NPC[..., 0] == value, rgb_NPC[..., 1] == value
-    sextant = torch.where(red, b - g, torch.where(green, 2 + r - b, 4 + g - r))
-    sextant = sextant + 6 * hue_N[:, None]
-    channels = []
-    for n in (5, 3, 1):  # Smith 1978, in the form without cases
-        k = (n + sextant) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, dim=-1)
+    """Return the pixels, 0..255, with their HSV angle shifted by `hue_N` turns.
+
+    By planes and in place, without boolean masks and remainders, which PyTorch's CPU operators do
+    at a tenth of the speed of the rest.
+    """
+    r, g, b = rgb_NPC.movedim(-1, 0).contiguous()
+    high = torch.maximum(torch.maximum(r, g), b)
+    low = torch.minimum(torch.minimum(r, g), b)
+    chroma = high - low
+    red = torch.eq(r, high, out=torch.empty_like(r))  # 1 where red is the largest
+    green = torch.eq(g, high, out=torch.empty_like(r))
+    # The angle in sixths of a turn, first times chroma: 0 is red, 2 green, 4 blue.
+    angle = (r - g).add_(chroma, alpha=4).lerp_((b - r).add_(chroma, alpha=2), green)
+    angle.lerp_(g - b, red).div_(chroma.clamp(min=1e-6)).add_(6 * hue_N[:, None])
+    angle.sub_((angle / 6).floor_(), alpha=6)
+    out_NPC = torch.empty_like(rgb_NPC)
+    # Each channel rises from the lowest value to the highest and falls, along one side of the
+    # hexagon each; red is high around 0, so it is the complement of what is high around 3.
+    torch.sub(angle, 3, out=r).abs_().sub_(1).clamp_(0, 1)
+    torch.sub(angle, 2, out=g).abs_().neg_().add_(2).clamp_(0, 1)
+    torch.sub(angle, 4, out=b).abs_().neg_().add_(2).clamp_(0, 1)
+    for channel, part in enumerate((r, g, b)):
+        out_NPC[..., channel] = torch.addcmul(low, chroma, part, out=part)
+    return out_NPC
 
 
 @cache

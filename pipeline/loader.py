@@ -83,7 +83,7 @@ class Loader:
         self.groups = tuple(groups)
         self.batch_size_per_rank = batch_size_per_rank
         self.rank, self.world_size = rank, world_size
-        self.device = device
+        self.device, self.dtype = device, dtype
         samples = len(shard_set)
         self._steps = samples // (world_size * batch_size_per_rank)
         if self._steps == 0:

@@ -27,6 +27,7 @@ from pipeline.tuning import Tuning
 RESUMABLE = {
     *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
+    "profile_seconds",
     *("tuned", "tuning.threads", "tuning.prefetch", "tuning.hw_decoder_load", "tuning.minibatch"),
 }
 
@@ -92,6 +93,8 @@ class Config:
     found for this machine and load, if it was run; none: the defaults; or a YAML file of its."""
     check_shards: bool = True
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
+    profile_seconds: float = 1.5
+    """How long the pipeline's stages are measured before training; 0, not at all."""
     self_check: bool = True
     """On a GPU, compare its decoder and its kernel with the CPU's on one batch before training;
     --no_self_check is short for false."""
@@ -124,7 +127,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value}, but it must be above 0.")
-        for name in ("warmup_epochs", "weight_decay", "momentum", "seed"):
+        for name in ("warmup_epochs", "weight_decay", "momentum", "seed", "profile_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, but it must not be negative.")
         if self.momentum >= 1:

@@ -16,6 +16,8 @@ class Lap:
     seconds: float
     data_wait: float
     """Share of that time in which training waited for data, 0 to 1."""
+    loader_host: float
+    """Share of it that this process spent in the loader: the same on the CPU, little on a GPU."""
 
 
 class Pace:
@@ -28,7 +30,8 @@ class Pace:
 
     def __init__(self, *, step: int, seconds: float) -> None:
         self._begin = time.perf_counter() - seconds
-        self._lap_step, self._lap_seconds, self._lap_wait = step, seconds, 0.0
+        self._lap_step, self._lap_seconds = step, seconds
+        self._lap_wait, self._lap_host = 0.0, 0.0
 
     @property
     def seconds(self) -> float:
@@ -44,18 +47,21 @@ class Pace:
         finally:
             self._begin += time.perf_counter() - begin
 
-    def lap(self, *, step: int, wait: float) -> Lap:
+    def lap(self, *, step: int, wait: float, host: float) -> Lap:
         """End a lap.
 
         Args:
             step: steps done in all.
             wait: seconds that training has waited for data in all.
+            host: seconds that this process has spent in the loader in all.
         """
         seconds = self.seconds
         lap = Lap(
             steps=step - self._lap_step,
             seconds=seconds - self._lap_seconds,
             data_wait=(wait - self._lap_wait) / (seconds - self._lap_seconds),
+            loader_host=(host - self._lap_host) / (seconds - self._lap_seconds),
         )
-        self._lap_step, self._lap_seconds, self._lap_wait = step, seconds, wait
+        self._lap_step, self._lap_seconds = step, seconds
+        self._lap_wait, self._lap_host = wait, host
         return lap

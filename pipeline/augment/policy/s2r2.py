@@ -1,11 +1,11 @@
 """The augmentation for S2R2: many views of one image, all of one kind.
 
 Varamesh, Diba, Tuytelaars, Van Gool, "Self-Supervised Ranking for Representation Learning", 2020,
-https://arxiv.org/abs/2010.07258. No code was published and the paper gives no strengths. What is
-known of them is inferred from the first author's other code of the same months
-(`alivaramesh/MIXEM`): SimCLR's colours at strength 1, grayscale 0.2, blur with a window of a tenth
-of the view. The blur's probability and sigma are SimCLR's. The areas 0.2..1 are those of our
-recipes; that code has 0.08..1.
+https://arxiv.org/abs/2010.07258. Its authors published no code, and of the paper only the abstract
+was at hand, so that nothing here is its own value. Inferred from the first author's other code of
+the same months (`alivaramesh/MIXEM`): SimCLR's colours at strength 1 for 0.8 of the views,
+grayscale 0.2, blur 0.5 with sigma 0.1..2 and a window of a tenth of the view. Our own, and our
+recipes': the areas 0.2..1; that code has 0.08..1.
 
 Differs from that code: views are normalised; there, those of STL-10 and COCO are not.
 """
