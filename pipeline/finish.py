@@ -65,12 +65,12 @@ class Finish:
             pixels_NPC: uint8, N views of P pixels of three channels.
             factors_NF: what `Policy.augment` returned for them; none, if nothing was late.
         """
-        if pixels_NPC.is_cuda and self._kernel:
-            from .kernel import finish_on_gpu
-
-            return finish_on_gpu(self, pixels_NPC, factors_NF)
         # Also within inference mode, which does not reach the workers.
         with torch.inference_mode(False), torch.no_grad():
+            if pixels_NPC.is_cuda and self._kernel:
+                from .kernel import finish_on_gpu
+
+                return finish_on_gpu(self, pixels_NPC, factors_NF)
             maps = None
             if self.color is not None:
                 assert factors_NF is not None
@@ -139,13 +139,13 @@ class Finish:
         block = _block(x_NPC.shape[1])
         sum_NK = x_NPC.view(len(x_NPC), -1, 3 * block).sum(1, dtype=torch.float32)
         mean_NC = sum_NK.view(-1, block, 3).sum(1) / x_NPC.shape[1]
-        return mean_NC @ mean_NC.new_tensor(LUMA)
+        return mean_NC @ _constant(LUMA, x_NPC.device)
 
     def _maps(self, factors_NF: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """Return the map of `block` pixels at once, and what the pivot is multiplied with."""
         map_N33, lift_N = self.color_maps(factors_NF)
         if self.linear:  # the normalisation is part of the map
-            map_N33 = map_N33 * map_N33.new_tensor(STD).reciprocal()
+            map_N33 = map_N33 / _constant(STD, map_N33.device)
         eye = torch.eye(block, device=factors_NF.device)
         map_NKK = torch.einsum("ab,nij->naibj", eye, map_N33)
         return map_NKK.reshape(-1, 3 * block, 3 * block), lift_N
@@ -232,6 +232,12 @@ def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
     for channel, part in enumerate((r, g, b)):
         out_NPC[..., channel] = torch.addcmul(low, chroma, part, out=part)
     return out_NPC
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers on the device; once, because the host waits for the copy."""
+    return torch.tensor(values, device=device)
 
 
 @cache

@@ -20,7 +20,7 @@ from shards.layout import ShardSet
 
 from .augment import Draw, Policy
 from .augment.crop import Boxes, Resampling, cut
-from .dali import DataNode, Pipeline, fn, types
+from .dali import DataNode, Pipeline, fn, math, types
 from .finish import MEAN, STD
 from .tuning import Tuning
 
@@ -166,7 +166,8 @@ def _views(
     shape = _shape(stored)
     boxes = [group.policy.crop.draw(shape, draw) for group, draw in groups]
     if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
-        image, boxes = _decode_surroundings(stored[0], boxes)
+        sizes = [group.size for group, _ in groups]
+        image, boxes = _decode_surroundings(stored[0], shape, boxes, sizes)
     else:
         image = decode(stored, gpu, tuning, cache_mib=cache_mib)
     outputs: list[DataNode] = []
@@ -279,30 +280,36 @@ def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int 
     )
 
 
-def _decode_surroundings(encoded: DataNode, boxes: Sequence[Boxes]) -> tuple[DataNode, list[Boxes]]:
-    """Return the smallest part of an image that holds all crops, and where they lie in it.
+def _decode_surroundings(
+    encoded: DataNode, shape: DataNode, boxes: Sequence[Boxes], sizes: Sequence[int]
+) -> tuple[DataNode, list[Boxes]]:
+    """Return the smallest part of an image that all crops are made of, and where they lie in it.
 
-    Bit for bit the part of the whole image: the decoder sees the pixels around it.
+    Bit for bit the part of the whole image. It includes what the filter that scales a crop down
+    reads beyond its edges, so that the crops are the same but for the rounding of coordinates.
     """
-    top, left = (_least([getattr(b, side) for b in boxes]) for side in ("top", "left"))
-    bottom = -_least([-(b.top + b.height) for b in boxes])
-    right = -_least([-(b.left + b.width) for b in boxes])
-    start = fn.stack(top, left)
+    anchor, extent = [], []
+    for axis, (begin, length) in enumerate((("top", "height"), ("left", "width"))):
+        first, last = fn.cast(shape[axis], dtype=types.FLOAT), 0.0
+        for box, size in zip(boxes, sizes, strict=True):
+            begin_V, length_V = getattr(box, begin), getattr(box, length)
+            reach_V = 1 + length_V / size
+            first = math.min(first, fn.reductions.min(begin_V - reach_V))
+            last = math.max(last, fn.reductions.max(begin_V + length_V + reach_V))
+        first = math.max(math.floor(first), 0.0)
+        anchor.append(first)
+        extent.append(math.min(math.ceil(last), shape[axis]) - first)
     image = fn.decoders.image_slice(
         encoded,
-        start,
-        fn.stack(bottom, right) - start,
+        fn.stack(*anchor),
+        fn.stack(*extent),
         axis_names="HW",
         normalized_anchor=False,
         normalized_shape=False,
         device="cpu",
         output_type=types.RGB,
     )
-    return image, [b.moved(top, left) for b in boxes]
-
-
-def _least(values: Sequence[DataNode]) -> DataNode:
-    return fn.reductions.min(fn.cat(*values) if len(values) > 1 else values[0])
+    return image, [box.moved(*anchor) for box in boxes]
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:

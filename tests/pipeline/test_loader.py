@@ -2,9 +2,11 @@
 
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipeline.augment import Crop, Policy, SimCLR
@@ -12,6 +14,7 @@ from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
+from shards.source import Folder
 from shards.write import write
 from tests.conftest import MakeShardSet, Pictures
 
@@ -257,3 +260,68 @@ def test_gpu_views_equal_cpu_views(make_shard_set: MakeShardSet) -> None:
     for on_cpu, on_gpu in zip(cpu.views, gpu.views, strict=True):
         # Rounding of a pixel to one of 255 levels, a few times over, is 0.02 after normalising.
         assert (on_cpu - on_gpu.cpu()).abs().mean() < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("finish", ["fused", "dali"])
+def test_the_host_never_waits_for_the_gpu(make_shard_set: MakeShardSet, finish: Any) -> None:
+    device = torch.device("cuda", 0)
+    loader = Loader(
+        make_shard_set(64),
+        MULTI_CROP,
+        batch_size_per_rank=8,
+        device=device,
+        tuning=Tuning(finish=finish),
+    )
+    with loader:
+        batches = chain.from_iterable(repeat(loader))
+        next(batches)  # constants are copied, kernels compiled
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                next(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("resampling", "grows"), [("warp", False), ("supersample", False), ("resize", True)]
+)
+def test_one_operator_makes_all_views(
+    make_shard_set: MakeShardSet, resampling: Any, grows: bool
+) -> None:
+    """Of the operators that touch pixels only those of "resize" grow in number with the views."""
+
+    def pixel_operators(count: int) -> int:
+        group = ViewGroup(policy=SimCLR(), count=count, size=16, resampling=resampling)
+        with Loader(make_shard_set(16), [group], batch_size_per_rank=4) as loader:
+            graph = loader.stage("augment")
+            graph.build()
+            names = [op.name.strip("_").split("_")[0] for op in graph._ops or []]
+        assert "Uniform" in names  # the names are what this test takes them for
+        return sum(name in ("WarpAffine", "Resize", "Filter", "Reshape") for name in names)
+
+    few, many = pixel_operators(2), pixel_operators(16)
+    assert (many - few == 14) if grows else (many == few)
+
+
+def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding a part of a JPEG is exact: bit for bit the views of the whole image."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pictures = Pictures(16, height=120, width=160)
+    for index in range(16):
+        Image.fromarray(pictures.pixels(index)).save(folder / f"{index}.jpg", quality=85)
+    shard_set = write(Folder(root=folder), tmp_path / "shards")
+    group = ViewGroup(policy=SimCLR(), count=2, size=32)
+
+    def views() -> Tensor:
+        with Loader(shard_set, [group], batch_size_per_rank=16) as loader:
+            return next(iter(loader)).views[0].clone()
+
+    parts = views()
+    monkeypatch.setattr("pipeline.graph.FEW_VIEWS", 0)
+    # One rounding of a coordinate in float32 is the only difference.
+    assert (parts - views()).abs().max() < 1.01 / 255 / 0.224
