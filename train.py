@@ -15,6 +15,7 @@ import signal
 import sys
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.tuning import default_threads, float_type
 from shards.layout import open_shards
 from shards.watch import Watch
 from training import checkpoint, folder, tuned
+from training.budget import forecast, refuse
 from training.command import run_command
 from training.config import parse
 from training.header import header
@@ -129,6 +131,15 @@ def main() -> None:
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
     train_step = Step(config, accelerator)
     method, optimizer = train_step.method, train_step.optimizer
+    foretell = partial(forecast, config, method, loader, ranks_here=ranks_here)
+    budget = foretell()
+    if config.check_memory:
+        refuse(
+            budget,
+            lambda size: foretell(batch_size_per_rank=size),
+            batch_size=config.batch_size,
+            world_size=world_size,
+        )
 
     # ── resume ──────────────────────────────────────────────────────────────────────────────────
     step, seconds = 0, 0.0
@@ -175,7 +186,8 @@ def main() -> None:
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
     verdict = Verdict(loader, stages)
     rows = header(config, loader, precision, total_steps, tuning_source)
-    monitor.header(rows | ({"profile": str(stages)} if stages else {}))
+    rows |= {"memory": budget.describe()} | ({"profile": str(stages)} if stages else {})
+    monitor.header(rows)
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
 

@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.peers import CONTESTANTS, TORCHVISION_V2, VIEWRANK, Contestant, Feed, stored_images
 from benchmarks.sharding import files_below
-from benchmarks.surroundings import surroundings
+from tools.surroundings import surroundings
 
 LAW = "SimCLR at strength 1: area 0.08..1, flip, jitter, grayscale, blur from 64 px on, normalised"
 IMAGES = {"coco": 2048, "cifar10": 10_240, "stl10raw": 4096}  # multiples of the batches below

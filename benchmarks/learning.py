@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.surroundings import surroundings
+from tools.surroundings import surroundings
 from training.command import run_command
 from training.monitor import records
 

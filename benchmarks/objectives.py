@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.surroundings import surroundings
 from model import objective
 from model.objective import Objective
+from tools.surroundings import surroundings
 
 V, D = 4, 128
 SECONDS = 2.0  # of repeats in one process, but 3 repeats or more

@@ -395,7 +395,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="Folder for what is written meanwhile.")
     parser.add_argument("--out", type=Path, help="JSON to write.")
     arguments = parser.parse_args()
-    from benchmarks.surroundings import surroundings
+    from tools.surroundings import surroundings
 
     record = {
         "surroundings": surroundings(

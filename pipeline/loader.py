@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import sys
 import time
 from collections import deque
@@ -243,6 +244,7 @@ class Loader:
         """Return the next outputs of the pipeline and start the one after the prefetched ones."""
         try:
             if self._pipeline is None:
+                _allow_open_files(len(self.shard_set.tars))
                 # Built late, because only construction can restore a state.
                 self._pipeline = views_pipeline(
                     self.shard_set, self.groups, checkpoint=self._blob, **self._settings
@@ -267,6 +269,12 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     run has ended anyway. Other failures come back unchanged.
     """
     text = " ".join(str(error).split())
+    if "Too many open files" in text:
+        return ValueError(
+            f"{shard_set.root} has {len(shard_set.tars):,} shards, more than can be open at once "
+            "here: raise the limit (ulimit -n, or sysctl vm.max_map_count), or write larger shards "
+            "(--samples_per_shard)."
+        )
     if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
         return error
     sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
@@ -277,6 +285,18 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
         f"{shard_set.tar_place} --repair true --deep true"
     )
+
+
+def _allow_open_files(shards: int) -> None:
+    """Raise this process's limit on open files, as far as it may.
+
+    DALI maps tars into memory; beyond half of the mappings that the kernel allows a process, it
+    keeps each of them open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = shards + 1024
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def current_stream(device: torch.device) -> Any:

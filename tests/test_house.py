@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": {"training", "model", "pipeline", "torch", "timm", "rich", "yaml", "jsonargparse"}
     | {"safetensors", "shards"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools"}
-    | {"torch", "numpy", "PIL", "rich", "jsonargparse"},
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"},
 }
 
 

@@ -27,11 +27,17 @@ from pipeline.tuning import Tuning
 RESUMABLE = {
     *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
-    "profile_seconds",
+    *("profile_seconds", "check_memory"),
     *("tuned", "tuning.threads", "tuning.prefetch", "tuning.hw_decoder_load", "tuning.minibatch"),
 }
 
-SWITCHES = {"self_check", "check_shards", "compile", "sync_batch_norm"}  # --no_X is --X false
+SWITCHES = {
+    "self_check",
+    "check_shards",
+    "check_memory",
+    "compile",
+    "sync_batch_norm",
+}  # --no_X is --X false
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,8 @@ class Config:
     found for this machine and load, if it was run; none: the defaults; or a YAML file of its."""
     check_shards: bool = True
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
+    check_memory: bool = True
+    """Refuse a batch whose step is reckoned to need more memory than the device has."""
     profile_seconds: float = 1.5
     """How long the pipeline's stages are measured before training; 0, not at all."""
     self_check: bool = True

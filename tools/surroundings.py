@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,10 +17,13 @@ def surroundings(*packages: str) -> dict[str, Any]:
     """Return what figures depend on besides the code, with the versions of these packages."""
     cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = None
+    if shutil.which("git"):
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        commit = asked.stdout.strip() if asked.returncode == 0 else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
+        "commit": commit,
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,177 @@
+"""What tools.bench reports is consistent, and it leaves nothing else behind."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from shards.layout import ShardSet
+from tests.conftest import MakeShardSet
+from tests.program import RECIPE, finish
+from tools import bench, measure
+from training.command import run_command
+
+VIEWS, BATCH_SIZE = 4, 8  # of RECIPE
+
+
+@pytest.fixture(scope="module")
+def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
+    return make_shard_set(42)
+
+
+@pytest.fixture
+def flags(shard_set: ShardSet, tmp_path: Path) -> list[str]:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    more = ["--shards", str(shard_set.root), "--device", "cpu", "--tuned", "none"]
+    return ["--config", str(recipe), *more]
+
+
+def check(record: dict[str, Any], kinds: set[str]) -> None:
+    """Hold the figures against each other."""
+    assert set(record["figures"]) == kinds
+    for name, figures in record["figures"].items():
+        ms = figures["ms_a_batch"]
+        assert 0 < figures["least"] <= ms <= figures["most"]
+        assert figures["images_per_second"] * ms == pytest.approx(1000 * BATCH_SIZE)
+        assert figures["views_per_second"] == pytest.approx(VIEWS * figures["images_per_second"])
+        assert figures["batches"] >= 2 * record["rounds"]
+        if name != "step":
+            assert 0 < figures["host_ms_a_batch"] <= figures["most"]
+            # Without a GPU, waiting is being in the loader.
+            assert 0 < figures["data_wait"] <= 1
+    assert record["memory_gib"]["host"] > 0.1
+    assert record["surroundings"]["cores"] and record["surroundings"]["versions"]["torch"]
+    assert record["settings"]["batch_size"] == BATCH_SIZE
+    assert record["tuning"]["finish"] == "fused" and "defaults" in record["tuning"]["source"]
+    assert not any(text.startswith("/") for text in texts(record)), "an absolute path"
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in texts(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_feed_measures_the_parts_and_the_whole(flags: list[str], tmp_path: Path) -> None:
+    """As its users start it."""
+    files = {name: tmp_path / f"feed.{name}" for name in ("json", "png", "trace")}
+    program = [sys.executable, "-m", "tools.bench", "feed", *flags, "--seconds", "0.5"]
+    program += ["--rounds", "2", "--json", str(files["json"]), "--chart", str(files["png"])]
+    code, out, err = finish([*program, "--trace", str(files["trace"])])
+    assert code == 0, err
+    record = json.loads(files["json"].read_text())
+    check(record, {"loader", "step", "both"})
+    assert (record["what"], record["rounds"], record["views"]) == ("feed", 2, VIEWS)
+    ratio = record["ratio"]
+    assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
+    step, both = record["figures"]["step"], record["figures"]["both"]
+    assert step["least"] / both["most"] <= ratio["median"] <= step["most"] / both["least"]
+    assert "loader alone" in out and f"{ratio['median']:.3f}" in out and "perfetto" in out
+
+    width, height = Image.open(files["png"]).size
+    assert width > height > 200
+    names = [event.get("name") for event in json.loads(files["trace"].read_text())["traceEvents"]]
+    assert names.count("loader") >= 5 and names.count("step") >= 5
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"recipe.yaml", *(path.name for path in files.values())}, "no run folder"
+
+
+@pytest.mark.parametrize(("what", "kind"), [("pipeline", "loader"), ("step", "step")])
+def test_a_part_alone(
+    what: str,
+    kind: str,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "figures.json"
+    more = ["--seconds", "0.2", "--rounds", "1", "--json", str(out)]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    # In this process one thread computes: several wait long for each other on a busy machine.
+    monkeypatch.setattr(measure, "default_threads", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["bench", what, *flags, *more])
+    threads = torch.get_num_threads()
+    bench.main()
+    torch.set_num_threads(threads)
+    record = json.loads(out.read_text())
+    check(record, {kind})
+    assert "ratio" not in record and "one round" in capsys.readouterr().out
+
+
+def test_the_verdict_is_as_certain_as_the_rounds() -> None:
+    def said(least: float, middle: float, most: float) -> str:
+        record = {
+            "ratio": {"least": least, "median": middle, "most": most},
+            "figures": {"both": {"data_wait": 0.01}},
+            "surroundings": {"gpu": "some"},
+            "memory_gib": {"host": 1.0, "gpu": 2.0},
+        }
+        return " ".join(bench.conclusions(record))
+
+    assert "is reached" in said(0.975, 0.98, 0.99)
+    assert "is missed" in said(0.90, 0.91, 0.92)
+    assert "neither" in said(0.96, 0.98, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "words"),
+    [
+        ("feed", ["--seconds", "0"], ["seconds=0", "more than 0"]),
+        ("feed", ["--rounds", "0"], ["rounds=0", "1 or more"]),
+        ("feed", ["--json", "no/such/x.json"], ["no/such is no folder", "--json"]),
+        ("feed", ["--shards", "nowhere"], ["nowhere is not a folder of shards"]),
+        ("step", ["--batch_size", "64"], ["batch_size=64 exceeds the 42 samples", "42 or lower"]),
+        ("food", [], ["food"]),
+    ],
+)
+def test_wrong_input_is_one_line(
+    what: str,
+    more: list[str],
+    words: list[str],
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    refused(["bench", what, *flags, *more], words, monkeypatch, capsys)
+
+
+def test_a_chart_without_matplotlib_says_how_to_get_it(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    words = ["matplotlib", "not installed", "uv pip install"]
+    refused(["bench", "step", *flags, "--chart", "x.png"], words, monkeypatch, capsys)
+
+
+def test_several_processes_are_refused(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["WORLD_SIZE=2", "one process", "without accelerate launch"]
+    refused(["bench", "step", *flags], words, monkeypatch, capsys)
+
+
+def refused(
+    command: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        run_command(bench.main)
+    _, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
