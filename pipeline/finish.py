@@ -28,7 +28,10 @@ from .augment.color import LUMA
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
-_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
+# Four digits: the three of DALI's chroma rows do not add up to 0, and would tint a gray view.
+_YIQ = torch.tensor(
+    [LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
+)
 _CHUNK = 1 << 20  # bytes of float32 in flight on the CPU: what stays in its second-level cache
 
 
@@ -247,7 +250,7 @@ def _chroma_maps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     middle = torch.zeros(3, 3, 3, dtype=torch.float64)
     middle[0, 0, 0] = 1
     middle[1, 1, 1] = middle[1, 2, 2] = 1
-    middle[2, 1, 2], middle[2, 2, 1] = -1, 1
+    middle[2, 1, 2], middle[2, 2, 1] = 1, -1  # red turns towards yellow, as in HSV and DALI
     luma, chroma, turn = (back @ middle @ _YIQ).transpose(1, 2).float().to(device)
     return luma, chroma, turn
 
