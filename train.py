@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from evaluation import retrieval
 from evaluation.suite import Suite
@@ -89,6 +90,8 @@ def main() -> None:
         ranks_per_node=ranks_here,
         continued=saved is not None,
     )
+    if world_size > 1:
+        tuning, tuning_source = broadcast_object_list([tuning, tuning_source])
     loader = Loader(
         shard_set,
         config.groups,
@@ -122,7 +125,7 @@ def main() -> None:
             autocast=config.autocast(),
             rank=rank,
             world_size=world_size,
-            threads=tuning.threads,
+            tuning=tuning,
         )
     if rank == 0:
         folder.prepare(config.run, settings)
@@ -131,9 +134,10 @@ def main() -> None:
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
     train_step = Step(config, accelerator)
     method, optimizer = train_step.method, train_step.optimizer
-    foretell = partial(forecast, config, method, loader, ranks_here=ranks_here)
-    budget = foretell()
+    budget = None
     if config.check_memory:
+        foretell = partial(forecast, config, method, loader, ranks_here=ranks_here)
+        budget = foretell()
         refuse(
             budget,
             lambda size: foretell(batch_size_per_rank=size),
@@ -186,7 +190,10 @@ def main() -> None:
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
     verdict = Verdict(loader, stages)
     rows = header(config, loader, precision, total_steps, tuning_source)
-    rows |= {"memory": budget.describe()} | ({"profile": str(stages)} if stages else {})
+    if budget is not None:
+        rows["memory"] = budget.describe()
+    if stages is not None:
+        rows["profile"] = str(stages)
     monitor.header(rows)
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")

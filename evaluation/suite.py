@@ -34,7 +34,7 @@ class Suite:
         autocast: precision of the encoder; none is float32.
         rank: this process.
         world_size: number of processes; each embeds its part.
-        threads: CPU threads of the data pipelines.
+        tuning: how the data pipelines run on this machine.
         view_samples: how many held-out samples are ranked by view retrieval, at most.
     """
 
@@ -45,7 +45,7 @@ class Suite:
     autocast: torch.dtype | None = None
     rank: int = 0
     world_size: int = 1
-    threads: int | None = None
+    tuning: Tuning | None = None
     view_samples: int = 1024
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Suite:
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
-            threads=self.threads,
+            tuning=self.tuning,
         )
         own = embed(method.encoder, images, autocast=self.autocast)
         return Features(
@@ -118,7 +118,7 @@ class Suite:
             world_size=self.world_size,
             device=self.device,
             seed=VIEW_SEED,
-            tuning=Tuning(threads=self.threads),
+            tuning=(self.tuning or Tuning()).for_one_pass(),
         )
         parts: list[Tensor] = []
         with loader, eval_mode(method):

@@ -4,7 +4,7 @@
 
 One pass on the training stream instead of two or three inside DALI: it reads a byte and writes a
 float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
-(`pipeline.kernel`); the definition is `finish_views`, which is also what the CPU runs.
+(`pipeline.kernel`); the definition is `Finish` in PyTorch's operators, which the CPU runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Finish:
         late: the augmentations that DALI left to do (`Policy.late`).
         dtype: of the result.
         workers: on the CPU, who does the work, from `one_threaded`; none, the calling thread.
-        kernel: on a GPU, use the Triton kernel; otherwise PyTorch's operators.
     """
 
     def __init__(
@@ -51,12 +50,10 @@ class Finish:
         *,
         dtype: torch.dtype,
         workers: Executor | None = None,
-        kernel: bool = True,
     ) -> None:
         self.color = next((a for a in late if isinstance(a, Color)), None)
         self.solarize = next((a for a in late if isinstance(a, Solarize)), None)
         self.dtype = dtype
-        self._kernel = kernel
         self._workers = workers
         self._pool = _Pool()
         self._local = threading.local()
@@ -70,7 +67,7 @@ class Finish:
         """
         # Also within inference mode, which does not reach the workers.
         with torch.inference_mode(False), torch.no_grad():
-            if pixels_NPC.is_cuda and self._kernel:
+            if pixels_NPC.is_cuda:
                 from .kernel import finish_on_gpu
 
                 return finish_on_gpu(self, pixels_NPC, factors_NF)
@@ -78,11 +75,6 @@ class Finish:
             if self.color is not None:
                 assert factors_NF is not None
                 maps = self._maps(factors_NF, _block(pixels_NPC.shape[1]))
-            if pixels_NPC.is_cuda:
-                x_NPC = pixels_NPC.float()
-                y_NPC = torch.empty_like(x_NPC)
-                self._finish(x_NPC, y_NPC, factors_NF, maps)
-                return y_NPC.to(self.dtype)
             return self._on_cpu(pixels_NPC, factors_NF, maps)
 
     def _on_cpu(
@@ -159,8 +151,8 @@ class Finish:
         y_NPC: Tensor,
         factors_NF: Tensor | None,
         maps: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        """Write the finished views of `x_NPC` to `y_NPC`, float32 both, and return them."""
+    ) -> None:
+        """Write the finished views of `x_NPC` to `y_NPC`, float32 both."""
         # Views as rows of whole pixels, wide enough to be multiplied and clamped at full speed.
         block = _block(x_NPC.shape[1])
         x, y = (t.view(len(t), -1, 3 * block) for t in (x_NPC, y_NPC))
@@ -172,7 +164,8 @@ class Finish:
             lift_N11 = (lift_N * self.pivot(x_NPC))[:, None, None]
             if self.linear:
                 torch.baddbmm(lift_N11 * scale + shift, x, map_NKK, out=y)
-                return torch.clamp(y, low, high, out=y)
+                torch.clamp(y, low, high, out=y)
+                return
             torch.baddbmm(lift_N11, x, map_NKK, out=y).clamp_(0, 255)
             if self.color is not None and self.color.hue_space == "hsv":
                 assert factors_NF is not None
@@ -183,7 +176,7 @@ class Finish:
             assert factors_NF is not None
             threshold = factors_NF[:, -1, None, None]
             torch.where(y >= threshold, 255 - y, y, out=y)
-        return torch.addcmul(shift, y, scale, out=y)
+        torch.addcmul(shift, y, scale, out=y)
 
 
 def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:

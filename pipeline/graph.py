@@ -34,7 +34,8 @@ class ViewGroup:
     """Views of one size under one policy; multi-crop is two or more groups."""
 
     policy: Policy
-    """How a view is made: SimCLR, MoCoV2, SwAV, GroCo, or Policy with a crop and augmentations."""
+    """How a view is made: SimCLR, MoCoV2, SwAV, BYOL, DINO, GroCo, S2R2 (docs/augmentation.md), or
+    Policy with a crop and augmentations."""
     count: int = 4
     """Views of each sample (V)."""
     size: int = 96
@@ -100,13 +101,14 @@ def views_pipeline(
         tuning: how it runs on this machine; no field is none.
         checkpoint: where to go on, from `Pipeline.checkpoint`.
         stage: how far to go, for a profile: "read" outputs ids and labels alone, "decode" the
-            images' shapes too, once they are decoded.
+            decoded images too.
     """
     gpu = device.type == "cuda"
     part = -(-len(shard_set) // world_size)
     sizes = shard_set.manifest.statistics
-    # What the decoder's cache, if it is used, may grow to: all of the part, each image the largest.
-    cache_mib = 1 + part * sizes.max_width * sizes.max_height * 3 // 2**20
+    # What the decoder's cache, if it is used, may grow to: all of the set, because parts change
+    # with every epoch, each image as large as the largest.
+    cache_mib = 1 + len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
     assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
         batch_size=batch_size,
@@ -134,13 +136,14 @@ def views_pipeline(
             pad_last_batch=True,
         )
         outputs: list[DataNode] = []
+        drawn = [(group, Draw(group.count, (seed, rank, 1 + i))) for i, group in enumerate(groups)]
         if stage == "decode":
-            outputs.append(decode(stored, gpu, tuning, cache_mib=cache_mib))
+            outputs.append(_image_and_boxes(stored, drawn, gpu, tuning, cache_mib)[0])
         elif stage == "augment":
             outputs += _views(
                 shard_set,
                 stored,
-                [(group, Draw(group.count, (seed, rank, 1 + i))) for i, group in enumerate(groups)],
+                drawn,
                 device=device,
                 dtype=dtype,
                 tuning=tuning,
@@ -148,6 +151,22 @@ def views_pipeline(
             )
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
     return pipeline
+
+
+def _image_and_boxes(
+    stored: list[DataNode],
+    groups: Sequence[tuple[ViewGroup, Draw]],
+    gpu: bool,
+    tuning: Tuning,
+    cache_mib: int,
+) -> tuple[DataNode, list[Boxes]]:
+    """Return the decoded image, or what is needed of it, and each group's crops in it."""
+    shape = _shape(stored)
+    boxes = [group.policy.crop.draw(shape, draw) for group, draw in groups]
+    if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
+        sizes = [group.size for group, _ in groups]
+        return _decode_surroundings(stored[0], shape, boxes, sizes)
+    return decode(stored, gpu, tuning, cache_mib=cache_mib), boxes
 
 
 def _views(
@@ -163,13 +182,7 @@ def _views(
     """Return the outputs of all view groups; see `views_pipeline`."""
     gpu = device.type == "cuda"
     assert tuning.minibatch is not None
-    shape = _shape(stored)
-    boxes = [group.policy.crop.draw(shape, draw) for group, draw in groups]
-    if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
-        sizes = [group.size for group, _ in groups]
-        image, boxes = _decode_surroundings(stored[0], shape, boxes, sizes)
-    else:
-        image = decode(stored, gpu, tuning, cache_mib=cache_mib)
+    image, boxes = _image_and_boxes(stored, groups, gpu, tuning, cache_mib)
     outputs: list[DataNode] = []
     for (group, draw), crops in zip(groups, boxes, strict=True):
         views = cut(
@@ -198,7 +211,7 @@ def images_pipeline(
     rank: int,
     world_size: int,
     device: torch.device,
-    threads: int,
+    tuning: Tuning,
     dtype: torch.dtype,
 ) -> Pipeline:
     """Build the evaluation graph: centre crops without augmentation, in the order of the shards.
@@ -208,9 +221,10 @@ def images_pipeline(
     padded by repeating its last sample. For arguments see `views_pipeline`.
     """
     gpu = device.type == "cuda"
+    assert tuning.threads, "a filled Tuning"
     pipeline = Pipeline(
         batch_size=batch_size,
-        num_threads=threads,
+        num_threads=tuning.threads,
         device_id=device.index if gpu else None,
         seed=0,
         prefetch_queue_depth=2,
@@ -225,7 +239,7 @@ def images_pipeline(
             pad_last_batch=True,
         )
         image = fn.resize(
-            decode(stored, gpu, Tuning().filled(batch_size=batch_size)),
+            decode(stored, gpu, tuning),
             resize_shorter=float(size * 8 // 7 if size >= 128 else size),
             interp_type=types.INTERP_LINEAR,
             antialias=True,

@@ -12,7 +12,7 @@ from shards.layout import ShardSet
 
 from .graph import images_pipeline
 from .loader import current_stream, unreadable
-from .tuning import default_threads
+from .tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Images:
         rank: this process.
         world_size: number of processes; their parts are disjoint and together complete.
         device: where the images are decoded and delivered.
-        threads: CPU threads; by default, all that this process may use.
+        tuning: how it runs on this machine.
         dtype: of the images, float16 or float32.
     """
 
@@ -50,14 +50,14 @@ class Images:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
-        threads: int | None = None,
+        tuning: Tuning | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shard_set = shard_set
         self.size, self.batch_size = size, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
-        self.threads = threads or default_threads()
+        self.tuning = (tuning or Tuning()).for_one_pass().filled(batch_size=batch_size)
         self.dtype = dtype
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Images:
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
-            threads=self.threads,
+            tuning=self.tuning,
             dtype=self.dtype,
         )
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,18 +31,20 @@ def finish_on_gpu(finish: Finish, pixels_NPC: Tensor, factors_NF: Tensor | None)
         assert factors_NF is not None
         row[:, 11] = factors_NF[:, -1]
     kernel: Any = _finish
-    kernel[views, triton.cdiv(pixels, _PIXELS)](
-        pixels_NPC,
-        row,
-        out_NPC,
-        pixels,
-        *MEAN,
-        *STD,
-        COLOR=finish.color is not None,
-        HSV=finish.color is not None and finish.color.hue_space == "hsv",
-        SOLARIZE=finish.solarize is not None,
-        BLOCK=_PIXELS,
-    )
+    # Triton launches on the current device, whatever its arguments lie on.
+    with torch.cuda.device(pixels_NPC.device) if pixels_NPC.is_cuda else nullcontext():
+        kernel[views, triton.cdiv(pixels, _PIXELS)](
+            pixels_NPC,
+            row,
+            out_NPC,
+            pixels,
+            *MEAN,
+            *STD,
+            COLOR=finish.color is not None,
+            HSV=finish.color is not None and finish.color.hue_space == "hsv",
+            SOLARIZE=finish.solarize is not None,
+            BLOCK=_PIXELS,
+        )
     return out_NPC
 
 

@@ -166,6 +166,7 @@ class Loader:
         if self.device.type == "cpu":  # where time grows with the batch, a small one tells
             batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
         settings = dict(self._settings)
+        allow_open_files(len(self.shard_set.tars))
         # Shuffled little: filling the buffer would be timed too.
         settings |= {"batch_size": batch_size, "shuffle_buffer": batch_size}
         return views_pipeline(self.shard_set, self.groups, checkpoint=None, stage=stage, **settings)
@@ -208,15 +209,18 @@ class Loader:
             if state.get(name) != here:
                 raise ValueError(
                     f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
-                    "the samples would come in another order. Continue with the same shards, "
-                    "batch size and number of processes."
+                    "what comes next would be something else. Continue with the same shards, "
+                    "batch size, number of processes and --tuning."
                 )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._blob = state["pipeline"].numpy().tobytes() or None
 
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
+        if self._pipeline is not None:
+            self._blob = self._pipeline.checkpoint()
         self._pipeline = None
+        self._held.clear()
         if self._workers is not None:
             self._workers.shutdown()
 
@@ -238,13 +242,16 @@ class Loader:
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,
+            # Another graph would restore the random state of other operators.
+            "finish": self.tuning.finish,
+            "decode": self.tuning.decode,
         }
 
     def _take(self) -> tuple[Any, ...]:
         """Return the next outputs of the pipeline and start the one after the prefetched ones."""
         try:
             if self._pipeline is None:
-                _allow_open_files(len(self.shard_set.tars))
+                allow_open_files(len(self.shard_set.tars))
                 # Built late, because only construction can restore a state.
                 self._pipeline = views_pipeline(
                     self.shard_set, self.groups, checkpoint=self._blob, **self._settings
@@ -287,7 +294,7 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     )
 
 
-def _allow_open_files(shards: int) -> None:
+def allow_open_files(shards: int) -> None:
     """Raise this process's limit on open files, as far as it may.
 
     DALI maps tars into memory; beyond half of the mappings that the kernel allows a process, it

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .dali import Pipeline
-from .loader import Loader, current_stream
+from .loader import Loader, current_stream, unreadable
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,17 @@ def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
     Args:
         loader: whose settings are measured.
         seconds: how long to measure; warming up, and batches that take longer, come on top.
+
+    Raises:
+        ValueError: a sample cannot be read or decoded.
     """
+    try:
+        return _profile(loader, seconds)
+    except RuntimeError as error:
+        raise unreadable(loader.shard_set, error) from error
+
+
+def _profile(loader: Loader, seconds: float) -> Profile:
     device, timed, outputs = loader.device, {}, []
     for stage in ("read", "decode", "augment"):
         pipeline = loader.stage(stage)

@@ -17,6 +17,7 @@ from shards.layout import ShardSet
 from .dali import Pipeline
 from .finish import Finish
 from .graph import ViewGroup, decode, read
+from .loader import allow_open_files, unreadable
 from .tuning import Tuning
 
 # Decoders differ by a level or two in the inverse cosine transform, and by more beside sharp edges
@@ -52,6 +53,7 @@ def compare_decoders(
 ) -> str:
     """See `check_decoder`; also where both are the CPU's."""
     gpu = device.type == "cuda"
+    allow_open_files(len(shard_set.tars))
     samples = min(samples, len(shard_set))
     pipeline = Pipeline(
         batch_size=samples,
@@ -64,7 +66,10 @@ def compare_decoders(
         here = decode(stored, gpu, tuning)
         there = decode(stored, False, tuning)
         pipeline.set_outputs(here, there, id_B)
-    images, expected, ids = (output.as_cpu() for output in pipeline.run())
+    try:
+        images, expected, ids = (output.as_cpu() for output in pipeline.run())
+    except RuntimeError as error:
+        raise unreadable(shard_set, error) from error
     worst = 0.0
     for i in range(samples):
         ours, theirs = (np.asarray(x.at(i)).astype(np.int16) for x in (images, expected))
@@ -102,7 +107,13 @@ def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: to
         given = factors[:, columns] if columns else None
         expected = Finish(late, dtype=torch.float32)(pixels, given)
         on_device = None if given is None else given.to(device)
-        found = Finish(late, dtype=dtype)(pixels.to(device), on_device).float().cpu()
+        try:
+            found = Finish(late, dtype=dtype)(pixels.to(device), on_device).float().cpu()
+        except Exception as error:  # Triton's own, and those of the compiler that it calls
+            raise ValueError(
+                f"the last pass's kernel does not run here ({' '.join(str(error).split())[:200]}). "
+                "Triton needs a C compiler; install one, or set --tuning.finish dali."
+            ) from error
         # Values reach 2.7; a value at the threshold may fall on either side of it.
         apart = (found - expected).abs() > 3 * torch.finfo(dtype).eps + 1e-3
         if apart.float().mean() > 1e-3:

@@ -13,6 +13,9 @@ import torch
 class Tuning:
     """Settings of the machine, not of the experiment: the same images, the same random draws.
 
+    `decode` and `hw_decoder_load` move pixels by what decoders differ in, a level or so, `finish`
+    by rounding and clamping (docs/augmentation.md); a run that is continued keeps these three.
+
     None is what `python -m tools.tune` found for this machine and load, or else a default.
     """
 
@@ -38,6 +41,10 @@ class Tuning:
                 raise ValueError(f"tuning.{name}={value}, but it must be 1 or more.")
         if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"tuning.hw_decoder_load={self.hw_decoder_load} is not from 0 to 1.")
+
+    def for_one_pass(self) -> Tuning:
+        """Return these settings for evaluation: the same decoder, but no cache of its images."""
+        return replace(self, decode="gpu") if self.decode == "cache" else self
 
     def over(self, other: Tuning) -> Tuning:
         """Return these settings, and those of `other` where there are none."""

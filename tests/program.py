@@ -35,7 +35,8 @@ warmup_epochs: 0.5
 clip_gradient_norm: 1.0
 shuffle_buffer: 16
 log_every: 1
-profile_seconds: 0.1
+profile_seconds: 0
+check_memory: false
 """
 
 

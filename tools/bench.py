@@ -157,7 +157,8 @@ def take_turns(
         say = _quiet
         if console.is_terminal:
             say = live.enter_context(console.status("warming up …")).update
-        fill_cache(loader)
+        if any(name != "step" for name in turns):
+            fill_cache(loader)
         for number in range(rounds + 1):
             measured.append({})
             for name, turn in turns.items():

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from evaluation.suite import Suite
 from shards.layout import open_shards
-from training import checkpoint, folder
+from training import checkpoint, folder, tuned
 from training.command import run_command
 from training.config import parse
 
@@ -64,7 +64,7 @@ def main() -> None:
         group=config.views,
         device=device,
         autocast=config.autocast(),
-        threads=config.tuning.threads,
+        tuning=tuned.kept(run) if device.type == "cuda" else None,
     )
     if not options.random_init:
         config.method.load_state_dict(saved.method())

@@ -151,7 +151,7 @@ def refuse(
     ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
     raise ValueError(
         f"batch_size={batch_size} needs more memory{ranks} than there is: {budget.describe()}, "
-        f"of which {_gib(budget.usable)} can be planned with. {remedy}"
+        f"of which {_gib(budget.usable)} can be planned with. {remedy} --no_check_memory tries it."
     )
 
 
@@ -165,7 +165,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
 
     and 4 u for supersampling's larger views, on a GPU 4 u for the blur's float32 scratch. With
     `Tuning.finish="dali"` the finished views take the place of the held and the waiting u. A decode
-    cache is all of the part, at the largest image's size: DALI takes that at once.
+    cache is all of the set, at the largest image's size: DALI takes that at once.
 
     d is B images of the median shorter side by up to 1.5 times that. The 2 in work and the 4 d were
     found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI decodes ahead of the
@@ -192,8 +192,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         if gpu:
             total += 4 * values
     if gpu and tuning.decode == "cache" and not loader.shard_set.manifest.raw:
-        part = -(-len(loader.shard_set) // loader.world_size)
-        total += part * statistics.max_width * statistics.max_height * 3
+        total += len(loader.shard_set) * statistics.max_width * statistics.max_height * 3
     return round(total)
 
 

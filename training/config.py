@@ -28,7 +28,7 @@ RESUMABLE = {
     *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
     *("profile_seconds", "check_memory"),
-    *("tuned", "tuning.threads", "tuning.prefetch", "tuning.hw_decoder_load", "tuning.minibatch"),
+    *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
 }
 
 SWITCHES = {
@@ -100,7 +100,7 @@ class Config:
     check_shards: bool = True
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
     check_memory: bool = True
-    """Refuse a batch whose step is reckoned to need more memory than the device has."""
+    """Reckon before training what memory a step needs, and refuse what the device does not have."""
     profile_seconds: float = 1.5
     """How long the pipeline's stages are measured before training; 0, not at all."""
     self_check: bool = True
@@ -298,8 +298,7 @@ def parse(
     command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = [
-        f"--{argument[5:]}=false" if argument[5:] in SWITCHES else argument
-        for argument in arguments
+        f"--{a[5:]}=false" if a.startswith("--no_") and a[5:] in SWITCHES else a for a in arguments
     ]
     try:
         namespace = command_line.parse_args(arguments)

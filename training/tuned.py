@@ -33,7 +33,8 @@ def resolve(
 ) -> tuple[Tuning, str]:
     """Return the settings, none missing, and in a word where they come from.
 
-    A run that is continued keeps what moves a pixel by a rounding, whatever was tuned since.
+    A run that is continued keeps those that move pixels, whatever was tuned since. Files may differ
+    between machines: with several ranks, the first one's answer counts.
 
     Raises:
         ValueError: a file cannot be read, or holds something else.
@@ -41,11 +42,9 @@ def resolve(
     tuning, sources = config.tuning, []
     if tuning != Tuning():
         sources.append("flags")
-    kept = config.run / NAME
-    if continued and kept.exists():
-        tuning = tuning.over(read(kept))
-        sources.append(str(kept))
-    elif config.tuned not in ("none", "None"):
+    if continued:
+        tuning = tuning.over(kept(config.run))
+    if config.tuned not in ("none", "None"):
         if config.tuned == "auto":
             path = path_for(config, shard_set, device, batch_size_per_rank, ranks_per_node)
         else:
@@ -54,7 +53,19 @@ def resolve(
             tuning = tuning.over(read(path))
             sources.append(str(path))
     filled = tuning.filled(batch_size=batch_size_per_rank, ranks_per_node=ranks_per_node)
-    return filled, " and ".join(sources) or "defaults; python -m tools.tune finds better ones"
+    return filled, " and ".join(sources) or "defaults"
+
+
+def kept(run: Path) -> Tuning:
+    """Return of a run's settings those that move pixels: it is continued and evaluated with them.
+
+    Raises:
+        ValueError: its file holds something else.
+    """
+    if not (run / NAME).exists():
+        return Tuning()
+    then = read(run / NAME)
+    return Tuning(decode=then.decode, hw_decoder_load=then.hw_decoder_load, finish=then.finish)
 
 
 def path_for(

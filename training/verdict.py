@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from pipeline.loader import Loader
 from pipeline.profile import Profile
+from pipeline.tuning import default_threads
 
 # Shares of the time waiting for data: from the first on a run is called input-bound, below the
 # second compute-bound; in between it stays what it was.
@@ -67,7 +67,7 @@ class Verdict:
         manifest = self.loader.shard_set.manifest
         stage = self.profile.largest if self.profile is not None else "augment"
         tries: list[str] = []
-        cores = len(os.sched_getaffinity(0))
+        cores = default_threads(self.loader.world_size)
         if (tuning.threads or 1) < cores and not (gpu and stage == "augment"):
             tries.append(f"--tuning.threads {cores}")
         if stage == "decode" and not manifest.raw:
@@ -82,5 +82,6 @@ class Verdict:
             tries.append("a faster or nearer disk for the shards")
         else:
             tries.append("fewer or smaller views, or a policy without blur")
-        tries.append("python -m tools.tune with this recipe")
+        if self.loader.world_size == 1:  # of one process it measures
+            tries.append("python -m tools.tune with this recipe")
         return "try " + ", or ".join(tries)

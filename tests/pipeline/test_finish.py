@@ -361,14 +361,3 @@ def test_triton_interpreted_does_what_the_definition_says(monkeypatch: pytest.Mo
 def test_triton_on_a_gpu_does_what_the_definition_says() -> None:
     found = kernel_differences("cuda")
     assert max(found[:-1]) < 2e-5 and found[-1] < 2e-3
-
-
-@pytest.mark.gpu
-def test_pytorchs_operators_on_a_gpu_do_what_they_do_on_a_cpu() -> None:
-    rows = torch.cat([factors(**OPERATORS["all"]), torch.full((N, 1), 127.7)], 1)
-    for hue_space in ("yiq", "hsv"):
-        late = [Color(hue_space=hue_space), Solarize()]
-        here = Finish(late, dtype=torch.float32)(PIXELS, rows)
-        there = Finish(late, dtype=torch.float32, kernel=False)(PIXELS.cuda(), rows.cuda())
-        # No TensorFloat-32 in the colour map: it would be a level off.
-        assert (there.cpu() - here).abs().flatten().quantile(0.999) < 1e-4

@@ -122,3 +122,12 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
         ValueError, match="batch_size=1000 is not divisible by world_size=3; try 999"
     ):
         config.batch_size_per_rank(3)
+
+
+def test_a_switch_can_be_turned_off_by_name_and_values_are_left_alone() -> None:
+    config = parse([*LEAST, "--no_self_check", "--no_check_memory"]).config
+    assert not config.self_check and not config.check_memory and config.check_shards
+    # The same letters, five characters in.
+    kept = parse(["--shards", "data/compile", "--run", "runs/self_check", "--steps", "5"]).config
+    assert kept.shards == "data/compile" and str(kept.run) == "runs/self_check"
+    assert kept.self_check and not kept.compile

@@ -1,6 +1,8 @@
 """The verdict follows the wait, names the largest stage, and tries what can help."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.profile import Profile, profile
 from pipeline.tuning import Tuning
+from shards.layout import open_shards
 from tests.conftest import MakeShardSet
 from training.verdict import Verdict
 
@@ -65,6 +68,22 @@ def test_a_profile_adds_up_and_leaves_the_loader_as_it_is(loader: Loader) -> Non
 
 def replace_loader(loader: Loader) -> Loader:
     return Loader(loader.shard_set, GROUPS, batch_size_per_rank=8)
+
+
+def test_a_damaged_image_ends_the_profile_with_what_to_do(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(make_shard_set(16).root, tmp_path / "damaged"))
+    tar = root / "00000.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"IDAT")
+    data[at - 8 : at + 64] = bytes(72)
+    tar.write_bytes(data)
+    with (
+        Loader(open_shards(str(root)), GROUPS, batch_size_per_rank=16) as loader,
+        pytest.raises(ValueError, match=r"00000.tar.*tools.verify"),
+    ):
+        profile(loader, seconds=0.1)
 
 
 def test_a_profile_of_more_work_is_longer(make_shard_set: MakeShardSet) -> None:
