@@ -9,9 +9,9 @@ feed's device. All follow SimCLR's augmentation at strength 1, every view with n
 and decode an image once for all of its views. viewrank and DALI read a shard set, which is in the
 page cache; all others find the very bytes of its tars in memory, so that no reader slows them down.
 Each is written as its users write it, with what its authors advise for speed. What differs in the
-pixels: DALI, and viewrank by default, turn hue in YIQ, which is cheaper than HSV (viewrank makes
-a fifth fewer images/s with HSV, docs/augmentation.md); plain DALI turns contrast about mid-grey; PIL's blur (lightly)
-approximates a Gaussian by boxes.
+pixels: DALI, and viewrank by default, turn hue in YIQ, which is cheaper than HSV (with HSV viewrank
+makes a fifth fewer images/s, docs/augmentation.md); plain DALI turns contrast about mid-grey; PIL's
+blur (lightly) approximates a Gaussian by boxes.
 """
 
 import io
