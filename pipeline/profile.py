@@ -88,15 +88,16 @@ def _profile(loader: Loader, seconds: float) -> Profile:
 
 def _time(call: Callable[[], object], seconds: float, device: torch.device) -> float:
     """Return the seconds a call, over two calls or more."""
-    _synchronize(device)
+    synchronize(device)
     begin, calls = time.perf_counter(), 0
     while calls < 2 or (time.perf_counter() - begin < seconds and calls < 50):
         call()
         calls += 1
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - begin) / calls
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

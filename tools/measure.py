@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
+from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
 from training.config import Config, Settings, parse, parser
@@ -222,12 +223,6 @@ def write_trace(
             turn()
         synchronize(device)
     profiler.export_chrome_trace(str(path))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:

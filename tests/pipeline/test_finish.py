@@ -3,7 +3,6 @@
 import colorsys
 import importlib.util
 import sys
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -55,13 +54,7 @@ OUT_OF_RANGE = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """PyTorch's threads would wait for those of the tests' other process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def factors(**changed: float) -> Tensor:
