@@ -254,7 +254,12 @@ def main() -> None:
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
             )
-            output = train_step(batch.views, learning_rate=rate)
+            output = train_step(
+                batch.views,
+                id_B=batch.id_B,
+                learning_rate=rate,
+                progress=(step + 1) / total_steps,
+            )
             bad_steps += ~output.loss.detach().isfinite()
             step += 1
 

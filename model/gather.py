@@ -35,6 +35,12 @@ def gather(z_VBD: Tensor) -> Tensor:
     return gather_exactly(wide_VBD)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
+def own_samples(B: int) -> slice:
+    """Return where this rank's B samples stand among those of all ranks."""
+    rank = dist.get_rank() if _world_size() > 1 else 0
+    return slice(rank * B, (rank + 1) * B)
+
+
 @torch.no_grad()
 def gather_rows(x_N: Tensor) -> Tensor:
     """Return the rows of all ranks in the order of ranks, without gradient.

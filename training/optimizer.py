@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 def build_optimizer(
     module: nn.Module,
     *,
+    fixed_rate: Sequence[nn.Module] = (),
     name: Literal["sgd", "adamw", "lars"],
     learning_rate: float,
     weight_decay: float,
@@ -21,17 +23,21 @@ def build_optimizer(
 
     Args:
         module: whose parameters are trained.
+        fixed_rate: its parts that `set_learning_rate` leaves at `learning_rate`.
         name: sgd, adamw, or lars as in You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888.
         learning_rate: at the start; the schedule sets it every step.
         weight_decay: of matrices and filters.
         momentum: of sgd and lars; the first beta of adamw.
     """
+    fixed = {id(p) for part in fixed_rate for p in part.parameters()}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+    groups: list[dict[str, Any]] = []
+    for scheduled in (True, False) if fixed else (True,):
+        own = [p for p in trained if (id(p) not in fixed) == scheduled]
+        decaying = {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay}
         # Scales and offsets of norms, and biases; lars does not adapt their rate either.
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        others = {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0}
+        groups += [{**group, "scheduled": scheduled} for group in (decaying, others)]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     if name == "sgd":
@@ -43,6 +49,7 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Set the rate of all parameters."""
+    """Set the rate of all parameters but those of a fixed rate."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if group["scheduled"]:
+            group["lr"] = learning_rate

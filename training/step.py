@@ -35,6 +35,7 @@ class Step:
         self.method = method
         optimizer = build_optimizer(
             method,
+            fixed_rate=method.fixed_rate(),
             name=config.optimizer,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -44,19 +45,28 @@ class Step:
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         method.train()
 
-    def __call__(self, views: Sequence[Tensor], *, learning_rate: float) -> Output:
+    def __call__(
+        self,
+        views: Sequence[Tensor],
+        *,
+        learning_rate: float,
+        progress: float = 0.0,
+        id_B: Tensor | None = None,
+    ) -> Output:
         """Train on one batch; the host never waits for the device.
 
         Args:
             views: one tensor a view group, [V, B, C, H, W].
             learning_rate: of this step.
+            progress: which part of the run is done with this step.
+            id_B: stable ids of the samples.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        output: Output = self._model(views)
+        output: Output = self._model(views, id_B)
         self._accelerator.backward(output.loss)
         if self._clip is not None:
             self._accelerator.clip_grad_norm_(self.parameters, self._clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step()
+        self.method.after_step(progress)
         return output

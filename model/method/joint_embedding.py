@@ -12,11 +12,13 @@ the authors is known: results are "S2R2-style". With `NTXent` it is SimCLR over 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..encoder import Encoder
-from ..gather import gather
+from ..gather import gather, own_samples
 from ..objective import Objective
 from ..projector import Projector
 from .method import Method, Output, encode
@@ -31,6 +33,8 @@ class JointEmbedding(Method):
         hidden_size: width of the projector's hidden layers.
         embedding_size: D, size of the embeddings that are ranked.
         projector_layers: number of linear layers.
+        gallery: what the views are compared with. all: every view. first_group: only the views of
+            the first group, the large crops of multi-crop; the small ones ask, and nothing else.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class JointEmbedding(Method):
         hidden_size: int = 512,
         embedding_size: int = 128,
         projector_layers: int = 2,
+        gallery: Literal["all", "first_group"] = "all",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -51,12 +56,19 @@ class JointEmbedding(Method):
             layers=projector_layers,
         )
         self.objective = objective
+        self.gallery = gallery
 
-    def forward(self, views: tuple[Tensor, ...]) -> Output:
+    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
+        del id_B
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
         z_VAD = gather(z_VBD.float())
-        return Output(loss=self.objective(z_VAD), z_VAD=z_VAD.detach())
+        loss = self.objective(
+            z_VAD,
+            gallery_views=len(views[0]) if self.gallery == "first_group" else None,
+            samples=own_samples(z_VBD.shape[1]),
+        )
+        return Output(loss=loss, z_VAD=z_VAD.detach())
 
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """See `Method.embed`."""
@@ -75,4 +87,9 @@ class JointEmbedding(Method):
                 f"{sum(counts)} view a sample, but ranking needs 2 or more: each view is a "
                 "query, and the sample's other views are its positives. Set --views.count 2 or "
                 "higher."
+            )
+        if self.gallery == "first_group" and counts[0] < 2:
+            raise ValueError(
+                f"gallery=first_group, but the first group has {counts[0]} view: set "
+                "--views.count 2 or higher, or --method.gallery all."
             )

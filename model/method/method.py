@@ -30,20 +30,29 @@ class Method(nn.Module, ABC):
     """What evaluation, export and checkpoints call the result."""
 
     @abstractmethod
-    def forward(self, views: tuple[Tensor, ...]) -> Output:
+    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """Return the loss of this rank's views.
 
         Args:
             views: one tensor a view group, [V, B, C, H, W], channels-last in memory with each
                 sample's views side by side.
+            id_B: stable ids of the samples, for methods that remember them.
         """
 
     @abstractmethod
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """Return the embeddings z [V, B, D] of one view group, for evaluation."""
 
-    def after_step(self) -> None:
-        """Do what follows the optimizer, such as moving averages."""
+    def after_step(self, progress: float) -> None:
+        """Do what follows the optimizer, such as moving averages.
+
+        Args:
+            progress: which part of the run is done, above 0 up to 1.
+        """
+
+    def fixed_rate(self) -> list[nn.Module]:
+        """Return the networks whose learning rate stays at its peak throughout."""
+        return []
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """Refuse what the method is not defined for, before anything is made.

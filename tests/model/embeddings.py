@@ -1,6 +1,7 @@
 """Embeddings to test objectives with, and what an objective makes of them."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ def aligned(V: int, A: int, D: int, noise: float = 0.5) -> Tensor:
     return embeddings(1, A, D) + noise * embeddings(V, A, D, seed=1)
 
 
-def value_and_gradient(objective: Objective, z_VAD: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    objective: Callable[[Tensor], Tensor], z_VAD: Tensor
+) -> tuple[Tensor, Tensor]:
     z_VAD = z_VAD.detach().clone().requires_grad_()
     loss = objective(z_VAD)
     loss.backward()

@@ -55,6 +55,17 @@ def test_the_common_idiom_would_divide_the_gradient_by_the_number_of_processes(
         assert_same(one, idiom)
 
 
+@every_objective
+def test_each_process_may_take_its_own_samples_part_of_an_objective(
+    Each: type[Objective], found: list[dict[str, Any]]
+):
+    loss, *gradients = one_process(lambda z_VAD: Each()(z_VAD, gallery_views=2))
+    ranks = [each[f"{Each.__name__}, own"] for each in found]
+    assert sum(each[0] for each in ranks) / WORLD_SIZE == pytest.approx(loss, abs=1e-12)
+    for each in ranks:
+        torch.testing.assert_close(list(each[1:]), gradients)
+
+
 def test_each_process_may_take_only_its_own_queries(found: list[dict[str, Any]]):
     loss, *gradients = one_process(lambda z_VAD: own_queries(z_VAD, z_VAD))
     ranks = [each["own queries"] for each in found]

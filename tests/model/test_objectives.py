@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -37,6 +38,37 @@ def test_order_of_samples_and_of_views_does_not_matter(Each: type[Objective]):
     mixed_loss, mixed_VAD = value_and_gradient(Each(), z_VAD[view_V][:, sample_A])
     torch.testing.assert_close(mixed_loss, loss)
     torch.testing.assert_close(mixed_VAD, gradient_VAD[view_V][:, sample_A])
+
+
+@every_objective
+@pytest.mark.parametrize("gallery_views", [2, 4])
+def test_the_mean_over_parts_of_the_samples_is_the_loss(Each: type[Objective], gallery_views: int):
+    z_VAD = aligned(4, 6, 8)
+    whole, gradient_VAD = value_and_gradient(partial(Each(), gallery_views=gallery_views), z_VAD)
+    parts = [
+        value_and_gradient(partial(Each(), gallery_views=gallery_views, samples=part), z_VAD)
+        for part in (slice(0, 2), slice(2, 4), slice(4, 6))
+    ]
+    torch.testing.assert_close(sum(loss for loss, _ in parts) / 3, whole)
+    torch.testing.assert_close(sum(gradient for _, gradient in parts) / 3, gradient_VAD)
+
+
+@every_objective
+def test_order_matters_neither_inside_the_gallery_nor_outside(Each: type[Objective]):
+    z_VAD = aligned(5, 6, 8)
+    objective = partial(Each(), gallery_views=2)
+    loss, gradient_VAD = value_and_gradient(objective, z_VAD)
+    view_V, sample_A = torch.tensor([1, 0, 4, 2, 3]), torch.tensor([5, 2, 0, 1, 4, 3])
+    mixed_loss, mixed_VAD = value_and_gradient(objective, z_VAD[view_V][:, sample_A])
+    torch.testing.assert_close(mixed_loss, loss)
+    torch.testing.assert_close(mixed_VAD, gradient_VAD[view_V][:, sample_A])
+
+
+@every_objective
+@pytest.mark.parametrize("gallery_views", [1, 6])
+def test_an_impossible_gallery_is_refused(Each: type[Objective], gallery_views: int):
+    with pytest.raises(ValueError, match=f"gallery_views={gallery_views}, expected 2 to 5"):
+        Each()(aligned(5, 6, 8), gallery_views=gallery_views)
 
 
 @every_objective

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.gather import gather, gather_rows
+from model.gather import gather, gather_rows, own_samples
 from model.objective import Objective
 
 WORLD_SIZE = 2
@@ -65,6 +65,12 @@ def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
         objective = Each()
         step(Each.__name__, lambda z_VBD, of=objective: of(gather(z_VBD)))
         idiom = f"{Each.__name__}, idiom"
+        step(
+            f"{Each.__name__}, own",
+            lambda z_VBD, of=objective: of(
+                gather(z_VBD), gallery_views=2, samples=own_samples(z_VBD.shape[1])
+            ),
+        )
         step(idiom, lambda z_VBD, of=objective: of(gather_without_gradient(z_VBD)))
     step("own queries", lambda z_VBD: own_queries(z_VBD, gather(z_VBD)))
 

@@ -49,7 +49,8 @@ class ThreeExponentials(Method):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, views: tuple[Tensor, ...]) -> Output:
+    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
+        del id_B
         x = views[0] * self.scale  # saves the views, which the loader holds anyway
         for _ in range(3):
             x = x.exp()
@@ -62,7 +63,8 @@ class ThreeExponentials(Method):
 class AllScores(Objective):
     """N × N scores and their exponentials, all at once."""
 
-    def loss(self, z_VAD: Tensor) -> Tensor:
+    def loss(self, z_VAD: Tensor, gallery_views: int, samples: slice) -> Tensor:
+        del gallery_views, samples
         z_ND = z_VAD.flatten(0, 1)
         return (z_ND @ z_ND.T).exp().sum()
 
@@ -70,7 +72,8 @@ class AllScores(Objective):
 class Mined(Objective):
     """How many scores it looks at depends on their values."""
 
-    def loss(self, z_VAD: Tensor) -> Tensor:
+    def loss(self, z_VAD: Tensor, gallery_views: int, samples: slice) -> Tensor:
+        del gallery_views, samples
         z_ND = z_VAD.flatten(0, 1)
         S_QG = z_ND @ z_ND.T
         return S_QG[S_QG > 0].sum()
