@@ -31,7 +31,7 @@ class Step:
         if config.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         if config.compile:
-            method.encoder.compile()
+            method.compile_encoders()
         self.method = method
         optimizer = build_optimizer(
             method,

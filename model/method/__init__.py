@@ -4,5 +4,7 @@ The import list is the registry: a method is one file beside these and one line 
 """
 
 from .joint_embedding import JointEmbedding as JointEmbedding
+from .method import MemoryRequest as MemoryRequest
 from .method import Method as Method
 from .method import Output as Output
+from .qk_iteration import QKIteration as QKIteration
