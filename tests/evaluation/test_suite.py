@@ -1,6 +1,7 @@
 """The suite: which figures, and whose labels."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from model.objective import SmoothAP
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from shards.layout import ShardSet
-from tests.conftest import MakeShardSet
+from shards.source.source import Sample
+from shards.write import write
+from tests.conftest import MakeShardSet, Pictures
 
 GROUP = ViewGroup(policy=SimCLR(), count=3, size=16)
 CPU = torch.device("cpu")
@@ -68,3 +71,37 @@ def test_sets_whose_labels_mean_different_things_are_refused(make_shard_set: Mak
 def test_fewer_samples_than_processes_are_refused(make_shard_set: MakeShardSet) -> None:
     with pytest.raises(ValueError, match="5 samples for 8 processes"):
         Suite(test=make_shard_set(5), train=None, group=GROUP, device=CPU, world_size=8)
+
+
+def test_copies_are_found_by_features_and_by_embeddings(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    """References searched for themselves are found; labels that mean classes are refused."""
+    source = Pictures(40)
+    source.classes = []
+    queries = write(Renamed(40), str(tmp_path / "queries"))
+    references = write(source, str(tmp_path / "references"))
+    suite = Suite(
+        test=make_shard_set(40),
+        train=None,
+        group=GROUP,
+        device=CPU,
+        queries=queries,
+        references=references,
+    )
+    figures = suite.run(method(), probe=False)
+    for name in ("copy_map", "copy_recall_at_p90", "copy_r1", "copy_z_map", "copy_z_r1"):
+        assert figures[name] == 1
+    with pytest.raises(ValueError, match=r"has classes.*tools\.shard copies"):
+        replace(suite, queries=make_shard_set(40))
+
+
+class Renamed(Pictures):
+    """Every picture as a query of itself."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(samples)
+        self.classes = []
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), label=index)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from model.encoder import SmallResNet
-from model.method import JointEmbedding, Method, Output
+from model.method import JointEmbedding, Method, Output, QKIteration
 from model.objective import NTXent, Objective, SmoothAP
 from pipeline.loader import Loader
 from tests.conftest import MakeShardSet
@@ -98,6 +98,17 @@ def test_the_model_is_weights_gradients_and_optimizer(
     buffers = sum(b.nbytes for b in method.buffers())
     found = forecast(configured("--optimizer", optimizer), method, loader)
     assert found.model == copies * trained + frozen + buffers
+
+
+def test_a_memory_that_is_yet_to_be_filled_is_counted(loader: Loader) -> None:
+    def needed(keys: int) -> int:
+        method = QKIteration(encoder=SmallResNet(width=8), embedding_size=64, keys=keys)
+        found = forecast(configured(), method, loader)
+        assert not found.unknown
+        return found.total
+
+    # Of both, the chunks that are looked at are as large: bfloat16 embeddings and int64 ids remain.
+    assert needed(300_000) - needed(100_000) == pytest.approx(200_000 * (64 * 2 + 8), rel=0.02)
 
 
 @pytest.mark.parametrize("batch_size", [16, 40])

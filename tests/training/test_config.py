@@ -93,6 +93,12 @@ def test_changed_names_the_fields_that_forbid_to_continue() -> None:
         (["--batch_size", "0"], ["batch_size=0", "above 0"]),
         (["--momentum", "1"], ["momentum=1.0", "below 1"]),
         (["--evaluation_train", "x"], ["evaluation_train=x", "--evaluation_test"]),
+        (["--evaluation_queries", "x"], ["evaluation_queries=x", "needs both", "or neither"]),
+        (
+            ["--evaluation_queries", "x", "--evaluation_references", "y"],
+            ["evaluation_queries=x", "--evaluation_test"],
+        ),
+        (["--method", "QKIteration"], ["4 views in one group", "--views.count 2"]),
         (["--mixed_precision", "fp16", "--device", "cpu"], ["fp16 needs a GPU", "bf16"]),
         (["--batchsize", "3"], ["unrecognized arguments", "--batchsize"]),
         (["--steps", "many"], ["steps", "many"]),
