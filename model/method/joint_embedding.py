@@ -21,7 +21,7 @@ from ..encoder import Encoder
 from ..gather import gather, own_samples
 from ..objective import Objective
 from ..projector import Projector
-from .method import Method, Output, encode
+from .method import Method, Output, encode, refuse_few
 
 
 class JointEmbedding(Method):
@@ -33,6 +33,7 @@ class JointEmbedding(Method):
         hidden_size: width of the projector's hidden layers.
         embedding_size: D, size of the embeddings that are ranked.
         projector_layers: number of linear layers.
+        output_norm: batch norm without scale and offset on the embeddings, as in GroCo.
         gallery: what the views are compared with. all: every view. first_group: only the views of
             the first group, the large crops of multi-crop; the small ones ask, and nothing else.
     """
@@ -45,6 +46,7 @@ class JointEmbedding(Method):
         hidden_size: int = 512,
         embedding_size: int = 128,
         projector_layers: int = 2,
+        output_norm: bool = False,
         gallery: Literal["all", "first_group"] = "all",
     ) -> None:
         super().__init__()
@@ -54,18 +56,35 @@ class JointEmbedding(Method):
             hidden_size=hidden_size,
             embedding_size=embedding_size,
             layers=projector_layers,
+            output_norm=output_norm,
         )
         self.objective = objective
         self.gallery = gallery
 
-    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
-        """See `Method.forward`."""
+    def forward(
+        self,
+        views: tuple[Tensor, ...],
+        id_B: Tensor | None = None,
+        gradient_VBD: Tensor | None = None,
+    ) -> Output:
+        """See `Method.forward` and, for `gradient_VBD`, `training.cache`."""
         del id_B
-        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
-        z_VAD = gather(z_VBD.float())
+        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views]).float()
+        if gradient_VBD is not None:
+            return Output(loss=(z_VBD * gradient_VBD).sum(), z_VAD=z_VBD.detach())
+        return self.compare(z_VBD, gallery_views=len(views[0]))
+
+    def compare(self, z_VBD: Tensor, *, gallery_views: int) -> Output:
+        """Return the objective of this rank's embeddings among those of all ranks.
+
+        Args:
+            z_VBD: embeddings of all groups' views, float32.
+            gallery_views: views of the first group.
+        """
+        z_VAD = gather(z_VBD)
         loss = self.objective(
             z_VAD,
-            gallery_views=len(views[0]) if self.gallery == "first_group" else None,
+            gallery_views=gallery_views if self.gallery == "first_group" else None,
             samples=own_samples(z_VBD.shape[1]),
         )
         return Output(loss=loss, z_VAD=z_VAD.detach())
@@ -77,17 +96,7 @@ class JointEmbedding(Method):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        if batch_size < 2:
-            raise ValueError(
-                f"batch_size={batch_size}, but a view is ranked against the views of other "
-                "samples: set --batch_size 2 or higher."
-            )
-        if sum(counts) < 2:
-            raise ValueError(
-                f"{sum(counts)} view a sample, but ranking needs 2 or more: each view is a "
-                "query, and the sample's other views are its positives. Set --views.count 2 or "
-                "higher."
-            )
+        refuse_few(counts=counts, batch_size=batch_size)
         if self.gallery == "first_group" and counts[0] < 2:
             raise ValueError(
                 f"gallery=first_group, but the first group has {counts[0]} view: set "
