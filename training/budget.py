@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.method import JointEmbedding, Method
+from model.method.method import large
 from model.objective import Objective
 from pipeline.loader import Loader
 
@@ -239,7 +240,7 @@ def _cached_gradient(
     with torch.no_grad(), precision:
         z_VPD = functional_call(method, state, (views,)).z_VAD
     z_VBD = z_VPD.new_empty(len(z_VPD), B, z_VPD.shape[-1]).requires_grad_()
-    loss = method.compare(z_VBD, gallery_views=len(views[0])).loss
+    loss = method.compare(z_VBD, large_views=sum(map(len, large(views)))).loss
     return torch.autograd.grad(loss, z_VBD)[0][:, : views[0].shape[1]]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.method import JointEmbedding, Output
+from model.method.method import large
 
 from .checkpoint import random_state, set_random_state
 
@@ -56,7 +57,7 @@ def backward_in_parts(
             randoms.append(random_state())
             embeddings.append(torch.cat([method.embed(group) for group in chunk]).float())
     z_VBD = torch.cat(embeddings, dim=1).requires_grad_()
-    output = method.compare(z_VBD, gallery_views=len(views[0]))
+    output = method.compare(z_VBD, large_views=sum(map(len, large(tuple(views)))))
     (gradient_VBD,) = torch.autograd.grad(output.loss, z_VBD)
 
     after = random_state()

@@ -3,8 +3,8 @@
 Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
 https://arxiv.org/abs/2006.07733
 
-Differs from the paper: any number of views is allowed. Every view predicts every other view of the
-first group, and the loss is the mean over these pairs; with two views it is the paper's symmetrised
+Differs from the paper: any number of views is allowed. Every view predicts every other large
+view, and the loss is the mean over these pairs; with two views it is the paper's symmetrised
 loss, as a mean where theirs is a sum of two.
 """
 
@@ -20,7 +20,7 @@ from ..encoder import Encoder
 from ..gather import gather
 from ..projector import Projector
 from .agreement import agreement, spread
-from .method import Method, Output, encode, refuse_few
+from .method import Method, Output, encode, large, refuse_few
 
 
 class BYOL(Method):
@@ -63,7 +63,7 @@ class BYOL(Method):
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
         del id_B
-        t_TBD = encode(self.target, views[0])
+        t_TBD = torch.cat([encode(self.target, group) for group in large(views)])
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
         V, B, _ = z_VBD.shape
         p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))

@@ -21,7 +21,7 @@ from ..encoder import Encoder
 from ..gather import gather, own_samples
 from ..objective import Objective
 from ..projector import Projector
-from .method import Method, Output, encode, refuse_few
+from .method import Method, Output, encode, large, refuse_few
 
 
 class JointEmbedding(Method):
@@ -34,8 +34,8 @@ class JointEmbedding(Method):
         embedding_size: D, size of the embeddings that are ranked.
         projector_layers: number of linear layers.
         output_norm: batch norm without scale and offset on the embeddings, as in GroCo.
-        gallery: what the views are compared with. all: every view. first_group: only the views of
-            the first group, the large crops of multi-crop; the small ones ask, and nothing else.
+        gallery: what the views are compared with. all: every view. large: only the large crops of
+            multi-crop, the views of the first group's size; the small ones ask, and nothing else.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class JointEmbedding(Method):
         embedding_size: int = 128,
         projector_layers: int = 2,
         output_norm: bool = False,
-        gallery: Literal["all", "first_group"] = "all",
+        gallery: Literal["all", "large"] = "all",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -72,19 +72,19 @@ class JointEmbedding(Method):
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views]).float()
         if gradient_VBD is not None:
             return Output(loss=(z_VBD * gradient_VBD).sum(), z_VAD=z_VBD.detach())
-        return self.compare(z_VBD, gallery_views=len(views[0]))
+        return self.compare(z_VBD, large_views=sum(map(len, large(views))))
 
-    def compare(self, z_VBD: Tensor, *, gallery_views: int) -> Output:
+    def compare(self, z_VBD: Tensor, *, large_views: int) -> Output:
         """Return the objective of this rank's embeddings among those of all ranks.
 
         Args:
             z_VBD: embeddings of all groups' views, float32.
-            gallery_views: views of the first group.
+            large_views: how many of the views, the first ones, are large.
         """
         z_VAD = gather(z_VBD)
         loss = self.objective(
             z_VAD,
-            gallery_views=gallery_views if self.gallery == "first_group" else None,
+            gallery_views=large_views if self.gallery == "large" else None,
             samples=own_samples(z_VBD.shape[1]),
         )
         return Output(loss=loss, z_VAD=z_VAD.detach())
@@ -97,8 +97,9 @@ class JointEmbedding(Method):
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
         refuse_few(counts=counts, batch_size=batch_size)
-        if self.gallery == "first_group" and counts[0] < 2:
+        found = sum(n for n, size in zip(counts, sizes, strict=True) if size == sizes[0])
+        if self.gallery == "large" and found < 2:
             raise ValueError(
-                f"gallery=first_group, but the first group has {counts[0]} view: set "
+                f"gallery=large, but there is {found} view of the first group's size: set "
                 "--views.count 2 or higher, or --method.gallery all."
             )

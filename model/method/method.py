@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -78,6 +79,15 @@ def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
     V, B = views_VBCHW.shape[:2]
     rows_NHWC = views_VBCHW.permute(1, 0, 3, 4, 2).flatten(0, 1)  # as they are in memory
     return network(rows_NHWC.permute(0, 3, 1, 2)).unflatten(0, (B, V)).transpose(0, 1)
+
+
+def large(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the groups of large views: the first, and those after it that have its size.
+
+    An asymmetric pair of views, as BYOL's, is two groups of one size; multi-crop has small ones.
+    """
+    size = views[0].shape[-2:]
+    return tuple(takewhile(lambda group: group.shape[-2:] == size, views))
 
 
 def refuse_few(*, counts: tuple[int, ...], batch_size: int) -> None:

@@ -4,7 +4,7 @@ Chen, He, "Exploring Simple Siamese Representation Learning", CVPR 2021,
 https://arxiv.org/abs/2011.10566
 
 Differs from the authors' code (facebookresearch/simsiam, a7bc177): any number of views is allowed.
-Every view predicts every other view of the first group, and the loss is the mean over these pairs;
+Every view predicts every other large view, and the loss is the mean over these pairs;
 with two views it is theirs.
 """
 
@@ -17,7 +17,7 @@ from ..encoder import Encoder
 from ..gather import gather
 from ..projector import Projector
 from .agreement import agreement, spread
-from .method import Method, Output, encode, refuse_few
+from .method import Method, Output, encode, large, refuse_few
 
 
 class SimSiam(Method):
@@ -62,7 +62,7 @@ class SimSiam(Method):
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
         V, B, _ = z_VBD.shape
         p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))
-        loss = -agreement(p_VBD, z_VBD[: len(views[0])].detach())
+        loss = -agreement(p_VBD, z_VBD[: sum(map(len, large(views)))].detach())
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 

@@ -146,11 +146,11 @@ class SwAV(Method):
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
         refuse_few(counts=counts, batch_size=batch_size)
         T = len(self.queue_TLD)
-        if counts[0] < T:
+        found = sum(n for n, size in zip(counts, sizes, strict=True) if size == sizes[0])
+        if found < T:
             raise ValueError(
-                f"assigned_views={T}, but the first group has {counts[0]}: codes are found for "
-                f"large views of one size. Set --views.count {T} or --method.assigned_views "
-                f"{counts[0]}."
+                f"assigned_views={T}, but {found} views have the first group's size: codes are "
+                f"found for large views. Set --views.count {T} or --method.assigned_views {found}."
             )
 
 

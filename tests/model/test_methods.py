@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from embeddings import embeddings
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
-from methods import MAKE, batch, made
+from methods import MAKE, SIZES, Flat, batch, made
 
-from model.method import BYOL, Method, MoCo, SimSiam, SwAV
+from model.method import BYOL, JointEmbedding, Method, MoCo, SimSiam, SwAV
 from model.method.agreement import agreement, spread
 from model.method.swav import sinkhorn, swapped_prediction
+from model.objective import SmoothAP
 from training.optimizer import build_optimizer, set_learning_rate
 
 every_method = pytest.mark.parametrize("name", MAKE)
@@ -294,5 +295,26 @@ def test_the_queue_of_swav_waits_until_it_is_full() -> None:
 
 
 def test_more_assigned_views_than_large_ones_are_refused() -> None:
-    with pytest.raises(ValueError, match="assigned_views=2, but the first group has 1"):
+    with pytest.raises(ValueError, match="assigned_views=2, but 1 views have"):
         made("SwAV").refuse(counts=(1, 3), sizes=(8, 6), batch_size=4)
+
+
+# ── large views ─────────────────────────────────────────────────────────────────────────────────
+
+
+@every_method
+def test_an_asymmetric_pair_is_two_groups_of_large_views(name: str) -> None:
+    method = made(name).eval()  # batch norm apart, views are independent
+    views = batch(0, counts=(2, 3))
+    apart = (views[0][:1], views[0][1:], views[1])
+    together, loss = method(views), method(apart).loss
+    assert loss.item() == pytest.approx(together.loss.item(), abs=1e-6)
+
+
+def test_small_views_only_ask_if_the_gallery_is_large() -> None:
+    method = JointEmbedding(encoder=Flat(), objective=SmoothAP(), gallery="large", **SIZES)
+    output = method.eval()(batch(0))
+    expected = SmoothAP()(output.z_VAD, gallery_views=2)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    with pytest.raises(ValueError, match="gallery=large, but there is 1 view"):
+        method.refuse(counts=(1, 3), sizes=(8, 6), batch_size=4)

@@ -72,7 +72,7 @@ def whole(method: JointEmbedding, accelerator: OneProcess) -> Tensor:
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 6])
 @pytest.mark.parametrize("objective", [SmoothAP(), NTXent()])
-@pytest.mark.parametrize("gallery", ["all", "first_group"])
+@pytest.mark.parametrize("gallery", ["all", "large"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_parts_add_up_to_the_gradient_of_the_whole_batch(
     samples: int, objective: Objective, gallery: Any, dtype: torch.dtype | None
@@ -98,7 +98,7 @@ def test_batch_norm_and_dropout_are_those_of_the_parts(encoder: Encoder) -> None
     z_VBD = torch.cat(
         [torch.cat([method.embed(group) for group in chunk]) for chunk in chunks], dim=1
     )
-    method.compare(z_VBD, gallery_views=2).loss.backward()
+    method.compare(z_VBD, large_views=2).loss.backward()
     torch.manual_seed(5)
     backward_in_parts(other, other, OneProcess(), views(), samples=2)
     for found, grad in zip(gradients(other), gradients(method), strict=True):
