@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
 from evaluation import retrieval
@@ -39,6 +39,7 @@ from training.command import run_command
 from training.config import parse
 from training.header import header
 from training.launch import check_accumulation, check_processes
+from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
 from training.schedule import learning_rate
@@ -62,6 +63,8 @@ def main() -> None:
     shard_set = open_shards(config.shards)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
+    queries = open_shards(config.evaluation_queries) if config.evaluation_queries else None
+    references = open_shards(config.evaluation_references) if config.evaluation_references else None
     folder.check(config.run, settings)
 
     # ── processes and devices ───────────────────────────────────────────────────────────────────
@@ -72,7 +75,10 @@ def main() -> None:
         log_with=list(config.trackers) or None,
         project_dir=config.run,
         # An evaluation may take longer than the ten minutes that NCCL waits.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+            DistributedDataParallelKwargs(find_unused_parameters=config.method.trains_part),
+        ],
     )
     device, rank = accelerator.device, accelerator.process_index
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -127,6 +133,8 @@ def main() -> None:
             rank=rank,
             world_size=world_size,
             tuning=tuning,
+            queries=queries,
+            references=references,
         )
     if rank == 0:
         folder.prepare(config.run, settings)
@@ -236,10 +244,7 @@ def main() -> None:
     def evaluate(*, final: bool) -> None:
         if suite is None:
             return
-        if world_size > 1:
-            # Unsynchronised batch norm differs by rank; rank 0's is what checkpoints hold.
-            for buffer in method.buffers():
-                dist.broadcast(buffer, 0)
+        share_buffers(method)
         figures = suite.run(method, probe=final)
         monitor.evaluation({"step": step, "evaluation": "final" if final else "online"} | figures)
         accelerator.log(figures, step=step)
@@ -252,6 +257,8 @@ def main() -> None:
     pace = Pace(step=step, seconds=seconds)
     with monitor, loader, watch:
         for batch in batches:
+            if (request := method.memory_due(step)) is not None:
+                fill(method, request, config, loader)
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
             )

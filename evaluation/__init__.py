@@ -1,6 +1,7 @@
 """Evaluation: what a frozen encoder's features, and its projector's embeddings, are worth.
 
     un-augmented images ─▶ embed ─▶ Features of train and test ─▶ knn, linear, retrieval (labels)
+    edited copies, references ─▶ embed ─▶ Features of both ─▶ copy_detection (ids)
     views of held-out images ─▶ encoder ─▶ projector ─▶ z [V, A, D] ─▶ retrieval (views), geometry
 
 To add an evaluation, write `evaluation/my_metric.py` with a function `run` that takes Features
@@ -9,6 +10,7 @@ To add an evaluation, write `evaluation/my_metric.py` with a function `run` that
 they stay unique in metrics.jsonl. The test set may be used to report, never to choose anything.
 """
 
+from . import copy_detection as copy_detection
 from . import features as features
 from . import geometry as geometry
 from . import knn as knn

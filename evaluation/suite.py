@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.gather import gather_rows
 from model.method import Method
@@ -15,11 +16,25 @@ from pipeline.loader import Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
-from . import geometry, knn, linear, retrieval
+from . import copy_detection, geometry, knn, linear, retrieval
 from .features import Features, embed, eval_mode
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
+
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class _OneView(nn.Module):
+    """A method's embeddings of single images [B, C, H, W], as `embed` asks for them."""
+
+    def __init__(self, of: Embed) -> None:
+        super().__init__()
+        self._of = of
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self._of(images_BCHW[None])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +51,9 @@ class Suite:
         world_size: number of processes; each embeds its part.
         tuning: how the data pipelines run on this machine.
         view_samples: how many held-out samples are ranked by view retrieval, at most.
+        queries: shard set of edited copies, labelled with ids of references; none skips copy
+            detection.
+        references: shard set that the queries are searched in; with `queries` or not at all.
     """
 
     test: ShardSet
@@ -47,6 +65,8 @@ class Suite:
     world_size: int = 1
     tuning: Tuning | None = None
     view_samples: int = 1024
+    queries: ShardSet | None = None
+    references: ShardSet | None = None
 
     def __post_init__(self) -> None:
         classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
@@ -57,7 +77,12 @@ class Suite:
                 f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
                 "labels would mean different things. Shard two splits of one data set."
             )
-        for shard_set in (self.test, self.train):
+        if self.queries is not None and self.queries.manifest.classes:
+            raise ValueError(
+                f"{self.queries.root} has classes, so its labels are no ids of references: copy "
+                "detection needs queries of python -m tools.shard copies."
+            )
+        for shard_set in (self.test, self.train, self.queries, self.references):
             if shard_set is not None and len(shard_set) < self.world_size:
                 raise ValueError(
                     f"{shard_set.root} has {len(shard_set)} samples for {self.world_size} "
@@ -76,6 +101,8 @@ class Suite:
         """
         z_VAD = self.embed_views(method)
         figures = retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+        if self.queries is not None and self.references is not None:
+            figures |= self.detect_copies(method, self.queries, self.references)
         if not self.test.manifest.classes:
             return figures
         test = self.features(method, self.test)
@@ -87,8 +114,27 @@ class Suite:
                 figures |= linear.run(train, test)
         return figures
 
-    def features(self, method: Method, shard_set: ShardSet) -> Features:
-        """Return the features of all samples of a shard set, on every rank."""
+    def detect_copies(
+        self, method: Method, queries: ShardSet, references: ShardSet
+    ) -> dict[str, float]:
+        """Return the figures of copy detection, by features and, as copy_z_…, by embeddings."""
+        figures = copy_detection.run(
+            self.features(method, queries), self.features(method, references)
+        )
+        by_z = copy_detection.run(
+            self.features(method, queries, of=method.embed),
+            self.features(method, references, of=method.embed_reference),
+        )
+        return figures | {name.replace("copy", "copy_z"): value for name, value in by_z.items()}
+
+    def features(self, method: Method, shard_set: ShardSet, *, of: Embed | None = None) -> Features:
+        """Return what all samples of a shard set are described by, on every rank.
+
+        Args:
+            method: whose encoder makes the features.
+            shard_set: whose samples.
+            of: makes embeddings z [V, B, D] of a view group instead, with the method's networks.
+        """
         images = Images(
             shard_set,
             size=self.group.size,
@@ -97,7 +143,9 @@ class Suite:
             device=self.device,
             tuning=self.tuning,
         )
-        own = embed(method.encoder, images, autocast=self.autocast)
+        with eval_mode(method):
+            network = method.encoder if of is None else _OneView(of)
+            own = embed(network, images, autocast=self.autocast)
         return Features(
             h_NF=gather_rows(own.h_NF),
             label_N=gather_rows(own.label_N),

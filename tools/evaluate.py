@@ -35,6 +35,14 @@ def main() -> None:
         type=str | None,
         help="Labelled shard set for k-NN and the linear probe; by default, the recipe's.",
     )
+    arguments.add_argument(
+        "--queries", type=str | None, help="Edited copies to find; by default, the recipe's."
+    )
+    arguments.add_argument(
+        "--references",
+        type=str | None,
+        help="Shard set to find them in, together with --queries; by default, the recipe's.",
+    )
     arguments.add_argument("--json", type=Path | None, help="File to write the figures to.")
     arguments.add_argument(
         "--random_init",
@@ -55,6 +63,12 @@ def main() -> None:
     test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
     if test is None:
         raise ValueError(f"{run} was trained without a test set; name one with --test DIR.")
+    copies = (options.queries, options.references)
+    if not any(copies):
+        copies = (config.evaluation_queries, config.evaluation_references)
+    elif not all(copies):
+        raise ValueError("copy detection needs both --queries DIR and --references DIR.")
+    queries, references = (open_shards(root) if root else None for root in copies)
     device = torch.device("cpu")
     if config.on_gpu:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -65,6 +79,8 @@ def main() -> None:
         device=device,
         autocast=config.autocast(),
         tuning=tuned.kept(run) if device.type == "cuda" else None,
+        queries=queries,
+        references=references,
     )
     if not options.random_init:
         config.method.load_state_dict(saved.method())
@@ -84,6 +100,8 @@ def main() -> None:
             "step": 0 if options.random_init else saved.step,
             "test": str(test),
             "train": str(train) if train else None,
+            "queries": copies[0],
+            "references": copies[1],
         }
         options.json.write_text(json.dumps(record | figures, indent=1) + "\n")
 

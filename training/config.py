@@ -27,7 +27,7 @@ from pipeline.tuning import Tuning
 RESUMABLE = {
     *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
-    *("profile_seconds", "check_memory"),
+    *("profile_seconds", "check_memory", "evaluation_queries", "evaluation_references"),
     *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
 }
 
@@ -124,6 +124,10 @@ class Config:
     """Held-out shard set that is ranked and, if labelled, classified; none, no evaluation."""
     evaluation_train: str | None = None
     """Labelled shard set for k-NN and the linear probe; none skips both."""
+    evaluation_queries: str | None = None
+    """Edited copies to find in `evaluation_references`, by `python -m tools.shard copies`."""
+    evaluation_references: str | None = None
+    """Shard set that is searched for the originals of `evaluation_queries`."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     """Where else records go, by Accelerate's trackers."""
 
@@ -150,6 +154,17 @@ class Config:
             raise ValueError(
                 f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing "
                 "to classify with it; give --evaluation_test too."
+            )
+        if (self.evaluation_queries is None) != (self.evaluation_references is None):
+            raise ValueError(
+                f"evaluation_queries={self.evaluation_queries} and evaluation_references="
+                f"{self.evaluation_references}: copy detection needs both. Give the two sets of "
+                "python -m tools.shard copies, or neither."
+            )
+        if self.evaluation_queries is not None and self.evaluation_test is None:
+            raise ValueError(
+                f"evaluation_queries={self.evaluation_queries}, but evaluations begin with a "
+                "held-out set; give --evaluation_test too (the references will do)."
             )
         for name in self.trackers:
             if importlib.util.find_spec(name) is None:  # Accelerate would say nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -24,11 +24,25 @@ class Output:
     """The method's own figures: detached scalars, read only when they are logged."""
 
 
+@dataclass(frozen=True)
+class MemoryRequest:
+    """What a method asks the training loop to show it before a step."""
+
+    group: int
+    """Which view group, by position; -1 is the last."""
+    keys: int
+    """How many views, over all ranks."""
+    phase: int
+    """Of the run: the same views are to be shown for the same number, whenever that is."""
+
+
 class Method(nn.Module, ABC):
     """One step of training: views in, loss out; with every network and queue that it needs."""
 
     encoder: Encoder
     """What evaluation, export and checkpoints call the result."""
+    trains_part = False
+    """Whether a step may leave parameters without gradient, such as those of a frozen side."""
 
     @abstractmethod
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
@@ -43,6 +57,23 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """Return the embeddings z [V, B, D] of one view group, for evaluation."""
+
+    def embed_reference(self, views_VBCHW: Tensor) -> Tensor:
+        """Return the embeddings of what is searched, where another network makes them."""
+        return self.embed(views_VBCHW)
+
+    def memory_due(self, step: int) -> MemoryRequest | None:
+        """Return what must be remembered before a step, counted from 0; none, as a rule."""
+        del step
+
+    def remember(self, request: MemoryRequest, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Take as many batches as the request needs; every rank calls this at the same step.
+
+        Args:
+            request: of `memory_due`.
+            batches: this rank's part: views [V, B, C, H, W], ids [B]; as many as are asked for.
+        """
+        del request, batches
 
     def after_step(self, progress: float) -> None:
         """Do what follows the optimizer, such as moving averages.

@@ -1,6 +1,7 @@
 """One file per data set. What is imported here is what `tools.shard` offers."""
 
 from .coco import COCO as COCO
+from .copies import Copies as Copies
 from .folder import Folder as Folder
 from .huggingface import HuggingFace as HuggingFace
 from .sample import Generated as Generated

@@ -1,0 +1,214 @@
+"""QK iteration: a query and a key model that learn in turns, each against a large frozen memory.
+
+Wu, Wu, "QK Iteration: A Self-Supervised Representation Learning Algorithm for Image Similarity",
+2021, https://arxiv.org/abs/2111.07954. Only the abstract was available to us, and no code of the
+authors is known. It says: a query and a key model are learned jointly for copy detection; every
+step sees about a million negatives, which is possible because the backbone of one side is frozen
+while steps for queries and for keys alternate.
+
+All else here is *inferred*: both heads freeze with their backbones, so that a memory is made once a
+phase; the frozen side is in eval mode; InfoNCE of the temperature of memory banks (0.07, Wu et al.
+2018); D = 256, the challenge's limit; both sides begin alike; phases of equal length, queries
+first; moments of the optimizer rest while their side does. Results are "QK-style".
+
+    Q-phase   key model frozen:    memory = keys of N views of the training set
+              query model trains:  q(edited view) finds its own key among all keys of other samples
+    K-phase   the same, with the roles exchanged
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from ..encoder import Encoder
+from ..gather import gather, gather_rows
+from ..memory import Memory
+from ..projector import Projector
+from .method import MemoryRequest, Method, Output, encode
+
+LARGEST = 256  # the challenge's limit on the size of a descriptor
+
+
+class QKIteration(Method):
+    """Two models in turns: the one trains, the other's embeddings of N views are its gallery.
+
+        loss = mean over views q and own keys k of  -log( e_qk / (e_qk + Σ_n e_qn) ),
+               e = exp(cosine / temperature),  n: all keys of the memory of other samples
+
+    Own keys are embedded in the step, by the frozen side without gradient. The first view group
+    holds the queries' views and the second, if there is one, the keys'; with one group the queries'
+    is the first view and the keys' the last.
+
+    The encoder that is evaluated and exported is the *query* model's: it is the one that learned to
+    look through edits, which is what all other evaluations ask for; the key model has seen
+    references alone if the second group is mild. Copy detection by embeddings (copy_z_…) uses both,
+    as in training: queries by the query model, references by the key model.
+
+    The memory is not saved. It is made anew from the same views by the same frozen weights when a
+    run is continued, so that it is the same.
+
+    Args:
+        encoder: of the query model; the key model begins as its copy.
+        hidden_size: width of the projectors' hidden layers.
+        embedding_size: D, up to 256.
+        projector_layers: number of linear layers.
+        temperature: divides the cosines.
+        phase_steps: steps until the sides change their roles.
+        keys: size of the memory, over all ranks; each of them holds all of it, in passes over the
+            training set as many as it takes.
+        memory_type: bfloat16 takes 512 bytes a key at D = 256, and rounds cosines by up to 0.004.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    trains_part = True
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        hidden_size: int = 512,
+        embedding_size: int = 256,
+        projector_layers: int = 2,
+        temperature: float = 0.07,
+        phase_steps: int = 500,
+        keys: int = 1_000_000,
+        memory_type: Literal["bfloat16", "float32"] = "bfloat16",
+    ) -> None:
+        super().__init__()
+        if not 1 <= embedding_size <= LARGEST:
+            raise ValueError(
+                f"embedding_size={embedding_size}, expected 1 to {LARGEST}: the challenge accepts "
+                "no larger descriptors, and the memory holds one for each key."
+            )
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}, expected a number above 0, such as 0.07.")
+        if phase_steps < 1 or keys < 1:
+            raise ValueError(
+                f"phase_steps={phase_steps} and keys={keys}, expected 1 or more of both, such as "
+                "500 and 1000000."
+            )
+        self.encoder = encoder
+        self.projector = Projector(
+            feature_size=encoder.feature_size,
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+            layers=projector_layers,
+        )
+        self.key_encoder = copy.deepcopy(encoder)
+        self.key_projector = copy.deepcopy(self.projector)
+        self.embedding_size = embedding_size
+        self.temperature = temperature
+        self.phase_steps, self.keys = phase_steps, keys
+        self.memory_type = torch.bfloat16 if memory_type == "bfloat16" else torch.float32
+        self._phase = 0
+        self._memory: Memory | None = None
+
+    @property
+    def queries_train(self) -> bool:
+        """Whether it is the query model's turn; else it is the key model's."""
+        return self._phase % 2 == 0
+
+    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
+        """See `Method.forward`; `id_B` is needed."""
+        query_VBCHW, key_VBCHW = views if len(views) == 2 else (views[0][:1], views[0][-1:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.queries_train):
+            q_VBD = self.embed(query_VBCHW)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.queries_train):
+            k_VBD = self.embed_reference(key_VBCHW)
+        z_VBD, own_WBD = (q_VBD, k_VBD) if self.queries_train else (k_VBD, q_VBD)
+
+        memory = self._memory
+        if isinstance(z_VBD, FakeTensor):  # training.budget follows a step before there is one
+            memory = self._room(z_VBD.device)
+            id_B = memory.id_N[:1].expand(z_VBD.shape[1])
+        if memory is None or id_B is None:
+            raise ValueError(
+                "found no memory, or no ids of the samples: QK iteration trains in train.py alone, "
+                "which shows it before a step what `memory_due` asks for."
+            )
+        with torch.autocast(z_VBD.device.type, enabled=False):
+            lse_VB = memory.logsumexp(
+                z_VBD.flatten(0, 1), id_B.repeat(len(z_VBD)), temperature=self.temperature
+            ).unflatten(0, z_VBD.shape[:2])
+            s_VWB = torch.einsum("vbd,wbd->vwb", z_VBD, own_WBD) / self.temperature
+            loss = F.softplus(lse_VB[:, None] - s_VWB).mean()  # -log of its own key's probability
+        return Output(
+            loss=loss,
+            z_VAD=gather(torch.cat([q_VBD, k_VBD]).detach()),
+            metrics={"queries_train": loss.new_full((), float(self.queries_train)).detach()},
+        )
+
+    def embed(self, views_VBCHW: Tensor) -> Tensor:
+        """Return the query model's embeddings, of unit length; see `Method.embed`."""
+        z_VBD = encode(lambda rows_NCHW: self.projector(self.encoder(rows_NCHW)), views_VBCHW)
+        return F.normalize(z_VBD.float(), dim=-1)
+
+    def embed_reference(self, views_VBCHW: Tensor) -> Tensor:
+        """Return the key model's embeddings, of unit length; see `Method.embed_reference`."""
+        z_VBD = encode(
+            lambda rows_NCHW: self.key_projector(self.key_encoder(rows_NCHW)), views_VBCHW
+        )
+        return F.normalize(z_VBD.float(), dim=-1)
+
+    def memory_due(self, step: int) -> MemoryRequest | None:
+        """Ask for the frozen side's views as a phase begins, or a run is continued within one."""
+        if self._memory is not None and step % self.phase_steps:
+            return None
+        phase = step // self.phase_steps
+        return MemoryRequest(group=-1 if phase % 2 == 0 else 0, keys=self.keys, phase=phase)
+
+    @torch.no_grad()
+    def remember(self, request: MemoryRequest, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Begin a phase: freeze a side, and hold its embeddings of `request.keys` views."""
+        self._phase, self._memory = request.phase, None  # the old one goes before the new one comes
+        self.train(self.training)  # of the sides as they are now
+        embed = self.embed_reference if self.queries_train else self.embed
+        memory: Memory | None = None
+        filled = 0
+        while filled < request.keys:
+            views_VBCHW, id_B = next(batches)
+            key_ND = gather_rows(embed(views_VBCHW).flatten(0, 1))
+            id_N = gather_rows(id_B.repeat(len(views_VBCHW)))
+            memory = memory or self._room(key_ND.device)
+            taken = min(len(key_ND), request.keys - filled)
+            memory.key_ND[filled : filled + taken] = key_ND[:taken]
+            memory.id_N[filled : filled + taken] = id_N[:taken]
+            filled += taken
+        self._memory = memory
+
+    def train(self, mode: bool = True) -> QKIteration:
+        """Set the mode of the side that trains; the frozen one stays in eval mode."""
+        super().train(mode)
+        query, key = (self.encoder, self.projector), (self.key_encoder, self.key_projector)
+        for part in key if self.queries_train else query:
+            part.eval()
+        return self
+
+    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
+        """See `Method.refuse`."""
+        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
+        if len(counts) > 2:
+            raise ValueError(
+                f"{len(counts)} view groups, but QK iteration has two sides: the views are the "
+                "queries', and one group of --more_views the keys'."
+            )
+        if len(counts) == 1 and counts[0] != 2:
+            raise ValueError(
+                f"{counts[0]} views in one group, but QK iteration takes one for the query and one "
+                "for the key: set --views.count 2, or give the keys a group of --more_views."
+            )
+
+    def _room(self, device: torch.device) -> Memory:
+        return Memory(
+            torch.empty(self.keys, self.embedding_size, dtype=self.memory_type, device=device),
+            torch.empty(self.keys, dtype=torch.int64, device=device),
+        )

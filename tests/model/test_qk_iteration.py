@@ -1,0 +1,185 @@
+"""QK iteration: the loss by its definition, who trains when, and what is remembered."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.encoder import SmallResNet
+from model.method import QKIteration
+from training.optimizer import build_optimizer
+
+B, V, W = 6, 2, 3  # samples, views of the queries, views of the keys
+
+
+def method(**settings) -> QKIteration:
+    torch.manual_seed(0)
+    settings = {"phase_steps": 2, "keys": 50, "memory_type": "float32"} | settings
+    made = QKIteration(encoder=SmallResNet(width=4), hidden_size=16, embedding_size=8, **settings)
+    return made.train()
+
+
+def batch(seed: int, views: int = V) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(views, B, 3, 16, 16, generator=generator)
+
+
+def shown(views: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    for seed in count(100):
+        ids = (torch.arange(B) + seed * B) % 20
+        yield batch(seed, views), ids
+
+
+def begin(made: QKIteration, step: int) -> None:
+    request = made.memory_due(step)
+    assert request is not None
+    made.remember(request, shown())
+
+
+def own_keys(views: tuple[Tensor, ...], made: QKIteration) -> tuple[Tensor, Tensor]:
+    """Embeddings as they are with batch norm's batch statistics on the side that trains."""
+    return made.embed(views[0]).double(), made.embed_reference(views[1]).double()
+
+
+@pytest.mark.parametrize("step", [0, 2])
+@torch.no_grad()
+def test_the_loss_is_the_mean_cross_entropy_of_own_keys(step: int) -> None:
+    made = method()
+    begin(made, step)
+    views, ids = (batch(1), batch(2, W)), torch.arange(B)
+    loss = made(views, ids).loss
+    q_VBD, k_WBD = own_keys(views, made)
+    asks, own = (q_VBD, k_WBD) if step == 0 else (k_WBD, q_VBD)
+    remembered = []
+    for views_VBCHW, id_B in shown():
+        embed = made.embed_reference if step == 0 else made.embed
+        remembered += zip(embed(views_VBCHW)[0].double(), id_B.tolist(), strict=True)
+        if len(remembered) >= 50:
+            break
+    losses = []
+    for z_BD in asks:
+        for own_BD in own:
+            for b in range(B):
+                others = [z_BD[b] @ key for key, id in remembered[:50] if id != ids[b]]
+                logits = torch.stack([z_BD[b] @ own_BD[b], *others]) / made.temperature
+                losses.append(-logits.log_softmax(0)[0])
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+
+def test_sides_take_turns_and_the_frozen_one_stays_bit_for_bit() -> None:
+    """With weight decay and momentum, which move weights that have a gradient of zero."""
+    for name in ("adamw", "sgd", "lars"):
+        made = method()
+        optimizer = build_optimizer(
+            made, name=name, learning_rate=0.01, weight_decay=0.1, momentum=0.9
+        )
+        turns = []
+        for step in range(8):
+            if made.memory_due(step) is not None:
+                begin(made, step)
+            before = {name: value.clone() for name, value in made.state_dict().items()}
+            made((batch(step), batch(step + 50, W)), torch.arange(B)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            moved = {
+                name.split(".")[0]
+                for name, value in made.state_dict().items()
+                if not torch.equal(value, before[name])
+            }
+            turns.append(moved)
+        query, key = {"encoder", "projector"}, {"key_encoder", "key_projector"}
+        assert turns == [query, query, key, key, query, query, key, key]
+
+
+def test_a_memory_is_due_as_a_phase_begins_and_when_there_is_none() -> None:
+    made = method(phase_steps=3)
+    due = []
+    for step in range(7):
+        request = made.memory_due(step)
+        if request is not None:
+            begin(made, step)
+            due.append((step, request.phase, request.group))
+    assert due == [(0, 0, -1), (3, 1, 0), (6, 2, -1)]
+    resumed = method(phase_steps=3).memory_due(4)
+    assert resumed is not None and (resumed.phase, resumed.group, resumed.keys) == (1, 0, 50)
+
+
+def test_a_continued_phase_has_the_same_memory_and_no_step_saves_it() -> None:
+    made = method(phase_steps=4)
+    begin(made, 0)
+    optimizer = build_optimizer(made, name="sgd", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+    for step in range(3):
+        made((batch(step), batch(step, W)), torch.arange(B)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    continued = method(phase_steps=4)
+    continued.load_state_dict(made.state_dict())
+    begin(continued, 3)
+    old, new = made._memory, continued._memory
+    assert old is not None and new is not None
+    assert torch.equal(old.key_ND, new.key_ND) and torch.equal(old.id_N, new.id_N)
+    assert len(old.key_ND) == 50
+    assert sum(value.numel() for value in made.state_dict().values()) < 60_000
+    assert not any(len(value) == 50 for value in made.state_dict().values() if value.ndim)
+
+
+def test_the_frozen_side_is_in_eval_mode_and_evaluation_leaves_it_so() -> None:
+    made = method()
+    for step, (query, key) in ((0, (True, False)), (2, (False, True))):
+        begin(made, step)
+        made.eval()
+        made.train()
+        assert (made.encoder.training, made.projector.training) == (query, query)
+        assert (made.key_encoder.training, made.key_projector.training) == (key, key)
+
+
+def test_with_one_group_the_first_view_asks_and_the_last_is_the_key() -> None:
+    made = method()
+    begin(made, 0)
+    views, ids = batch(1, 2), torch.arange(B)
+    one = made((views,), ids).loss
+    assert torch.equal(one, made((views[:1], views[1:]), ids).loss)
+
+
+def test_bfloat16_takes_half_and_moves_the_loss_little() -> None:
+    losses = []
+    for memory_type in ("float32", "bfloat16"):
+        made = method(memory_type=memory_type)
+        begin(made, 0)
+        assert made._memory is not None
+        assert made._memory.key_ND.element_size() == (4 if memory_type == "float32" else 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=memory_type == "bfloat16"):
+            losses.append(made((batch(1), batch(2, W)), torch.arange(B)).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_step_without_a_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="no memory"):
+        method()((batch(1), batch(2)), torch.arange(B))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": 0.0}, ["temperature=0", "above 0"]),
+        ({"phase_steps": 0}, ["phase_steps=0", "1 or more"]),
+        ({"keys": 0}, ["keys=0", "1 or more"]),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        method(**settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_impossible_views_and_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="embedding_size=512, expected 1 to 256"):
+        QKIteration(encoder=SmallResNet(width=4), embedding_size=512)
+    for counts, words in (((3,), "3 views in one group"), ((1, 1, 1), "3 view groups")):
+        with pytest.raises(ValueError, match=words):
+            method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)
+    for counts in ((2,), (1, 1), (4, 2)):
+        method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)
