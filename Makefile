@@ -20,11 +20,13 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-# The mark is written last: an installation that was interrupted is taken up again.
+# Compiled here once, because with PYTHONDONTWRITEBYTECODE set, as in many containers, every start
+# would compile torch again, for ten seconds. The mark is written last: an installation that was
+# interrupted is taken up again.
 $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python \
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python \
 	    $(TORCH) --constraint constraints.txt --editable '.[cuda$(CUDA),dev]'
 	touch $@
 

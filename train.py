@@ -38,7 +38,7 @@ from training.budget import forecast, refuse
 from training.command import run_command
 from training.config import parse
 from training.header import header
-from training.launch import check_processes
+from training.launch import check_accumulation, check_processes
 from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
@@ -58,6 +58,7 @@ def main() -> None:
     config = settings.config
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_processes(world_size)
+    check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
     shard_set = open_shards(config.shards)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None

@@ -1,7 +1,7 @@
 """Train recipes under equal conditions over several seeds, and tabulate what they learned.
 
 python -m benchmarks.learning --seeds 0 1 2 --out benchmarks/results/cifar10-cpu.json \
-        --recipes recipes/cifar10_cpu_s2r2.yaml recipes/cifar10_cpu_ntxent.yaml
+        --recipes recipes/cifar10_cpu_s2r2.yaml recipes/cifar10_cpu_simclr.yaml
 """
 
 from __future__ import annotations

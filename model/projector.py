@@ -1,4 +1,4 @@
-"""The projector: features to the embeddings that the objective sees; dropped after training."""
+"""Projectors and predictors: features to the embeddings that a method compares; dropped later."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """A multi-layer perceptron with batch norm and ReLU between its layers: h [N, F] → z [N, D].
+    """A multi-layer perceptron with ReLU between its layers: h [N, F] → z [N, D].
 
     Args:
         feature_size: F.
         hidden_size: width of the hidden layers.
         embedding_size: D.
         layers: number of linear layers; 2 as in SimCLR, 3 as in SimSiam.
+        norm: batch norm before every ReLU; MoCo-v2 has none.
+        output_norm: batch norm without scale and offset after the last layer, as in SimSiam.
     """
 
     def __init__(
-        self, *, feature_size: int, hidden_size: int, embedding_size: int, layers: int = 2
+        self,
+        *,
+        feature_size: int,
+        hidden_size: int,
+        embedding_size: int,
+        layers: int = 2,
+        norm: bool = True,
+        output_norm: bool = False,
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -26,9 +35,12 @@ class Projector(nn.Module):
         sizes = [feature_size, *[hidden_size] * (layers - 1), embedding_size]
         stack: list[nn.Module] = []
         for size_in, size_out in pairwise(sizes[:-1]):
-            # The batch norm brings its own bias.
-            stack += [nn.Linear(size_in, size_out, bias=False), nn.BatchNorm1d(size_out), nn.ReLU()]
-        stack.append(nn.Linear(sizes[-2], sizes[-1]))
+            # A batch norm brings its own bias.
+            stack.append(nn.Linear(size_in, size_out, bias=not norm))
+            stack += [nn.BatchNorm1d(size_out), nn.ReLU()] if norm else [nn.ReLU()]
+        stack.append(nn.Linear(sizes[-2], sizes[-1], bias=not output_norm))
+        if output_norm:
+            stack.append(nn.BatchNorm1d(sizes[-1], affine=False))
         self.network = nn.Sequential(*stack)
 
     def forward(self, h_NF: Tensor) -> Tensor:

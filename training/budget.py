@@ -29,7 +29,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.method import Method
+from model.method import JointEmbedding, Method
+from model.method.method import large
 from model.objective import Objective
 from pipeline.loader import Loader
 
@@ -102,7 +103,8 @@ def forecast(
     eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
     try:
         with eager:
-            step, objective = _follow(method, loader, B, config.autocast())
+            part = min(B, config.micro_batch_size_per_rank(loader.world_size) or B)
+            step, objective = _follow(method, loader, B, part, config.autocast())
         # Gradients are in the step, but counted with the model.
         activations = max(0, step - trained - objective)
     except Exception as error:  # a method of any kind, such as one whose shapes depend on values
@@ -197,10 +199,11 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
 
 
 def _follow(
-    method: Method, loader: Loader, B: int, autocast: torch.dtype | None
+    method: Method, loader: Loader, B: int, part: int, autocast: torch.dtype | None
 ) -> tuple[int, int]:
     """Return the bytes of a step at worst, gradients included, and those of its objective.
 
+    With `part` below B the step is taken in parts, as `training.cache` does.
     Collectives need no other rank: PyTorch has fake ones for fake tensors.
     """
     fake, alive = FakeTensorMode(allow_non_fake_inputs=True), _Alive()
@@ -209,7 +212,7 @@ def _follow(
     with fake:
         views = tuple(
             torch.empty(
-                (B, group.count, group.size, group.size, 3),
+                (part, group.count, group.size, group.size, 3),
                 dtype=loader.dtype,
                 device=loader.device,
             ).permute(1, 0, 4, 2, 3)
@@ -217,12 +220,28 @@ def _follow(
         )
         trained = [tensor for tensor in state.values() if tensor.requires_grad]
         alive.ignore((*state.values(), *views))
+        precision = torch.autocast(loader.device.type, autocast, enabled=autocast is not None)
         with alive, alive.inside(method), torch.enable_grad():
-            with torch.autocast(loader.device.type, autocast, enabled=autocast is not None):
-                output = functional_call(method, state, (views,))
+            inputs: tuple[Any, ...] = (views,)
+            if part < B:
+                inputs = (views, None, _cached_gradient(method, state, views, B, precision))
+            with precision:
+                output = functional_call(method, state, inputs)
             gradients = torch.autograd.grad(output.loss, trained, allow_unused=True)
             del gradients
     return alive.peak, alive.objective
+
+
+def _cached_gradient(
+    method: Method, state: dict[str, Tensor], views: tuple[Tensor, ...], B: int, precision: Any
+) -> Tensor:
+    """Follow the first passage of gradient caching; return dL/dz of one part."""
+    assert isinstance(method, JointEmbedding)
+    with torch.no_grad(), precision:
+        z_VPD = functional_call(method, state, (views,)).z_VAD
+    z_VBD = z_VPD.new_empty(len(z_VPD), B, z_VPD.shape[-1]).requires_grad_()
+    loss = method.compare(z_VBD, large_views=sum(map(len, large(views)))).loss
+    return torch.autograd.grad(loss, z_VBD)[0][:, : views[0].shape[1]]
 
 
 class _Alive(TorchDispatchMode):

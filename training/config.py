@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from model.encoder import Encoder
-from model.method import Method
+from model.method import JointEmbedding, Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.graph import ViewGroup
@@ -55,6 +55,11 @@ class Config:
     """Further view groups of the same decoded image: small crops, or a second policy."""
     batch_size: int = 256
     """Samples a step over all ranks; times the views, this is how many embeddings are ranked."""
+
+    micro_batch_size: int | None = None
+    """Samples over all ranks whose activations exist at once; none, the whole batch. The gradient
+    stays that of the whole batch, for a third more time (gradient caching), but batch norm sees
+    micro-batches."""
 
     method: Method
     """Training method with its encoder and objective."""
@@ -134,6 +139,7 @@ class Config:
             )
         positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         positive += ("epochs", "steps", "max_seconds", "evaluate_every")
+        positive += ("micro_batch_size",)
         positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")
         for name in positive:
             value = getattr(self, name)
@@ -177,6 +183,8 @@ class Config:
             raise ValueError(
                 "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
             )
+        if self.micro_batch_size is not None:
+            self._refuse_micro_batches(self.micro_batch_size)
         self.method.refuse(
             counts=tuple(group.count for group in self.groups),
             sizes=tuple(group.size for group in self.groups),
@@ -201,6 +209,36 @@ class Config:
                 f"try {fitting}."
             )
         return self.batch_size // world_size
+
+    def _refuse_micro_batches(self, size: int) -> None:
+        if not isinstance(self.method, JointEmbedding):
+            raise ValueError(
+                f"micro_batch_size={size}, but {type(self.method).__name__} does not embed its "
+                "views independently of what it compares them with; gradient caching needs "
+                "--method JointEmbedding. Leave it out, and lower --batch_size."
+            )
+        if self.batch_size % size:
+            fitting = next(n for n in range(size, 0, -1) if self.batch_size % n == 0)
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by micro_batch_size={size}; "
+                f"try {fitting}."
+            )
+
+    def micro_batch_size_per_rank(self, world_size: int) -> int | None:
+        """Return samples of a micro-batch on each rank; none if the batch is not divided.
+
+        Raises:
+            ValueError: a micro-batch does not divide.
+        """
+        size = self.micro_batch_size
+        if size is None:
+            return None
+        if size % world_size:
+            raise ValueError(
+                f"micro_batch_size={size} is not divisible by world_size={world_size}; "
+                f"try {max(1, size // world_size) * world_size}."
+            )
+        return size // world_size
 
     @property
     def on_gpu(self) -> bool:

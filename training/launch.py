@@ -23,6 +23,22 @@ def check_processes(world_size: int) -> None:
         )
 
 
+def check_accumulation() -> None:
+    """Refuse Accelerate's gradient accumulation.
+
+    Raises:
+        ValueError: the launcher was asked for it.
+    """
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise ValueError(
+            f"gradient_accumulation_steps={steps}, but objectives compare the samples of a batch "
+            "with each other: average precision over parts of it is not that of the whole. For a "
+            "batch larger than memory leave it out and set --micro_batch_size, which keeps the "
+            "whole batch's gradient."
+        )
+
+
 def launched() -> bool:
     """Whether a launcher started this process, rather than a person's shell."""
     words = " ".join(_command_line(os.getppid()))

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.encoder import Encoder
 from model.method import Output
 
+from .cache import backward_in_parts
 from .config import Config
 from .optimizer import build_optimizer, set_learning_rate
 
@@ -26,12 +28,15 @@ class Step:
         device: torch.device = accelerator.device
         self._accelerator = accelerator
         self._clip = config.clip_gradient_norm
+        self._samples = config.micro_batch_size_per_rank(accelerator.num_processes)
         method: Any = config.method  # Any, because nn.Module's conversions are untyped
         method = method.to(device).to(memory_format=torch.channels_last)
         if config.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         if config.compile:
-            method.compile_encoders()
+            for part in method.modules():
+                if isinstance(part, Encoder):  # moving averages of it too
+                    part.compile()
         self.method = method
         optimizer = build_optimizer(
             method,
@@ -62,8 +67,13 @@ class Step:
             id_B: stable ids of the samples.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        output: Output = self._model(views, id_B)
-        self._accelerator.backward(output.loss)
+        if self._samples is not None:
+            output = backward_in_parts(
+                self.method, self._model, self._accelerator, views, samples=self._samples
+            )
+        else:
+            output = self._model(views, id_B)
+            self._accelerator.backward(output.loss)
         if self._clip is not None:
             self._accelerator.clip_grad_norm_(self.parameters, self._clip)
         self.optimizer.step()

@@ -21,7 +21,7 @@ from ..encoder import Encoder
 from ..gather import gather, own_samples
 from ..objective import Objective
 from ..projector import Projector
-from .method import Method, Output, encode
+from .method import Method, Output, encode, large, refuse_few
 
 
 class JointEmbedding(Method):
@@ -33,8 +33,9 @@ class JointEmbedding(Method):
         hidden_size: width of the projector's hidden layers.
         embedding_size: D, size of the embeddings that are ranked.
         projector_layers: number of linear layers.
-        gallery: what the views are compared with. all: every view. first_group: only the views of
-            the first group, the large crops of multi-crop; the small ones ask, and nothing else.
+        output_norm: batch norm without scale and offset on the embeddings, as in GroCo.
+        gallery: what the views are compared with. all: every view. large: only the large crops of
+            multi-crop, the views of the first group's size; the small ones ask, and nothing else.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class JointEmbedding(Method):
         hidden_size: int = 512,
         embedding_size: int = 128,
         projector_layers: int = 2,
-        gallery: Literal["all", "first_group"] = "all",
+        output_norm: bool = False,
+        gallery: Literal["all", "large"] = "all",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -54,18 +56,35 @@ class JointEmbedding(Method):
             hidden_size=hidden_size,
             embedding_size=embedding_size,
             layers=projector_layers,
+            output_norm=output_norm,
         )
         self.objective = objective
         self.gallery = gallery
 
-    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
-        """See `Method.forward`."""
+    def forward(
+        self,
+        views: tuple[Tensor, ...],
+        id_B: Tensor | None = None,
+        gradient_VBD: Tensor | None = None,
+    ) -> Output:
+        """See `Method.forward` and, for `gradient_VBD`, `training.cache`."""
         del id_B
-        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
-        z_VAD = gather(z_VBD.float())
+        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views]).float()
+        if gradient_VBD is not None:
+            return Output(loss=(z_VBD * gradient_VBD).sum(), z_VAD=z_VBD.detach())
+        return self.compare(z_VBD, large_views=sum(map(len, large(views))))
+
+    def compare(self, z_VBD: Tensor, *, large_views: int) -> Output:
+        """Return the objective of this rank's embeddings among those of all ranks.
+
+        Args:
+            z_VBD: embeddings of all groups' views, float32.
+            large_views: how many of the views, the first ones, are large.
+        """
+        z_VAD = gather(z_VBD)
         loss = self.objective(
             z_VAD,
-            gallery_views=len(views[0]) if self.gallery == "first_group" else None,
+            gallery_views=large_views if self.gallery == "large" else None,
             samples=own_samples(z_VBD.shape[1]),
         )
         return Output(loss=loss, z_VAD=z_VAD.detach())
@@ -77,19 +96,10 @@ class JointEmbedding(Method):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        if batch_size < 2:
+        refuse_few(counts=counts, batch_size=batch_size)
+        found = sum(n for n, size in zip(counts, sizes, strict=True) if size == sizes[0])
+        if self.gallery == "large" and found < 2:
             raise ValueError(
-                f"batch_size={batch_size}, but a view is ranked against the views of other "
-                "samples: set --batch_size 2 or higher."
-            )
-        if sum(counts) < 2:
-            raise ValueError(
-                f"{sum(counts)} view a sample, but ranking needs 2 or more: each view is a "
-                "query, and the sample's other views are its positives. Set --views.count 2 or "
-                "higher."
-            )
-        if self.gallery == "first_group" and counts[0] < 2:
-            raise ValueError(
-                f"gallery=first_group, but the first group has {counts[0]} view: set "
+                f"gallery=large, but there is {found} view of the first group's size: set "
                 "--views.count 2 or higher, or --method.gallery all."
             )

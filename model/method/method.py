@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -74,10 +75,6 @@ class Method(nn.Module, ABC):
         """
         del request, batches
 
-    def compile_encoders(self) -> None:
-        """Compile what a step encodes views with."""
-        self.encoder.compile()
-
     def after_step(self, progress: float) -> None:
         """Do what follows the optimizer, such as moving averages.
 
@@ -106,7 +103,37 @@ class Method(nn.Module, ABC):
 
 
 def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
-    """Return `network` of every view, [V, B, ...], in one pass and without copying the views."""
+    """Return `network` of every view, [V, B, ...], in one pass.
+
+    All views of a batch, or of some of its samples, are not copied; a choice of views is.
+    """
     V, B = views_VBCHW.shape[:2]
-    rows = network(views_VBCHW.transpose(0, 1).flatten(0, 1))  # [B·V, C, H, W], as in memory
-    return rows.unflatten(0, (B, V)).transpose(0, 1)
+    rows_NHWC = views_VBCHW.permute(1, 0, 3, 4, 2).flatten(0, 1)  # as they are in memory
+    return network(rows_NHWC.permute(0, 3, 1, 2)).unflatten(0, (B, V)).transpose(0, 1)
+
+
+def large(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the groups of large views: the first, and those after it that have its size.
+
+    An asymmetric pair of views, as BYOL's, is two groups of one size; multi-crop has small ones.
+    """
+    size = views[0].shape[-2:]
+    return tuple(takewhile(lambda group: group.shape[-2:] == size, views))
+
+
+def refuse_few(*, counts: tuple[int, ...], batch_size: int) -> None:
+    """Refuse a single view or a single sample, for methods that compare both.
+
+    Raises:
+        ValueError: which of them is missing.
+    """
+    if batch_size < 2:
+        raise ValueError(
+            f"batch_size={batch_size}, but a view is compared with the views of other "
+            "samples: set --batch_size 2 or higher."
+        )
+    if sum(counts) < 2:
+        raise ValueError(
+            f"{sum(counts)} view a sample, but this method needs 2 or more: it compares a "
+            "sample's views with each other. Set --views.count 2 or higher."
+        )

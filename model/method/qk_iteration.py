@@ -193,11 +193,6 @@ class QKIteration(Method):
             part.eval()
         return self
 
-    def compile_encoders(self) -> None:
-        """Compile the encoders of both sides."""
-        self.encoder.compile()
-        self.key_encoder.compile()
-
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)

@@ -23,6 +23,11 @@ GPU_CHUNK = 1 << 24
 MIN_ROWS = 64
 
 
+def rows_at_once(columns: int, device: torch.device) -> int:
+    """Return how many queries make a chunk of scores [rows, columns]."""
+    return max(MIN_ROWS, (GPU_CHUNK if device.type == "cuda" else CPU_CHUNK) // columns)
+
+
 class PerQuery(NamedTuple):
     """Losses of a chunk of queries and, when asked for, their derivatives."""
 
@@ -64,7 +69,7 @@ class MeanOverQueries(OnePass):
         row_N = torch.arange(V * A, device=z_ND.device)
         asking_N = row_N.unflatten(0, (V, A))[:, samples].flatten()
         inside = gallery_views * (samples.stop - samples.start)
-        rows = max(MIN_ROWS, (GPU_CHUNK if z_ND.is_cuda else CPU_CHUNK) // G)
+        rows = rows_at_once(G, z_ND.device)
 
         loss = z_ND.new_zeros(())
         dz_ND = torch.zeros_like(z_ND) if grad else z_ND

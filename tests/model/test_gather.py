@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 import torch
 from embeddings import OBJECTIVES
+from methods import MAKE
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
-from two_processes import WORLD_SIZE, encoder, own_queries, rows_of, views_VAC, work
+from two_processes import WORLD_SIZE, encoder, method_step, own_queries, rows_of, views_VAC, work
 
 from model.gather import gather, gather_rows
 from model.objective import Objective
@@ -72,6 +73,24 @@ def test_each_process_may_take_only_its_own_queries(found: list[dict[str, Any]])
     assert sum(each[0] for each in ranks) / WORLD_SIZE == pytest.approx(loss, abs=1e-12)
     for each in ranks:
         torch.testing.assert_close(list(each[1:]), gradients)
+
+
+@every_rank
+@pytest.mark.parametrize("name", MAKE)
+def test_two_processes_take_the_step_of_one(name: str, rank: int, found: list[dict[str, Any]]):
+    loss, gradients, state = method_step(name, None)
+    other_loss, other_gradients, other_state = found[rank][f"method {name}"]
+    assert other_loss == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other_state, state, rtol=1e-5, atol=1e-6)  # queues, averages
+
+
+@every_rank
+def test_parts_on_two_processes_add_up_to_the_step_of_one(rank: int, found: list[dict[str, Any]]):
+    loss, gradients, _ = method_step("S2R2", None)
+    other_loss, other_gradients = found[rank]["cached"]
+    assert other_loss == pytest.approx(loss, abs=1e-6)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-6)
 
 
 @every_rank

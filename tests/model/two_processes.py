@@ -1,14 +1,19 @@
 """What each of two processes does for test_gather, and the inputs that it shares with the test."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from methods import MAKE, batch, made
 from torch import Tensor, nn
 
 from model.gather import gather, gather_rows, own_samples
+from model.method import JointEmbedding, Method, SwAV
 from model.objective import Objective
+from training.cache import backward_in_parts
 
 WORLD_SIZE = 2
 ROWS = {0: 3, 1: 5}  # of each rank, for gather_rows
@@ -39,6 +44,57 @@ def gather_without_gradient(z_VBD: Tensor) -> Tensor:
     dist.all_gather(parts, z_VBD.detach().contiguous())
     parts[dist.get_rank()] = z_VBD
     return torch.cat(parts, dim=1)
+
+
+def prepared(name: str) -> Method:
+    """Return a method whose queues are full, with batch norms that do not couple samples."""
+    method = made(name).eval()
+    if isinstance(method, SwAV):
+        method.steps.fill_(5)
+        method.queue_TLD.copy_(F.normalize(torch.ones(2, 8, 5).cumsum(1).cumsum(2).sin(), dim=-1))
+    return method
+
+
+def method_step(name: str, rank: int | None) -> tuple[float, list[Tensor], dict[str, Tensor]]:
+    """Return loss, gradients and state after a step of one rank's part, or of the whole batch."""
+    method, views = prepared(name), batch(0)
+    if rank is not None:
+        views = tuple(group.chunk(WORLD_SIZE, dim=1)[rank] for group in views)
+    output = method(views)
+    output.loss.backward()
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
+    loss = output.loss.detach()
+    if rank is not None:
+        for tensor in (loss, *gradients):
+            dist.all_reduce(tensor)
+            tensor /= WORLD_SIZE
+    method.after_step(0.5)
+    return loss.item(), gradients, method.state_dict()
+
+
+class Synchronised:
+    """As much of `accelerate.Accelerator` as gradient caching asks for."""
+
+    def autocast(self) -> Any:
+        return nullcontext()
+
+    def no_sync(self, model: Any) -> Any:
+        return model.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
+def cached_step(rank: int) -> tuple[float, list[Tensor]]:
+    """Return loss and gradients of gradient caching, one sample at a time, under PyTorch's DDP."""
+    method = prepared("S2R2")
+    assert isinstance(method, JointEmbedding)
+    views = tuple(group.chunk(WORLD_SIZE, dim=1)[rank] for group in batch(0))
+    model = nn.parallel.DistributedDataParallel(method)
+    output = backward_in_parts(method, model, Synchronised(), views, samples=1)
+    loss = output.loss.detach()
+    dist.all_reduce(loss)
+    return loss.item() / WORLD_SIZE, [p.grad for p in method.parameters() if p.grad is not None]
 
 
 def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
@@ -72,6 +128,9 @@ def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
             ),
         )
         step(idiom, lambda z_VBD, of=objective: of(gather_without_gradient(z_VBD)))
+    for name in MAKE:
+        found[f"method {name}"] = method_step(name, rank)
+    found["cached"] = cached_step(rank)
     step("own queries", lambda z_VBD: own_queries(z_VBD, gather(z_VBD)))
 
     z_VBD = torch.full((2, 3, 4), 1.0 + rank, dtype=torch.bfloat16).requires_grad_()

@@ -1,0 +1,86 @@
+"""BYOL: each view predicts what a slowly moving twin of the network makes of the other.
+
+Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
+https://arxiv.org/abs/2006.07733
+
+Differs from the paper: any number of views is allowed. Every view predicts every other large
+view, and the loss is the mean over these pairs; with two views it is the paper's symmetrised
+loss, as a mean where theirs is a sum of two.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+import torch
+from torch import Tensor
+
+from ..average import MovingAverage
+from ..encoder import Encoder
+from ..gather import gather
+from ..projector import Projector
+from .agreement import agreement, spread
+from .method import Method, Output, encode, large, refuse_few
+
+
+class BYOL(Method):
+    """The mean squared distance of unit predictions and unit targets: 2 - 2 · their mean cosine.
+
+    Args:
+        encoder: what is trained and kept.
+        hidden_size: width of the hidden layer of projector and predictor.
+        embedding_size: D.
+        projector_layers: number of the projector's linear layers.
+        momentum: of the twin's weights at the start; it grows to 1 along a cosine. 0.996 is the
+            paper's for 1,000 epochs, 0.99 its choice for 300 and fewer.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        hidden_size: int = 4096,
+        embedding_size: int = 256,
+        projector_layers: int = 2,
+        momentum: float = 0.996,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}, expected 0 or more and below 1, such as 0.99.")
+        self.encoder = encoder
+        self.projector = Projector(
+            feature_size=encoder.feature_size,
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+            layers=projector_layers,
+        )
+        self.predictor = Projector(
+            feature_size=embedding_size, hidden_size=hidden_size, embedding_size=embedding_size
+        )
+        self.target = MovingAverage(self.encoder, self.projector)
+        self.momentum = momentum
+
+    def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
+        """See `Method.forward`."""
+        del id_B
+        t_TBD = torch.cat([encode(self.target, group) for group in large(views)])
+        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
+        V, B, _ = z_VBD.shape
+        p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))
+        loss = 2 - 2 * agreement(p_VBD, t_TBD)
+        z_VAD = gather(z_VBD.detach().float())
+        return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
+
+    def embed(self, views_VBCHW: Tensor) -> Tensor:
+        """See `Method.embed`."""
+        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
+
+    def after_step(self, progress: float) -> None:
+        """Move the twin."""
+        momentum = 1 - (1 - self.momentum) * (cos(pi * progress) + 1) / 2
+        self.target.follow(self.encoder, self.projector, momentum=momentum)
+
+    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
+        """See `Method.refuse`."""
+        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
+        refuse_few(counts=counts, batch_size=batch_size)
