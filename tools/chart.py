@@ -105,10 +105,12 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         handles, texts, loc="outside right upper", frameon=False, fontsize=9.5, labelspacing=0.7
     )
     seeds = len(record["seeds"])
-    band = f"; mean of {seeds} seeds, from the least to the most" if seeds > 1 else ""
+    band = f": mean of {seeds} seeds, shaded from the least to the most" if seeds > 1 else ""
     budget = record["budget"]
-    length = f"{budget['seconds']:g} s" if "seconds" in budget else "equal image views"
-    chart.suptitle(f"{length} each{band}", x=0.01, ha="left", size=11, color=INK)
+    length = "equal image views"
+    if "seconds" in budget:
+        length = f"{budget['seconds']:g} s of training each"
+    chart.suptitle(f"{length}{band}", x=0.01, ha="left", size=11, color=INK)
     partial = path.with_suffix(".partial")
     chart.savefig(partial, format="png")
     pyplot.close(chart)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -50,7 +52,8 @@ class Row:
 
     label: str
     figures: dict[str, Spread]
-    seeds: int
+    complete: bool
+    """With every seed."""
     trained: bool = True
     marks: str = ""
     notes: list[str] = field(default_factory=list)
@@ -104,7 +107,7 @@ def rows(record: Mapping[str, Any]) -> list[Row]:
             floors[floor["variant"]].append(floor["figures"])
     for name, figures in floors.items():
         label = RANDOM if len(floors) == 1 else f"{RANDOM} of {names[name]}"
-        found.append(Row(label, _spreads(figures, LEARNED), len(figures), trained=False))
+        found.append(Row(label, _spreads(figures, LEARNED), complete=True, trained=False))
     return found
 
 
@@ -115,7 +118,9 @@ def columns(found: Sequence[Row], figures: Mapping[str, str]) -> list[Column]:
         known = [row.figures.get(name) for row in found]
         if not any(known):
             continue
-        trained = {i: v[0] for i, v in enumerate(known) if v and found[i].trained}
+        # A variant that failed with a seed is not the best because of the others.
+        whole = [row.trained and row.complete for row in found]
+        trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
         if name in LEARNED and name != "effective_dimension" and len(trained) > 1:
             best = max(trained, key=lambda i: trained[i])
@@ -123,20 +128,18 @@ def columns(found: Sequence[Row], figures: Mapping[str, str]) -> list[Column]:
     return kept
 
 
-def settings_columns(record: Mapping[str, Any]) -> list[Column]:
-    """Return the settings in which the variants differ or may differ."""
+def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[Column]]:
+    """Return the settings in which all variants agree as a line, and columns of the others."""
     found = [variant["settings"] for variant in record["variants"]]
-    return [
-        Column(
-            heading,
-            [
-                f"{each[name]:g}" if isinstance(each[name], float) else str(each[name])
-                for each in found
-            ],
-        )
-        for name, heading in SETTINGS.items()
-        if any(each[name] != "" for each in found)
-    ]
+    alike, apart = [], []
+    for name, heading in SETTINGS.items():
+        values = [each[name] for each in found]
+        cells = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+        if len(set(cells)) > 1:
+            apart.append(Column(heading, cells))
+        elif cells[0]:
+            alike.append(f"{heading} {cells[0]}")
+    return f"alike: {', '.join(alike)}" if alike else "", apart
 
 
 def title(record: Mapping[str, Any]) -> str:
@@ -190,33 +193,39 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     quiet = [not row.trained for row in found]
     console.print(Text(f"{title(record)}\n{subtitle(record)}", style="bold"))
     whole = _table(names, quiet, [*learned, *cost])
-    if Measurement.get(console, console.options, whole).maximum <= console.width:
+    free = console.options.update(max_width=sys.maxsize)  # else its wish ends at the console's
+    if Measurement.get(console, free, whole).maximum <= console.width:
         console.print(whole)
     else:
         console.print(_table(names, quiet, learned))
         trained = sum(row.trained for row in found)
         short = [Column(c.heading, c.cells[:trained]) for c in cost]
         console.print(_table(names[:trained], quiet[:trained], short))
-    called = labels(record)
-    own = [called[variant["name"]] for variant in record["variants"]]
-    console.print(_table(own, [False] * len(own), settings_columns(record)))
+    alike, apart = settings_columns(record)
+    if apart:
+        own = list(labels(record).values())
+        console.print(_table(own, [False] * len(own), apart))
+    if alike:
+        console.print(alike, soft_wrap=True, markup=False)
     for note in notes(record, found):
         console.print(note, soft_wrap=True, markup=False)
 
 
 def markdown(record: Mapping[str, Any], chart: str | None = None) -> str:
     """Return the same as Markdown."""
-    found, called = rows(record), labels(record)
+    found = rows(record)
     names = [f"{row.label}{row.marks}" for row in found]
-    own = [called[variant["name"]] for variant in record["variants"]]
+    alike, apart = settings_columns(record)
     parts = [
         f"**{title(record)}**  \n{subtitle(record)}",
         _markdown(names, [*columns(found, LEARNED), *columns(found, COST)]),
     ]
     if chart:
         parts.append(f"![accuracy against seconds and image views]({chart})")
-    parts.append(_markdown(own, settings_columns(record)))
-    if said := notes(record, found):
+    if apart:
+        parts.append(_markdown(list(labels(record).values()), apart))
+    said = [*([alike] if alike else []), *notes(record, found)]
+    if said:
         parts.append("\n".join(f"- {note}" for note in said))
     parts.append(f"`{record['command']}`")
     return "\n\n".join(parts) + "\n"
@@ -243,13 +252,15 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> R
         marks += " †"
         which = ", ".join(f"seed {seed} at {share:.0%}" for seed, share in cut.items())
         said.append(f"† {label}: cut off by --seconds before the schedule's end: {which}")
-    if len(done) < len(record["seeds"]):
+    complete = len(done) == len(record["seeds"])
+    if not complete:
         marks += f" ({len(done)} of {len(record['seeds'])})"
     said += [f"{label}, seed {run['seed']}: {run['error']}" for run in mine if "error" in run]
     if "error" in variant:
         said.append(f"{label}: {variant['error']}")
     figures = [run["final"] | {name: run[name] for name in COST} for run in done]
-    return Row(label, _spreads(figures, {**LEARNED, **COST}), len(done), marks=marks, notes=said)
+    values = _spreads(figures, {**LEARNED, **COST})
+    return Row(label, values, complete, marks=marks, notes=said)
 
 
 def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:
@@ -258,7 +269,7 @@ def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -
 
 
 def _table(names: Sequence[str], quiet: Sequence[bool], shown: Sequence[Column]) -> Table:
-    table = Table(header_style="bold cyan")
+    table = Table(header_style="bold cyan", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     for column in shown:
         number = column.heading not in ("method", "objective", "views", "optimizer")
