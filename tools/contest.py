@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.status import Status
 
 from training import checkpoint, folder
-from training.config import gpu_available
+from training.config import Settings, gpu_available
 from training.monitor import METRICS, records
 
 from . import pilot, trial
@@ -114,7 +113,7 @@ class Contest:
         """Evaluate the weights that a variant begins with."""
         found = self._plan.random(variant, seed)
         place = found.with_suffix("")
-        text = yaml.safe_dump({**variant.resolved, "seed": seed, "run": str(place)})
+        text = with_values(variant, seed=seed, run=str(place)).yaml()
         config = place / folder.CONFIG
         if found.exists() and config.exists() and config.read_text() == text:
             return
@@ -258,14 +257,18 @@ def check(plan: Plan) -> None:
             run = plan.run(variant, seed)
             if not trial.finished(run) and not (run / checkpoint.FOLDER).exists():
                 continue
-            settings = replace(variant.settings, resolved={**variant.resolved, "seed": seed})
-            changed = settings.changed(folder.read_config(run))
+            changed = with_values(variant, seed=seed).changed(folder.read_config(run))
             changed = [text for text in changed if text.split(":")[0] not in ("steps", "epochs")]
             if changed:
                 raise ValueError(
                     f"{run} was trained with other settings ({'; '.join(changed)}); give another "
                     "--out, or remove that folder to train it again."
                 )
+
+
+def with_values(variant: Variant, **values: Any) -> Settings:
+    """Return the settings of a variant with some values replaced, as plain ones."""
+    return replace(variant.settings, resolved=variant.resolved | values)
 
 
 def shown(command: list[str]) -> str:

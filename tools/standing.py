@@ -145,8 +145,9 @@ def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[Column]]:
 def title(record: Mapping[str, Any]) -> str:
     """Return what was compared, in a line."""
     budget, seeds = record["budget"], len(record["seeds"])
-    length = f"{budget['seconds']:g} s of training"
-    if "image_views" in budget:
+    if "seconds" in budget:
+        length = f"{budget['seconds']:g} s of training"
+    else:
         length = f"{views_text(budget['image_views'])} image views"
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return f"{length} each, {over}"
@@ -157,7 +158,7 @@ def subtitle(record: Mapping[str, Any]) -> str:
     agreed, around = record["agreed"], record["surroundings"]
     encoder = (agreed.get("encoder") or {}).get("class_path", "").rpartition(".")[2]
     where = around.get("gpu") or f"{around['cores']} CPU cores"
-    test = (agreed.get("evaluation") or ["", ""])[1]
+    test = agreed.get("evaluation", {}).get("test")
     parts = [encoder, agreed.get("shards"), test and f"evaluated on {test}", where]
     return ", ".join(str(part) for part in parts if part)
 

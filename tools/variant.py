@@ -118,8 +118,8 @@ def terms(resolved: dict[str, Any]) -> dict[str, Any]:
     return {
         "encoder": resolved["method"]["init_args"].get("encoder"),
         "shards": resolved["shards"],
-        "evaluation": [resolved["evaluation_train"], resolved["evaluation_test"]],
-        "precision": [resolved["device"], resolved["mixed_precision"]],
+        "evaluation": {name: resolved[f"evaluation_{name}"] for name in ("train", "test")},
+        "precision": {name: resolved[name] for name in ("device", "mixed_precision")},
         # Two groups of one look are as good as one: how many views there are may differ.
         "policy": [json.loads(look) for look in sorted({json.dumps(each) for each in looks})],
     }
