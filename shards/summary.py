@@ -39,7 +39,8 @@ def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
         ValueError: No sample was usable, two have the same key, a table is damaged or missing.
     """
     total, shards, empty = Seen(), [], []
-    found = min(plan["samples"], plan["limit"] or plan["samples"])
+    left = plan["samples"] - plan.get("skip", 0)
+    found = min(left, plan["limit"] or left)
     kept = plan.get("kept", found)  # without the copies that were dropped
     keys, contents = np.empty(found, dtype=np.uint64), np.empty(found, dtype=np.uint64)
     written = 0

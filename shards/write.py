@@ -66,6 +66,7 @@ def write(
     seed: int = 0,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     limit: int | None = None,
+    skip: int = 0,
     preparation: Preparation | None = None,
     drop_duplicates: bool = False,
     engine: Engine | None = None,
@@ -74,8 +75,8 @@ def write(
 ) -> ShardSet:
     """Write the samples of a source, in random order, as a shard set.
 
-    The same source, seed, limit, samples_per_shard, preparation and drop_duplicates give the same
-    tars, byte for byte, on any engine, broken off and taken up again or not.
+    The same source, seed, limit, skip, samples_per_shard, preparation and drop_duplicates give the
+    same tars, byte for byte, on any engine, broken off and taken up again or not.
 
     Args:
         source: Where the samples come from.
@@ -84,6 +85,8 @@ def write(
         samples_per_shard: Upper bound; the shards' sample counts differ by at most one, and by
             what was quarantined.
         limit: Write only this many samples, chosen at random (the first of the shuffle).
+        skip: Leave out the first so many of the shuffle: with the same seed, the set that a limit
+            of this number writes and this one share no sample.
         preparation: How images are stored and checked.
         drop_duplicates: Leave out images whose bytes are those of another; the first in the
             source's order stays. Reads every image once more.
@@ -104,6 +107,10 @@ def write(
         raise ValueError(f"limit={limit}; expected 1 or more, or none for all samples.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
+    if skip and not 0 < skip < len(source):
+        raise ValueError(
+            f"skip={skip}; expected 0 or more, and fewer than the {len(source):,} samples."
+        )
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
     plan = {
@@ -121,9 +128,11 @@ def write(
         "drop_duplicates": drop_duplicates,
         "preparation": asdict(preparation),
     }
+    if skip:  # else the plan is that of sets that were begun before it could be asked for
+        plan["skip"] = skip
 
     with begun(out, {**plan, "command": plain(command)}) as (folder, plan):
-        order = shuffled(len(source), seed)[:limit]
+        order = shuffled(len(source), seed)[skip:][:limit]
         found = len(order)
         if drop_duplicates:
             order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))

@@ -48,17 +48,26 @@ def main() -> None:
         "--random_init",
         type=bool,
         default=False,
-        help="Evaluate the weights that the run began with, instead of the trained ones.",
+        help="Evaluate the weights that the run began with, instead of the trained ones; a folder "
+        "with its config.yaml is enough.",
     )
     arguments.add_argument("--device", type=Literal["auto", "cpu", "gpu"], default="auto")
+    arguments.add_argument(
+        "--mixed_precision",
+        type=Literal["auto", "no", "bf16", "fp16"],
+        default="auto",
+        help="Precision of the encoder.",
+    )
     options = arguments.parse_args()
 
     run, saved = _locate(options.run)
+    if saved is None and not options.random_init:
+        raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
     if options.json and not options.json.parent.is_dir():
         raise ValueError(f"{options.json.parent} is no folder; --json FILE is written into one.")
     # What the run was trained with need not be on this machine.
-    here = ["--device", options.device, "--mixed_precision", "auto", "--trackers", "[]"]
-    settings = parse(["--config", str(run / folder.CONFIG), *here])
+    here = ["--device", options.device, "--mixed_precision", options.mixed_precision]
+    settings = parse(["--config", str(run / folder.CONFIG), *here, "--trackers", "[]"])
     config = settings.config
     test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
     if test is None:
@@ -82,12 +91,14 @@ def main() -> None:
         queries=queries,
         references=references,
     )
-    if not options.random_init:
+    step = 0
+    if not options.random_init and saved is not None:
+        step = saved.step
         config.method.load_state_dict(saved.method())
     method = config.method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     figures = suite.run(method, probe=True)
 
-    weights = "random init" if options.random_init else f"step {saved.step:,}"
+    weights = "random init" if options.random_init else f"step {step:,}"
     table = Table(title=f"{run}, {weights}", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -97,7 +108,7 @@ def main() -> None:
     if options.json:
         record = {
             "run": str(run),
-            "step": 0 if options.random_init else saved.step,
+            "step": step,
             "test": str(test),
             "train": str(train) if train else None,
             "queries": copies[0],
@@ -106,17 +117,14 @@ def main() -> None:
         options.json.write_text(json.dumps(record | figures, indent=1) + "\n")
 
 
-def _locate(path: Path) -> tuple[Path, checkpoint.Checkpoint]:
-    """Return the run and the checkpoint that a path stands for."""
+def _locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
+    """Return the run and the checkpoint, if there is one, that a path stands for."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
     if (path / checkpoint.RECORD).exists():
         return path.resolve().parent.parent, checkpoint.read(path)
     folder.read_config(path)  # refuses what is no run
-    saved = checkpoint.newest(path)
-    if saved is None:
-        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
-    return path, saved
+    return path, checkpoint.newest(path)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     name = arguments.pop("source")
     flags = arguments[name].as_dict()
-    names = ("out", "limit", "seed", "samples_per_shard", "drop_duplicates")
+    names = ("out", "limit", "skip", "seed", "samples_per_shard", "drop_duplicates")
     settings = {name: flags.pop(name) for name in names}
     engine = _engine(*(flags.pop(n) for n in ("engine", "workers", "ray_address")))
     fields = Preparation.__dataclass_fields__
@@ -101,6 +101,12 @@ def _parser() -> ArgumentParser:
         )
         command.add_argument(
             "--limit", type=int, help="Write only this many samples, chosen at random by the seed."
+        )
+        command.add_argument(
+            "--skip",
+            type=int,
+            default=0,
+            help="Leave out so many first: what --limit of this number and seed has written.",
         )
         command.add_argument("--seed", type=int, default=0, help="Of the shuffle over all samples.")
         command.add_argument(

@@ -162,6 +162,18 @@ def test_a_limit_is_a_random_subset_and_the_ids_stay(tmp_path: Path):
     assert len(more) == 1000
 
 
+def test_what_is_skipped_is_what_a_limit_of_that_number_writes(tmp_path: Path):
+    source = Listed([pixel(f"{i}", 0, i) for i in range(100)], ["only"])
+    train = read(write(source, tmp_path / "train", limit=60))
+    held_out = read(write(source, tmp_path / "held-out", skip=60, limit=15))
+    rest = read(write(source, tmp_path / "rest", skip=75))
+    parts = [set(part) for part in (train, held_out, rest)]
+    assert [len(part) for part in parts] == [60, 15, 25]
+    assert len(set.union(*parts)) == 100
+    other = read(write(source, tmp_path / "other", skip=60, limit=15, seed=1))
+    assert set(other) != set(held_out)
+
+
 def test_statistics_are_those_of_the_pixels(class_folders, tmp_path: Path):
     root = class_folders(classes=2, per_class=10, suffix="png")
     found = write(Folder(root=root), tmp_path / "out").manifest.statistics
@@ -266,6 +278,8 @@ def test_two_samples_of_one_key_are_refused(tmp_path: Path):
     [
         ({"samples_per_shard": 0}, "samples_per_shard=0; expected 1 or more"),
         ({"limit": 0}, "limit=0; expected 1 or more"),
+        ({"skip": -1}, "skip=-1; expected 0 or more"),
+        ({"skip": 1}, "skip=1; expected 0 or more, and fewer than the 1 samples"),
         ({"seed": -1}, "seed=-1; expected a number from 0 to 4294967295"),
     ],
 )
@@ -319,6 +333,7 @@ def test_an_interrupted_writing_goes_on_and_rewrites_nothing(class_folders, tmp_
         {"seed": 1},
         {"samples_per_shard": 3},
         {"limit": 5},
+        {"skip": 5},
         {"drop_duplicates": True},
         {"preparation": Preparation(encoding="raw")},
     ],

@@ -1,0 +1,462 @@
+"""A comparison is fair, repeatable, and goes on where it was; its arithmetic is the textbook's."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from shards.layout import ShardSet
+from tests.conftest import MakeShardSet
+from tests.program import CPU, RECIPE, losses
+from tools import chart, compare, standing, trial
+from tools.pilot import Budget, Pace, pace_of
+from tools.plan import Plan
+from tools.variant import Variant, check_terms, variants
+from training.command import run_command
+from training.monitor import records
+
+BATCH_SIZE, VIEWS, SAMPLES = 8, 4, 42  # of RECIPE, and of the shard set
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "loader_host"}
+
+
+@pytest.fixture(scope="module")
+def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
+    return make_shard_set(SAMPLES)
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> list[Path]:
+    """Two recipes, alike but for their objective."""
+    paths = [tmp_path / "tiny_ap.yaml", tmp_path / "tiny_xent.yaml"]
+    paths[0].write_text(RECIPE)
+    paths[1].write_text(RECIPE.replace("SmoothAP", "NTXent"))
+    return paths
+
+
+@pytest.fixture
+def more(shard_set: ShardSet) -> list[str]:
+    root = str(shard_set.root)
+    return ["--shards", root, "--evaluation_test", root, "--evaluation_train", root]
+
+
+def start(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the tool in this process, as its users start it, and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    for name, value in CPU.items():
+        monkeypatch.setenv(name, value)
+    try:
+        run_command(compare.main)
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
+    return 0
+
+
+def stop_at(run: Path, step: int) -> threading.Thread:
+    """Send this process SIGTERM, as Ctrl-C in its terminal would, once a run is at a step."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            with suppress(ValueError):  # of a line that is being written
+                if any(at >= step for at, _ in losses(run)):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def without_times(value: Any) -> Any:
+    """Leave out what depends on the clock, on the folder, or on the day."""
+    if isinstance(value, dict):
+        left_out = {*TIMES, "command", "surroundings", "resolved"}
+        return {k: without_times(v) for k, v in value.items() if k not in left_out}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+# ── the whole ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_real_comparison_that_was_stopped_in_a_run_ends_as_one_that_was_not(
+    recipes: list[Path], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The straight one is the same again, with that run thrown away, so trained in one go."""
+    out = tmp_path / "out"
+    words = [*map(str, recipes), "--image_views", "400", "--points", "2", "--out", str(out), "--"]
+    words += more
+    run = out / "runs" / "tiny_ap-seed0"
+    thread = stop_at(run, 3)
+    assert start(words, monkeypatch) == 128 + signal.SIGTERM
+    thread.join()
+    reached = losses(run)[-1][0]
+    assert 3 <= reached < 12 and (run / "checkpoints").exists()
+    assert start(words, monkeypatch) == 0
+    assert f"continuing from step {reached}" in (out / "logs" / "tiny_ap-seed-0.log").read_text()
+
+    record = json.loads((out / "comparison.json").read_text())
+    steps = 400 // (BATCH_SIZE * VIEWS)
+    for entry in record["runs"]:
+        assert entry["steps"] == entry["total_steps"] == steps
+        assert [point["step"] for point in entry["curve"]] == [-(-steps // 2), steps]
+        assert {"knn_top1", "linear_top1", "view_map", "label_map"} <= set(entry["final"])
+        left = {path.name for path in (out / "runs" / f"{entry['variant']}-seed0").iterdir()}
+        assert "checkpoints" not in left and "encoder.safetensors" in left
+    (floor,) = record["random"]
+    assert floor["figures"]["knn_top1"] != record["runs"][0]["final"]["knn_top1"]
+    assert not any(text.startswith("/") for text in texts(record)), "an absolute path"
+    width, height = Image.open(out / "comparison.png").size
+    assert width > height > 400
+    assert "random encoder" in (out / "comparison.md").read_text()
+
+    shutil.rmtree(run)
+    (out / "comparison.json").unlink()
+    kept = out / "runs" / "tiny_xent-seed0" / "metrics.jsonl"
+    before = kept.stat().st_mtime_ns
+    assert start(words, monkeypatch) == 0
+    again = json.loads((out / "comparison.json").read_text())
+    assert without_times(again) == without_times(record)
+    assert kept.stat().st_mtime_ns == before, "a finished run was trained again"
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in texts(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.fixture
+def pretended(recipes: list[Path], more: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for a comparison of two recipes with two seeds, by processes that only pretend."""
+    settings = {v.recipe.stem: v.resolved for v in variants(recipes, [], more, where_known=False)}
+    monkeypatch.setenv("PRETENDED_SETTINGS", json.dumps(settings))
+    monkeypatch.setenv("PRETENDED_EPOCH", str(SAMPLES // BATCH_SIZE))
+    stub = str(Path(__file__).parent / "pretender.py")
+    monkeypatch.setattr(trial, "launch", lambda _: [sys.executable, stub])
+    monkeypatch.setattr(trial, "TICK", 0.02)
+
+    def random_command(self: Plan, variant: Variant, seed: int) -> list[str]:
+        figures = json.dumps({"knn_top1": 0.2 + seed / 10, "run": "x"})
+        words = ["import sys; open(sys.argv[1], 'w').write(sys.argv[2])"]
+        return [sys.executable, "-c", *words, str(self.random(variant, seed)), figures]
+
+    monkeypatch.setattr(Plan, "random_command", random_command)
+    return [*map(str, recipes), "--image_views", "480", "--seeds", "0", "1", "--points", "3"]
+
+
+def test_two_recipes_with_two_seeds_stopped_and_continued(
+    pretended: list[str], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(name: str) -> list[str]:
+        return [*pretended, "--out", str(tmp_path / name), "--", *more]
+
+    assert start(words("straight"), monkeypatch) == 0
+    stopped = tmp_path / "stopped"
+    thread = stop_at(stopped / "runs" / "tiny_ap-seed1", 5)
+    assert start(words("stopped"), monkeypatch) == 128 + signal.SIGTERM
+    thread.join()
+    assert start(words("stopped"), monkeypatch) == 0
+    first, second = (
+        json.loads((tmp_path / name / "comparison.json").read_text())
+        for name in ("straight", "stopped")
+    )
+    assert without_times(first) == without_times(second)
+    assert standing.rows(first) == standing.rows(second)
+    for run in (stopped / "runs").iterdir():  # no step was made twice
+        assert [at for at, _ in losses(run)] == list(range(1, 16))
+    (row,) = [row for row in standing.rows(second) if not row.trained]
+    assert row.figures["knn_top1"] == pytest.approx((0.25, np.std([0.2, 0.3], ddof=1)))
+
+
+def test_a_run_that_fails_stops_no_other_and_is_tried_again(
+    pretended: list[str],
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*pretended, "--best_by", "knn_top1", "--out", str(tmp_path / "out"), "--", *more]
+    monkeypatch.setenv("PRETENDED_FAILURE", "tiny_xent-0")
+    assert start(words, monkeypatch) == 1
+    out = capsys.readouterr().out
+    assert "FAILED run 2 of 4: tiny_xent, seed 0: exit status 2: error: it was not meant" in out
+    assert "| xent (1 of 2) |" in out and "xent, seed 0: exit status 2" in out
+    assert "tiny_xent.yaml: no variant has knn_top1 with every seed" in out
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert sum("final" in run for run in record["runs"]) == 3
+    monkeypatch.delenv("PRETENDED_FAILURE")
+    assert start(words, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "FAILED" not in out and "(1 of 2)" not in out
+    # Another budget in the same folder would mix two experiments; so would other settings.
+    changed = [word.replace("480", "960") for word in words]
+    assert start(changed, monkeypatch) == 2
+    assert "holds a comparison with budget" in capsys.readouterr().err
+    assert start([*words, "--learning_rate", "0.5"], monkeypatch) == 2
+    assert "learning_rate: 0.01 there, 0.5 here" in capsys.readouterr().err
+
+
+# ── arithmetic ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_means_and_deviations_are_numpys() -> None:
+    values = [0.503, 0.511, 0.498, 0.52]
+    middle, deviation = standing.spread(values)
+    assert middle == pytest.approx(np.mean(values))
+    assert deviation == pytest.approx(np.std(values, ddof=1))
+    assert standing.spread([0.5]) == (0.5, None)
+
+
+def test_a_pilot_tells_its_start_from_its_pace() -> None:
+    """Steps of 0.25 s after 3 s of compilation."""
+    steps = [{"step": at, "seconds": 3 + at / 4} for at in range(10, 60, 10)]
+    pace = pace_of(steps)
+    assert (pace.seconds_per_step, pace.start_up) == pytest.approx((0.25, 3.0))
+    assert Budget(seconds=100).steps(99, pace) == int((97 - 3) / 0.25)
+    # What compiles as late as the second record is start too.
+    late = pace_of([{"step": 1, "seconds": 0.1}, {"step": 2, "seconds": 3.0}, *steps])
+    assert (late.seconds_per_step, late.start_up) == pytest.approx((0.25, 3.0), rel=0.2)
+    assert pace_of([{"step": 4, "seconds": 8.0}]) == Pace(2.0, 0.0)
+
+
+def test_a_budget_of_image_views_counts_every_view() -> None:
+    assert Budget(image_views=10_000).steps(64 * 4, None) == 39
+    with pytest.raises(ValueError, match="a step takes 256 image views"):
+        Budget(image_views=255).steps(64 * 4, None)
+    with pytest.raises(ValueError, match="exactly one"):
+        Budget()
+    with pytest.raises(ValueError, match="exactly one"):
+        Budget(seconds=1, image_views=1)
+    with pytest.raises(ValueError, match="seconds=-1, but the budget must be above 0"):
+        Budget(seconds=-1)
+
+
+def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
+    facts = {"loss": 1.0, "memory_gib": 1.0}
+    lines = [
+        {"step": 10, "seconds": 9.0, "data_wait": 0.9, **facts},
+        {"step": 15, "evaluation": "online", "knn_top1": 0.3},
+        {"step": 20, "seconds": 13.0, "data_wait": 0.5, **facts},
+        {"step": 25, "seconds": 14.0, "data_wait": 0.0, **facts, "memory_gib": 2.0},
+        {"step": 25, "evaluation": "final", "knn_top1": 0.4},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert records(tmp_path) == lines
+    found = trial.result(tmp_path, batch_size=8, views=2, total_steps=30)
+    assert found["images_per_second"] == pytest.approx(15 * 8 / 5)
+    assert found["data_wait"] == pytest.approx((0.5 * 4 + 0.0 * 1) / 5)
+    assert (found["seconds"], found["memory_gib"], found["image_views"]) == (14.0, 2.0, 25 * 16)
+    assert [(p["step"], p["seconds"]) for p in found["curve"]] == [(15, 11.0), (25, 14.0)]
+    assert trial.seconds_at(5, lines[:1]) == pytest.approx(4.5)
+
+
+def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> None:
+    def run(final_step: int, *values: float) -> dict[str, Any]:
+        steps = [*(10, 20, 30)[: len(values) - 1], final_step]
+        return {
+            "curve": [
+                {"step": s, "seconds": s / 2, "knn_top1": v}
+                for s, v in zip(steps, values, strict=True)
+            ]
+        }
+
+    line = chart.curve([run(40, 0.1, 0.2, 0.3, 0.5), run(24, 0.3, 0.4, 0.7)], "knn_top1", "seconds")
+    assert line == [
+        (5.0, pytest.approx(0.2), 0.1, 0.3),
+        (10.0, pytest.approx(0.3), 0.2, 0.4),
+        (16.0, pytest.approx(0.6), 0.5, 0.7),
+    ]
+
+
+def test_a_run_that_was_cut_off_and_the_best_are_marked() -> None:
+    record = made_up(steps={"m-a": 97, "m-b": 100})
+    a, b, floor = standing.rows(record)
+    assert (a.label, b.label, floor.label) == ("b", "a", "random encoder")
+    assert b.marks == " †" and "seed 0 at 97%, seed 1 at 97%" in b.notes[0]
+    assert standing.rows(made_up(steps={"m-a": 98, "m-b": 100}))[1].marks == ""
+    text = standing.markdown(record)
+    assert "| b | **60.0 ± 14.1** |" in text and "| a † | 50.0 ± 14.1 |" in text
+    assert "| random encoder | 30.0 ± 0.0 |" in text
+    (line,) = compare.best(record, "knn_top1")
+    assert line == "--config m.yaml --learning_rate 2  # knn_top1 0.6000, the best of 2"
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_table_is_cut_nowhere(width: int) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None, record=True)
+    standing.show(made_up(steps={"m-a": 97, "m-b": 100}), console)
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines()[:20])) <= width
+    for words in ("50.0 ± 14.1", "label mAP %", "image views", "waiting %", "rate", "alike: "):
+        assert words in text
+
+
+def made_up(*, steps: dict[str, int]) -> dict[str, Any]:
+    """Return a record of two variants with two seeds, of 100 steps each."""
+
+    def settings(rate: float) -> dict[str, Any]:
+        known: dict[str, Any] = dict.fromkeys(standing.SETTINGS, "")
+        return known | {"learning_rate": rate, "batch_size": 8}
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        final = {"knn_top1": (0.4 if name == "m-a" else 0.5) + 0.2 * seed, "label_map": 0.25}
+        cost = dict.fromkeys(standing.COST, 1.0)
+        own = {"variant": name, "seed": seed, "steps": steps[name], "total_steps": 100}
+        return cost | own | {"final": final}
+
+    both = list(enumerate(("m-a", "m-b")))
+    return {
+        "command": "python -m tools.compare",
+        "budget": {"seconds": 5.0},
+        "seeds": [0, 1],
+        "agreed": {"encoder": {"class_path": "model.encoder.ResNet"}},
+        "allowed": {},
+        "surroundings": {"cores": 2},
+        "variants": [
+            {
+                "name": name,
+                "recipe_name": "m",
+                "recipe": "m.yaml",
+                "flags": ["--learning_rate", str(i + 1)],
+                "settings": settings(i + 1.0),
+                "views_of_first_group": 2,
+            }
+            for i, name in both
+        ],
+        "random": [{"variant": "m-a", "seed": s, "figures": {"knn_top1": 0.3}} for s in (0, 1)],
+        "runs": [run(name, seed) for _, name in both for seed in (0, 1)],
+    }
+
+
+# ── fairness, and what varies ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "words"),
+    [
+        ("{width: 4}", "{width: 8}", "encoder", ["width 4 in tiny_ap", "width 8 in tiny_xent"]),
+        (
+            "SmallResNet, init_args: {width: 4}",
+            "ResNet",
+            "encoder",
+            ["SmallResNet in", "ResNet in"],
+        ),
+        ("count: 2, size: 24", "count: 2, size: 32", "policy", ["24 in", "32 in"]),
+        ("{class_path: SimCLR}", "{class_path: BYOL}", "policy", ["SimCLR in", "BYOL in"]),
+        ("batch_size", "mixed_precision: fp32\nbatch_size", "", ["mixed_precision"]),
+        ("batch_size", "mixed_precision: bf16\nbatch_size", "precision", ["auto", "bf16"]),
+    ],
+)
+def test_what_a_comparison_holds_fixed_is_refused_unless_allowed(
+    old: str, new: str, name: str, words: list[str], recipes: list[Path], more: list[str]
+) -> None:
+    text = recipes[1].read_text()
+    assert old in text
+    recipes[1].write_text(text.replace(old, new))
+    with pytest.raises(ValueError) as error:
+        check_terms(variants(recipes, [], more, where_known=False), [])
+    for word in words:
+        assert word in str(error.value)
+    if name:
+        assert f"--allow_differences {name}" in str(error.value)
+        allowed = check_terms(variants(recipes, [], more, where_known=False), [name])
+        assert list(allowed) == [name]
+
+
+def test_views_batch_method_and_optimizer_may_differ(recipes: list[Path], more: list[str]) -> None:
+    text = recipes[1].read_text().replace("count: 2, size: 24", "count: 6, size: 24")
+    recipes[1].write_text(text.replace("batch_size: 8", "batch_size: 4\noptimizer: sgd"))
+    a, b = variants(recipes, [], more, where_known=False)
+    assert check_terms([a, b], []) == {}
+    assert (a.image_views, b.image_views) == (8 * 4, 4 * 8)
+
+
+def test_what_varies_is_every_combination_under_names_of_its_own(
+    recipes: list[Path], more: list[str]
+) -> None:
+    vary = [
+        "learning_rate=1e-3,2e-3",
+        "method.init_args.objective.init_args.temperature=0.05,0.1",
+    ]
+    found = variants(recipes, vary, more, where_known=False)
+    assert len(found) == len({v.name for v in found}) == 8
+    assert found[1].name == "tiny_ap-learning_rate=1e-3-temperature=0.1"
+    for variant in found:
+        rate, temperature = variant.flags[1], variant.flags[3]
+        assert variant.flags[2] == "--method.objective.temperature"
+        assert variant.resolved["learning_rate"] == float(rate)
+        objective = variant.resolved["method"]["init_args"]["objective"]
+        assert objective["init_args"]["temperature"] == float(temperature)
+    # Neither of the two makes a step longer; another objective does, and so does a larger batch.
+    assert len({v.cost_key(1) for v in found}) == 2
+    larger = variants(recipes[:1], ["batch_size=8,16"], more, where_known=False)
+    assert len({v.cost_key(1) for v in larger}) == 2
+
+
+def test_a_setting_that_one_recipe_lacks_varies_where_it_is_known(
+    recipes: list[Path], more: list[str]
+) -> None:
+    other = RECIPE.replace("{class_path: SmallResNet, init_args: {width: 4}}", "ResNet")
+    recipes[1].write_text(other)
+    vary = ["method.encoder.width=4,8"]
+    with pytest.raises(ValueError, match=r"tiny_xent\.yaml has no setting method\.encoder\.width"):
+        variants(recipes, vary, more, where_known=False)
+    names = [variant.name for variant in variants(recipes, vary, more, where_known=True)]
+    assert names == ["tiny_ap-width=4", "tiny_ap-width=8", "tiny_xent"]
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (["--image_views", "700", "--seconds", "3"], ["exactly one of them"]),
+        (["--seconds", "0"], ["seconds=0", "above 0"]),
+        (["--seconds", "9", "--seeds", "1", "1"], ["seeds=[1, 1]", "different"]),
+        (["--seconds", "9", "--vary", "learning_rate"], ["KEY=VALUE,VALUE"]),
+        (["--seconds", "9", "--vary", "nothing=1"], ["no setting nothing", "vary_where_known"]),
+        (["--seconds", "9", "--vary", "seed=1,2"], ["--seed", "--seeds instead"]),
+        (["--seconds", "9", "--best_by", "loss"], ["best_by"]),
+        (["--image_views", "31"], ["tiny_ap", "32 image views", "image_views=31"]),
+        (["--image_views", "64"], ["tiny_ap", "warm-up takes 2 steps", "only 2 fit"]),
+        (["--seconds", "9", "--", "--steps", "5"], ["--steps", "--seconds or --image_views"]),
+        (["--seconds", "9", "--", "--nothing", "5"], ["tiny_ap.yaml", "--nothing"]),
+        (["--seconds", "9", "--", "--shards", "nowhere"], ["nowhere is not a folder of shards"]),
+        (["--seconds", "9", "--", "--batch_size", "64"], ["batch_size=64", "42 samples"]),
+        (
+            ["--seconds", "9", "--", "--evaluation_train", "null", "--evaluation_test", "null"],
+            ["names no evaluation_test", "-- --evaluation_test DIR"],
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_and_trains_nothing(
+    words: list[str],
+    pieces: list[str],
+    recipes: list[Path],
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = words.index("--") if "--" in words else len(words)
+    out = tmp_path / "out"
+    before = [str(recipes[0]), *words[:cut], "--out", str(out), "--", *more, *words[cut + 1 :]]
+    assert start(before, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for piece in pieces:
+        assert piece in err
+    assert not (out / "runs").exists() and not (out / "random").exists()

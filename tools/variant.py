@@ -1,0 +1,272 @@
+"""What is compared: recipes with what varies, and whether that is a fair comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from training.config import Settings, parse
+
+# What the recipes must agree in, with the names of --allow_differences.
+TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
+# Set for every run by the comparison, and the flag of its own that says so, if there is one.
+OWN = {
+    **dict.fromkeys(("steps", "epochs"), "--seconds or --image_views"),
+    **{"max_seconds": "--seconds", "seed": "--seeds", "run": "--out", "evaluate_every": "--points"},
+    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "profile_seconds", "trackers"), ""),
+}
+# What makes no step longer or shorter: variants that differ in nothing else share a pilot.
+FREE = {*OWN, "learning_rate", "weight_decay", "momentum", "warmup_epochs", "log_every"}
+FREE |= {"evaluation_test", "evaluation_train", "check_shards", "check_memory", "self_check"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with its values of the settings that vary."""
+
+    name: str
+    """Of its folders: the recipe's name, and what varies."""
+    recipe: Path
+    flags: tuple[str, ...]
+    """What --vary adds to the recipe's command line."""
+    settings: Settings
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """All settings, as plain values."""
+        return self.settings.resolved
+
+    @property
+    def views(self) -> int:
+        """Views of a sample in a step, those of all groups."""
+        return sum(group["count"] for group in _groups(self.resolved))
+
+    @property
+    def image_views(self) -> int:
+        """Views that the encoder is shown in a step, over all ranks."""
+        return self.resolved["batch_size"] * self.views
+
+    def cost_key(self, processes: int) -> str:
+        """Return a name that variants share if their steps take equally long.
+
+        Of the method's arguments, numbers with a point, such as temperatures, are taken to cost
+        nothing; whole ones, such as the length of a queue, are not.
+        """
+        rest = {name: value for name, value in self.resolved.items() if name not in FREE}
+        rest["method"] = _without_floats(rest["method"])
+        text = json.dumps([rest, processes], sort_keys=True)
+        return f"{self.recipe.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def variants(
+    recipes: Sequence[Path], vary: Sequence[str], more: Sequence[str], *, where_known: bool
+) -> list[Variant]:
+    """Return every recipe with every combination of what varies, each checked by parsing it.
+
+    Args:
+        recipes: YAML files; their names, without folders, must differ.
+        vary: one KEY=VALUE,VALUE… a setting; commas in brackets do not separate.
+        more: further flags of train.py, for all.
+        where_known: vary a setting in the recipes that have it, instead of refusing the others.
+
+    Raises:
+        ValueError: what is unknown, doubled or impossible.
+    """
+    _refuse_own(more)
+    axes = [_axis(text) for text in vary]
+    for key, values in axes:
+        _refuse_own([f"--{key}"])
+        if len({k for k, _ in axes}) < len(axes) or len(set(values)) < len(values):
+            raise ValueError(f"--vary names a setting or a value of {key} twice; name each once.")
+    found: list[Variant] = []
+    for recipe in recipes:
+        base = _parse(recipe, more)
+        mine = [axis for axis in axes if has(base.resolved, axis[0])]
+        for key, _ in axes:
+            if not where_known and not has(base.resolved, key):
+                raise ValueError(
+                    f"{recipe} has no setting {key}, which --vary names. Leave that recipe out, or "
+                    "vary it in the recipes that have it: --vary_where_known true."
+                )
+        for values in product(*(values for _, values in mine)):
+            pairs = [(key, value) for (key, _), value in zip(mine, values, strict=True)]
+            flags = tuple(word for key, value in pairs for word in (f"--{key}", value))
+            words = [recipe.stem, *(f"{_short(k, axes)}={v}" for k, v in pairs)]
+            name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "-".join(words)).strip("_")
+            if any(name == other.name for other in found):
+                raise ValueError(
+                    f"two recipes or variants are called {name}, and would share their folders; "
+                    "rename a recipe."
+                )
+            settings = _parse(recipe, [*more, *flags]) if flags else base
+            found.append(Variant(name, recipe, flags, settings))
+    for key, _ in axes:
+        if not any(f"--{key}" in variant.flags for variant in found):
+            raise ValueError(f"no recipe has a setting {key}, which --vary names.")
+    return found
+
+
+def terms(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return what recipes must agree in, by the names of TERMS."""
+    looks = [{k: v for k, v in group.items() if k != "count"} for group in _groups(resolved)]
+    return {
+        "encoder": resolved["method"]["init_args"].get("encoder"),
+        "shards": resolved["shards"],
+        "evaluation": {name: resolved[f"evaluation_{name}"] for name in ("train", "test")},
+        "precision": {name: resolved[name] for name in ("device", "mixed_precision")},
+        # Two groups of one look are as good as one: how many views there are may differ.
+        "policy": [json.loads(look) for look in sorted({json.dumps(each) for each in looks})],
+    }
+
+
+def check_terms(compared: Sequence[Variant], allowed: Sequence[str]) -> dict[str, list[str]]:
+    """Refuse recipes that are no fair comparison.
+
+    Args:
+        compared: two or more, or one.
+        allowed: the names of TERMS in which they may differ.
+
+    Returns:
+        The differences that were allowed, by name.
+
+    Raises:
+        ValueError: all other differences.
+    """
+    found: dict[str, list[str]] = {}
+    first, *others = compared
+    for name in TERMS:
+        here = terms(first.resolved)[name]
+        for other in others:
+            there = terms(other.resolved)[name]
+            if here != there:
+                mine, theirs = _apart(here, there)
+                text = f"{mine} in {first.name}, {theirs} in {other.name}"
+                found.setdefault(name, []).append(text)
+    refused = {name: texts for name, texts in found.items() if name not in allowed}
+    if refused:
+        listed = "; ".join(f"{name}: {text}" for name, texts in refused.items() for text in texts)
+        raise ValueError(
+            f"the recipes differ in what a comparison holds fixed ({listed}). Set it alike for all "
+            "after --, such as -- --shards DIR, or compare them nevertheless with "
+            f"--allow_differences {' '.join(refused)}"
+        )
+    return found
+
+
+def summary(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in which methods may differ, for people."""
+    method = resolved["method"]
+    views = [f"{group['count']} × {group['size']} px" for group in _groups(resolved)]
+    objective = method["init_args"].get("objective")
+    own = {k: v for k, v in method["init_args"].items() if k not in ("encoder", "objective")}
+    return {
+        "method": _last(method["class_path"]),
+        "objective": _last(objective["class_path"]) if objective else "",
+        "views": " + ".join(views),
+        "batch_size": resolved["batch_size"],
+        "optimizer": resolved["optimizer"],
+        "learning_rate": resolved["learning_rate"],
+        "weight_decay": resolved["weight_decay"],
+        "warmup_epochs": resolved["warmup_epochs"],
+        "arguments": own | ((objective or {}).get("init_args") or {}),
+    }
+
+
+def has(resolved: dict[str, Any], key: str) -> bool:
+    """Whether a dotted setting is there, with or without the words init_args in between."""
+    value: Any = resolved
+    for word in plain_key(key).split("."):
+        if isinstance(value, dict) and word not in value and "init_args" in value:
+            value = value["init_args"]
+        if not isinstance(value, dict) or word not in value:
+            return False
+        value = value[word]
+    return True
+
+
+def plain_key(key: str) -> str:
+    """Return a dotted setting without the words init_args, which flags do not need."""
+    return key.replace(".init_args.", ".")
+
+
+def _parse(recipe: Path, more: Sequence[str]) -> Settings:
+    length = ["--epochs", "null", "--steps", "1", "--trackers", "[]", "--run", "."]
+    try:
+        return parse(["--config", str(recipe), *more, *length])
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from error
+
+
+def _refuse_own(flags: Sequence[str]) -> None:
+    """Refuse flags that would be overridden."""
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and name in OWN:
+            instead = f"; give {OWN[name]} instead" if OWN[name] else ""
+            raise ValueError(f"{flag} is what the comparison sets for every run{instead}.")
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """Return key and values of KEY=VALUE,VALUE."""
+    key, separator, rest = text.partition("=")
+    values = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", rest)]
+    if not separator or not key or not all(values):
+        raise ValueError(f"--vary {text}; expected a setting and its values, KEY=VALUE,VALUE.")
+    return plain_key(key.strip().removeprefix("--")), values
+
+
+def _short(key: str, axes: Sequence[tuple[str, list[str]]]) -> str:
+    """Return the end of a dotted name that no other axis ends with."""
+    words = key.split(".")
+    for count in range(1, len(words) + 1):
+        end = ".".join(words[-count:])
+        if sum(f".{other}".endswith(f".{end}") for other, _ in axes) == 1:
+            return end
+    return key
+
+
+def _apart(here: Any, there: Any) -> tuple[str, str]:
+    """Return two values as text: of mappings and of lists, only what is not in both."""
+    if isinstance(here, list) and isinstance(there, list):
+        mine = [each for each in here if each not in there]
+        theirs = [each for each in there if each not in here]
+        if len(mine) != 1 or len(theirs) != 1:
+            texts = [", ".join(map(_text, side)) or "nothing more" for side in (mine, theirs)]
+            return texts[0], texts[1]
+        here, there = mine[0], theirs[0]
+    if isinstance(here, dict) and isinstance(there, dict):
+        if here.get("class_path") != there.get("class_path"):
+            return _last(here["class_path"]), _last(there["class_path"])
+        texts = []
+        for name in [k for k in {**here, **there} if here.get(k) != there.get(k)]:
+            label = "" if name == "init_args" else f"{name} "
+            texts.append([f"{label}{text}" for text in _apart(here.get(name), there.get(name))])
+        mine, theirs = (", ".join(side) for side in zip(*texts, strict=True))
+        return mine, theirs
+    return _text(here), _text(there)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict) and "policy" in value:
+        return f"{value['size']} px {_last(value['policy']['class_path'])}"
+    return str(value)
+
+
+def _groups(resolved: dict[str, Any]) -> list[dict[str, Any]]:
+    return [resolved["views"], *resolved["more_views"]]
+
+
+def _without_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_floats(each) for name, each in value.items()}
+    return None if isinstance(value, float) else value
+
+
+def _last(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
