@@ -120,6 +120,7 @@ def write(
         "limit": limit,
         "drop_duplicates": drop_duplicates,
         "preparation": asdict(preparation),
+        **({"partners": True} if source.partners else {}),
     }
 
     with begun(out, {**plan, "command": plain(command)}) as (folder, plan):
