@@ -240,7 +240,9 @@ def _other_shares(
     neighbours: Neighbours, label_N: Tensor, options: Namespace
 ) -> list[tuple[str, ...]]:
     """Return what other thresholds would give, purity only where there are labels."""
-    rows = [("--keep", "--lower", "purity of the best", f"of any of {options.candidates}")]
+    rows: list[tuple[str, ...]] = [
+        ("--keep", "--lower", "purity of the best", f"of any of {options.candidates}")
+    ]
     for share in SHARES:
         lower = lower_for(neighbours, share)
         kept = neighbours.at_least(lower)
