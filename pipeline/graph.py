@@ -3,6 +3,9 @@
     tar ─▶ this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ group 0 ─▶ finish
                                             └▶ V' views as frames ─▶ …      ─▶ group 1 ─▶ …
 
+Of a pair set (see `shards.source.pairs`) both images are decoded, and views are cut from the image
+and its partner in turn (see `pipeline.turns`); everything after the crops is the same.
+
 A description only: `Loader` and `Images` run it, and `pipeline.finish` does what it leaves to do:
 colours, solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers
 are drawn on the CPU, so that the same program runs without a GPU and sees the same views.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -20,9 +23,11 @@ from shards.layout import ShardSet
 
 from .augment import Draw, Policy
 from .augment.crop import Boxes, Resampling, cut
-from .dali import DataNode, Pipeline, fn, math, types
+from .dali import DataNode, Pipeline, fn, types
 from .finish import MEAN, STD
+from .stored import decode, decode_surroundings, read, shape_of
 from .tuning import Tuning
+from .turns import alternate, shares
 
 DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
 MANY_VIEWS = 12  # on a GPU, from here on one operator for all views
@@ -106,9 +111,10 @@ def views_pipeline(
     gpu = device.type == "cuda"
     part = -(-len(shard_set) // world_size)
     sizes = shard_set.manifest.statistics
+    images = 2 if shard_set.manifest.partners else 1  # of a sample
     # What the decoder's cache, if it is used, may grow to: all of the set, because parts change
     # with every epoch, each image as large as the largest.
-    cache_mib = 1 + len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
+    cache_mib = 1 + images * len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
     assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
         batch_size=batch_size,
@@ -122,6 +128,7 @@ def views_pipeline(
     with pipeline:
         stored, id_B, label_B = read(
             shard_set,
+            images=images,
             name="reader",
             random_shuffle=True,
             # A buffer larger than the part would hold samples of the epochs after it.
@@ -135,64 +142,92 @@ def views_pipeline(
             # An epoch ends with a batch, the same on every rank; `Loader` drops the padded one.
             pad_last_batch=True,
         )
+        draws = [Draw(group.count, (seed, rank, 1 + g)) for g, group in enumerate(groups)]
+        # One image's crops are the first numbers of its group's stream; of two images, each has as
+        # many as its share of the views, from streams of its own.
+        by_image = [dict(enumerate(draws))]
+        if images > 1:
+            by_image = [
+                {g: Draw(views, (seed, rank, 1 + g, 1 + i)) for g, views in share.items()}
+                for i, share in enumerate(shares([group.count for group in groups], images))
+            ]
+        sources = [
+            _source(image, groups, crops, gpu, tuning, cache_mib)
+            for image, crops in zip(stored, by_image, strict=True)
+            if crops and stage != "read"
+        ]
         outputs: list[DataNode] = []
-        drawn = [(group, Draw(group.count, (seed, rank, 1 + i))) for i, group in enumerate(groups)]
         if stage == "decode":
-            outputs.append(_image_and_boxes(stored, drawn, gpu, tuning, cache_mib)[0])
+            outputs += [source.image for source in sources]
         elif stage == "augment":
             outputs += _views(
-                shard_set,
-                stored,
-                drawn,
-                device=device,
-                dtype=dtype,
-                tuning=tuning,
-                cache_mib=cache_mib,
+                shard_set, sources, groups, draws, device=device, dtype=dtype, tuning=tuning
             )
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
     return pipeline
 
 
-def _image_and_boxes(
+@dataclass(frozen=True)
+class _Source:
+    """What views are cut from: a decoded image, or what is needed of it."""
+
+    image: DataNode
+    boxes: dict[int, Boxes]
+    """Its crops by the number of the view group; a group may have none of it."""
+    views: dict[int, int]
+    """How many they are."""
+
+
+def _source(
     stored: list[DataNode],
-    groups: Sequence[tuple[ViewGroup, Draw]],
+    groups: Sequence[ViewGroup],
+    draws: dict[int, Draw],
     gpu: bool,
     tuning: Tuning,
     cache_mib: int,
-) -> tuple[DataNode, list[Boxes]]:
-    """Return the decoded image, or what is needed of it, and each group's crops in it."""
-    shape = _shape(stored)
-    boxes = [group.policy.crop.draw(shape, draw) for group, draw in groups]
-    if not gpu and len(stored) == 1 and sum(group.count for group, _ in groups) <= FEW_VIEWS:
-        sizes = [group.size for group, _ in groups]
-        return _decode_surroundings(stored[0], shape, boxes, sizes)
-    return decode(stored, gpu, tuning, cache_mib=cache_mib), boxes
+) -> _Source:
+    """Draw the crops of an image and decode it; `draws` by the number of the view group."""
+    shape = shape_of(stored)
+    boxes = {g: groups[g].policy.crop.draw(shape, draw) for g, draw in draws.items()}
+    views = {g: draw.views for g, draw in draws.items()}
+    if not gpu and len(stored) == 1 and sum(views.values()) <= FEW_VIEWS:
+        sizes = [groups[g].size for g in boxes]
+        image, moved = decode_surroundings(stored[0], shape, list(boxes.values()), sizes)
+        return _Source(image, dict(zip(boxes, moved, strict=True)), views)
+    return _Source(decode(stored, gpu, tuning, cache_mib=cache_mib), boxes, views)
 
 
 def _views(
     shard_set: ShardSet,
-    stored: list[DataNode],
-    groups: Sequence[tuple[ViewGroup, Draw]],
+    sources: Sequence[_Source],
+    groups: Sequence[ViewGroup],
+    draws: Sequence[Draw],
     *,
     device: torch.device,
     dtype: torch.dtype,
     tuning: Tuning,
-    cache_mib: int,
 ) -> list[DataNode]:
     """Return the outputs of all view groups; see `views_pipeline`."""
     gpu = device.type == "cuda"
     assert tuning.minibatch is not None
-    image, boxes = _image_and_boxes(stored, groups, gpu, tuning, cache_mib)
     outputs: list[DataNode] = []
-    for (group, draw), crops in zip(groups, boxes, strict=True):
-        views = cut(
-            image,
-            crops,
-            views=group.count,
-            size=group.size,
-            resampling=group.resampling_for(shard_set, device)[0],
-            minibatch=tuning.minibatch,
-        )
+    before = 0  # views of the groups before
+    for g, (group, draw) in enumerate(zip(groups, draws, strict=True)):
+        turns = [sources[(before + i) % len(sources)] for i in range(len(sources))]
+        before += group.count
+        cuts = [
+            cut(
+                source.image,
+                source.boxes[g],
+                views=source.views[g],
+                size=group.size,
+                resampling=group.resampling_for(shard_set, device)[0],
+                minibatch=tuning.minibatch,
+            )
+            for source in turns
+            if g in source.boxes
+        ]
+        views = alternate(cuts, views=group.count, size=group.size)
         late = group.policy.late if tuning.finish == "fused" else ()
         views, factors = group.policy.augment(views, draw, late=late)
         # Frames become rows, at no cost.
@@ -230,7 +265,7 @@ def images_pipeline(
         prefetch_queue_depth=2,
     )
     with pipeline:
-        stored, id_B, label_B = read(
+        (stored,), id_B, label_B = read(
             shard_set,
             name="reader",
             shard_id=rank,
@@ -249,81 +284,6 @@ def images_pipeline(
         outputs = (_normalise(image, dtype), id_B, label_B)
         pipeline.set_outputs(*((o.gpu() for o in outputs) if gpu else outputs))
     return pipeline
-
-
-def read(shard_set: ShardSet, **settings: Any) -> tuple[list[DataNode], DataNode, DataNode]:
-    """Return what is stored of each image (see `decode`), the id and the label, on the CPU."""
-    raw = shard_set.manifest.raw
-    image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
-    outputs = fn.readers.webdataset(
-        paths=shard_set.tars,
-        index_paths=shard_set.indexes,
-        ext=[*image, "id.i64", "y.i64"],
-        dtypes=[types.UINT8, *[types.INT64] * (len(image) + 1)],
-        missing_component_behavior="error",
-        **settings,
-    )
-    return list(outputs[:-2]), outputs[-2], outputs[-1]
-
-
-def _shape(stored: list[DataNode]) -> DataNode:
-    """Return height and width of an image, int64 [2], on the CPU, before it is decoded."""
-    return (stored[1] if len(stored) == 2 else fn.peek_image_shape(stored[0]))[:2]
-
-
-def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
-    """Return the image, uint8 [H, W, 3], on the device."""
-    if len(stored) == 2:  # bare pixels, and their shape
-        pixels, shape = stored
-        image = fn.reshape(pixels, shape=shape, layout="HWC")
-        return image.gpu() if gpu else image
-    if not gpu or tuning.decode == "cpu":
-        image = fn.decoders.image(stored[0], device="cpu", output_type=types.RGB)
-        return image.gpu() if gpu else image
-    cache: dict[str, Any] = {}
-    if tuning.decode == "cache":
-        cache = {"cache_size": cache_mib, "cache_type": "threshold", "cache_threshold": 0}
-    return fn.decoders.image(
-        stored[0],
-        device="mixed",
-        output_type=types.RGB,
-        hw_decoder_load=tuning.hw_decoder_load,
-        # What the CPU decoders do always: without it GPU and CPU pixels differ.
-        jpeg_fancy_upsampling=True,
-        **cache,
-    )
-
-
-def _decode_surroundings(
-    encoded: DataNode, shape: DataNode, boxes: Sequence[Boxes], sizes: Sequence[int]
-) -> tuple[DataNode, list[Boxes]]:
-    """Return the smallest part of an image that all crops are made of, and where they lie in it.
-
-    Bit for bit the part of the whole image. It includes what the filter that scales a crop down
-    reads beyond its edges, so that the crops are the same but for the rounding of coordinates.
-    """
-    anchor, extent = [], []
-    for axis, (begin, length) in enumerate((("top", "height"), ("left", "width"))):
-        first, last = fn.cast(shape[axis], dtype=types.FLOAT), 0.0
-        for box, size in zip(boxes, sizes, strict=True):
-            begin_V, length_V = getattr(box, begin), getattr(box, length)
-            reach_V = 1 + length_V / size
-            first = math.min(first, fn.reductions.min(begin_V - reach_V))
-            last = math.max(last, fn.reductions.max(begin_V + length_V + reach_V))
-        first = math.max(math.floor(first), 0.0)
-        anchor.append(first)
-        extent.append(math.min(math.ceil(last), shape[axis]) - first)
-    image = fn.decoders.image_slice(
-        encoded,
-        fn.stack(*anchor),
-        fn.stack(*extent),
-        axis_names="HW",
-        normalized_anchor=False,
-        normalized_shape=False,
-        device="cpu",
-        output_type=types.RGB,
-    )
-    return image, [box.moved(*anchor) for box in boxes]
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:

@@ -16,8 +16,9 @@ from shards.layout import ShardSet
 
 from .dali import Pipeline
 from .finish import Finish
-from .graph import ViewGroup, decode, read
+from .graph import ViewGroup
 from .loader import allow_open_files, unreadable
+from .stored import decode, read
 from .tuning import Tuning
 
 # Decoders differ by a level or two in the inverse cosine transform, and by more beside sharp edges
@@ -62,7 +63,7 @@ def compare_decoders(
         prefetch_queue_depth=1,
     )
     with pipeline:
-        stored, id_B, _ = read(shard_set, name="reader")
+        (stored,), id_B, _ = read(shard_set, name="reader")
         here = decode(stored, gpu, tuning)
         there = decode(stored, False, tuning)
         pipeline.set_outputs(here, there, id_B)

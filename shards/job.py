@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shards.engine import Job, Report
 from shards.image import colours
-from shards.layout import QUARANTINE
+from shards.layout import PARTNER, QUARANTINE
 from shards.place import Place
 from shards.prepare import Preparation, Stored, Unusable, prepare
 from shards.source.source import Sample, Source
@@ -137,12 +137,13 @@ class WriteShard(Job):
         stored = prepare(
             sample.image, self.preparation, extension=sample.extension, measure=measure
         )
+        partner = self._partner(sample)
         if measure and stored.pixels is not None:
             mean, squares = colours(stored.pixels)
             seen.measured += 1
             seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
             seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
-        start, length, crc32 = tar.add(sample.key, _components(sample, stored))
+        start, length, crc32 = tar.add(sample.key, _components(sample, stored, partner))
         row = Row(
             key=sample.key,
             id=sample.id,
@@ -159,6 +160,14 @@ class WriteShard(Job):
         )
         seen.see(row)
         return row
+
+    def _partner(self, sample: Sample) -> Stored | None:
+        if sample.partner is None:
+            return None
+        try:
+            return prepare(sample.partner, self.preparation)
+        except Unusable as error:
+            raise Unusable(error.reason, f"its partner: {error.detail}") from None
 
     def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
         """Keep the bytes of an image that cannot be stored, under a name that says where from."""
@@ -196,17 +205,24 @@ def content_hash(sample: Sample) -> bytes:
     return hashlib.blake2b(data, digest_size=16, person=shape[:16]).digest()
 
 
-def _components(sample: Sample, stored: Stored) -> list[tuple[str, bytes]]:
+def _components(sample: Sample, stored: Stored, partner: Stored | None) -> list[tuple[str, bytes]]:
     """Return the files of a sample by extension, in the order of the tar."""
     metadata = sample.metadata
     if stored.repaired:
         metadata = {**metadata, "repaired": list(stored.remarks)}
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-    shape = label_bytes(stored.height, stored.width, 3)
     return [
         ("id.i64", label_bytes(sample.id)),
-        (stored.extension, stored.data),
-        *([("shape.i64", shape)] if stored.extension == "rgb" else []),
+        *_image("", stored),
         ("json", text.encode("utf-8", "backslashreplace")),
+        *(_image(PARTNER, partner) if partner is not None else []),
         ("y.i64", label_bytes(sample.label)),
+    ]
+
+
+def _image(prefix: str, stored: Stored) -> list[tuple[str, bytes]]:
+    shape = label_bytes(stored.height, stored.width, 3)
+    return [
+        (prefix + stored.extension, stored.data),
+        *([(f"{prefix}shape.i64", shape)] if stored.extension == "rgb" else []),
     ]

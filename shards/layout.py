@@ -6,8 +6,10 @@ A shard set is a folder, local or in an object store:
 
 A tar holds samples: the image as KEY.jpg, KEY.png or KEY.rgb (bare pixels, with KEY.shape.i64:
 height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id), all numbers 8 bytes little endian, and
-KEY.json. The .idx beside it is DALI's text index, version 1.2; the .jsonl is the shard's table (see
-`shards.table`). The manifest is written last: its presence means that all else is complete.
+KEY.json. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
+partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx beside a tar is DALI's
+text index, version 1.2; the .jsonl is the shard's table (see `shards.table`). The manifest is
+written last: its presence means that all else is complete.
 
 A subset (see `shards.select`) is a shard set in a folder SET/subsets/NAME with indexes and tables
 of its own, and the tars of the set two folders up.
@@ -26,6 +28,7 @@ PLAN = "plan.json"
 QUARANTINE = "quarantine"
 REASONS = "reasons.jsonl"  # in it, a line a quarantined sample
 SUBSETS = "subsets"
+PARTNER = "partner."  # begins the extensions of a sample's second image
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
 
@@ -113,6 +116,8 @@ class Manifest:
     """The command that wrote it."""
     parent: str
     """Where the tars are: "" for this folder, "../.." for a subset."""
+    partners: bool = False
+    """Whether each sample carries a second image, from which half of its views are made."""
 
     @property
     def raw(self) -> bool:
@@ -121,7 +126,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        return seal(asdict(self), indent=1)
+        values = asdict(self)
+        if not self.partners:  # as before there were any: same bytes, same digest
+            del values["partners"]
+        return seal(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -130,7 +138,7 @@ class Manifest:
         Raises:
             ValueError: What is wrong with it, without the name of the file.
         """
-        values = unseal(text)
+        values = {"partners": False, **unseal(text)}
         if values.get("format") != FORMAT:
             raise ValueError(
                 f"has format {values.get('format')!r}, but this version of viewrank reads {FORMAT}"
@@ -305,7 +313,7 @@ def from_json(value: Any, kind: Any, where: str = "") -> Any:
         _, inner = get_args(kind)
         return {name: from_json(item, inner, f"{where}{name}.") for name, item in value.items()}
     accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected {kind.__name__}")
     return value
 

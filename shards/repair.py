@@ -322,6 +322,7 @@ def _plan(manifest: Manifest) -> str:
         "drop_duplicates": manifest.account.dropped > 0,
         "preparation": asdict(how),
         "command": manifest.command,
+        **({"partners": True} if manifest.partners else {}),
     }
     return seal(plan, indent=1)
 

@@ -99,6 +99,7 @@ def _manifest(plan: dict[str, Any], shards: list[Shard], seen: Seen, account: Ac
         seed=plan["seed"],
         command=plan["command"],
         parent="",
+        partners=plan.get("partners", False),
     )
 
 

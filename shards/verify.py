@@ -14,6 +14,7 @@ from shards.engine import Engine, Job, Report, Serial
 from shards.image import decode, read_header
 from shards.layout import (
     MANIFEST,
+    PARTNER,
     PLAN,
     File,
     Manifest,
@@ -90,7 +91,7 @@ def verify(
         if progress is not None:
             progress(totals[0], manifest.samples, totals[1])
 
-    job = CheckShard(folder, shard_set.tar_place, deep)
+    job = CheckShard(folder, shard_set.tar_place, deep, manifest.partners)
     found: dict[int, list[Problem]] = {}
     for task, shard_problems in (engine or Serial()).run(job, manifest.shards, report):
         found[task] = shard_problems
@@ -142,6 +143,8 @@ class CheckShard(Job):
     place: Place
     tars: Place
     deep: bool
+    partners: bool
+    """Whether every sample must have one."""
 
     def __call__(self, task: Shard, report: Report) -> list[Problem]:
         """Return what is wrong with a shard's files."""
@@ -219,7 +222,7 @@ class CheckShard(Job):
         for extension, (at, n, _) in files.items():
             tar.seek(at)
             data[extension] = tar.read(n)
-        reason = undecodable(data)
+        reason = undecodable(data, partners=self.partners)
         if reason:
             yield reason, key
         elif row is not None and data.get("id.i64") != label_bytes(row.id):
@@ -228,12 +231,26 @@ class CheckShard(Job):
             yield f"has another label than {row.label}", key
 
 
-def undecodable(files: dict[str, bytes]) -> str | None:
+def undecodable(files: dict[str, bytes], *, partners: bool = False) -> str | None:
     """Return why training could not use a sample, None if it can.
 
     Args:
         files: Its components by extension.
+        partners: Whether it must have a partner; one that it has is looked at in any case.
     """
+    reason = _undecodable(files)
+    partner = {
+        name.removeprefix(PARTNER): data for name, data in files.items() if name.startswith(PARTNER)
+    }
+    if reason is None and partner:
+        reason = _undecodable(partner)
+        return f"has a partner that {reason}" if reason else None
+    if reason is None and partners:
+        return "has no partner"
+    return reason
+
+
+def _undecodable(files: dict[str, bytes]) -> str | None:
     if "rgb" in files:
         shape = files.get("shape.i64", b"")
         sides = [int.from_bytes(shape[i : i + 8], "little", signed=True) for i in (0, 8, 16)]
@@ -307,8 +324,8 @@ def explain_failure(shard_set: ShardSet) -> str | None:
 
     Checks shard by shard, up to the first that is not what was written.
     """
-    job = CheckShard(shard_set.place, shard_set.tar_place, deep=False)
-    deep = CheckShard(shard_set.place, shard_set.tar_place, deep=True)
+    where = shard_set.place, shard_set.tar_place
+    job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
     for shard in shard_set.manifest.shards:
         if job(shard, _nobody):
             problems = deep(shard, _nobody)

@@ -127,6 +127,7 @@ def write(
         "limit": limit,
         "drop_duplicates": drop_duplicates,
         "preparation": asdict(preparation),
+        **({"partners": True} if source.partners else {}),
     }
     if skip:  # else the plan is that of sets that were begun before it could be asked for
         plan["skip"] = skip

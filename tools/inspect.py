@@ -101,6 +101,7 @@ def _overview(shard_set: ShardSet, found: Survey) -> list[tuple[str, ...]]:
         "samples": f"{manifest.samples:,}",
         "shards": f"{len(manifest.shards):,} of {_span(counts[0], counts[-1])} samples, {size}",
         "encoding": f"{manifest.encoding}{reduced}: {extensions}",
+        "partners": "a second image in each sample: a pair set" if manifest.partners else "",
         "orientation": upright.get(manifest.orientation, manifest.orientation),
         "width": f"{_span(statistics.min_width, statistics.max_width)} px",
         "height": f"{_span(statistics.min_height, statistics.max_height)} px",

@@ -45,7 +45,8 @@ def main() -> None:
         batch = next(iter(loader))
     Image.fromarray(contact_sheet(batch.views)).save(out)
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
-    print(f"{len(batch.id_B)} samples × {groups} views of {folder}: {out}")
+    turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
+    print(f"{len(batch.id_B)} samples × {groups} views of {folder}{turns}: {out}")
 
 
 def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:

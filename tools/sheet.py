@@ -36,16 +36,21 @@ class Picture:
 def pictures(shard_set: ShardSet, samples: int, seed: int) -> list[Picture]:
     """Read and decode samples drawn at random, in the order of the tars."""
     drawn = np.random.RandomState(seed).permutation(len(shard_set))[:samples]
-    classes, shown = shard_set.manifest.classes, []
-    for shard, start, positions in by_shard(shard_set, drawn):
+    return [*pictures_at(shard_set, drawn).values()]
+
+
+def pictures_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, Picture]:
+    """Read and decode the samples at some positions, in the order of the tars."""
+    classes, shown = shard_set.manifest.classes, {}
+    for shard, start, inside in by_shard(shard_set, np.unique(positions)):
         rows, lines = rows_of(shard_set, shard), lines_of(shard_set, shard)
         with shard_set.tar_place.open(f"{shard.name}.tar") as tar:
-            for position in positions:
+            for position in inside:
                 row, line = rows[position - start], lines[position - start]
                 data = component(tar, line, row.image) or b""
                 shape = component(tar, line, "shape.i64") if row.image == "rgb" else None
                 name = classes[row.label] if 0 <= row.label < len(classes) else ""
-                shown.append(Picture(row.key, name, _pixels(data, shape)))
+                shown[position] = Picture(row.key, name, _pixels(data, shape))
     return shown
 
 
@@ -74,6 +79,24 @@ def contact_sheet(shard_set: ShardSet, found: Survey, shown: list[Picture]) -> I
         line, column = divmod(number, COLUMNS)
         left = _MARGIN + column * (_THUMB + _GAP)
         _thumbnail(sheet, draw, picture, left, top + line * (_THUMB + _TEXT))
+    return sheet
+
+
+def pair_sheet(title: str, pairs: list[tuple[Picture, Picture, str]]) -> Image.Image:
+    """Draw pairs of an image and its partner side by side, a line of text above each."""
+    across = COLUMNS // 2
+    lines, each = -(-len(pairs) // across), 2 * _THUMB + _GAP
+    width = 2 * _MARGIN + across * (each + 2 * _GAP) - 2 * _GAP
+    top = _MARGIN + 32
+    sheet = Image.new("RGB", (width, top + lines * (_THUMB + _TEXT + 22) + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN - 6), _fit(draw, title, width - 2 * _MARGIN, 14), _INK, _font(14))
+    for number, (picture, partner, text) in enumerate(pairs):
+        line, column = divmod(number, across)
+        left, y = _MARGIN + column * (each + 2 * _GAP), top + line * (_THUMB + _TEXT + 22)
+        draw.text((left, y), _fit(draw, text, each, 12), _INK, _font(12))
+        _thumbnail(sheet, draw, picture, left, y + 18)
+        _thumbnail(sheet, draw, partner, left + _THUMB + _GAP, y + 18)
     return sheet
 
 

@@ -14,8 +14,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import yaml
+from torch import Tensor
 
 from model.encoder import Encoder
 
@@ -126,3 +128,20 @@ def export(run: Path, encoder: Encoder, facts: dict[str, Any]) -> Path:
     safetensors.torch.save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
     return path
+
+
+def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `export` wrote: the weights, under the encoder's own names, and the facts.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
+        ) from None
+    return {f"network.{name}": tensor for name, tensor in tensors.items()}, facts

@@ -34,7 +34,8 @@ def header(
         "device": f"{ranks} on {where}, precision {'float32' if precision == 'no' else precision}",
         "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
         f"{len(manifest.shards)} shards, {config.shards}",
-        "views": " + ".join(views),
+        "views": " + ".join(views)
+        + (", in turn of each image and of its partner" if manifest.partners else ""),
         "pipeline": f"{tuning.threads} threads a rank, {tuning.prefetch} batches ahead, {decode}"
         f"finish {tuning.finish} ({tuning_source})",
         "batch": f"{config.batch_size // world_size} images × {V} views × {ranks} = "

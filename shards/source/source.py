@@ -34,6 +34,8 @@ class Sample:
     """What else the source knows; must survive JSON. "file": where it came from, if a file."""
     extension: str = ""
     """Of the file's name, to compare with its content; empty where there is no such name."""
+    partner: bytes | NDArray[np.uint8] | None = None
+    """A second image that goes with it, in the form of `image`; see `Source.partners`."""
 
 
 class Source(ABC):
@@ -55,6 +57,8 @@ class Source(ABC):
     """Where the data are; an unfinished writing goes on only with the same."""
     notes: Sequence[str] = ()
     """What the user should know about the input (files passed over, …), a sentence each."""
+    partners: ClassVar[bool] = False
+    """Whether every sample has a partner."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -153,15 +157,16 @@ def _spool() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="viewrank-")
 
 
-def key_from(name: str) -> str:
+def key_from(name: str, *, longest: int = _KEY_LENGTH) -> str:
     """Turn a file's name, without its extension, into a sample key.
 
     DALI takes all after the first dot of the base name for the extension, its index separates
     by spaces, and tar lists other characters escaped. So a name that holds anything but letters,
-    digits, "_", "-" and "/" has the rest replaced by "-", and a digest keeps it unique.
+    digits, "_", "-" and "/" has the rest replaced by "-", and a digest keeps it unique. So it is
+    with one that has more than the `longest` number of characters.
     """
-    if _KEY.fullmatch(name) and len(name) <= _KEY_LENGTH:
+    if _KEY.fullmatch(name) and len(name) <= longest:
         return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    plain = re.sub("[^A-Za-z0-9_/-]+", "-", name)[: _KEY_LENGTH - len(digest) - 1]
+    plain = re.sub("[^A-Za-z0-9_/-]+", "-", name)[: longest - len(digest) - 1]
     return f"{plain.strip('/')}-{digest}"

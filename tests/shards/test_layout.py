@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -218,7 +218,9 @@ def test_the_schema_describes_every_field_of_the_code():
     def compare(kind: type, schema: dict[str, Any]) -> None:
         schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         expected = {field.name for field in fields(kind)} | ({"digest"} & {*schema["properties"]})
-        assert set(schema["properties"]) == expected == set(schema["required"])
+        optional = {field.name for field in fields(kind) if field.default is not MISSING}
+        assert set(schema["properties"]) == expected == set(schema["required"]) | optional
+        assert not optional & set(schema["required"])
         assert not schema["additionalProperties"]
         for name, hint in get_type_hints(kind).items():
             inner = schema["properties"][name]
