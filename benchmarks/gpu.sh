@@ -3,9 +3,10 @@
 #
 #     bash benchmarks/gpu.sh COCO_IMAGES CIFAR10_IMAGES OUT
 #
-# The GPU's tests; how fast a fed step is beside one on a cached batch, for ResNet-18 with 8 views of
-# 96 px × 512 images and ResNet-50 with 2 views of 224 px × 256; the same tuned; loaders beside their
-# peers. Results are JSON and PNG files in OUT. A step that fails is reported, and the next begins.
+# The GPU's tests; fused Smooth-AP beside PyTorch's form; how fast a fed step is beside one on a
+# cached batch, for ResNet-18 with 8 views of 96 px × 512 images and ResNet-50 with 2 views of
+# 224 px × 256; the same tuned; loaders beside their peers. Results are JSON and PNG files in OUT. A
+# step that fails is reported, and the next begins.
 # SECONDS_EACH, BATCH_96 and BATCH_224 make it short, to try it without a GPU.
 set -u
 coco=$1 cifar10=$2 out=$3
@@ -35,6 +36,7 @@ resnet50=(--config recipes/coco_s2r2.yaml --shards "$scratch/jpeg" --batch_size 
     --views.count 2 --evaluation_test null --mixed_precision bf16 --tuned none)
 
 run python -m pytest -m gpu --numprocesses=0 -ra
+run python -m benchmarks.kernel --out "$out/kernel.json"
 for name in resnet18 resnet50; do
     declare -n settings=$name
     for finish in fused dali; do

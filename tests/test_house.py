@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "shards": {"shards", "numpy", "PIL", "torchvision", "nvidia", "fsspec", "ray"}
     | {"pyarrow", "datasets"},
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
-    "model": {"model", "torch", "torchvision"},
+    "model": {"model", "torch", "torchvision", "triton"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
     "training": {"training", "model", "pipeline", "torch", "timm", "rich", "yaml", "jsonargparse"}
     | {"safetensors", "shards"},
@@ -51,6 +51,19 @@ def test_only_the_pipeline_imports_dali() -> None:
         part = path.relative_to(ROOT).parts[0]
         if part in OWN - {"pipeline", "benchmarks"}:
             assert "nvidia.dali" not in path.read_text(), path
+
+
+def test_triton_is_imported_by_the_model_s_kernels_alone_and_they_by_functions() -> None:
+    """So whoever has no GPU never pays for it."""
+    kernels = set((ROOT / "model" / "kernel").glob("[!_]*.py"))
+    assert kernels
+    for path in set((ROOT / "model").rglob("*.py")) - kernels:
+        assert "triton" not in imports(path, "model"), path
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                named = ".".join(name.name for name in node.names).split(".")
+                named += (getattr(node, "module", "") or "").split(".")
+                assert "kernel" not in named or not {k.stem for k in kernels} & {*named}, path
 
 
 def test_torch_distributed_is_used_in_one_file_of_the_model() -> None:

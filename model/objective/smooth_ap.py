@@ -12,11 +12,16 @@ Differs from the authors' code (Andrew-Brown1/Smooth_AP, 59927ec):
 - only comparisons with a positive are made, O(N²(V-1)) of them, which gives the same value as
   their O(N³), and never more than a few chunks of queries by N are stored;
 - the sigmoid's exponent is not clamped to ±50; the default temperature is 0.05, not 0.01.
+
+On a GPU with Triton `model.kernel.smooth_ap` computes the same without storing scores.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..kernel import runs_on
 from .queries import MeanOverQueries, PerQuery
 
 
@@ -33,13 +38,42 @@ class SmoothAP(MeanOverQueries):
         temperature: width of the sigmoid in units of cosine. The paper's 0.01 gives a gradient
             only where two scores differ by less than about 0.05. With 8 views of 32 images 0.05
             did best in a trial on CIFAR-10 (k-NN 0.495, against 0.490 at 0.02, 0.469 at 0.1).
+        precision: of what is multiplied to scores and to the gradient; sums and sigmoids are
+            float32 always. bf16, for speed on a GPU, rounds embeddings to 8 bits. On 8 views of 64
+            CIFAR-10 images (as 128 principal components) it changed the loss by 1e-4 at most, the
+            gradient by 0.4 % at temperature 0.1, 0.7 % at 0.05, 3.4 % at 0.01; float32 by 5e-6 at
+            most, fused or not.
     """
 
-    def __init__(self, *, temperature: float = 0.05) -> None:
+    def __init__(
+        self, *, temperature: float = 0.05, precision: Literal["float32", "bf16"] = "float32"
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}, expected a number above 0, such as 0.05.")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision={precision!r}, expected 'float32' or 'bf16'.")
         self.temperature = temperature
+        self.precision: Literal["float32", "bf16"] = precision
+
+    def value_and_gradient(
+        self, z_VAD: Tensor, gallery_views: int, samples: slice, *, grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `OnePass.value_and_gradient`."""
+        if z_VAD.dtype == torch.float32 and runs_on(z_VAD.device):
+            from ..kernel.smooth_ap import smooth_ap
+
+            return smooth_ap(
+                z_VAD,
+                gallery_views,
+                samples,
+                temperature=self.temperature,
+                precision=self.precision,
+                grad=grad,
+            )
+        if self.precision == "bf16":
+            z_VAD = z_VAD.bfloat16().to(z_VAD.dtype)
+        return super().value_and_gradient(z_VAD, gallery_views, samples, grad=grad)
 
     def per_query(self, S_QG: Tensor, S_QK: Tensor, positive_QK: Tensor, *, grad: bool) -> PerQuery:
         """Return 1 - AP of each query; see `MeanOverQueries.per_query`."""

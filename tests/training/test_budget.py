@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from model.encoder import SmallResNet
@@ -15,7 +17,17 @@ from model.method import JointEmbedding, Method, Output, QKIteration
 from model.objective import NTXent, Objective, SmoothAP
 from pipeline.loader import Loader
 from tests.conftest import MakeShardSet
-from training.budget import FULL, GIB, SPARE, Budget, _cgroups_free, forecast, loader_bytes, refuse
+from training.budget import (
+    FULL,
+    GIB,
+    SPARE,
+    Budget,
+    _Alive,
+    _cgroups_free,
+    forecast,
+    loader_bytes,
+    refuse,
+)
 from training.config import Config, parse
 
 MIB = 2**20
@@ -144,6 +156,18 @@ def test_the_objective_counts_every_rank_s_embeddings_and_no_more(loader: Loader
         found = forecast(configured(), joint(AllScores()), loader, batch_size_per_rank=batch_size)
         scores = 4 * (V * batch_size) ** 2
         assert found.objective == pytest.approx(2 * scores, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_on_a_gpu_smooth_ap_counts_its_kernels_memory_and_no_scores(precision: Any) -> None:
+    peaks = []
+    for A in (8192, 16384):  # of a GPU that need not be there
+        with FakeTensorMode(), torch.no_grad(), _Alive() as alive:
+            z_VAD = torch.empty(4, A, 128, device="cuda")
+            SmoothAP(precision=precision).value_and_gradient(z_VAD, 4, slice(0, A), grad=True)
+        peaks.append(alive.peak)
+    assert 4 * z_VAD.numel() < peaks[1] < 8 * 4 * z_VAD.numel() < 4 * (4 * A) ** 2
+    assert peaks[1] == pytest.approx(2 * peaks[0], rel=0.01)
 
 
 @pytest.mark.parametrize("objective", [SmoothAP(), NTXent()])
