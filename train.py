@@ -36,13 +36,13 @@ from shards.watch import Watch
 from training import checkpoint, folder, tuned
 from training.budget import forecast, refuse
 from training.command import run_command
-from training.config import parse
 from training.header import header
 from training.launch import check_accumulation, check_processes
 from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
 from training.schedule import learning_rate
+from training.settings import parse
 from training.step import Step
 from training.stop import TIME, Stop
 from training.verdict import Verdict

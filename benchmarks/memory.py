@@ -107,7 +107,7 @@ def one_budget(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     from pipeline.tuning import float_type
     from shards.layout import open_shards
     from training.budget import forecast
-    from training.config import parse
+    from training.settings import parse
     from training.step import Step
 
     with Peak() as peak, tempfile.TemporaryDirectory() as run:

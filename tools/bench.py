@@ -28,8 +28,8 @@ from pipeline.loader import Loader
 from pipeline.tuning import Tuning
 from training import tuned
 from training.command import run_command
-from training.config import Settings
 from training.header import header
+from training.settings import Settings
 
 from .measure import (
     Measurement,

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.status import Status
 
 from training import checkpoint, folder
-from training.config import Settings, gpu_available
+from training.config import gpu_available
 from training.monitor import METRICS, records
+from training.settings import Settings
 
 from . import pilot, trial
 from .bench import without_absolute_paths

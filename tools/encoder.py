@@ -10,7 +10,8 @@ import torch
 from model.encoder import Encoder
 from pipeline.tuning import Tuning
 from training import checkpoint, folder, tuned
-from training.config import Config, parse
+from training.config import Config
+from training.settings import parse
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from evaluation.suite import Suite
 from shards.layout import open_shards
 from training import checkpoint, folder, tuned
 from training.command import run_command
-from training.config import parse
+from training.settings import parse
 
 
 def main() -> None:

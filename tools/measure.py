@@ -26,7 +26,8 @@ from pipeline.loader import Batch, Loader
 from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
-from training.config import Config, Settings, parse, parser
+from training.config import Config
+from training.settings import Settings, parse, parser
 from training.step import Step
 
 from .surroundings import surroundings

@@ -14,7 +14,7 @@ from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
 from shards.layout import open_shards
 from training.command import run_command
-from training.config import parse, parser
+from training.settings import parse, parser
 
 GAP = 3  # pixels between views
 

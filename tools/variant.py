@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from training.config import Settings, parse
+from training.settings import Settings, parse
 
 # What the recipes must agree in, with the names of --allow_differences.
 TERMS = ("encoder", "shards", "evaluation", "precision", "policy")

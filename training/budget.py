@@ -169,7 +169,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     `Tuning.finish="dali"` the finished views take the place of the held and the waiting u. A decode
     cache is all of the set, at the largest image's size: DALI takes that at once.
 
-    d is B images of the median shorter side by up to 1.5 times that. The 2 in work and the 4 d were
+    d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work and the 4 d were
     found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI decodes ahead of the
     crops. The shuffle buffer is the page cache's and not counted, nor is the host's memory on a
     GPU.
@@ -180,7 +180,8 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     assert tuning.prefetch, "a filled Tuning"
     shorter = statistics.median_shorter_side
     longer = min(LONGER * shorter, max(statistics.max_width, statistics.max_height))
-    total = 4 * B * 3 * shorter * longer
+    images = 2 if loader.shard_set.manifest.partners else 1  # a pair is decoded whole
+    total = images * 4 * B * 3 * shorter * longer
     for group in loader.groups:
         values = B * group.count * group.size**2 * 3
         waiting = values * (tuning.prefetch + 2)
@@ -194,7 +195,8 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         if gpu:
             total += 4 * values
     if gpu and tuning.decode == "cache" and not loader.shard_set.manifest.raw:
-        total += len(loader.shard_set) * statistics.max_width * statistics.max_height * 3
+        largest = statistics.max_width * statistics.max_height * 3
+        total += images * len(loader.shard_set) * largest
     return round(total)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from model.encoder import Encoder
 
 from .checkpoint import Checkpoint, newest
-from .config import Settings
+from .settings import Settings
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"

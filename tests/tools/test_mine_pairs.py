@@ -23,7 +23,7 @@ from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
 from tools.encoder import open_encoder
 from training import checkpoint, folder
-from training.config import parse
+from training.settings import parse
 
 SAMPLES = 32
 

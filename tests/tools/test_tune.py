@@ -21,7 +21,7 @@ from tools import measure, tune
 from tools.measure import Measurement, Workload
 from training import tuned
 from training.command import run_command
-from training.config import parse
+from training.settings import parse
 
 START = replace(Tuning().filled(batch_size=8), threads=2)
 PLAN: list[tuple[str, list[Any]]] = [

@@ -28,7 +28,8 @@ from training.budget import (
     loader_bytes,
     refuse,
 )
-from training.config import Config, parse
+from training.config import Config
+from training.settings import parse
 
 MIB = 2**20
 V, S = 3, 32

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import Config, parse, parser
+from training.config import Config
+from training.settings import parse, parser
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]

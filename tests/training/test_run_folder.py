@@ -6,7 +6,7 @@ import pytest
 
 from training import folder
 from training.checkpoint import Checkpoint
-from training.config import parse
+from training.settings import parse
 
 LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]
 

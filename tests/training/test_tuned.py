@@ -9,7 +9,8 @@ from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from training import tuned
-from training.config import Config, parse
+from training.config import Config
+from training.settings import parse
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,169 @@
+"""A configuration as it is given: read from recipes and flags, and saved with the run."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from model.encoder import Encoder
+from model.method import Method
+from model.objective import Objective
+from pipeline.augment import Augment, Policy
+
+from .config import Config
+
+# What may change when a run is continued: it moves no sample and no gradient.
+RESUMABLE = {
+    *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
+    *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
+    *("profile_seconds", "check_memory", "evaluation_queries", "evaluation_references"),
+    *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
+}
+
+SWITCHES = {
+    "self_check",
+    "check_shards",
+    "check_memory",
+    "compile",
+    "sync_batch_norm",
+}  # --no_X is --X false
+
+
+def parser(
+    prog: str = "train.py", description: str = "Pretrain an image encoder from many views."
+) -> ArgumentParser:
+    """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
+    # The strings below the fields become their help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    arguments = ArgumentParser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,  # else --epoch is taken for --epochs
+        exit_on_error=False,
+    )
+    arguments.add_argument(
+        "--config", action="config", help="A recipe; repeatable, and later settings win."
+    )
+    arguments.add_class_arguments(Config)
+    # As plain values, because instances as defaults cannot be written to the run's config.yaml.
+    arguments.set_defaults(
+        {
+            "views.policy": {"class_path": "pipeline.augment.SimCLR"},
+            "method": {
+                "class_path": "model.method.JointEmbedding",
+                "init_args": {
+                    "encoder": {"class_path": "model.encoder.ResNet"},
+                    "objective": {"class_path": "model.objective.SmoothAP"},
+                },
+            },
+        }
+    )
+    return arguments
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A parsed configuration: what is saved with the run, and what is built from it."""
+
+    config: Config
+    resolved: dict[str, Any]
+    """Plain values, as YAML holds them; parses to the same configuration."""
+    options: dict[str, Any]
+    """What a tool's own arguments were, besides those of `Config`."""
+
+    def yaml(self) -> str:
+        """Return the resolved configuration as a recipe."""
+        return yaml.safe_dump(self.resolved, sort_keys=False)
+
+    def flat(self) -> dict[str, Any]:
+        """Return {dotted name: value}."""
+        return _flat(self.resolved)
+
+    def changed(self, other: dict[str, Any]) -> list[str]:
+        """Return the fields, dotted, in which a run cannot be continued with this configuration."""
+        mine, theirs = _flat(self.resolved), _flat(other)
+        names = [name for name in {**theirs, **mine} if not {name, name.split(".")[0]} & RESUMABLE]
+        return [
+            f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
+            for name in names
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def parse(
+    arguments: Sequence[str] | None = None, *, command_line: ArgumentParser | None = None
+) -> Settings:
+    """Read a command line. Networks are built here, with weights that depend on the seed only.
+
+    Args:
+        arguments: what to read instead of this process's command line.
+        command_line: `parser()` with a tool's own arguments added.
+
+    Raises:
+        ValueError: what is unknown, missing or impossible, and the remedy.
+    """
+    command_line = command_line or parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [
+        f"--{a[5:]}=false" if a.startswith("--no_") and a[5:] in SWITCHES else a for a in arguments
+    ]
+    try:
+        namespace = command_line.parse_args(arguments)
+    except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
+        raise ValueError(_explain(str(error))) from error
+    namespace.pop("config", None)
+    resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
+    torch.manual_seed(namespace.seed)
+    built = vars(command_line.instantiate(namespace))
+    fields = Config.__dataclass_fields__
+    return Settings(
+        config=Config(**{name: built[name] for name in fields}),
+        resolved={name: resolved[name] for name in fields},
+        options={name: value for name, value in built.items() if name not in fields},
+    )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted name: value}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+CLASSES = {
+    "method": Method,
+    "encoder": Encoder,
+    "objective": Objective,
+    "policy": Policy,
+    "augments": Augment,
+}
+
+
+def _explain(message: str) -> str:
+    """Return jsonargparse's message on one line, with the choices where a class name is wrong."""
+    line = " ".join(message.split())
+    if "import path" in line or "is abstract" in line:
+        # The last key named is the innermost, where the wrong name stands.
+        keys = [key.rsplit(".", 1)[-1] for key in re.findall(r'Parser key "([^"]+)"', line)]
+        if keys and keys[-1] in CLASSES:
+            names = sorted(_concrete(CLASSES[keys[-1]]))
+            line += f". Choose from {', '.join(names)}."
+    return line
+
+
+def _concrete(base: type) -> set[str]:
+    """Return the names of the classes that can stand where `base` is asked for."""
+    own = set() if inspect.isabstract(base) else {base.__name__}
+    return own.union(*(_concrete(child) for child in base.__subclasses__()))
