@@ -1,16 +1,14 @@
 """Seconds and memory of every objective beside its peers: forward + backward of one batch.
 
-    python -m benchmarks.objectives [--out FILE.json] [--sizes 256 768 4096] [--rounds 3]
+    python -m benchmarks.objectives [--out FILE.json] [--sizes 768 4096 16384] [--rounds 1]
+    python -m benchmarks.objectives --scale [--out FILE.json]    how both grow as N doubles
 
 Every measurement has a process of its own, and in each round all take their turn, so that a busy
 minute of the machine hits all alike. "Extra" is the peak of resident memory above what the process
 held before the step: embeddings and libraries are not in it. What would not fit into the memory
 that is free is left out, with the estimate. The machine should be otherwise idle.
 
-The published Smooth-AP is written down from its formula (methods.md, 5.1), after
-github.com/Andrew-Brown1/Smooth_AP at 59927ec: every comparison of two views for every query.
-Peers: pytorch-metric-learning (PML). Its SmoothAPLoss (2.9.0) mixes up V and A when it collects the
-positives, so its value is right at V = A only; what it computes costs the same.
+Peers, and what was written to measure them: objective_peers.py.
 """
 
 import argparse
@@ -26,40 +24,20 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from model import objective
 from model.objective import Objective
 from tools.surroundings import surroundings
 
+from .objective_peers import PEERS, Loss, bytes_needed
+
 V, D = 4, 128
-SECONDS = 2.0  # of repeats in one process, but 3 repeats or more
-LONG = 15.0  # seconds; such a step is taken once and needs no warming
-Loss = Callable[[Tensor], Tensor]
-
-
-def published_smooth_ap(z_VAD: Tensor) -> Tensor:
-    """The O(N³) form: a query is its own positive, exponents are clamped to ±50."""
-
-    def step(difference: Tensor) -> Tensor:
-        return 1 / (1 + (-difference / 0.05).clamp(-50, 50).exp())
-
-    V, A, _ = z_VAD.shape
-    N = V * A
-    z_AVD = F.normalize(z_VAD, dim=-1).transpose(0, 1)
-    z_ND = z_AVD.flatten(0, 1)
-    S_QG, S_AVV = z_ND @ z_ND.T, z_AVD @ z_AVD.mT
-    above_QGG = step(S_QG[:, None, :].repeat(1, N, 1) - S_QG[:, :, None]) * (1 - torch.eye(N))
-    position_QG = 1 + above_QGG.sum(-1)
-    above_AVVV = step(S_AVV[..., None, :] - S_AVV[..., None]) * (1 - torch.eye(V))
-    among_positives_AVV = 1 + above_AVVV.sum(-1)
-    position_AVV = (
-        position_QG.unflatten(0, (A, V)).unflatten(2, (A, V)).diagonal(0, 0, 2).movedim(-1, 0)
-    )
-    return 1 - (among_positives_AVV / position_AVV).mean()
+SIZES = [768, 4096, 16384]
+SCALE = [1024, 2048, 4096, 8192, 16384]
+SECONDS = 1.0  # of repeats in one process, but 3 repeats or more
+LONG = 3.0  # seconds; such a step is taken once and needs no warming
 
 
 def ours() -> dict[str, Callable[[], Loss]]:
@@ -69,36 +47,6 @@ def ours() -> dict[str, Callable[[], Loss]]:
         for name, each in vars(objective).items()
         if inspect.isclass(each) and issubclass(each, Objective) and not inspect.isabstract(each)
     }
-
-
-def metric_learning(name: str, temperature: float) -> Loss:
-    """Return a loss of pytorch-metric-learning as a function of z [V, A, D]."""
-    from pytorch_metric_learning import losses
-
-    loss = getattr(losses, name)(temperature=temperature)
-
-    def of(z_VAD: Tensor) -> Tensor:
-        V, A, _ = z_VAD.shape
-        return loss(z_VAD.transpose(0, 1).flatten(0, 1), torch.arange(A).repeat_interleave(V))
-
-    return of
-
-
-PEERS: dict[str, Callable[[], Loss]] = {
-    "published Smooth-AP": lambda: published_smooth_ap,
-    "PML SmoothAPLoss": lambda: metric_learning("SmoothAPLoss", 0.05),
-    "PML NTXentLoss": lambda: metric_learning("NTXentLoss", 0.1),
-}
-
-
-def bytes_needed(name: str, N: int) -> float:
-    """Estimate the peak of one step: float32 tensors of the largest shape, so many at once."""
-    pairs_of_pairs = N * (V - 1) * N * (N - V)
-    return {
-        "published Smooth-AP": 8.0 * 4 * N**3,
-        "PML SmoothAPLoss": 6.0 * 4 * N**3,
-        "PML NTXentLoss": 5.0 * 4 * pairs_of_pairs,
-    }.get(name, 4.0 * N**2)  # ours are to stay below N×N; a new one may need a line here
 
 
 def status_bytes(key: str) -> int:
@@ -142,17 +90,19 @@ def available_bytes() -> int:
     return int(found[1]) * 1024
 
 
-def measure_all(sizes: list[int], rounds: int, console: Console) -> list[dict[str, Any]]:
-    """Measure every objective at every size, in turn, `rounds` times; slow ones once."""
+def measure_all(
+    names: list[str], sizes: list[int], rounds: int, console: Console
+) -> list[dict[str, Any]]:
+    """Measure these objectives at every size, in turn, `rounds` times; slow ones once."""
     rows = [
         {"objective": name, "N": N, "V": V, "D": D, "seconds": [], "extra_bytes": 0}
         for N in sizes
-        for name in [*ours(), *PEERS]
+        for name in names
     ]
     for turn in range(rounds):
         for row in rows:
             name, N = row["objective"], row["N"]
-            needed, free = bytes_needed(name, N), available_bytes()
+            needed, free = bytes_needed(name, N, V), available_bytes()
             if needed > 0.9 * free:
                 row["skipped"] = f"needs {needed / 2**30:,.0f} GiB, {free / 2**30:.0f} GiB are free"
             if "skipped" in row or (row["seconds"] and row["seconds"][0] > LONG):
@@ -207,23 +157,52 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return result
 
 
+def growth(rows: list[dict[str, Any]]) -> Table:
+    """Return seconds and memory by size, and by how much each doubling of N multiplies them."""
+    result = Table(title=f"growth with N, V={V}, D={D}, float32", title_justify="left")
+    for heading in ("objective", "N"):
+        result.add_column(heading)
+    for heading in ("min s", "× at 2N", "extra MiB", "× at 2N"):
+        result.add_column(heading, justify="right")
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        found = [row for row in rows if row["objective"] == name and "skipped" not in row]
+        for row, larger in zip(found, [*found[1:], None], strict=True):
+            cells = [name, str(row["N"])]
+            for key, cell in (
+                ("seconds_min", f"{row['seconds_min']:.4f}"),
+                ("extra_bytes", f"{row['extra_bytes'] / 2**20:,.1f}"),
+            ):
+                # Below a page nothing is seen: no ratio.
+                grown = larger and row[key] and f"{larger[key] / row[key]:.2f}"
+                cells += [cell, grown or ""]
+            result.add_row(*cells, end_section=larger is None)
+    return result
+
+
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
         description="Seconds and memory of every objective", allow_abbrev=False
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 768, 4096], help="N = V · A")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per measurement")
+    parser.add_argument("--sizes", type=int, nargs="+", help="N = V · A")
+    parser.add_argument("--rounds", type=int, default=1, help="processes per measurement")
+    parser.add_argument("--scale", action="store_true", help="ours alone, doubling N")
+    parser.add_argument("--only", nargs="+", help="names of objectives or peers, instead of all")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the process of one measurement
     arguments = parser.parse_args()
+    sizes = arguments.sizes or (SCALE if arguments.scale else SIZES)
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments.sizes[0])))
+        print(json.dumps(measure(arguments.one, sizes[0])))
         return
+    known = [*ours()] if arguments.scale else [*ours(), *PEERS]
+    unknown = set(arguments.only or ()) - set(known)
+    if unknown:
+        parser.error(f"--only found {', '.join(unknown)}; expected some of {', '.join(known)}.")
     console = Console()
-    report = surroundings("torch", "pytorch-metric-learning", "numpy")
-    report["rows"] = measure_all(arguments.sizes, arguments.rounds, console)
-    console.print(table(report["rows"]))
+    report = surroundings("torch", "pytorch-metric-learning", "lightly", "diffsort", "numpy")
+    report["rows"] = measure_all(arguments.only or known, sizes, arguments.rounds, console)
+    console.print((growth if arguments.scale else table)(report["rows"]))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -86,37 +86,46 @@ class SupAP(MeanOverQueries):
     def per_query(self, S_QG: Tensor, S_QK: Tensor, positive_QK: Tensor, *, grad: bool) -> PerQuery:
         """Return 1 - AP⁻ plus calibration of each query; see `MeanOverQueries.per_query`."""
         K = positive_QK.shape[1]
-        negative_QG = S_QG.scatter_(1, positive_QK, -torch.inf)  # H(-inf) is 0
+        negative_QG = S_QG.scatter_(1, positive_QK, -torch.inf)
         among_QK = (S_QK[:, None, :] >= S_QK[:, :, None]).sum(-1).to(S_QK.dtype)
+        calibration_Q, dS_QG, dS_QK = self.calibrate(negative_QG, S_QK)
 
+        # Differences in units of the temperature. Comparisons are written as numbers, 0 and 1: on
+        # the CPU that takes a fifth of the time of where() and of sums of bool.
+        negative_QG, S_QK = negative_QG.div_(self.temperature), S_QK / self.temperature
+        margin, slope = self.margin / self.temperature, self.slope * self.temperature
         position_QK = torch.empty_like(S_QK)
-        dS_QG = torch.zeros_like(S_QG) if grad else None
-        dS_QK = torch.zeros_like(S_QK) if grad else None
-        for k in range(K):  # one at a time, as in Smooth-AP
-            above_QG, slope_QG = self.above(negative_QG - S_QK[:, k, None])
-            position_Q = position_QK[:, k] = among_QK[:, k] + above_QG.sum(-1)
-            if dS_QG is not None and dS_QK is not None:
-                pull_QG = slope_QG.mul_((among_QK[:, k] / (position_Q.square() * K))[:, None])
+        difference_QG, far_QG, near_QG = (torch.empty_like(negative_QG) for _ in range(3))
+        for k in range(K):  # one at a time: what it needs stays in the cache
+            torch.sub(negative_QG, S_QK[:, k, None], out=difference_QG)
+            above_Q = torch.gt(difference_QG, 0, out=near_QG).sum(-1)
+            far_Q = torch.gt(difference_QG, margin, out=far_QG).sum(-1)
+            # Far ones, like positives and the query itself at -inf, are to have a sigmoid of 0.
+            torch.add(difference_QG, far_QG, alpha=-1e30, out=near_QG).sigmoid_()
+            beyond_Q = difference_QG.sub_(margin).relu_().sum(-1)
+            position_QK[:, k] = among_QK[:, k] + near_QG.sum(-1) + (above_Q - far_Q) / 2
+            position_QK[:, k] += slope * beyond_Q + self.step * far_Q
+            if grad:
+                pull_Q1 = (among_QK[:, k] / position_QK[:, k].square())[:, None]
+                pull_Q1 = pull_Q1 / (K * self.temperature)
+                near_QG = torch.ops.aten.sigmoid_backward.grad_input(
+                    pull_Q1, near_QG, grad_input=near_QG
+                )
+                pull_QG = near_QG.addcmul_(far_QG, pull_Q1 * slope)
                 dS_QG += pull_QG
-                dS_QK[:, k] = -pull_QG.sum(-1)
-        loss_Q = 1 - (among_QK / position_QK).mean(-1)
+                dS_QK[:, k] -= pull_QG.sum(-1)
+        loss_Q = 1 - (among_QK / position_QK).mean(-1) + calibration_Q
+        return PerQuery(loss_Q, dS_QG, dS_QK) if grad else PerQuery(loss_Q)
 
-        for S, cosine, sign, dS in (
-            (S_QK, self.positive_cosine, -1, dS_QK),
-            (negative_QG, self.negative_cosine, 1, dS_QG),
-        ):
-            excess = (S - cosine).mul_(sign).relu_()
-            wrong_Q = (excess > 0).sum(-1).clamp_(min=1).to(S.dtype)
-            loss_Q += self.calibration * excess.sum(-1) / wrong_Q
-            if dS is not None:
-                dS += (excess > 0) * (sign * self.calibration / wrong_Q)[:, None]
-        return PerQuery(loss_Q, dS_QG, dS_QK)
-
-    def above(self, difference_QG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return H of s_n - s_k, and its derivative."""
-        sigmoid_QG = torch.sigmoid(difference_QG / self.temperature)
-        slope_QG = (sigmoid_QG * (1 - sigmoid_QG)).div_(self.temperature)
-        above_QG = sigmoid_QG.add_(difference_QG > 0, alpha=0.5)
-        far_QG = difference_QG > self.margin
-        line_QG = (difference_QG - self.margin).mul_(self.slope).add_(self.step)
-        return torch.where(far_QG, line_QG, above_QG), slope_QG.masked_fill_(far_QG, self.slope)
+    def calibrate(self, negative_QG: Tensor, S_QK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weighted calibration loss [Q] and its derivatives by both kinds of scores."""
+        low_QK = (self.positive_cosine - S_QK).relu_()
+        high_QG = (negative_QG - self.negative_cosine).relu_()
+        loss_Q, derivatives = torch.zeros_like(S_QK[:, 0]), []
+        for excess, weight in ((high_QG, self.calibration), (low_QK, -self.calibration)):
+            sum_Q = excess.sum(-1)
+            wrong = excess.sign_()
+            wrong_Q = wrong.sum(-1).clamp_(min=1)
+            loss_Q += self.calibration * sum_Q / wrong_Q
+            derivatives.append(wrong.mul_((weight / wrong_Q)[:, None]))
+        return loss_Q, derivatives[0], derivatives[1]

@@ -41,6 +41,18 @@ def mean_over_queries(query_loss: QueryLoss) -> Definition:
     ).mean()
 
 
+def average_precision(positive_K: Tensor, negative_M: Tensor) -> float:
+    """Exact AP: precision times gain of recall, from one threshold to the next lower one."""
+    ap, recall_before = 0.0, 0.0
+    for threshold in sorted({float(s) for s in torch.cat([positive_K, negative_M])}, reverse=True):
+        found = sum(float(s) >= threshold for s in positive_K)
+        wrong = sum(float(s) >= threshold for s in negative_M)
+        recall = found / len(positive_K)
+        ap += found / (found + wrong) * (recall - recall_before)
+        recall_before = recall
+    return ap
+
+
 def assert_equal_to_definition(
     objective: Objective, definition: Definition, shape: tuple[int, int, int, int]
 ) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from embeddings import OBJECTIVES, aligned, embeddings, value_and_gradient
+from torch._subclasses import FakeTensorMode
 
 from model import objective
 from model.objective import (
@@ -127,6 +128,15 @@ def test_autocast_does_not_reach_the_scores(Each: type[Objective]):
     loss, found_VAD = value_and_gradient(in_autocast(Each()), z_VAD)
     assert loss.item() == expected.item()
     assert torch.equal(found_VAD, gradient_VAD)
+
+
+@every_objective
+def test_a_step_needs_no_value_on_the_host(Each: type[Objective]):
+    # Fake tensors have no values: to wait for one, or to let it decide on a shape, is an error.
+    with FakeTensorMode():
+        z_VAD = torch.empty(5, 12, 8, requires_grad=True)
+        Each()(z_VAD, gallery_views=2, samples=slice(4, 8)).backward()
+    assert z_VAD.grad is not None and z_VAD.grad.shape == (5, 12, 8)
 
 
 @every_objective
