@@ -169,10 +169,10 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     `Tuning.finish="dali"` the finished views take the place of the held and the waiting u. A decode
     cache is all of the set, at the largest image's size: DALI takes that at once.
 
-    d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work and the 4 d were
-    found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI decodes ahead of the
-    crops. The shuffle buffer is the page cache's and not counted, nor is the host's memory on a
-    GPU.
+    d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work
+    and the 4 d were found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI
+    decodes ahead of the crops. The shuffle buffer is the page cache's and not counted, nor is the
+    host's memory on a GPU.
     """
     B = batch_size_per_rank or loader.batch_size_per_rank
     tuning, gpu = loader.tuning, loader.device.type == "cuda"
