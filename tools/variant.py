@@ -164,17 +164,17 @@ def summary(resolved: dict[str, Any]) -> dict[str, Any]:
     method = resolved["method"]
     views = [f"{group['count']} × {group['size']} px" for group in _groups(resolved)]
     objective = method["init_args"].get("objective")
-    own = {k: v for k, v in method["init_args"].items() if k not in ("encoder", "objective")}
+    given = (objective or {}).get("init_args") or {}
+    arguments = ", ".join(f"{name}={value}" for name, value in given.items())
     return {
         "method": _last(method["class_path"]),
-        "objective": _last(objective["class_path"]) if objective else "",
+        "objective": f"{_last(objective['class_path'])}({arguments})" if objective else "",
         "views": " + ".join(views),
         "batch_size": resolved["batch_size"],
         "optimizer": resolved["optimizer"],
         "learning_rate": resolved["learning_rate"],
         "weight_decay": resolved["weight_decay"],
         "warmup_epochs": resolved["warmup_epochs"],
-        "arguments": own | ((objective or {}).get("init_args") or {}),
     }
 
 
