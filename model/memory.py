@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-# Numbers in a chunk, of its scores and of its keys in float32: 4 MiB and, on a GPU, 64 MiB.
-CPU_CHUNK = 1 << 20
+# Numbers in a chunk, of its scores and of its keys in float32: 1 MiB and, on a GPU, 64 MiB.
+CPU_CHUNK = 1 << 18
 GPU_CHUNK = 1 << 24
 
 

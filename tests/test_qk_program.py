@@ -15,7 +15,7 @@ from tests.conftest import MakeShardSet
 from tests.program import BIN, TWO, finish, losses, weights
 from training.monitor import records
 
-# Three phases of 4 steps; 70 keys of 42 samples are two views each, and 48 is a whole pass.
+# A start of one step, then phases of 4; 70 keys of 42 samples are two views each.
 RECIPE = """
 views: {count: 1, size: 16, policy: {class_path: SimCLR, init_args: {blur_window: 3}}}
 more_views:
@@ -27,6 +27,7 @@ method:
     encoder: {class_path: SmallResNet, init_args: {width: 4}}
     hidden_size: 16
     embedding_size: 8
+    start_steps: 1
     phase_steps: 4
     keys: 70
 learning_rate: 0.01
@@ -85,8 +86,8 @@ def test_a_run_continued_within_a_phase_is_the_uninterrupted_one(
     code, out, err = finish(command(shard_set, whole, processes, *copies[: 6 * (processes == 1)]))
     assert code == 0, out + err
     expected = weights(whole)
-    phases = [r["queries_train"] for r in records(whole) if "loss" in r]
-    assert phases == [1.0] * 4 + [0.0] * 4 + [1.0] * 2
+    turns = [(r["queries_train"], r["keys_train"]) for r in records(whole) if "loss" in r]
+    assert turns == [(1, 1), *[(1, 0)] * 4, *[(0, 1)] * 4, (1, 0)]
     assert sum(value.numel() for value in expected.values()) < 60_000  # no memory among them
     if processes == 1:
         figures = ("copy_map", "copy_recall_at_p90", "copy_r1", "copy_r10", "copy_z_map")

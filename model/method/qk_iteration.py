@@ -8,12 +8,18 @@ while steps for queries and for keys alternate.
 
 All else here is *inferred*: both heads freeze with their backbones, so that a memory is made once a
 phase; the frozen side is in eval mode; InfoNCE of the temperature of memory banks (0.07, Wu et al.
-2018); D = 256, the challenge's limit; both sides begin alike; phases of equal length, queries
-first; moments of the optimizer rest while their side does. Results are "QK-style".
+2018); D = 256, the challenge's limit; both sides begin alike, and train together at first; phases
+of equal length, queries first; moments of the optimizer rest while their side does. Results are
+"QK-style".
 
+    start     both models train:   NT-Xent among the views of the batch, as SimCLR's
     Q-phase   key model frozen:    memory = keys of N views of the training set
               query model trains:  q(edited view) finds its own key among all keys of other samples
     K-phase   the same, with the roles exchanged
+
+Why a start: a random network's embeddings all but coincide (uniformity -0.07 of SmallResNet, where
+0 is one point), and what was not learned cannot be told apart in a memory of it. In 60 steps from
+such a memory the loss stayed at that of guessing.
 """
 
 from __future__ import annotations
@@ -24,14 +30,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from ..encoder import Encoder
-from ..gather import gather, gather_rows
+from ..gather import gather, gather_rows, own_samples
 from ..memory import Memory
+from ..objective import NTXent
 from ..projector import Projector
-from .method import MemoryRequest, Method, Output, encode
+from .method import MemoryRequest, Method, Output, encode, refuse_few
 
 LARGEST = 256  # the challenge's limit on the size of a descriptor
 
@@ -60,7 +67,8 @@ class QKIteration(Method):
         embedding_size: D, up to 256.
         projector_layers: number of linear layers.
         temperature: divides the cosines.
-        phase_steps: steps until the sides change their roles.
+        start_steps: steps at first in which both sides train, without a memory.
+        phase_steps: steps until the sides change their roles, from then on.
         keys: size of the memory, over all ranks; each of them holds all of it, in passes over the
             training set as many as it takes.
         memory_type: bfloat16 takes 512 bytes a key at D = 256, and rounds cosines by up to 0.004.
@@ -79,6 +87,7 @@ class QKIteration(Method):
         embedding_size: int = 256,
         projector_layers: int = 2,
         temperature: float = 0.07,
+        start_steps: int = 500,
         phase_steps: int = 500,
         keys: int = 1_000_000,
         memory_type: Literal["bfloat16", "float32"] = "bfloat16",
@@ -91,10 +100,10 @@ class QKIteration(Method):
             )
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}, expected a number above 0, such as 0.07.")
-        if phase_steps < 1 or keys < 1:
+        if phase_steps < 1 or keys < 1 or start_steps < 0:
             raise ValueError(
-                f"phase_steps={phase_steps} and keys={keys}, expected 1 or more of both, such as "
-                "500 and 1000000."
+                f"start_steps={start_steps}, phase_steps={phase_steps} and keys={keys}, expected "
+                "1 or more of the last two, such as 500 and 1000000, and no negative start."
             )
         self.encoder = encoder
         self.projector = Projector(
@@ -107,45 +116,48 @@ class QKIteration(Method):
         self.key_projector = copy.deepcopy(self.projector)
         self.embedding_size = embedding_size
         self.temperature = temperature
-        self.phase_steps, self.keys = phase_steps, keys
+        self.in_batch = NTXent(temperature=temperature)
+        self.start_steps, self.phase_steps, self.keys = start_steps, phase_steps, keys
         self.memory_type = torch.bfloat16 if memory_type == "bfloat16" else torch.float32
-        self._phase = 0
-        self._memory: Memory | None = None
-
-    @property
-    def queries_train(self) -> bool:
-        """Whether it is the query model's turn; else it is the key model's."""
-        return self._phase % 2 == 0
+        self._memory: Memory | None = None  # none at the start
+        self._frozen: tuple[nn.Module, ...] = ()
 
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
-        """See `Method.forward`; `id_B` is needed."""
+        """See `Method.forward`; after the start, `id_B` is needed."""
         query_VBCHW, key_VBCHW = views if len(views) == 2 else (views[0][:1], views[0][-1:])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.queries_train):
+        queries_train = self.encoder not in self._frozen
+        keys_train = self.key_encoder not in self._frozen
+        with torch.set_grad_enabled(torch.is_grad_enabled() and queries_train):
             q_VBD = self.embed(query_VBCHW)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.queries_train):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and keys_train):
             k_VBD = self.embed_reference(key_VBCHW)
-        z_VBD, own_WBD = (q_VBD, k_VBD) if self.queries_train else (k_VBD, q_VBD)
+        # training.budget follows a first step, whose memory is yet to be filled: count both.
+        room = self._room(q_VBD.device) if isinstance(q_VBD, FakeTensor) else None
+        z_VAD = gather(torch.cat([q_VBD, k_VBD]))
+        if queries_train and keys_train:
+            loss = self.in_batch(z_VAD, samples=own_samples(q_VBD.shape[1]))
+        elif queries_train:
+            loss = self._loss(q_VBD, k_VBD, id_B)
+        else:
+            loss = self._loss(k_VBD, q_VBD, id_B)
+        del room
+        turns = {"queries_train": queries_train, "keys_train": keys_train}
+        return Output(
+            loss=loss,
+            z_VAD=z_VAD.detach(),
+            metrics={name: torch.full_like(loss.detach(), on) for name, on in turns.items()},
+        )
 
-        memory = self._memory
-        if isinstance(z_VBD, FakeTensor):  # training.budget follows a step before there is one
-            memory = self._room(z_VBD.device)
-            id_B = memory.id_N[:1].expand(z_VBD.shape[1])
-        if memory is None or id_B is None:
-            raise ValueError(
-                "found no memory, or no ids of the samples: QK iteration trains in train.py alone, "
-                "which shows it before a step what `memory_due` asks for."
-            )
+    def _loss(self, z_VBD: Tensor, own_WBD: Tensor, id_B: Tensor | None) -> Tensor:
+        """Return the loss of the views of the side that trains, with the other's as their own."""
+        assert self._memory is not None and id_B is not None
         with torch.autocast(z_VBD.device.type, enabled=False):
-            lse_VB = memory.logsumexp(
+            lse_VB = self._memory.logsumexp(
                 z_VBD.flatten(0, 1), id_B.repeat(len(z_VBD)), temperature=self.temperature
             ).unflatten(0, z_VBD.shape[:2])
             s_VWB = torch.einsum("vbd,wbd->vwb", z_VBD, own_WBD) / self.temperature
-            loss = F.softplus(lse_VB[:, None] - s_VWB).mean()  # -log of its own key's probability
-        return Output(
-            loss=loss,
-            z_VAD=gather(torch.cat([q_VBD, k_VBD]).detach()),
-            metrics={"queries_train": loss.new_full((), float(self.queries_train)).detach()},
-        )
+            # softplus(lse - s) is minus the log of the own key's probability.
+            return F.softplus(lse_VB[:, None] - s_VWB).mean()
 
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """Return the query model's embeddings, of unit length; see `Method.embed`."""
@@ -161,17 +173,20 @@ class QKIteration(Method):
 
     def memory_due(self, step: int) -> MemoryRequest | None:
         """Ask for the frozen side's views as a phase begins, or a run is continued within one."""
-        if self._memory is not None and step % self.phase_steps:
+        phase, within = divmod(step - self.start_steps, self.phase_steps)
+        if phase < 0 or (within and self._memory is not None):
             return None
-        phase = step // self.phase_steps
         return MemoryRequest(group=-1 if phase % 2 == 0 else 0, keys=self.keys, phase=phase)
 
     @torch.no_grad()
     def remember(self, request: MemoryRequest, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Begin a phase: freeze a side, and hold its embeddings of `request.keys` views."""
-        self._phase, self._memory = request.phase, None  # the old one goes before the new one comes
+        self._memory = None  # the old one goes before the new one comes
+        if request.phase % 2 == 0:
+            self._frozen, embed = (self.key_encoder, self.key_projector), self.embed_reference
+        else:
+            self._frozen, embed = (self.encoder, self.projector), self.embed
         self.train(self.training)  # of the sides as they are now
-        embed = self.embed_reference if self.queries_train else self.embed
         memory: Memory | None = None
         filled = 0
         while filled < request.keys:
@@ -186,16 +201,16 @@ class QKIteration(Method):
         self._memory = memory
 
     def train(self, mode: bool = True) -> QKIteration:
-        """Set the mode of the side that trains; the frozen one stays in eval mode."""
+        """Set the mode of what trains; a frozen side stays in eval mode."""
         super().train(mode)
-        query, key = (self.encoder, self.projector), (self.key_encoder, self.key_projector)
-        for part in key if self.queries_train else query:
+        for part in self._frozen:
             part.eval()
         return self
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
+        refuse_few(counts=counts, batch_size=batch_size)
         if len(counts) > 2:
             raise ValueError(
                 f"{len(counts)} view groups, but QK iteration has two sides: the views are the "

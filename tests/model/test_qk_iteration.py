@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.encoder import SmallResNet
 from model.method import QKIteration
+from model.objective import NTXent
 from training.optimizer import build_optimizer
 
 B, V, W = 6, 2, 3  # samples, views of the queries, views of the keys
@@ -16,7 +17,7 @@ B, V, W = 6, 2, 3  # samples, views of the queries, views of the keys
 
 def method(**settings) -> QKIteration:
     torch.manual_seed(0)
-    settings = {"phase_steps": 2, "keys": 50, "memory_type": "float32"} | settings
+    settings = {"start_steps": 0, "phase_steps": 2, "keys": 50, "memory_type": "float32"} | settings
     made = QKIteration(encoder=SmallResNet(width=4), hidden_size=16, embedding_size=8, **settings)
     return made.train()
 
@@ -155,9 +156,17 @@ def test_bfloat16_takes_half_and_moves_the_loss_little() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_a_step_without_a_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="no memory"):
-        method()((batch(1), batch(2)), torch.arange(B))
+def test_at_the_start_both_sides_train_as_simclr_does() -> None:
+    made = method(start_steps=3)
+    assert made.memory_due(0) is made.memory_due(2) is None
+    request = made.memory_due(3)
+    assert request is not None and (request.phase, request.group) == (0, -1)
+    output = made((batch(1), batch(2, W)), torch.arange(B))
+    z_VAD = torch.cat([made.embed(batch(1)), made.embed_reference(batch(2, W))])
+    assert output.loss.item() == pytest.approx(NTXent(temperature=0.07)(z_VAD).item(), abs=1e-6)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert all(part.training for part in made.modules())
 
 
 @pytest.mark.parametrize(
@@ -165,6 +174,7 @@ def test_a_step_without_a_memory_is_refused() -> None:
     [
         ({"temperature": 0.0}, ["temperature=0", "above 0"]),
         ({"phase_steps": 0}, ["phase_steps=0", "1 or more"]),
+        ({"start_steps": -1}, ["start_steps=-1", "no negative start"]),
         ({"keys": 0}, ["keys=0", "1 or more"]),
     ],
 )
@@ -181,5 +191,7 @@ def test_impossible_views_and_sizes_are_refused() -> None:
     for counts, words in (((3,), "3 views in one group"), ((1, 1, 1), "3 view groups")):
         with pytest.raises(ValueError, match=words):
             method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)
+    with pytest.raises(ValueError, match="batch_size=1"):
+        method().refuse(counts=(2,), sizes=(16,), batch_size=1)
     for counts in ((2,), (1, 1), (4, 2)):
         method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)
