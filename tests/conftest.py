@@ -1,6 +1,14 @@
-"""Shard sets that several parts are tested with."""
+"""Shard sets that several parts are tested with; and cores of its own for each test process."""
 
+import os
 from collections.abc import Callable
+
+# Before torch is imported, which counts them: threads of two test processes, and of the programs
+# that they start, on the same cores wait for each other many times longer than they work.
+if worker := os.environ.get("PYTEST_XDIST_WORKER", "")[2:]:
+    cores = sorted(os.sched_getaffinity(0))
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker) :: workers] or cores)
 
 import numpy as np
 import pytest
