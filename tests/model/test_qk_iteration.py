@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.encoder import SmallResNet
-from model.method import QKIteration
+from model.method import JointEmbedding, QKIteration
 from model.objective import NTXent
 from training.optimizer import build_optimizer
 
@@ -156,17 +156,36 @@ def test_bfloat16_takes_half_and_moves_the_loss_little() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_at_the_start_both_sides_train_as_simclr_does() -> None:
+def test_at_the_start_one_model_trains_as_simclr_does_and_the_other_follows() -> None:
     made = method(start_steps=3)
     assert made.memory_due(0) is made.memory_due(2) is None
     request = made.memory_due(3)
     assert request is not None and (request.phase, request.group) == (0, -1)
-    output = made((batch(1), batch(2, W)), torch.arange(B))
-    z_VAD = torch.cat([made.embed(batch(1)), made.embed_reference(batch(2, W))])
-    assert output.loss.item() == pytest.approx(NTXent(temperature=0.07)(z_VAD).item(), abs=1e-6)
+    views = batch(1), batch(2, W)
+    output = made(views, torch.arange(B))
+    simclr = JointEmbedding(
+        encoder=SmallResNet(width=4),
+        objective=NTXent(temperature=0.07),
+        hidden_size=16,
+        embedding_size=8,
+    )
+    mine = made.state_dict()
+    simclr.load_state_dict({name: mine[name] for name in simclr.state_dict()})
+    assert output.loss.item() == pytest.approx(simclr(views).loss.item(), abs=1e-6)
     output.loss.backward()
-    assert all(parameter.grad is not None for parameter in made.parameters())
-    assert all(part.training for part in made.modules())
+    for name, parameter in made.named_parameters():
+        assert (parameter.grad is None) == name.startswith("key_")
+    with torch.no_grad():
+        for parameter in (*made.encoder.parameters(), *made.projector.parameters()):
+            parameter += 0.1
+    made.after_step(0.1)
+    made.eval()
+    assert torch.equal(made.embed(views[0]), made.embed_reference(views[0]))
+    begin(made, 3)
+    with torch.no_grad():
+        next(made.encoder.parameters()).add_(0.1)
+    made.after_step(0.2)  # no longer
+    assert not torch.equal(made.embed(views[0]), made.embed_reference(views[0]))
 
 
 @pytest.mark.parametrize(
