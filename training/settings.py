@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from model.encoder import Encoder
 from model.method import Method
@@ -36,6 +36,18 @@ SWITCHES = {
     "sync_batch_norm",
 }  # --no_X is --X false
 
+# As plain values, because instances as defaults cannot be written to the run's config.yaml.
+DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
+    "views.policy": {"class_path": "pipeline.augment.SimCLR"},
+    "method": {
+        "class_path": "model.method.JointEmbedding",
+        "init_args": {
+            "encoder": {"class_path": "model.encoder.ResNet"},
+            "objective": {"class_path": "model.objective.SmoothAP"},
+        },
+    },
+}
+
 
 def parser(
     prog: str = "train.py", description: str = "Pretrain an image encoder from many views."
@@ -53,19 +65,7 @@ def parser(
         "--config", action="config", help="A recipe; repeatable, and later settings win."
     )
     arguments.add_class_arguments(Config)
-    # As plain values, because instances as defaults cannot be written to the run's config.yaml.
-    arguments.set_defaults(
-        {
-            "views.policy": {"class_path": "pipeline.augment.SimCLR"},
-            "method": {
-                "class_path": "model.method.JointEmbedding",
-                "init_args": {
-                    "encoder": {"class_path": "model.encoder.ResNet"},
-                    "objective": {"class_path": "model.objective.SmoothAP"},
-                },
-            },
-        }
-    )
+    arguments.set_defaults(DEFAULT_CLASSES)
     return arguments
 
 
@@ -117,6 +117,11 @@ def parse(
     ]
     try:
         namespace = command_line.parse_args(arguments)
+        if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
+            # jsonargparse takes what one class was given, or has by default, over to the class
+            # that replaces it: NTXent would get SmoothAP's temperature.
+            command_line.set_defaults(chosen)
+            namespace = command_line.parse_args(arguments)
     except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
         raise ValueError(_explain(str(error))) from error
     namespace.pop("config", None)
@@ -129,6 +134,20 @@ def parse(
         resolved={name: resolved[name] for name in fields},
         options={name: value for name, value in built.items() if name not in fields},
     )
+
+
+def _classes(namespace: Namespace) -> dict[str, dict[str, Any]]:
+    """Return which classes were chosen, in the form of `DEFAULT_CLASSES`."""
+    method = namespace.method
+    parts = {
+        name: {"class_path": part.class_path}
+        for name, part in vars(method.init_args).items()
+        if isinstance(part, Namespace) and "class_path" in part
+    }
+    return {
+        "views.policy": {"class_path": namespace.views.policy.class_path},
+        "method": {"class_path": method.class_path, "init_args": parts},
+    }
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,16 @@
 """The configuration: every field explained, every impossible setting refused with its remedy."""
 
+import inspect
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from model.method import SimSiam
+from model.objective import NTXent
+from pipeline.augment import MoCoV2
 from training.config import Config
 from training.settings import parse, parser
 
@@ -43,6 +49,24 @@ def test_the_resolved_configuration_parses_to_itself(tmp_path: Path) -> None:
     second = parse(["--config", str(saved)])
     assert second.resolved == first.resolved
     assert second.changed(first.resolved) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "Each"),
+    [
+        ("--method.objective", "NTXent", NTXent),  # its temperature is not SmoothAP's
+        ("--method", "SimSiam", SimSiam),  # its embeddings are larger than JointEmbedding's
+        ("--views.policy", "MoCoV2", MoCoV2),  # its blur is weaker than SimCLR's
+    ],
+)
+def test_a_class_that_replaces_another_has_its_own_defaults(flag: str, name: str, Each: type):
+    settings: Any = parse([*LEAST, flag, name]).resolved
+    for key in flag.removeprefix("--").split("."):
+        settings = settings.get("init_args", settings)[key]
+    own = {each.name: each.default for each in inspect.signature(Each).parameters.values()}
+    own = {key: value for key, value in own.items() if value is not inspect.Parameter.empty}
+    found = {key: settings["init_args"][key] for key in own}
+    assert found == json.loads(json.dumps(own))  # tuples are lists in YAML
 
 
 def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
