@@ -9,6 +9,7 @@ from .blackbox_ap import BlackboxAP as BlackboxAP
 from .dcl import DCL as DCL
 from .fast_ap import FastAP as FastAP
 from .groco import GroCo as GroCo
+from .log_ap import LogAP as LogAP
 from .nt_xent import NTXent as NTXent
 from .objective import Objective as Objective
 from .one_pass import OnePass as OnePass

@@ -42,7 +42,7 @@ class NTXent(MeanOverQueries):
         """Return the mean cross-entropy of each query; see `MeanOverQueries.per_query`."""
         K = positive_QK.shape[1]
         negative_QG = S_QG.scatter_(1, positive_QK, -torch.inf).div_(self.temperature)
-        logit_QK = S_QK / self.temperature
+        logit_QK = self.logits(S_QK)
 
         # The negatives' part of the denominator, once for all positives, kept as a logarithm.
         top_Q1 = negative_QG.amax(-1, keepdim=True)
@@ -55,3 +55,10 @@ class NTXent(MeanOverQueries):
 
         wrong_QK = torch.sigmoid(-margin_QK) / (K * self.temperature)  # 1 - the probability of k
         return PerQuery(loss_Q, weight_QG.mul_(wrong_QK.sum(-1, keepdim=True) / sum_Q1), -wrong_QK)
+
+    def logits(self, S_QK: Tensor) -> Tensor:
+        """Return what stands for the positives in the cross-entropy, from their cosines [Q, K].
+
+        Its derivative by a cosine is to be 1 / temperature.
+        """
+        return S_QK / self.temperature
