@@ -12,7 +12,6 @@ positive is worth as much as its place among the positives: the second best may 
 above it at the precision at which the best may have one. With two views both are the same.
 """
 
-import torch
 from torch import Tensor
 
 from .nt_xent import NTXent

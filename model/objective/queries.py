@@ -19,13 +19,19 @@ from .one_pass import OnePass
 # them should stay in its cache (2 MiB in float32); a GPU wants few large pieces (64 MiB).
 CPU_CHUNK = 1 << 19
 GPU_CHUNK = 1 << 24
-# With fewer rows a matrix product loses more than the smaller chunk gains (found at N=16384).
+# A matrix product of fewer rows loses more than the smaller chunk gains: with a large gallery
+# several chunks share a product.
 MIN_ROWS = 64
 
 
 def rows_at_once(columns: int, device: torch.device) -> int:
+    """Return of how many queries the scores [rows, columns] are one matrix product."""
+    return max(MIN_ROWS, chunk_rows(columns, device))
+
+
+def chunk_rows(columns: int, device: torch.device) -> int:
     """Return how many queries make a chunk of scores [rows, columns]."""
-    return max(MIN_ROWS, (GPU_CHUNK if device.type == "cuda" else CPU_CHUNK) // columns)
+    return max(1, (GPU_CHUNK if device.type == "cuda" else CPU_CHUNK) // columns)
 
 
 class PerQuery(NamedTuple):
@@ -69,24 +75,29 @@ class MeanOverQueries(OnePass):
         row_N = torch.arange(V * A, device=z_ND.device)
         asking_N = row_N.unflatten(0, (V, A))[:, samples].flatten()
         inside = gallery_views * (samples.stop - samples.start)
-        rows = rows_at_once(G, z_ND.device)
+        product, rows = rows_at_once(G, z_ND.device), chunk_rows(G, z_ND.device)
 
         loss = z_ND.new_zeros(())
         dz_ND = torch.zeros_like(z_ND) if grad else z_ND
         # First the queries that are in the gallery themselves, then those that are not. The other
         # views of a sample are in the gallery A rows further on each, and round its end.
         for asks_Q, nearest in ((asking_N[:inside], 1), (asking_N[inside:], 0)):
-            for row_Q in asks_Q.split(rows) if len(asks_Q) else ():
+            for row_Q in asks_Q.split(product) if len(asks_Q) else ():
                 positive_QK = (row_Q[:, None] + A * row_N[nearest:gallery_views]) % G
                 z_QD = z_ND[row_Q]
                 S_QG = z_QD @ z_GD.T
                 if nearest:
                     S_QG.scatter_(1, row_Q[:, None], -torch.inf)  # the query itself
-                S_QK = S_QG.gather(1, positive_QK)
-                loss_Q, dS_QG, dS_QK = self.per_query(S_QG, S_QK, positive_QK, grad=grad)
-                loss += loss_Q.sum()
-                if dS_QG is not None and dS_QK is not None:
-                    dS_QG.scatter_add_(1, positive_QK, dS_QK)
+                for S_RG, positive_RK in zip(
+                    S_QG.split(rows), positive_QK.split(rows), strict=True
+                ):
+                    S_RK = S_RG.gather(1, positive_RK)
+                    loss_R, dS_RG, dS_RK = self.per_query(S_RG, S_RK, positive_RK, grad=grad)
+                    loss += loss_R.sum()
+                    if dS_RG is not None and dS_RK is not None:
+                        S_RG.copy_(dS_RG.scatter_add_(1, positive_RK, dS_RK))
+                if grad:
+                    dS_QG = S_QG
                     dz_ND.index_add_(0, row_Q, dS_QG @ z_GD)  # as queries
                     dz_ND[:G].addmm_(dS_QG.T, z_QD)  # as gallery
         loss /= len(asking_N)
