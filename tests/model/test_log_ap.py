@@ -18,8 +18,8 @@ def log_ap(temperature: float):
         costs = []
         for s_k in positive_K:
             among = 1 + sum(bool(s_p > s_k) for s_p in positive_K)
-            above = sum(torch.exp((s_n - s_k) / temperature) for s_n in negative_M)
-            costs.append(-torch.log(among / (among + above)))
+            above = torch.stack([torch.exp((s_n - s_k) / temperature) for s_n in negative_M])
+            costs.append(torch.log((among + above.sum()) / among))
         return torch.stack(costs).mean()
 
     return mean_over_queries(query_loss)
