@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,3 +92,12 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL the launcher and all that it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def texts(value: Any) -> list[str]:
+    """Return every string in nested JSON, names of fields aside."""
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in texts(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in texts(each)]
+    return [value] if isinstance(value, str) else []

@@ -121,7 +121,10 @@ def parse(
             # jsonargparse takes what one class was given, or has by default, over to the class
             # that replaces it: NTXent would get SmoothAP's temperature.
             command_line.set_defaults(chosen)
-            namespace = command_line.parse_args(arguments)
+            try:
+                namespace = command_line.parse_args(arguments)
+            finally:
+                command_line.set_defaults(DEFAULT_CLASSES)
     except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
         raise ValueError(_explain(str(error))) from error
     namespace.pop("config", None)

@@ -22,7 +22,7 @@ class LogAP(NTXent):
 
     For a query, with s its scores, P its positives and N its negatives:
 
-        among_k = number of positives that score as high as k or higher; no gradient
+        among_k = 1 + number of positives that score higher than k; no gradient
         loss    = mean over k ∈ P of log(1 + Σ_{n ∈ N} exp((s_n - s_k) / temperature) / among_k)
 
     Args:
@@ -31,6 +31,5 @@ class LogAP(NTXent):
 
     def logits(self, S_QK: Tensor) -> Tensor:
         """See `NTXent.logits`."""
-        # Above, not "at least as high": the best positive is of place 1, whatever ties there are.
         among_QK = (S_QK[:, None, :] > S_QK[:, :, None]).sum(-1) + 1
         return super().logits(S_QK) + among_QK.to(S_QK.dtype).log()

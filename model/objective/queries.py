@@ -97,7 +97,7 @@ class MeanOverQueries(OnePass):
                     if dS_RG is not None and dS_RK is not None:
                         S_RG.copy_(dS_RG.scatter_add_(1, positive_RK, dS_RK))
                 if grad:
-                    dS_QG = S_QG
+                    dS_QG = S_QG  # its scores are used up, chunk by chunk
                     dz_ND.index_add_(0, row_Q, dS_QG @ z_GD)  # as queries
                     dz_ND[:G].addmm_(dS_QG.T, z_QD)  # as gallery
         loss /= len(asking_N)

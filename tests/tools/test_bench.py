@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
-from tests.program import RECIPE, finish
+from tests.program import RECIPE, finish, texts
 from tools import bench, measure
 from training.command import run_command
 
@@ -50,14 +50,6 @@ def check(record: dict[str, Any], kinds: set[str]) -> None:
     assert record["settings"]["batch_size"] == BATCH_SIZE
     assert record["tuning"]["finish"] == "fused" and "defaults" in record["tuning"]["source"]
     assert not any(text.startswith("/") for text in texts(record)), "an absolute path"
-
-
-def texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for each in value.values() for text in texts(each)]
-    if isinstance(value, list):
-        return [text for each in value for text in texts(each)]
-    return [value] if isinstance(value, str) else []
 
 
 def test_feed_measures_the_parts_and_the_whole(flags: list[str], tmp_path: Path) -> None:

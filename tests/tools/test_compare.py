@@ -17,7 +17,7 @@ from rich.console import Console
 
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
-from tests.program import CPU, RECIPE, losses
+from tests.program import CPU, RECIPE, losses, texts
 from tools import chart, compare, standing, trial
 from tools.pilot import Budget, Pace, pace_of
 from tools.plan import Plan
@@ -127,14 +127,6 @@ def test_a_real_run_that_was_stopped_ends_as_one_that_was_not(
     width, height = Image.open(out / "comparison.png").size
     assert width > height > 400
     assert "random encoder" in (out / "comparison.md").read_text()
-
-
-def texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for each in value.values() for text in texts(each)]
-    if isinstance(value, list):
-        return [text for each in value for text in texts(each)]
-    return [value] if isinstance(value, str) else []
 
 
 @pytest.fixture

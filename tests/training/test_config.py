@@ -69,6 +69,12 @@ def test_a_class_that_replaces_another_has_its_own_defaults(flag: str, name: str
     assert found == json.loads(json.dumps(own))  # tuples are lists in YAML
 
 
+def test_a_command_line_can_be_read_twice():
+    command_line = parser()
+    parse([*LEAST, "--method", "SimSiam"], command_line=command_line)
+    assert parse(LEAST, command_line=command_line).resolved == parse(LEAST).resolved
+
+
 def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
     recipe = tmp_path / "multi_crop.yaml"
     policy = "{class_path: SwAV, init_args: {small: true}}"
