@@ -35,9 +35,11 @@ from .pilot import Budget
 from .plan import Plan
 from .standing import markdown, show
 from .trial import Stopped
-from .variant import TERMS, Variant, check_terms, variants
+from .variant import EVALUATION_SETS, TERMS, Variant, check_terms, variants
 
-Figure = Literal["knn_top1", "linear_top1", "view_map", "label_map", "view_r1", "label_r1"]
+Figure = Literal[
+    "knn_top1", "linear_top1", "view_map", "label_map", "view_r1", "label_r1", "copy_map"
+]
 
 
 def main() -> None:
@@ -157,7 +159,7 @@ def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
                 f"{variant.recipe} names no evaluation_test, so there is nothing to compare. Give "
                 "a held-out shard set: -- --evaluation_test DIR."
             )
-        for name in ("shards", "evaluation_test", "evaluation_train"):
+        for name in ("shards", *EVALUATION_SETS):
             place = settings[name]
             if place is not None and place not in samples:
                 samples[place] = len(open_shards(place))

@@ -30,7 +30,7 @@ from . import pilot, trial
 from .bench import without_absolute_paths
 from .measure import machine
 from .plan import Plan
-from .standing import LEARNED, RANDOM
+from .standing import LEARNED, RANDOM, main_of
 from .trial import Failed
 from .variant import Variant, summary, terms
 
@@ -161,7 +161,7 @@ class Contest:
                 return
         trial.drop_checkpoints(run)
         figures = self._figures(variant, seed)
-        main = "knn_top1" if "knn_top1" in figures["final"] else "view_map"
+        main = main_of(figures["final"])
         heading, value = LEARNED[main].removesuffix(" %"), 100 * figures["final"][main]
         end = f"{figures['steps']:,} steps in {figures['seconds']:.1f} s"
         self._say(f"{place}{name}: {heading} {value:.1f} %, {end}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from . import pilot, trial
 from .pilot import Budget, Pace
-from .variant import Variant, terms
+from .variant import EVALUATION_SETS, Variant, terms
 
 CHECKPOINTS = 10  # of a run: a tenth of it is the most that a kill can cost
 ENDLESS = 10**9  # steps
@@ -111,7 +111,8 @@ class Plan:
         assert self.budget.seconds is not None
         seconds = min(pilot.SECONDS, self.budget.seconds / 4)
         words = ["--steps", str(ENDLESS), "--max_seconds", f"{seconds:g}"]
-        words += ["--evaluation_test", "null", "--evaluation_train", "null"]
+        for name in EVALUATION_SETS:
+            words += [f"--{name}", "null"]
         words += ["--evaluate_every", "null", "--log_every", str(log_every)]
         words += ["--checkpoint_every", str(ENDLESS)]
         return self._train(variant, self.seeds[0], self.pilot(variant).with_suffix(""), words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
@@ -20,6 +20,8 @@ LEARNED = {
     "linear_top1": "linear %",
     "view_map": "view mAP %",
     "label_map": "label mAP %",
+    "copy_map": "copy µAP %",
+    "copy_z_map": "copy µAP by z %",
     "effective_dimension": "dim.",
 }
 # What that took: {figure: heading}.
@@ -75,9 +77,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def main_figure(record: Mapping[str, Any]) -> str:
-    """Return the figure that rows are sorted by and the chart shows: k-NN, if there are labels."""
-    finals = [run["final"] for run in record["runs"] if "final" in run]
-    return "knn_top1" if any("knn_top1" in final for final in finals) else "view_map"
+    """Return the figure that rows are sorted by and the chart shows; see `main_of`."""
+    return main_of(set().union(*(run.get("final", ()) for run in record["runs"])))
+
+
+def main_of(figures: Collection[str]) -> str:
+    """Return the figure that says most: k-NN, if there are labels; else copies found, if sought."""
+    return next((name for name in ("knn_top1", "copy_map") if name in figures), "view_map")
 
 
 def labels(record: Mapping[str, Any]) -> dict[str, str]:

@@ -23,7 +23,8 @@ OWN = {
 }
 # What makes no step longer or shorter: variants that differ in nothing else share a pilot.
 FREE = {*OWN, "learning_rate", "weight_decay", "momentum", "warmup_epochs", "log_every"}
-FREE |= {"evaluation_test", "evaluation_train", "check_shards", "check_memory", "self_check"}
+EVALUATION_SETS = tuple(f"evaluation_{name}" for name in ("train", "test", "queries", "references"))
+FREE |= {*EVALUATION_SETS, "check_shards", "check_memory", "self_check"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def terms(resolved: dict[str, Any]) -> dict[str, Any]:
     return {
         "encoder": resolved["method"]["init_args"].get("encoder"),
         "shards": resolved["shards"],
-        "evaluation": {name: resolved[f"evaluation_{name}"] for name in ("train", "test")},
+        "evaluation": {
+            name.removeprefix("evaluation_"): resolved[name] for name in EVALUATION_SETS
+        },
         "precision": {name: resolved[name] for name in ("device", "mixed_precision")},
         # Two groups of one look are as good as one: how many views there are may differ.
         "policy": [json.loads(look) for look in sorted({json.dumps(each) for each in looks})],

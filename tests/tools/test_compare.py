@@ -21,9 +21,10 @@ from tests.program import CPU, RECIPE, losses, texts
 from tools import chart, compare, standing, trial
 from tools.pilot import Budget, Pace, pace_of
 from tools.plan import Plan
-from tools.variant import Variant, check_terms, variants
+from tools.variant import Variant, check_terms, terms, variants
 from training.command import run_command
 from training.monitor import records
+from training.settings import parse
 
 BATCH_SIZE, VIEWS, SAMPLES = 8, 4, 42  # of RECIPE, and of the shard set
 TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "loader_host"}
@@ -235,6 +236,29 @@ def test_a_budget_of_image_views_counts_every_view() -> None:
         Budget(seconds=1, image_views=1)
     with pytest.raises(ValueError, match="seconds=-1, but the budget must be above 0"):
         Budget(seconds=-1)
+
+
+def test_a_pilot_of_what_is_evaluated_by_copies_evaluates_nothing(
+    recipes: list[Path], more: list[str], tmp_path: Path
+) -> None:
+    sets = ["--evaluation_queries", "queries", "--evaluation_references", "references"]
+    (variant,) = variants(recipes[:1], [], [*more, *sets], where_known=False)
+    assert terms(variant.resolved)["evaluation"]["queries"] == "queries"
+    plan = Plan(
+        **{"out": tmp_path, "compared": [variant], "samples": {}, "seeds": [0], "points": 1},
+        **{"budget": Budget(seconds=9, image_views=None), "processes": 1, "allowed": {}},
+        more=[*more, *sets],
+        command="",
+    )
+    words = plan.pilot_command(variant, log_every=1)
+    config = parse(words[words.index("--config") :]).config  # refused, were one of a pair left
+    assert config.evaluation_test is config.evaluation_queries is config.evaluation_train is None
+
+
+def test_the_figure_that_counts_is_of_what_is_sought() -> None:
+    assert standing.main_of({"view_map", "copy_map"}) == "copy_map"
+    assert standing.main_of({"view_map", "copy_map", "knn_top1"}) == "knn_top1"
+    assert standing.main_of({"view_map"}) == "view_map"
 
 
 def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
