@@ -9,58 +9,87 @@ The same command again continues the run, bit for bit on the CPU, from its last 
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
 import signal
 import sys
-from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from itertools import chain, repeat
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
-from evaluation import retrieval
+from evaluation import geometry, retrieval
 from evaluation.suite import Suite
 from pipeline.finish import MEAN, STD
-from pipeline.loader import Loader
+from pipeline.loader import Loader, Unreadable
 from pipeline.profile import profile
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import default_threads, float_type
 from shards.layout import open_shards
 from shards.watch import Watch
-from training import checkpoint, folder, tuned
+from training import tuned
 from training.budget import forecast, refuse
+from training.collapse import Collapse
 from training.command import run_command
+from training.figures import memory_gib, over_ranks, utilization
+from training.guard import refuse_bad_weights
 from training.header import header
-from training.launch import check_accumulation, check_processes
+from training.launch import check_accumulation, check_processes, restart
 from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
+from training.run import checkpoint, dump, failure, folder, quarantine
+from training.run.origin import commit, versions
+from training.run.ranks import Ranks
+from training.run.stop import TIME, Stop
+from training.run.watchdog import Watchdog
+from training.run.writer import Writer
 from training.schedule import learning_rate
-from training.settings import parse
+from training.settings import Settings, parse
+from training.state import State, open_data
 from training.step import Step
-from training.stop import TIME, Stop
 from training.verdict import Verdict
 
-GIB = 2**30
 DAMAGE = "what is trained on is not what was written; python -m tools.verify"
 
 
 def main() -> None:
-    """Train one run, from its configuration to its last evaluation."""
-    # ── config ──────────────────────────────────────────────────────────────────────────────────
+    """Train one run, and leave a word in its folder if it ends otherwise than it should."""
     settings = parse()
+    rank = int(os.environ.get("RANK", "0"))
+    run = settings.config.run
+    with failure.reported(run, rank=rank) as place:
+        try:
+            pretrain(settings, place)
+        except Unreadable as error:
+            whole = open_shards(settings.config.shards)
+            found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
+            if not found:
+                raise
+            sys.stderr.write(f"warning: left out from now on: {'; '.join(found)} ({error})\n")
+            restart()
+
+
+def pretrain(settings: Settings, place: failure.Place) -> None:
+    """Train one run, from its configuration to its last evaluation.
+
+    Args:
+        settings: what was asked for.
+        place: is kept up to date.
+    """
+    # ── config ──────────────────────────────────────────────────────────────────────────────────
     config = settings.config
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_processes(world_size)
     check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
-    shard_set = open_shards(config.shards)
+    this_rank = int(os.environ.get("RANK", "0"))
+    shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=this_rank)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
     queries = open_shards(config.evaluation_queries) if config.evaluation_queries else None
@@ -88,7 +117,9 @@ def main() -> None:
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
-    saved = checkpoint.newest(config.run)
+    saved = checkpoint.newest(config.run) if rank == 0 else None
+    if world_size > 1:
+        (saved,) = broadcast_object_list([saved])
     tuning, tuning_source = tuned.resolve(
         config,
         shard_set,
@@ -99,19 +130,30 @@ def main() -> None:
     )
     if world_size > 1:
         tuning, tuning_source = broadcast_object_list([tuning, tuning_source])
-    loader = Loader(
+    make_loader = partial(
+        Loader,
         shard_set,
         config.groups,
         batch_size_per_rank=batch_size_per_rank,
         rank=rank,
         world_size=world_size,
         device=device,
-        seed=config.seed,
         dtype=float_type(device, config.autocast()),
         shuffle_buffer=config.shuffle_buffer,
         tuning=tuning,
     )
-    total_steps = config.total_steps(len(loader))
+    data = open_data(
+        make_loader,
+        saved,
+        seed=config.seed,
+        rank=rank,
+        reshape=config.reshape_data,
+        left_out=left_out,
+    )
+    loader, course = data.loader, data.course
+    total_steps = course.total_steps(
+        steps=config.steps, epochs=config.epochs, steps_per_epoch=len(loader)
+    )
     warmup_steps = round(config.warmup_epochs * len(loader))
     if warmup_steps >= total_steps:
         raise ValueError(
@@ -136,13 +178,19 @@ def main() -> None:
             queries=queries,
             references=references,
         )
+    unheard: list[str] = []
     if rank == 0:
         folder.prepare(config.run, settings)
+        checkpoint.clean(config.run)
+        unheard = failure.unheard(config.run)
         tuned.write(config.run / tuned.NAME, tuning)
+    accelerator.wait_for_everyone()
+    place.prepared = True
+    failure.keep_stderr(config.run, rank)
 
     # ── method and optimizer ────────────────────────────────────────────────────────────────────
     train_step = Step(config, accelerator)
-    method, optimizer = train_step.method, train_step.optimizer
+    method = train_step.method
     budget = None
     if config.check_memory:
         foretell = partial(forecast, config, method, loader, ranks_here=ranks_here)
@@ -155,37 +203,29 @@ def main() -> None:
         )
 
     # ── resume ──────────────────────────────────────────────────────────────────────────────────
+    state = State(train_step, loader, accelerator.scaler, rank)
     step, seconds = 0, 0.0
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
     if saved is not None:
-        folder.check_continues(saved, world_size, machine)
-        method.load_state_dict(saved.method())
-        states, own = saved.optimizer(), saved.rank(rank)
-        optimizer.load_state_dict(states["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(states["scaler"])
-        loader.load_state_dict(own["loader"])
-        checkpoint.set_random_state(own["random"])
+        folder.check_continues(saved, saved.world_size if data.anew else world_size, machine)
+        state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
 
-    def save() -> None:
-        scaler = accelerator.scaler
-        checkpoint.save(
-            config.run,
-            step=step,
-            seconds=pace.seconds,
-            method=method.state_dict(),
-            optimizer={
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
-            },
-            rank_state={"loader": loader.state_dict(), "random": checkpoint.random_state()},
-            rank=rank,
-            world_size=world_size,
-            machine=machine,
-            keep=config.keep_checkpoints,
-            barrier=accelerator.wait_for_everyone,
-        )
+    ranks = Ranks(values=3)
+    writer = Writer(
+        config.run,
+        rank=rank,
+        facts={
+            "world_size": world_size,
+            "machine": machine,
+            "course": asdict(course),
+            "commit": commit(),
+            "versions": versions(),
+            "config": settings.resolved,
+        },
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    )
 
     # ── monitor and evaluation ──────────────────────────────────────────────────────────────────
     if config.trackers:
@@ -198,6 +238,7 @@ def main() -> None:
             check_finish(config.groups, device=device, dtype=loader.dtype)
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
     verdict = Verdict(loader, stages)
+    collapses = Collapse(after=max(100, warmup_steps))
     rows = header(config, loader, precision, total_steps, tuning_source)
     if budget is not None:
         rows["memory"] = budget.describe()
@@ -206,6 +247,15 @@ def main() -> None:
     monitor.header(rows)
     if saved is not None:
         monitor.say(f"continuing from step {step:,}: {saved.root}")
+    for line in unheard:
+        monitor.say(line)
+    if left_out:
+        monitor.say(f"without the {left_out} samples in {config.run / quarantine.NAME}")
+    if data.anew:
+        monitor.say(
+            f"with other batches: epoch {course.epoch} begins anew, of {len(loader):,} steps of "
+            f"{config.batch_size} samples; what was seen of it is seen again"
+        )
 
     def report_damage() -> None:
         for text in watch.news():  # on any rank: each looks at shards of its own
@@ -218,28 +268,45 @@ def main() -> None:
         if config.max_seconds is not None:
             seconds_left = max(0.0, min(seconds_left, config.max_seconds - pace.seconds))
         figures = {
-            "epoch": round(step / len(loader), 4),
-            "loss": _over_ranks(accelerator, output.loss.detach(), "mean"),
+            "epoch": round(course.epoch_at(step, len(loader)), 4),
+            "loss": over_ranks(accelerator, output.loss.detach(), "mean"),
             "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
             "learning_rate": rate,
             "images_per_second": images_per_second,
             "views_per_second": images_per_second * sum(group.count for group in config.groups),
             "data_wait": lap.data_wait,
             "loader_host": lap.loader_host,
-            "memory_gib": _memory_gib(device),
+            "memory_gib": memory_gib(device),
             "seconds": pace.seconds,
             "seconds_left": seconds_left,
         }
-        figures |= _utilization(device)
+        variance, dimension = (value.item() for value in geometry.spread(output.z_VAD))
+        figures["batch_dimension"] = dimension
+        figures |= utilization(device)
+        if skipped:
+            figures["skipped_steps"] = skipped
+        if in_a_row:
+            monitor.say(
+                f"step {step:,}: the gradient is not finite, so it changed nothing; {in_a_row} in "
+                f"a row, {skipped} in all; after {config.max_skipped_steps} in a row the run ends"
+            )
         report_damage()
-        if damaged := _over_ranks(accelerator, torch.tensor(watch.found, device=device), "sum"):
+        if damaged := over_ranks(accelerator, torch.tensor(watch.found, device=device), "sum"):
             figures["damaged_files"] = damaged
         figures |= {name: value.item() for name, value in output.metrics.items()}
         monitor.step({"step": step} | figures)
         accelerator.log(figures, step=step)
         news = verdict.update(data_wait=lap.data_wait, step_seconds=lap.seconds / lap.steps)
-        if news is not None:
-            monitor.say(news)
+        V, A, _ = output.z_VAD.shape
+        collapsed = collapses.update(
+            step,
+            batch_ap=figures["batch_ap"],
+            chance=retrieval.chance(views=V, samples=A),
+            variance=variance,
+            dimension=dimension,
+        )
+        for line in filter(None, (news, collapsed)):
+            monitor.say(line)
 
     def evaluate(*, final: bool) -> None:
         if suite is None:
@@ -252,53 +319,77 @@ def main() -> None:
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     late = config.max_seconds is not None and seconds >= config.max_seconds
     reason = TIME if late else 0
-    bad_steps = torch.zeros((), device=device)  # counted on the device, read with the next record
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
-    pace = Pace(step=step, seconds=seconds)
-    with monitor, loader, watch:
+    begin, pace = step, Pace(step=step, seconds=seconds)
+    watchdog = Watchdog(
+        config.run, place, rank=rank, world_size=world_size, limit=config.hang_seconds
+    )
+    place.enter("data", step=step)
+    with monitor, loader, watch, watchdog:
         for batch in batches:
+            place.enter("memory", patience=10)
             if (request := method.memory_due(step)) is not None:
                 fill(method, request, config, loader)
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
             )
+            place.enter("step", patience=10 if step == begin else 1)  # compiling takes long
             output = train_step(
                 batch.views,
                 id_B=batch.id_B,
                 learning_rate=rate,
                 progress=(step + 1) / total_steps,
             )
-            bad_steps += ~output.loss.detach().isfinite()
             step += 1
 
             late = config.max_seconds is not None and pace.seconds >= config.max_seconds
-            reason = stop.after_step(out_of_time=late)
+            wish = stop.wish(out_of_time=late and rank == 0)
+            reason, *told = ranks.exchange([wish, *writer.told()])
+            for news in writer.heed(told):
+                monitor.say(news) if rank == 0 else sys.stderr.write(f"{news}\n")
             last = reason != 0 or step == total_steps
             save_due = last or step % config.checkpoint_every == 0
             if save_due or step % config.log_every == 0:
                 # The host waits for the device here and nowhere else.
-                if save_due:  # a gradient that was not finite shows in the weights
-                    finite = torch.stack(
-                        [p.detach().isfinite().all() for p in train_step.parameters]
+                skipped, in_a_row = train_step.guard.counts()
+                if in_a_row >= config.max_skipped_steps:
+                    raise dump.given_up(
+                        config.run,
+                        in_a_row=in_a_row,
+                        step=step,
+                        rank=rank,
+                        world_size=world_size,
+                        method=method,
+                        batch=batch,
                     )
-                    bad_steps += ~finite.all()
-                _refuse_bad_steps(_over_ranks(accelerator, bad_steps, "sum"), step)
+                if save_due:
+                    refuse_bad_weights(train_step.parameters, step)
                 record()
             monitor.advance(step)
             with pace.paused():
                 # Saved after the evaluation: a run killed in between makes it up.
                 if not last and evaluate_steps and step % evaluate_steps == 0:
+                    place.enter("evaluation", patience=10)
                     evaluate(final=False)
+                place.enter("checkpoint", step=step)
                 if save_due:
-                    save()
+                    writer.save(step=step, seconds=pace.seconds, parts=state.parts(), ranks=ranks)
+                if last and writer.settle(ranks) != step:
+                    raise OSError(
+                        errno.EIO,
+                        f"step {step:,} could not be saved; earlier checkpoints are untouched. "
+                        "Free space and run the same command again",
+                        str(config.run),
+                    )
             if last:
                 break
+            place.enter("data", step=step)
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
     report_damage()
     if watch.checked < watch.total:
         monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")
-    if reason > 0:
+    if reason not in (0, TIME):
         name = signal.Signals(reason).name
         monitor.say(f"{name}: saved step {step:,} in {config.run}; the same command continues it")
         _leave(accelerator, 128 + reason)
@@ -314,40 +405,8 @@ def main() -> None:
         monitor.say(
             f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}"
         )
+        failure.clear(config.run)
     _leave(accelerator, 0)
-
-
-def _refuse_bad_steps(bad_steps: float, step: int) -> None:
-    """Stop before anything is saved if a loss was not finite; alike on every rank."""
-    if bad_steps:
-        raise ValueError(
-            f"loss or weights were not finite in {bad_steps:.0f} of the steps up to {step}; "
-            "nothing was saved since. Lower --learning_rate, raise --warmup_epochs, set "
-            "--clip_gradient_norm 1, or use --mixed_precision bf16 instead of fp16; then start a "
-            "new --run."
-        )
-
-
-def _over_ranks(accelerator: Accelerator, value: torch.Tensor, reduction: str) -> float:
-    """Return the sum or mean of a scalar over all ranks; waits for the device."""
-    reduced: Any = accelerator.reduce(value, reduction=reduction)
-    return reduced.item()
-
-
-def _memory_gib(device: torch.device) -> float:
-    """Return the memory in use: of the device, DALI's buffers included, or of this process."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return (total - free) / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-
-
-def _utilization(device: torch.device) -> dict[str, float]:
-    """Return the share of the last second in which the GPU computed, where it can be asked."""
-    if device.type == "cuda":
-        with suppress(Exception):  # NVML has errors of its own, on MIG slices for one
-            return {"gpu_utilization": torch.cuda.utilization(device) / 100}
-    return {}
 
 
 def _leave(accelerator: Accelerator, code: int) -> None:

@@ -47,6 +47,29 @@ def run(z_VAD: Tensor, *, rows: int | None = None) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def spread(z_VAD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far embeddings are spread, and in about how many directions; no host sync.
+
+    Cheap enough for log steps: no eigenvalues. The second figure is the participation ratio (Gao
+    et al. 2017, https://doi.org/10.1101/214262), at most the effective dimension.
+
+    Args:
+        z_VAD: Embeddings [V, A, D] of any floating dtype; they need not be normalised.
+
+    Returns:
+        Total variance on the unit sphere, 0 (one point) to 1, and tr(C)^2 / tr(C^2) of the
+        covariance C, 1 to D.
+    """
+    z_ND = F.normalize(z_VAD.float(), dim=-1).flatten(0, 1)
+    centred_ND = z_ND - z_ND.mean(dim=0)
+    # The smaller of C and the matrix of inner products: both have the same squares' sum.
+    N, D = centred_ND.shape
+    gram = centred_ND.T @ centred_ND if D < N else centred_ND @ centred_ND.T
+    total = centred_ND.square().sum()
+    return total / N, total.square() / gram.square().sum().clamp(min=torch.finfo(total.dtype).tiny)
+
+
 def _alignment(z_VAD: Tensor) -> Tensor:
     # The mean over the V (V - 1) / 2 pairs of |z_u - z_v|^2 is twice the views' variance: no pairs.
     return 2 * z_VAD.double().var(dim=0).sum(dim=-1).mean()

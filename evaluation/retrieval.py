@@ -12,6 +12,8 @@ scoring everything alike: a collapsed encoder gets AP = positives / gallery, whi
 Likewise R@k asks for a positive in the first k places with tied negatives placed before it.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,6 +75,23 @@ def view_average_precision(z_VAD: Tensor, *, rows: int | None = None) -> Tensor:
     """
     position_QK, hits_QK = _view_positions(z_VAD, rows)
     return (hits_QK / position_QK).mean(dim=1)
+
+
+@cache
+def chance(*, views: int, samples: int) -> float:
+    """Return the expected AP of a random ranking of all other views, with every view as a query.
+
+    Bestgen, "Exact expected average precision of the random baseline for system evaluation", 2015,
+    https://doi.org/10.1515/pralin-2015-0007.
+
+    Args:
+        views: of a sample, 2 or more.
+        samples: in the batch, 2 or more.
+    """
+    positives, gallery = views - 1, views * samples - 1
+    share = (positives - 1) / (gallery - 1)
+    harmonic = sum(1 / rank for rank in range(1, gallery + 1))
+    return share + harmonic / gallery * (1 - share)
 
 
 @torch.no_grad()

@@ -198,6 +198,10 @@ class Loader:
             **self._identity(),
         }
 
+    def differences(self, state: dict[str, Any]) -> set[str]:
+        """Return why `load_state_dict` would refuse a state; nothing, if it would not."""
+        return {name for name, here in self._identity().items() if state.get(name) != here}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; only before the first batch.
 
@@ -206,6 +210,12 @@ class Loader:
         """
         assert self._pipeline is None, "restore before the first batch is taken"
         for name, here in self._identity().items():
+            if name == "manifest" and state.get(name) != here:
+                raise ValueError(
+                    f"{self.shard_set.root} is not the shard set that the run was trained on so "
+                    "far: its manifest differs, though not in the number of samples. Give the one "
+                    "that it was, or a new --run."
+                )
             if state.get(name) != here:
                 raise ValueError(
                     f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
@@ -269,6 +279,10 @@ class Loader:
         return tensors
 
 
+class Unreadable(ValueError):
+    """A sample cannot be read or decoded; the text names it and what to do."""
+
+
 def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     """Turn DALI's failure to read or decode into an error that names the file and what to do.
 
@@ -288,9 +302,10 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
     found = explain_failure(shard_set)
     if found is None:  # as written, yet DALI refuses it: its own words are all there is
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
-    return ValueError(
+    return Unreadable(
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
-        f"{shard_set.tar_place} --repair true --deep true"
+        f"{shard_set.tar_place} --repair true --deep true; or let this run leave it out, with "
+        "--max_bad_samples"
     )
 
 

@@ -22,7 +22,7 @@ from shards.tar import TarWriter, file_of, index_text, label_bytes
 # What is wrong with a file, not with the disk or the network that it is on.
 _OF_THE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
-    *(errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 }
 _PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read what else may be an outage
 _LOST = 20  # images in a row that cannot be read: then it is not they

@@ -15,7 +15,8 @@ A subset (see `shards.select`) is a shard set in a folder SET/subsets/NAME with 
 of its own, and the tars of the set two folders up.
 """
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -162,6 +163,8 @@ class ShardSet:
 
     place: Place
     manifest: Manifest
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """{shard: path of another index than its own}; see `shards.leave_out`."""
 
     @property
     def root(self) -> str:
@@ -189,7 +192,10 @@ class ShardSet:
     @property
     def indexes(self) -> list[str]:
         """The index files, in the same order."""
-        return [self.place.path(f"{shard.name}.idx") for shard in self.manifest.shards]
+        return [
+            self.replaced.get(shard.name) or self.place.path(f"{shard.name}.idx")
+            for shard in self.manifest.shards
+        ]
 
     def __len__(self) -> int:
         return self.manifest.samples

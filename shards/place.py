@@ -8,10 +8,12 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -94,6 +96,19 @@ class Place(ABC):
         """Remove a file, or a folder with all in it; nothing if there is none."""
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading that has an end: no device, no pipe, and no link to one.
+
+    Raises:
+        OSError: there is no such file, or it is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits else
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return open(descriptor, "rb")
+
+
 class LocalPlace(Place):
     """A folder on a disk."""
 
@@ -130,7 +145,7 @@ class LocalPlace(Place):
             yield from self._walk(f"{folder}/{name}" if folder else name, (*above, real))
 
     def open(self, name: str) -> IO[bytes]:
-        return open(self.folder / name, "rb")
+        return open_regular(self.folder / name)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from shards.layout import ShardSet
-from training import checkpoint
 from training.monitor import records
+from training.run import checkpoint
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -12,6 +12,7 @@ import torch
 
 import train as program
 from shards.layout import ShardSet, open_shards
+from shards.tar import components, index_lines
 from tests.conftest import MakeShardSet
 from tests.program import (
     BIN,
@@ -25,9 +26,9 @@ from tests.program import (
     wait_for_step,
     weights,
 )
-from training import checkpoint
 from training.command import run_command
 from training.monitor import records
+from training.run import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def straight(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_run_leaves_what_the_readme_promises(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
     assert names == {
-        *("config.yaml", "tuning.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors")
+        *("config.yaml", "tuning.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors"),
+        "ranks",
     }
     assert [step for step, _ in losses(straight)] == list(range(1, 15))
     encoder = safetensors.torch.load_file(straight / "encoder.safetensors")
@@ -109,6 +111,61 @@ def test_another_number_of_processes_is_refused(shard_set: ShardSet, straight: P
     assert "was saved by 1 processes, this run has 2" in err
 
 
+def test_other_batches_are_refused_or_begin_the_epoch_anew(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run, more = tmp_path / "run", ["--epochs", "3", "--checkpoint_every", "7"]
+    more += ["--keep_checkpoints", "9"]
+    code, out, err = train(shard_set, run, *more)
+    assert code == 0, out + err
+    shutil.rmtree(run / "checkpoints" / "00000014")
+    shutil.rmtree(run / "checkpoints" / "00000015")
+    code, _, err = train(shard_set, run, *more, "--batch_size", "14")
+    assert code == 2 and "batch_size: 8 there, 14 here" in err
+    before = losses(run)[:7]
+    # Two of the second epoch's five steps were done; it begins anew with three of 14 samples.
+    command = arguments(shard_set, run, *more, "--batch_size", "14", "--reshape_data", "true")
+    code, out, err = finish([str(BIN / "accelerate"), *TWO, *command])
+    assert code == 0, out + err
+    assert "epoch 1 begins anew, of 3 steps of 14 samples" in out
+    assert losses(run)[:7] == before and losses(run)[-1][0] == 7 + 2 * 3
+    assert [r["epoch"] for r in records(run) if "loss" in r][7:] == pytest.approx(
+        [1 + step / 3 for step in range(1, 7)], abs=1e-3
+    )
+    saved = checkpoint.newest(run)
+    assert saved is not None and (saved.world_size, saved.course.step) == (2, 7)
+
+
+def test_a_sample_that_cannot_be_read_is_left_out_and_the_run_goes_on(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shard_set.root, damaged)
+    key = spoil(damaged, "00003", 2)
+    run, more = tmp_path / "run", ["--epochs", "3", "--checkpoint_every", "1"]
+    code, _, err = train(open_shards(damaged), run, *more)
+    assert code == 2 and f"00003.tar, sample {key} has other bytes" in err
+    assert "--max_bad_samples" in err and err.count("Traceback") == 0
+    # All 42 samples were five steps of 8, and so are the 41 that are left.
+    code, out, err = train(open_shards(damaged), run, *more, "--max_bad_samples", "1")
+    assert code == 0, out + err
+    assert f"left out from now on: 00003.tar, sample {key} has other bytes" in err
+    assert "without the 1 samples in" in out and "begins anew" in out
+    assert records(run)[-1]["step"] >= 15
+    code, out, err = train(open_shards(damaged), run, *more)
+    assert code == 0 and "finished" in out, out + err
+
+
+def spoil(root: Path, shard: str, position: int) -> str:
+    """Write zeros over an image in a tar, and return its sample's key."""
+    line = index_lines((root / f"{shard}.idx").read_bytes())[position]
+    ((offset, size, name),) = [(at, n, m) for e, at, n, m in components(line) if e == "png"]
+    with (root / f"{shard}.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(bytes(size))
+    return name.partition(".")[0]
+
+
 def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -> None:
     before = (straight / "metrics.jsonl").read_text()
     code, out, _ = train(shard_set, straight, "--steps", "14")
@@ -156,15 +213,33 @@ def test_a_batch_larger_than_the_shard_set_is_refused(shard_set: ShardSet, tmp_p
     assert err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
-    shard_set: ShardSet, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite_are_never_saved(shard_set: ShardSet, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    more = ["--steps", "60", "--learning_rate", "1e30", "--clip_gradient_norm", "null"]
-    code, _, err = train(shard_set, run, *more, "--optimizer", "sgd", "--checkpoint_every", "1")
+    more = ["--steps", "60", "--learning_rate", "1e38", "--clip_gradient_norm", "null"]
+    more += ["--warmup_epochs", "0", "--optimizer", "sgd", "--checkpoint_every", "1"]
+    code, _, err = train(shard_set, run, *more)
     assert code == 2 and "not finite" in err and "--learning_rate" in err
     saved = checkpoint.newest(run)
     assert saved is None or all(v.isfinite().all() for v in saved.method().values())
+    found = json.loads((run / "failure.json").read_text())
+    assert "not finite" in found["what"] and found["rank"] == 0 and found["step"] > 0
+
+
+def test_bad_steps_in_a_row_end_the_run_with_a_dump_that_repeats_the_last(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # Finite weights, and products of two of them that no float32 holds.
+    more = ["--steps", "60", "--learning_rate", "1e25", "--clip_gradient_norm", "1"]
+    more += ["--warmup_epochs", "0", "--max_skipped_steps", "4"]
+    code, _, err = train(shard_set, run, *more)
+    assert code == 2 and "not finite in the last 4 steps" in err, err
+    assert [r["skipped_steps"] for r in records(run) if "skipped_steps" in r] == [1, 2, 3]
+    (dumped,) = (run / "dumps").iterdir()
+    assert str(dumped) in err
+    code, out, err = finish([sys.executable, "-m", "tools.replay", str(dumped)])
+    assert code == 0, err
+    assert "reproduced: this step's gradient is not finite" in out
 
 
 def test_the_evaluate_tool_measures_trained_and_first_weights(

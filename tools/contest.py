@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 from rich.status import Status
 
-from training import checkpoint, folder
 from training.config import gpu_available
 from training.monitor import METRICS, records
+from training.run import checkpoint, folder
 from training.settings import Settings
 
 from . import pilot, trial

@@ -9,8 +9,9 @@ import torch
 
 from model.encoder import Encoder
 from pipeline.tuning import Tuning
-from training import checkpoint, folder, tuned
+from training import tuned
 from training.config import Config
+from training.run import checkpoint, folder
 from training.settings import parse
 
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from evaluation.suite import Suite
 from shards.layout import open_shards
-from training import checkpoint, folder, tuned
+from training import tuned
 from training.command import run_command
+from training.run import checkpoint, folder
 from training.settings import parse
 
 

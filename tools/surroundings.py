@@ -3,8 +3,6 @@
 import os
 import platform
 import re
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +10,16 @@ from typing import Any
 
 import torch
 
+from training.run.origin import commit
+
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """Return what figures depend on besides the code, with the versions of these packages."""
     cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-    commit = None
-    if shutil.which("git"):
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = asked.stdout.strip() if asked.returncode == 0 else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": commit(),
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training import checkpoint, folder
 from training.monitor import records
+from training.run import checkpoint, folder
 
 ROOT = Path(__file__).resolve().parent.parent
 TICK = 0.5  # seconds between two looks at a child

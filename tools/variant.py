@@ -19,7 +19,8 @@ TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
 OWN = {
     **dict.fromkeys(("steps", "epochs"), "--seconds or --image_views"),
     **{"max_seconds": "--seconds", "seed": "--seeds", "run": "--out", "evaluate_every": "--points"},
-    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "profile_seconds", "trackers"), ""),
+    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "keep_every"), ""),
+    **dict.fromkeys(("profile_seconds", "trackers"), ""),
 }
 # What makes no step longer or shorter: variants that differ in nothing else share a pilot.
 FREE = {*OWN, "learning_rate", "weight_decay", "momentum", "warmup_epochs", "log_every"}

@@ -1,1 +1,1 @@
-"""What keeps a run alive: configuration, optimizer, schedule, checkpoints, monitor."""
+"""Configuration, the step, and what is said of it; `training.run` keeps a run alive."""

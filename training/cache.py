@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from model.method import JointEmbedding, Output
 from model.method.method import large
 
-from .checkpoint import random_state, set_random_state
+from .run.checkpoint import random_state, set_random_state
 
 
 def backward_in_parts(

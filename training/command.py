@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable
 
 TRACEBACK = "VIEWRANK_TRACEBACK"
+LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
 
 def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda: False) -> None:
     """Run a command's main function; what the user can cause becomes a message on stderr.
 
-    Exit code 2 with `error: …` for wrong input and for files and disks that fail, 130 with
-    `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps its traceback;
-    so do all with VIEWRANK_TRACEBACK=1 in the environment.
+    Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory that is not
+    there, 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps
+    its traceback; so do all with VIEWRANK_TRACEBACK=1 in the environment.
 
     Args:
         main: the command.
@@ -31,9 +32,21 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
         if not silent():
             sys.stderr.write(f"error: {_message(error)}\n")
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK) or not out_of_memory(error):
+            raise
+        if not silent():
+            sys.stderr.write(f"error: {' '.join(_message(error).split())}. {LESS_MEMORY}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device have no memory left; PyTorch has several."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _message(error: Exception) -> str:

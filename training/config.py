@@ -51,6 +51,9 @@ class Config:
     """Epochs of linear warm-up; a cosine to zero follows."""
     clip_gradient_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
+    max_skipped_steps: int = 10
+    """A step whose gradient is not finite changes nothing and is counted; after so many in a row
+    the run ends and leaves a dump for `python -m tools.replay`."""
 
     epochs: float | None = None
     """Length of the run in passes over the shard set; give this or `steps`."""
@@ -93,6 +96,17 @@ class Config:
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay; two, because the last may be being written."""
+    keep_every: int = 0
+    """Steps between checkpoints that stay for good, a multiple of `checkpoint_every`; 0, none."""
+    hang_seconds: float = 600.0
+    """How long a step may take before the rank that all others wait for is named and the job ended,
+    so that a launcher can start it again; evaluations have ten times as long; 0, for ever."""
+    max_bad_samples: int = 0
+    """How many samples may turn out to be unreadable: they are named and left out, by all ranks,
+    and the run starts again from its last checkpoint; one more ends it."""
+    reshape_data: bool = False
+    """Continue with another batch size, number of processes or shard set: the epoch that the run
+    was in is begun anew. Else that is refused, for it would not be the same run."""
     evaluate_every: float | None = None
     """Epochs between two evaluations; none evaluates at the end only."""
     evaluation_test: str | None = None
@@ -114,15 +128,21 @@ class Config:
             )
         positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         positive += ("epochs", "steps", "max_seconds", "evaluate_every")
-        positive += ("micro_batch_size",)
+        positive += ("micro_batch_size", "max_skipped_steps")
         positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value}, but it must be above 0.")
-        for name in ("warmup_epochs", "weight_decay", "momentum", "seed", "profile_seconds"):
+        no_less = ("warmup_epochs", "weight_decay", "momentum", "seed", "profile_seconds")
+        for name in (*no_less, "keep_every", "hang_seconds", "max_bad_samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, but it must not be negative.")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every={self.keep_every}, but there is a checkpoint only at every "
+                f"{self.checkpoint_every}th step (checkpoint_every); give a multiple of that, or 0."
+            )
         if self.momentum >= 1:
             raise ValueError(f"momentum={self.momentum}, but it must be below 1; 0.9 is usual.")
         if self.evaluation_train is not None and self.evaluation_test is None:
@@ -235,13 +255,6 @@ class Config:
         except OSError:  # no Linux
             return "no"
         return "bf16" if "amx_bf16" in flags else "no"
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the length of the run: what `epochs` or `steps` say."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * steps_per_epoch))
 
 
 def gpu_available() -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
+
+AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 
 
 def check_processes(world_size: int) -> None:
@@ -43,6 +47,14 @@ def launched() -> bool:
     """Whether a launcher started this process, rather than a person's shell."""
     words = " ".join(_command_line(os.getppid()))
     return "accelerate" in words or "torchrun" in words or "torch.distributed" in words
+
+
+def restart() -> NoReturn:
+    """Start this program again; of several processes, end this one: the launcher starts them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit(AGAIN)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _asked_processes(command_line: list[str]) -> int:

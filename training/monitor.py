@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
+
+from .run import durable
 
 METRICS = "metrics.jsonl"
 Record = Mapping[str, float | int | str]
@@ -53,6 +56,8 @@ class Monitor:
         self._main = main
         if main:
             keep_records(self._path, up_to=step)
+        self._bytes = self._path.stat().st_size if self._path.exists() else 0
+        self._unwritten: list[str] = []
 
     def header(self, rows: Mapping[str, str]) -> None:
         """Show what is going to run."""
@@ -107,9 +112,19 @@ class Monitor:
         self._progress.stop()
 
     def _store(self, record: Record) -> None:
-        if self._main:
-            with self._path.open("a") as file:
-                file.write(json.dumps(dict(record)) + "\n")
+        if not self._main:
+            return
+        self._unwritten.append(json.dumps(dict(record)) + "\n")
+        try:
+            with self._path.open("ab") as file:
+                file.truncate(self._bytes)  # what a full disk has cut off
+                file.write("".join(self._unwritten).encode())
+            self._bytes = self._path.stat().st_size
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                sys.stderr.write(f"warning: {self._path}: {error}; records wait for its disk\n")
+        else:
+            self._unwritten.clear()
 
 
 def describe(record: Record) -> str:
@@ -134,11 +149,11 @@ def keep_records(path: Path, *, up_to: int) -> None:
     if not path.exists():
         return
     kept: list[str] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= up_to:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))
@@ -146,9 +161,25 @@ def keep_records(path: Path, *, up_to: int) -> None:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """Return all records of a run."""
+    """Return all records of a run, but for a last line that was cut off.
+
+    Raises:
+        ValueError: a line is no record.
+    """
     path = run / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = []
+    *lines, _ = durable.read(path).decode(errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}")
+        found.append(record)
+    return found
 
 
 def _clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,11 +23,17 @@ from .config import Config
 
 # What may change when a run is continued: it moves no sample and no gradient.
 RESUMABLE = {
-    *("log_every", "checkpoint_every", "keep_checkpoints", "max_seconds", "trackers", "run"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "hang_seconds"),
+    *("max_skipped_steps", "max_bad_samples", "reshape_data"),
+    *("max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
     *("profile_seconds", "check_memory", "evaluation_queries", "evaluation_references"),
     *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
 }
+
+# And with --reshape_data also what does.
+RESHAPABLE = {"batch_size", "micro_batch_size", "shards", "shuffle_buffer"}
+RESHAPABLE |= {"tuning.finish", "tuning.decode"}
 
 SWITCHES = {
     "self_check",
@@ -54,7 +61,13 @@ def parser(
 ) -> ArgumentParser:
     """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
     # The strings below the fields become their help.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        # A recipe may be anybody's: nothing is imported because of what it says but the packages
+        # of classes that the program has imported already.
+        import_path_denylist=["*"],
+        import_path_allowlist=sorted(_packages()),
+    )
     arguments = ArgumentParser(
         prog=prog,
         description=description,
@@ -90,7 +103,8 @@ class Settings:
     def changed(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, in which a run cannot be continued with this configuration."""
         mine, theirs = _flat(self.resolved), _flat(other)
-        names = [name for name in {**theirs, **mine} if not {name, name.split(".")[0]} & RESUMABLE]
+        free = RESUMABLE | RESHAPABLE if self.config.reshape_data else RESUMABLE
+        names = [name for name in {**theirs, **mine} if not {name, name.split(".")[0]} & free]
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in names
@@ -129,14 +143,37 @@ def parse(
         raise ValueError(_explain(str(error))) from error
     namespace.pop("config", None)
     resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
-    torch.manual_seed(namespace.seed)
-    built = vars(command_line.instantiate(namespace))
+    try:
+        _refuse_giants(command_line, namespace)
+        torch.manual_seed(namespace.seed)
+        built = vars(command_line.instantiate(namespace))
+    except (TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        # A value of the right type that nothing can be built from, such as a size below 0.
+        raise ValueError(f"no run can be built from these settings: {error}") from error
     fields = Config.__dataclass_fields__
     return Settings(
         config=Config(**{name: built[name] for name in fields}),
         resolved={name: resolved[name] for name in fields},
         options={name: value for name, value in built.items() if name not in fields},
     )
+
+
+def _refuse_giants(command_line: ArgumentParser, namespace: Namespace) -> None:
+    """Refuse networks that this machine has no memory for, before it tries, and is brought down.
+
+    Raises:
+        ValueError: how large they are.
+    """
+    with torch.device("meta"):  # no memory is taken
+        method = command_line.instantiate(namespace).method
+    tensors = [*method.parameters(), *method.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"{type(method).__name__} has networks and queues of {size / 2**30:,.0f} GiB with "
+            f"these settings, but this machine has {memory / 2**30:,.0f}. Is a size mistyped?"
+        )
 
 
 def _classes(namespace: Namespace) -> dict[str, dict[str, Any]]:
@@ -176,6 +213,8 @@ CLASSES = {
 def _explain(message: str) -> str:
     """Return jsonargparse's message on one line, with the choices where a class name is wrong."""
     line = " ".join(message.split())
+    if "codec can't decode" in line:
+        line = f"a --config file is no text in UTF-8: {line}"
     if "import path" in line or "is abstract" in line:
         # The last key named is the innermost, where the wrong name stands.
         keys = [key.rsplit(".", 1)[-1] for key in re.findall(r'Parser key "([^"]+)"', line)]
@@ -183,6 +222,16 @@ def _explain(message: str) -> str:
             names = sorted(_concrete(CLASSES[keys[-1]]))
             line += f". Choose from {', '.join(names)}."
     return line
+
+
+def _packages() -> set[str]:
+    """Return where the classes that a recipe may choose from are defined."""
+    classes, found = list[type](CLASSES.values()), set[str]()
+    while classes:
+        each = classes.pop()
+        found.add(each.__module__.partition(".")[0])
+        classes += each.__subclasses__()
+    return found
 
 
 def _concrete(base: type) -> set[str]:

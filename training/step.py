@@ -13,6 +13,7 @@ from model.method import Output
 
 from .cache import backward_in_parts
 from .config import Config
+from .guard import Guard
 from .optimizer import build_optimizer, set_learning_rate
 
 
@@ -47,6 +48,7 @@ class Step:
             momentum=config.momentum,
         )
         self._model, self.optimizer = accelerator.prepare(method, optimizer)
+        self.guard = Guard(method, optimizer, scaled=accelerator.scaler is not None)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         method.train()
 
@@ -67,6 +69,7 @@ class Step:
             id_B: stable ids of the samples.
         """
         set_learning_rate(self.optimizer, learning_rate)
+        self.guard.before()
         if self._samples is not None:
             output = backward_in_parts(
                 self.method, self._model, self._accelerator, views, samples=self._samples
@@ -74,9 +77,11 @@ class Step:
         else:
             output = self._model(views, id_B)
             self._accelerator.backward(output.loss)
+        norm = None
         if self._clip is not None:
-            self._accelerator.clip_grad_norm_(self.parameters, self._clip)
-        self.optimizer.step()
+            norm = self._accelerator.clip_grad_norm_(self.parameters, self._clip)
+        self.guard.step(self.optimizer, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(progress)
+        self.guard.after()
         return output

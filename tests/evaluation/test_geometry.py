@@ -4,6 +4,7 @@ import math
 from itertools import combinations
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,3 +98,19 @@ def test_scale_and_dtype_do_not_matter_and_no_gradient_is_kept():
 def test_what_has_no_pairs_is_refused():
     with pytest.raises(ValueError, match=r"\[2, 1, 4\], expected \[V, A, D\]"):
         geometry.run(torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 30, 5), (3, 4, 40), (1, 16, 16)])
+def test_spread_is_that_of_the_covariance_s_eigenvalues(shape: tuple[int, int, int]) -> None:
+    z_VAD = embeddings(*shape) * torch.linspace(0.1, 2, shape[2])
+    z_ND = F.normalize(z_VAD, dim=-1).flatten(0, 1).double().numpy()
+    eigenvalues = np.linalg.eigvalsh(np.cov(z_ND.T, bias=True))
+    variance, dimension = geometry.spread(z_VAD)
+    assert variance.item() == pytest.approx(eigenvalues.sum(), rel=1e-4)
+    ratio = eigenvalues.sum() ** 2 / np.square(eigenvalues).sum()
+    assert dimension.item() == pytest.approx(ratio, rel=1e-4)
+
+
+def test_one_point_is_spread_nowhere() -> None:
+    variance, dimension = geometry.spread(torch.ones(2, 8, 5))
+    assert variance < 1e-6 and dimension.isfinite()

@@ -1,5 +1,6 @@
 """Retrieval against scikit-learn's average precision, sorted lists, and known values."""
 
+import itertools
 import math
 from statistics import mean
 
@@ -187,3 +188,15 @@ def test_what_cannot_be_ranked_is_refused():
     with pytest.raises(ValueError, match="No two of the 3 labelled samples"):
         label_N = torch.tensor([0, 1, 2, -1, -1])
         retrieval.run_labels(Features(torch.zeros(5, 2), label_N, torch.arange(5)))
+
+
+@pytest.mark.parametrize(("views", "samples"), [(2, 2), (2, 4), (3, 2), (4, 3), (5, 2)])
+def test_chance_is_the_mean_over_all_rankings(views: int, samples: int) -> None:
+    """Each choice of places for the positives is as probable as any other."""
+    positives, gallery = views - 1, views * samples - 1
+    values = [
+        sum(hits / place for hits, place in enumerate(places, start=1)) / positives
+        for places in itertools.combinations(range(1, gallery + 1), positives)
+    ]
+    expected = sum(values) / len(values)
+    assert retrieval.chance(views=views, samples=samples) == pytest.approx(expected)

@@ -22,7 +22,7 @@ from tests.conftest import Pictures
 from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
 from tools.encoder import open_encoder
-from training import checkpoint, folder
+from training.run import checkpoint, folder, tree
 from training.settings import parse
 
 SAMPLES = 32
@@ -49,19 +49,10 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = parse(arguments(shard_set, run, "--steps", "1")[1:])
     method = settings.config.method
     folder.prepare(run, settings)
-    checkpoint.save(
-        run,
-        step=0,
-        seconds=0.0,
-        method=method.state_dict(),
-        optimizer={},
-        rank_state={},
-        rank=0,
-        world_size=1,
-        machine="cpu, no",
-        keep=1,
-        barrier=lambda: None,
-    )
+    parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
+    for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
+        checkpoint.write_part(run, 0, name, tree.dumps(part))
+    checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
     folder.export(run, method.encoder, {"size": 24, "step": 0})
     return run
 

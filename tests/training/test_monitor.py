@@ -1,9 +1,12 @@
 """What the terminal shows is what metrics.jsonl holds."""
 
+import errno
 import io
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from training.monitor import Monitor, keep_records, records
@@ -47,3 +50,27 @@ def test_records_after_the_checkpoint_are_made_again(tmp_path: Path) -> None:
     path.write_text("\n".join(lines) + '\n{"step": 4, "lo')  # cut off by a kill
     keep_records(path, up_to=2)
     assert [record["step"] for record in records(tmp_path)] == [1, 2]
+
+
+def test_records_wait_for_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = Monitor(tmp_path, main=True, step=0, total_steps=9, console=Console(quiet=True))
+    monitor.step(RECORD | {"step": 1})
+    path = tmp_path / "metrics.jsonl"
+    real = Path.open
+
+    def full(self: Path, *words: Any, **more: Any) -> Any:
+        if self == path:
+            with real(self, "ab") as file:
+                file.write(b'{"step": 2, "lo')  # as much as there was room for
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        monitor.step(RECORD | {"step": 2})
+        monitor.step(RECORD | {"step": 3})
+    assert capsys.readouterr().err.count("No space left") == 1
+    monitor.step(RECORD | {"step": 4})
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]

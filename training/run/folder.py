@@ -1,9 +1,14 @@
 """The run's folder: one configuration, kept; another one is refused.
 
-RUN/config.yaml           the resolved configuration: a recipe that repeats the run
-metrics.jsonl         one record a line: training steps and evaluations
-checkpoints/          see `training.checkpoint`
-encoder.safetensors   the trained encoder's weights, under torchvision's names where it has them
+    RUN/config.yaml           the resolved configuration: a recipe that repeats the run
+    RUN/metrics.jsonl         one record a line: training steps and evaluations
+    RUN/checkpoints/          see `training.run.checkpoint`
+    RUN/encoder.safetensors   the trained encoder's weights, under torchvision's names where it has
+                              them
+    RUN/ranks/, failure.json  see `training.run.failure`
+    RUN/dumps/                see `training.run.dump`
+
+What exists in it is whole: everything is written aside and renamed.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ from torch import Tensor
 
 from model.encoder import Encoder
 
-from .checkpoint import Checkpoint, newest
-from .settings import Settings
+from ..settings import Settings
+from . import durable
+from .checkpoint import Checkpoint, exists
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"
@@ -40,7 +46,7 @@ def check(run: Path, settings: Settings) -> None:
         raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
     if (run / CONFIG).exists():
         changed = settings.changed(read_config(run))
-        if changed and newest(run) is not None:  # without a checkpoint there is nothing to lose
+        if changed and exists(run):  # without a checkpoint there is nothing to lose
             raise ValueError(
                 f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
                 "another --run for a new run, or the old settings to continue this one."
@@ -81,7 +87,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / CONFIG
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(durable.read(path))
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {CONFIG}, so it is no run of viewrank.") from None
     except yaml.YAMLError as error:
@@ -100,7 +106,8 @@ def check_continues(saved: Checkpoint, world_size: int, machine: str) -> None:
     if saved.world_size != world_size:
         raise ValueError(
             f"{saved.root} was saved by {saved.world_size} processes, this run has {world_size}: "
-            f"each process continues its own part of the samples. Launch {saved.world_size}."
+            f"each process continues its own part of the samples. Launch {saved.world_size}, or "
+            "set --reshape_data true to begin the epoch anew."
         )
     if saved.machine != machine:
         raise ValueError(

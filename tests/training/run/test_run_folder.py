@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training import folder
-from training.checkpoint import Checkpoint
+from training.run import folder
+from training.run.checkpoint import Checkpoint
 from training.settings import parse
 
 LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]

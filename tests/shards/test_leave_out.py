@@ -1,0 +1,76 @@
+"""Samples that cannot be read are found, and what is left is read once an epoch."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.augment import SimCLR
+from pipeline.graph import ViewGroup
+from pipeline.loader import Loader
+from shards.layout import ShardSet, open_shards
+from shards.leave_out import find_bad, leave_out
+from shards.tar import components, index_lines
+from tests.conftest import MakeShardSet
+
+
+def place_of(root: Path, shard: str, position: int) -> tuple[str, int, int]:
+    """Key, offset and size of a sample's image."""
+    line = index_lines((root / f"{shard}.idx").read_bytes())[position]
+    ((offset, size, name),) = [(at, n, m) for e, at, n, m in components(line) if e == "png"]
+    return name.partition(".")[0], offset, size
+
+
+@pytest.fixture
+def damaged(make_shard_set: MakeShardSet, tmp_path: Path) -> tuple[ShardSet, dict[str, str]]:
+    """A set of 42 of which three images are zeros, and where."""
+    root = tmp_path / "set"
+    shutil.copytree(make_shard_set(42).root, root)
+    keys = {}
+    for shard, position in (("00000", 0), ("00003", 6), ("00003", 2)):
+        key, offset, size = place_of(root, shard, position)
+        with (root / f"{shard}.tar").open("r+b") as tar:
+            tar.seek(offset)
+            tar.write(bytes(size))
+        keys[key] = shard
+    return open_shards(root), keys
+
+
+def seen(shard_set: ShardSet) -> list[int]:
+    group = ViewGroup(count=2, size=16, policy=SimCLR(blur=0.0))
+    with Loader(shard_set, [group], batch_size_per_rank=3, shuffle_buffer=4) as loader:
+        return sorted(int(i) for batch in loader for i in batch.id_B)
+
+
+def test_all_that_is_left_is_seen_once(
+    damaged: tuple[ShardSet, dict[str, str]], tmp_path: Path
+) -> None:
+    shard_set, keys = damaged
+    bad = find_bad(shard_set)
+    assert {key: shard for shard, found in bad.items() for key in found} == keys
+    before = {path: path.read_bytes() for path in Path(shard_set.root).iterdir()}
+    left = leave_out(shard_set, bad, tmp_path / "out")
+    assert len(left) == 39
+    assert seen(left) == sorted(set(range(42)) - {int(key) for key in keys})
+    assert before == {path: path.read_bytes() for path in Path(shard_set.root).iterdir()}
+
+
+def test_a_shard_without_a_good_sample_goes_whole(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    shard_set = make_shard_set(42)
+    root = Path(shard_set.root)
+    count = shard_set.manifest.shards[0].samples
+    bad = {"00000": {place_of(root, "00000", i)[0]: "x" for i in range(count)}}
+    left = leave_out(shard_set, bad, tmp_path)
+    assert len(left.tars) == len(shard_set.tars) - 1 and len(left) == 42 - count
+    every = {
+        shard.name: {place_of(root, shard.name, i)[0]: "x" for i in range(shard.samples)}
+        for shard in shard_set.manifest.shards
+    }
+    with pytest.raises(ValueError, match=r"no sample of .* can be read"):
+        leave_out(shard_set, every, tmp_path)
+
+
+def test_a_sound_set_has_nothing_to_find(make_shard_set: MakeShardSet) -> None:
+    assert find_bad(make_shard_set(42)) == {}

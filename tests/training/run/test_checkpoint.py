@@ -1,0 +1,64 @@
+"""Checkpoints: what was saved comes back, and what is not complete is never read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.run import checkpoint, tree
+
+
+def save(run: Path, step: int) -> dict[str, torch.Tensor]:
+    method = {"weight": torch.full((3,), float(step)), "count": torch.tensor(step)}
+    optimizer = {"optimizer": {"state": {0: {"momentum": torch.ones(2)}}}, "scaler": {}}
+    own = {"random": checkpoint.random_state()}
+    parts = {checkpoint.METHOD: method, checkpoint.OPTIMIZER: optimizer}
+    for name, part in {**parts, checkpoint.rank_file(0): own}.items():
+        checkpoint.write_part(run, step, name, tree.dumps(part))
+    facts = {"seconds": step / 2, "world_size": 1, "machine": "cpu, no"}
+    checkpoint.commit(run, step, facts)
+    return method
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    method = save(tmp_path, 7)
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert (newest.step, newest.seconds, newest.world_size) == (7, 3.5, 1)
+    assert all(torch.equal(newest.method()[name], value) for name, value in method.items())
+    assert torch.equal(newest.optimizer()["optimizer"]["state"][0]["momentum"], torch.ones(2))
+    assert torch.equal(newest.rank(0)["random"]["cpu"], torch.get_rng_state())
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    state = checkpoint.random_state()
+    expected = torch.rand(5)
+    torch.rand(100)
+    checkpoint.set_random_state(state)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_folder_without_its_record_is_not_complete(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "checkpoints/00000002/checkpoint.json").unlink()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.step == 1
+
+
+def test_damage_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(tmp_path / "checkpoints/00000002/method.safetensors")
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.step == 1
+    assert "00000002 is damaged (method.safetensors is not what" in capsys.readouterr().err
+    damage(tmp_path / "checkpoints/00000001/rank-0.safetensors")
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints.*remove that folder"):
+        checkpoint.newest(tmp_path)

@@ -1,0 +1,105 @@
+"""A step that takes too long ends the process, and says whom it waited for."""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.launch import AGAIN
+from training.run import failure, watchdog
+from training.run.failure import Place
+from training.run.watchdog import Watchdog
+
+
+def in_a_child(work: Callable[[], None], *, seconds: float = 20) -> int:
+    """Return the exit code of what runs in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        sys.stderr = io.StringIO()
+        work()
+        os._exit(0)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise AssertionError("it did not end")
+
+
+def hang(run: Path, *, limit: float = 0.4, world_size: int = 1, steps: int = 0) -> None:
+    place = Place()
+    with Watchdog(run, place, rank=0, world_size=world_size, limit=limit):
+        for step in range(steps):
+            place.enter("step", step=step)
+            time.sleep(limit / 2)
+        place.enter("data")
+        time.sleep(60)
+
+
+def test_a_hang_is_named_and_ends_the_process(tmp_path: Path) -> None:
+    assert in_a_child(lambda: hang(tmp_path, steps=4)) == AGAIN
+    record = json.loads((tmp_path / failure.NAME).read_text())
+    assert record["what"] == "rank 0 hangs in 'data' at step 3"
+    assert record["step"] == 3 and "--hang_seconds" in record["remedy"]
+    log = failure.log_path(tmp_path, 0).read_text()
+    assert "in hang" in log  # where its threads are
+
+
+def test_a_silent_rank_is_the_one_that_all_wait_for(tmp_path: Path) -> None:
+    (tmp_path / failure.RANKS).mkdir()
+    told = {"beat": 7, "step": 2, "phase": "step", "process": 1234, "host": "elsewhere"}
+    (tmp_path / failure.RANKS / "rank-1.json").write_text(json.dumps(told))
+    assert in_a_child(lambda: hang(tmp_path, world_size=2, limit=2)) == AGAIN
+    what = json.loads((tmp_path / failure.NAME).read_text())["what"]
+    assert "rank 1 (process 1234 on elsewhere) has stopped or lost its disk, at step 2" in what
+
+
+def test_a_disk_that_has_gone_does_not_keep_it_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stall(*_: object, **__: object) -> None:
+        time.sleep(60)
+
+    monkeypatch.setattr(Watchdog, "_look", stall)
+    monkeypatch.setattr(failure, "write", stall)
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.5)
+    assert in_a_child(lambda: hang(tmp_path)) == AGAIN
+
+
+def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
+    def work() -> None:
+        place = Place()
+        with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.5):
+            for step in range(8):
+                place.enter("step", step=step)
+                time.sleep(0.15)
+            place.enter("evaluation", patience=10)
+            time.sleep(1)
+        time.sleep(1)  # afterwards nobody watches
+
+    assert in_a_child(work) == 0
+    assert not (tmp_path / failure.NAME).exists()
+    assert failure.unheard(tmp_path) == []
+
+
+def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None:
+    def work() -> None:
+        place = Place()
+        with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4):
+            place.enter("step", step=12)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(work) == -signal.SIGKILL
+    (line,) = failure.unheard(tmp_path)
+    assert "(rank-0) ended without a word after step 12" in line
+    assert failure.unheard(tmp_path) == []

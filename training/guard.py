@@ -1,0 +1,145 @@
+"""Steps whose gradient is not finite change nothing, and the host does not wait to find out.
+
+Whether a gradient is finite is known on the device, after the backward pass of all ranks: since
+their mean is taken, all find the same. The optimizer and the buffers are told there, too:
+
+    buffers ─ kept ─▶ forward, backward ─▶ gradient finite? ─▶ optimizer: found_inf, as for fp16
+                                                    └────────▶ buffers: new, or as kept
+
+Skipped steps are counted on the device; the loop reads the counts with its next record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+
+class Guard:
+    """Skips the steps of one method and optimizer that would spoil the weights.
+
+    Args:
+        method: whose buffers (statistics of batch norm, queues) and moving averages are kept over
+            a step. Buffers are moved beside each other in memory, so that this is one copy for all
+            of a type.
+        optimizer: as PyTorch made it, not as Accelerate wrapped it.
+        scaled: whether a loss scaler skips these steps by itself, as under fp16.
+    """
+
+    def __init__(self, method: nn.Module, optimizer: Optimizer, *, scaled: bool) -> None:
+        self._optimizer: Any = optimizer
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        fixed = [p for p in method.parameters() if not p.requires_grad]  # of a moving average
+        buffers = [buffer for buffer in method.buffers() if buffer.numel()]
+        self._buffers = [*_side_by_side(buffers), *fixed]
+        self._kept = [torch.empty_like(buffer, requires_grad=False) for buffer in self._buffers]
+        self._scaled = scaled
+        # Fused AdamW and SGD ask `found_inf` in their kernels; for others weights are put back.
+        self._asks = isinstance(optimizer, Adam | SGD)
+        if isinstance(optimizer, SGD):
+            _begin_momentum(optimizer)
+        device = self._parameters[0].device
+        self._bad = torch.zeros((), dtype=torch.bool, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        """Steps so far that changed nothing."""
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        """How many of them are the latest ones."""
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many steps were skipped, and how many of them are the latest ones; waits."""
+        skipped, in_a_row = torch.stack([self.skipped, self.in_a_row]).tolist()
+        return skipped, in_a_row
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the counts."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on counting."""
+        self.skipped.copy_(state["skipped"])
+        self.in_a_row.copy_(state["in_a_row"])
+
+    def before(self) -> None:
+        """Keep what the forward pass changes."""
+        with torch.no_grad():
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                kept.copy_(buffer)
+
+    def step(self, optimizer: Any, norm: Tensor | None) -> None:
+        """Update the weights if their gradient is finite.
+
+        Args:
+            optimizer: as Accelerate wrapped it.
+            norm: of the whole gradient, if it is known already.
+        """
+        if norm is None:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        bad = self._bad = ~norm.isfinite()
+        if self._scaled:
+            optimizer.step()
+        elif self._asks:
+            self._optimizer.found_inf, self._optimizer.grad_scale = bad.float(), None
+            optimizer.step()
+        else:
+            tensors = [*self._parameters, *_state(self._optimizer)]
+            kept = [tensor.detach().clone() for tensor in tensors]
+            optimizer.step()
+            _put_back(tensors, kept, bad)
+            known = set(map(id, tensors))  # what the first step made begins at zero
+            made = [tensor for tensor in _state(self._optimizer) if id(tensor) not in known]
+            _put_back(made, [torch.zeros_like(tensor) for tensor in made], bad)
+        self.skipped += bad
+        self.in_a_row.add_(1).mul_(bad)
+
+    def after(self) -> None:
+        """Put back what the forward pass and the method's own updates changed in a bad step."""
+        _put_back(self._buffers, self._kept, self._bad)
+
+
+def refuse_bad_weights(parameters: Sequence[Tensor], step: int) -> None:
+    """Stop before weights are saved that a finite gradient times its rate has spoilt; waits.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    if not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
+        raise ValueError(
+            f"weights are not finite after step {step:,}, so they were not saved. Lower "
+            "--learning_rate or raise --warmup_epochs, in a new --run."
+        )
+
+
+def _side_by_side(buffers: Sequence[Tensor]) -> list[Tensor]:
+    """Move buffers of one type into one tensor each, of which they become views; return those."""
+    flats: list[Tensor] = []
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+        alike = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flats.append(torch.cat([buffer.detach().flatten() for buffer in alike]))
+        parts = flats[-1].split([buffer.numel() for buffer in alike])
+        for buffer, part in zip(alike, parts, strict=True):
+            buffer.data = part.view(buffer.shape)
+    return flats
+
+
+def _put_back(tensors: Sequence[Tensor], kept: Sequence[Tensor], bad: Tensor) -> None:
+    with torch.no_grad():
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.copy_(torch.where(bad, before, tensor))
+
+
+def _state(optimizer: Optimizer) -> list[Tensor]:
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _begin_momentum(optimizer: SGD) -> None:
+    """Make the buffers that the first step would make: it may be skipped."""
+    for group in optimizer.param_groups:
+        if group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

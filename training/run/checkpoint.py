@@ -1,0 +1,229 @@
+"""Checkpoints: written aside, synced and renamed, so that whatever exists is complete.
+
+    RUN/checkpoints/00000500/
+        method.safetensors            networks, queues and averages of the method
+        optimizer.safetensors         optimizer and loss scaler
+        rank-0.safetensors …          one a process: its loader and its random numbers
+        checkpoint.json               written last: step, training time, versions, and the sha256
+                                      of the files above
+    RUN/checkpoints/.00000500.partial being written; removed by the next writer
+
+Nothing is loaded that could run code: `training.run.tree` is safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shards.place import open_regular
+
+from ..course import Course
+from . import durable, tree
+
+FOLDER = "checkpoints"
+RECORD = "checkpoint.json"
+METHOD, OPTIMIZER = "method.safetensors", "optimizer.safetensors"
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of what one process saves of its own."""
+    return f"rank-{rank}.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk; `newest` finds it."""
+
+    root: Path
+    step: int
+    seconds: float
+    """Training time so far."""
+    world_size: int
+    machine: str
+    """Device and precision, such as "cpu, bf16": another one would round differently."""
+    course: Course = field(default_factory=Course)
+    """Since when batches are as they were."""
+
+    def method(self) -> dict[str, Tensor]:
+        """Return the method's state, on the CPU."""
+        return self._load(METHOD)
+
+    def optimizer(self) -> dict[str, Any]:
+        """Return the state of the optimizer and of the loss scaler."""
+        return self._load(OPTIMIZER)
+
+    def rank(self, rank: int) -> dict[str, Any]:
+        """Return what one process saved of its own."""
+        return self._load(rank_file(rank))
+
+    def _load(self, name: str) -> Any:
+        try:
+            return tree.loads(durable.read(self.root / name))
+        except ValueError as error:
+            raise ValueError(f"{self.root / name}: {error}") from error
+
+
+def partial(run: Path, step: int) -> Path:
+    """Return the folder in which the checkpoint of a step is being made."""
+    return run / FOLDER / f".{step:08d}.partial"
+
+
+def clean(run: Path) -> None:
+    """Remove what a process left that was killed while it wrote or removed a checkpoint.
+
+    Called by one process, which has the run's folder for itself, before any of them writes.
+    """
+    for leftover in (run / FOLDER).glob(".*.partial"):
+        shutil.rmtree(leftover)
+
+
+def write_part(run: Path, step: int, name: str, content: bytes) -> None:
+    """Write one file of the checkpoint of a step, and its hash beside it.
+
+    Raises:
+        OSError: the disk refused; earlier checkpoints are untouched.
+    """
+    folder = partial(run, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.write(folder / name, content)
+    # The writer knows what it meant to write; what is read back may be damaged already.
+    durable.write(folder / f"{name}.sha256", hashlib.sha256(content).hexdigest().encode())
+
+
+def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
+    """Make the checkpoint of which all processes have written their parts one that is found.
+
+    Args:
+        run: the run's folder.
+        step: number of updates done.
+        facts: what goes into its record besides the step and the hashes.
+
+    Raises:
+        OSError: the disk refused; earlier checkpoints are untouched.
+    """
+    folder, begun = run / FOLDER, partial(run, step)
+    hashes = {}
+    for path in sorted(begun.glob("*.sha256")):
+        hashes[path.stem] = path.read_text()
+        path.unlink()
+    record = {"step": step, **facts, "sha256": hashes}
+    durable.write(begun / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+    durable.sync(begun)
+    final, replaced = folder / f"{step:08d}", None
+    if final.exists():  # it was damaged, or the run would have continued from it
+        replaced = final.rename(folder / f".{step:08d}.replaced.partial")
+    begun.rename(final)
+    durable.sync(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def drop_old(run: Path, *, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints but the newest, and those of every so manyth step.
+
+    Args:
+        run: the run's folder.
+        keep: how many of the newest stay.
+        keep_every: those of steps that this divides stay too; 0, no others.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    for old in _complete(run)[:-keep]:
+        if keep_every == 0 or int(old.name) % keep_every:
+            # First its name: half a checkpoint is never found.
+            shutil.rmtree(old.rename(run / FOLDER / f".{old.name}.partial"))
+
+
+def abandon(run: Path, step: int) -> None:
+    """Remove what there is of a checkpoint that cannot be finished, to free its space."""
+    shutil.rmtree(partial(run, step), ignore_errors=True)
+
+
+def exists(run: Path) -> bool:
+    """Whether a run has a checkpoint, damaged or not."""
+    return bool(_complete(run))
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """Return the newest checkpoint of a run that is as it was written; none if there is none.
+
+    Newer ones that are damaged are named on stderr: a run loses the steps since, and no more.
+
+    Raises:
+        ValueError: all of them are damaged.
+    """
+    found = _complete(run)
+    for root in reversed(found):
+        try:
+            return read(root)
+        except ValueError as error:
+            sys.stderr.write(f"warning: {error}\n")
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {run / FOLDER} is as it was written. Restore "
+            "one from a copy, or remove that folder to begin the run anew."
+        )
+    return None
+
+
+def read(root: Path) -> Checkpoint:
+    """Open one checkpoint and compare its files with their recorded hashes.
+
+    Raises:
+        ValueError: a file is missing or differs from what was written.
+    """
+    try:
+        record = json.loads(durable.read(root / RECORD))
+        hashes = record["sha256"]
+        checkpoint = Checkpoint(
+            root=root,
+            step=int(record["step"]),
+            seconds=float(record["seconds"]),
+            world_size=int(record["world_size"]),
+            machine=str(record["machine"]),
+            course=Course(**{k: int(v) for k, v in record.get("course", {}).items()}),
+        )
+        expected = {METHOD, OPTIMIZER, *map(rank_file, range(checkpoint.world_size))}
+        if missing := expected - set(hashes):
+            raise ValueError(f"its record lacks {', '.join(sorted(missing))}")
+        for name in expected:
+            if _sha256(root / name) != hashes[name]:
+                raise ValueError(f"{name} is not what was written")
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"the checkpoint {root} is damaged ({error})") from error
+    return checkpoint
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return the state of this process's random numbers; the loader keeps its own."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _complete(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run / FOLDER).glob(f"[0-9]*[0-9]/{RECORD}"))
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

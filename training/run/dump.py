@@ -1,0 +1,120 @@
+"""One step with all that it depended on, for `python -m tools.replay`.
+
+RUN/dumps/00000123-rank-0.safetensors   weights, buffers, views, ids and random numbers of one rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.loader import Batch
+
+from . import durable, tree
+
+FOLDER = "dumps"
+
+
+@dataclass(frozen=True)
+class Dump:
+    """What one process saw at a step."""
+
+    step: int
+    """Number of updates before it, skipped ones included."""
+    rank: int
+    world_size: int
+    method: dict[str, Tensor]
+    """Weights and buffers before the step, which a skipped one leaves as they were."""
+    views: tuple[Tensor, ...]
+    """One tensor a view group, [V, B, C, H, W]."""
+    id_B: Tensor
+
+
+def write(
+    run: Path,
+    *,
+    step: int,
+    rank: int,
+    world_size: int,
+    method: nn.Module,
+    views: Sequence[Tensor],
+    id_B: Tensor,
+) -> Path:
+    """Write what a skipped step of this process saw, and return where it is.
+
+    Args:
+        run: the run's folder.
+        step: number of updates before it.
+        rank: this process.
+        world_size: number of processes.
+        method: what was trained; the step has left it as it was.
+        views: of the step, one tensor a view group, [V, B, C, H, W].
+        id_B: stable ids of its samples.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    state = {"step": step, "rank": rank, "world_size": world_size, "method": method.state_dict()}
+    state |= {"views": list(views), "id": id_B}
+    path = run / FOLDER / f"{step:08d}-rank-{rank}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    durable.replace(path, tree.dumps(tree.to_host(state)))
+    return path
+
+
+def given_up(
+    run: Path,
+    *,
+    in_a_row: int,
+    step: int,
+    rank: int,
+    world_size: int,
+    method: nn.Module,
+    batch: Batch,
+) -> ValueError:
+    """Write the last of several bad steps, and return the error that ends the run.
+
+    Args:
+        run: the run's folder.
+        in_a_row: how many steps changed nothing.
+        step: number of updates, these included.
+        rank: this process.
+        world_size: number of processes.
+        method: what is trained.
+        batch: of the last step.
+    """
+    found = {"step": step - 1, "rank": rank, "world_size": world_size, "method": method}
+    try:
+        path = write(run, views=batch.views, id_B=batch.id_B, **found)
+        look = f"Look at it with python -m tools.replay {path}."
+    except OSError as error:
+        look = f"It could not be dumped ({error})."
+    return ValueError(
+        f"the gradient was not finite in the last {in_a_row} steps up to {step:,}; they changed "
+        f"nothing. {look} Lower --learning_rate, raise --warmup_epochs, set --clip_gradient_norm 1 "
+        "or --mixed_precision bf16 instead of fp16, in a new --run."
+    )
+
+
+def read(path: Path) -> Dump:
+    """Read what `write` wrote; no code of it runs.
+
+    Raises:
+        ValueError: it is no dump.
+    """
+    try:
+        state: dict[str, Any] = tree.loads(durable.read(path))
+        return Dump(
+            step=int(state["step"]),
+            rank=int(state["rank"]),
+            world_size=int(state["world_size"]),
+            method={str(name): tensor for name, tensor in state["method"].items()},
+            views=tuple(state["views"]),
+            id_B=state["id"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no dump of a step ({error}).") from None

@@ -1,0 +1,202 @@
+"""What an abnormal end leaves in the run's folder, for whoever looks at it in the morning.
+
+    RUN/failure.json        the last abnormal end: what, where, rank, step, remedy
+    RUN/ranks/rank-0.log …  what each process wrote to stderr, its last lines at least
+
+A run that ends well removes the first, and keeps the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..command import LESS_MEMORY, out_of_memory
+from . import durable
+
+NAME = "failure.json"
+RANKS = "ranks"
+# A log that is longer begins anew, once: the last lines are what is wanted.
+_LOG_BYTES = 1 << 20
+_LINES = 50
+_BEGIN = time.time()
+
+
+@dataclass
+class Place:
+    """Where a run is, for those who watch it from outside the step loop."""
+
+    prepared: bool = False
+    """Whether the run's folder is this run's; before, there is nothing to leave a word in."""
+    step: int = 0
+    """Number of updates done."""
+    phase: str = "start"
+    patience: float = 1.0
+    """How many times longer than others this phase may take."""
+    since: float = field(default_factory=time.monotonic)
+
+    def enter(self, phase: str, *, step: int | None = None, patience: float = 1.0) -> None:
+        """Say what is done now."""
+        self.step = self.step if step is None else step
+        self.phase, self.patience, self.since = phase, patience, time.monotonic()
+
+
+@contextmanager
+def reported(run: Path, *, rank: int) -> Iterator[Place]:
+    """Leave a word in the run's folder if what happens inside ends with an error.
+
+    Args:
+        run: the run's folder.
+        rank: this process.
+    """
+    place = Place()
+    try:
+        yield place
+    except (Exception, KeyboardInterrupt) as error:
+        if place.prepared:
+            write_error(run, error, rank=rank, step=place.step)
+        raise
+
+
+def clear(run: Path) -> None:
+    """Forget the abnormal end of a run that has ended well since."""
+    (run / NAME).unlink(missing_ok=True)
+
+
+def log_path(run: Path, rank: int) -> Path:
+    """Return where a process's stderr is kept."""
+    return run / RANKS / f"rank-{rank}.log"
+
+
+def beat_path(run: Path, rank: int) -> Path:
+    """Return where a process says every few seconds how far it is, while it trains."""
+    return run / RANKS / f"rank-{rank}.json"
+
+
+def unheard(run: Path) -> list[str]:
+    """Return, for each process that ended without a word, a line; before new ones begin to train.
+
+    Nobody hears of SIGKILL, which the kernel sends too when there is no memory left, nor of a
+    machine that fails.
+    """
+    lines = []
+    for path in sorted((run / RANKS).glob("rank-*.json")):
+        try:
+            told = json.loads(durable.read(path))
+            lines.append(
+                f"process {told['process']} on {told['host']} ({path.stem}) ended without a word "
+                f"after step {told['step']:,}: killed, perhaps for want of memory, or its machine "
+                "failed"
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        finally:
+            path.unlink(missing_ok=True)
+    return lines
+
+
+def keep_stderr(run: Path, rank: int) -> None:
+    """From now on write what this process says on stderr to a file of the run, too."""
+    path = log_path(run, rank)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > _LOG_BYTES:
+            path.write_bytes(path.read_bytes()[-_LOG_BYTES // 2 :])
+        log = path.open("a", buffering=1)
+    except OSError as error:  # a run that can train is not ended by this
+        sys.stderr.write(f"warning: stderr is not kept in {path}: {error}\n")
+        return
+    log.write(f"── {_now()}, process {os.getpid()} on {socket.gethostname()}\n")
+    sys.stderr = _Tee(sys.stderr, log)
+
+
+def write(
+    run: Path, *, what: str, where: str, rank: int, step: int, remedy: str, **more: Any
+) -> None:
+    """Say why the run ended, unless the folder cannot be written, or another rank has said it.
+
+    The first word is the cause: what the other ranks find afterwards is that one is missing.
+
+    Args:
+        run: the run's folder.
+        what: what happened, in a sentence.
+        where: the place in the code, or the phase of the step.
+        rank: the process that found it.
+        step: number of updates done.
+        remedy: what to do.
+        more: what else may help.
+    """
+    with suppress(OSError):
+        if (run / NAME).stat().st_mtime > _BEGIN:
+            return
+    record = {"what": what, "where": where, "rank": rank, "step": step, "remedy": remedy}
+    record |= {"time": _now(), "host": socket.gethostname(), "process": os.getpid(), **more}
+    record["logs"] = {path.name: _tail(path) for path in sorted((run / RANKS).glob("rank-*.log"))}
+    try:
+        durable.replace(run / NAME, json.dumps(record, indent=1).encode() + b"\n")
+    except OSError as error:
+        sys.stderr.write(f"warning: {run / NAME} could not be written: {error}\n")
+
+
+def write_error(run: Path, error: BaseException, *, rank: int, step: int) -> None:
+    """Say that an exception ended the run; see `write`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    write(
+        run,
+        what=f"{type(error).__name__}: {error}",
+        where=f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "",
+        rank=rank,
+        step=step,
+        remedy=f"{LESS_MEMORY if out_of_memory(error) else 'the message says what to do'}; the "
+        "same command continues from the last checkpoint",
+        traceback=traceback.format_exception(error),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _tail(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            return file.read().decode(errors="replace").splitlines()[-_LINES:]
+    except OSError as error:
+        return [str(error)]
+
+
+class _Tee(io.TextIOBase):
+    """A text stream that also writes to a file, which may fail without anybody noticing."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._log.write(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.encoding

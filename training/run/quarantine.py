@@ -1,0 +1,75 @@
+"""Samples that a run goes on without, with `--max_bad_samples`.
+
+    RUN/quarantine.json      {shard: {key: why}}: which, the same for all ranks
+    RUN/quarantine/rank-0/   indexes without them
+
+A rank that meets such a sample writes it down and ends; started again, by itself, by the launcher
+or by a person, all ranks leave it out and go on from the last checkpoint, the epoch begun anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from shards.layout import ShardSet
+from shards.leave_out import find_bad, leave_out
+
+from . import durable
+
+NAME = "quarantine.json"
+
+
+def read(run: Path) -> dict[str, dict[str, str]]:
+    """Return what the run goes on without.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run / NAME
+    try:
+        found = json.loads(durable.read(path))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not what was written ({error}); remove it.") from None
+    if not isinstance(found, dict) or not all(isinstance(keys, dict) for keys in found.values()):
+        raise ValueError(f"{path} is not what was written; remove it.")
+    return found
+
+
+def without(run: Path, shard_set: ShardSet, *, rank: int) -> tuple[ShardSet, int]:
+    """Return a shard set without what is in quarantine, and how many samples that are."""
+    bad = read(run)
+    if not bad:
+        return shard_set, 0
+    left = leave_out(shard_set, bad, run / "quarantine" / f"rank-{rank}")
+    return left, len(shard_set) - len(left)
+
+
+def extend(run: Path, shard_set: ShardSet, *, limit: int) -> list[str]:
+    """Look for what cannot be read, and put it in quarantine if that is allowed.
+
+    Args:
+        run: the run's folder.
+        shard_set: that training has stopped at.
+        limit: how many samples of it may be in quarantine, those that are included.
+
+    Returns:
+        The samples found, for people; none if they are too many, or nothing was found.
+    """
+    bad = read(run)
+    known = sum(map(len, bad.values()))
+    found = find_bad(shard_set)
+    new = {
+        (shard, key): why
+        for shard, keys in found.items()
+        for key, why in keys.items()
+        if key not in bad.get(shard, {})
+    }
+    if not new or known + len(new) > limit:
+        return []
+    for (shard, key), why in new.items():
+        bad.setdefault(shard, {})[key] = why
+    durable.replace(run / NAME, json.dumps(bad, indent=1).encode() + b"\n")
+    return [f"{shard}.tar, sample {key} {why}" for (shard, key), why in new.items()]

@@ -1,0 +1,159 @@
+"""Ends a job that hangs, and says which rank hangs and where.
+
+A rank that is stopped, or waits for a disk for ever, leaves all others waiting for it in a
+collective operation, for as long as its timeout is: an hour. Here every rank tells the others
+through small files how far it is; when its own step takes too long, it reads theirs, writes down
+whom all wait for and where its own threads are, and ends. The launcher then ends the others and,
+with --max_restarts, starts the job again from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Any
+
+from ..launch import AGAIN
+from . import failure
+
+_PERIOD = 5.0  # seconds between two looks
+_PATIENCE = 10.0  # seconds for the last word, which a disk that has gone never takes
+
+
+class Watchdog:
+    """A thread that watches the step loop; used as a context around it.
+
+    Args:
+        run: the run's folder, which all ranks see.
+        place: where this process is.
+        rank: this process.
+        world_size: number of processes.
+        limit: seconds that a phase of a step may take; 0, for ever.
+    """
+
+    def __init__(
+        self, run: Path, place: failure.Place, *, rank: int, world_size: int, limit: float
+    ) -> None:
+        self._run, self._place = run, place
+        self._rank, self._world_size, self._limit = rank, world_size, limit
+        self._period = min(_PERIOD, limit / 4) if limit else _PERIOD
+        self._seen: dict[int, tuple[str, float]] = {}  # what a rank wrote last, and since when
+        self._end = Event()
+        # Two threads: the one that counts the seconds must not wait for a disk that has gone.
+        self._threads = [
+            Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._beat)
+        ]
+
+    def __enter__(self) -> Watchdog:
+        self._path(self._rank).parent.mkdir(parents=True, exist_ok=True)
+        if self._limit:
+            self._tell(0)
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        with suppress(OSError):  # what stays tells `failure.unheard` of a process that was killed
+            self._path(self._rank).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._period):
+            if time.monotonic() - self._place.since > self._limit * self._place.patience:
+                self._give_up()
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._end.wait(self._period):
+            beats += 1
+            self._tell(beats)
+            self._look()
+
+    def _tell(self, beats: int) -> None:
+        told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
+        told |= {"process": os.getpid(), "host": socket.gethostname()}
+        path = self._path(self._rank)
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(told))
+            os.replace(partial, path)
+        except OSError:  # a full disk is no hang
+            return
+
+    def _look(self) -> None:
+        """Note when each rank last wrote something new: clocks of two hosts cannot be compared."""
+        for rank in range(self._world_size):
+            try:
+                told = self._path(rank).read_text()
+            except OSError:
+                told = ""
+            if rank not in self._seen or self._seen[rank][0] != told:
+                self._seen[rank] = (told, time.monotonic())
+
+    def _give_up(self) -> None:
+        what = self._culprit()
+        sys.stderr.write(f"error: {what}; see {self._run / failure.NAME}\n")
+        sys.stderr.flush()
+        report = Thread(target=self._report, args=(what,), daemon=True)
+        report.start()
+        report.join(_PATIENCE)
+        os._exit(AGAIN)
+
+    def _report(self, what: str) -> None:
+        with suppress(OSError), failure.log_path(self._run, self._rank).open("a") as log:
+            log.write(f"the threads of rank {self._rank}:\n")
+            log.flush()
+            faulthandler.dump_traceback(log, all_threads=True)
+        failure.write(
+            self._run,
+            what=what,
+            where=f"rank {self._rank} has been in {self._place.phase!r} for "
+            f"{time.monotonic() - self._place.since:.0f} s",
+            rank=self._rank,
+            step=self._place.step,
+            remedy="look at that process and its host; the same command, or the launcher with "
+            "--max_restarts, continues from the last checkpoint. If steps are meant to take that "
+            "long, raise --hang_seconds.",
+        )
+
+    def _culprit(self) -> str:
+        """Return whom the others wait for: a process that is silent, or the one furthest behind."""
+        silent, behind = [], []
+        for rank, (told, since) in sorted(self._seen.items()):
+            found = _read(told)
+            place = f"rank {rank} (process {found.get('process')} on {found.get('host')})"
+            if time.monotonic() - since > 2.5 * self._period:
+                silent.append(f"{place} has stopped or lost its disk, at step {found.get('step')}")
+            elif rank != self._rank:
+                behind.append((found.get("step", 0), f"{place} is in {found.get('phase')!r}"))
+        if silent:
+            return "; ".join(silent)
+        least = min((step for step, _ in behind), default=self._place.step)
+        if least > self._place.step or not behind:
+            return f"rank {self._rank} hangs in {self._place.phase!r} at step {self._place.step}"
+        latest = ", ".join(text for step, text in behind if step == least)
+        return f"no step since {least}: {latest}"
+
+    def _path(self, rank: int) -> Path:
+        return failure.beat_path(self._run, rank)
+
+
+def _read(told: str) -> dict[str, Any]:
+    try:
+        found = json.loads(told)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

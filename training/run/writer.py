@@ -1,0 +1,148 @@
+"""Checkpoints written beside training: the step loop pays for a copy in host memory, no more.
+
+    step loop        copy ─▶ next steps …                          ┐ every rank its own part
+    a thread              └▶ serialise ─▶ write ─▶ fsync ─▶ done   ┘
+    all ranks, with every step                              └▶ all done? ─▶ rank 0: record, rename
+
+A disk that is full or has gone does not end training: the part is given up, training goes on, and
+the next checkpoint tries again. Only the last one of a run, or of a stop, must succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+
+from . import checkpoint, tree
+from .ranks import Ranks
+
+_NOT_SAVED = (
+    "step {:,} could not be saved; training goes on, and what was saved before is untouched"
+)
+
+
+class Writer:
+    """Writes a run's checkpoints, one at a time.
+
+    Args:
+        run: the run's folder, which this run has for itself.
+        rank: this process.
+        facts: for the record of every checkpoint: world_size, machine, versions.
+        keep: how many of the newest stay.
+        keep_every: those of steps that this divides stay too; 0, no others.
+    """
+
+    def __init__(
+        self, run: Path, *, rank: int, facts: Mapping[str, Any], keep: int, keep_every: int = 0
+    ) -> None:
+        self._run, self._rank, self._facts = run, rank, dict(facts)
+        self._keep, self._keep_every = keep, keep_every
+        self._open = 0  # the step that is being saved, 0 for none
+        self._seconds = 0.0
+        self._finished, self._failed, self._committed = 0, 0, 0  # steps
+        self._thread: Thread | None = None
+        self._news: list[str] = []
+        self._defect: Exception | None = None
+
+    def save(self, *, step: int, seconds: float, parts: Mapping[str, Any], ranks: Ranks) -> None:
+        """Copy the parts of this process, and start to write them.
+
+        Every rank calls this at the same step. If the checkpoint before is not on the disk yet,
+        this waits for it: there is memory for one.
+
+        Args:
+            step: number of updates done, above 0.
+            seconds: training time so far.
+            parts: nested state by file name.
+            ranks: how the processes agree.
+        """
+        self.settle(ranks)
+        self._open, self._seconds = step, seconds
+        copies = {name: tree.to_host(state) for name, state in parts.items()}
+        copied = None
+        if torch.cuda.is_available():
+            copied = torch.cuda.Event()
+            copied.record()
+        self._start(self._write, step, copies, copied)
+
+    def told(self) -> tuple[int, int]:
+        """Return what the other ranks are to know with the next step; see `heed`."""
+        return -self._finished, self._failed
+
+    def heed(self, told: Sequence[int]) -> list[str]:
+        """Go on with what all ranks have told, and return the news for people.
+
+        Args:
+            told: the largest of each number of `told`, over all ranks.
+        """
+        finished, failed = -told[0], told[1]
+        if self._open and failed >= self._open:
+            self._wait()
+            if self._rank == 0:
+                checkpoint.abandon(self._run, self._open)
+                self._news.append(_NOT_SAVED.format(self._open))
+            self._open = 0
+        elif self._open and finished >= self._open:
+            step, self._open = self._open, 0
+            if self._rank == 0:
+                self._wait()
+                self._start(self._commit, step)
+        news, self._news = self._news, []
+        return news
+
+    def settle(self, ranks: Ranks) -> int:
+        """Wait until what is being saved is on the disk; return the newest step that is.
+
+        Every rank calls this at the same step.
+        """
+        self._wait()
+        if self._open:
+            told = ranks.agree([0, *self.told()])
+            self._news = self.heed(told[1:])
+            self._wait()
+        return ranks.agree([self._committed, 0, 0])[0]  # rank 0 knows
+
+    def _write(self, step: int, copies: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            for name in list(copies):
+                checkpoint.write_part(self._run, step, name, tree.dumps(copies.pop(name)))
+            self._finished = step
+        except OSError as error:
+            self._failed = step
+            self._news.append(f"rank {self._rank}: {error}")
+
+    def _commit(self, step: int) -> None:
+        try:
+            checkpoint.commit(self._run, step, {"seconds": self._seconds, **self._facts})
+        except OSError as error:
+            self._news.append(f"{error}; {_NOT_SAVED.format(step)}")
+            checkpoint.abandon(self._run, step)
+            return
+        self._committed = step
+        try:
+            checkpoint.drop_old(self._run, keep=self._keep, keep_every=self._keep_every)
+        except OSError as error:
+            self._news.append(f"an old checkpoint could not be removed: {error}")
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:  # a defect of ours: raised where training can be ended
+                self._defect = error
+
+        self._thread = Thread(target=guarded, name="checkpoint")
+        self._thread.start()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._defect is not None:
+            raise self._defect
