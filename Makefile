@@ -1,4 +1,5 @@
 # make demo: from nothing to a trained and evaluated encoder. make test: lint, types and tests.
+# make torture: what make test has no time for.
 # CUDA=12 installs DALI for CUDA 12 drivers; PYTHON=python3.12 chooses the interpreter.
 CUDA ?= 13
 PYTHON ?= python3
@@ -7,13 +8,19 @@ VENV := $(if $(filter 12,$(CUDA)),.venv-cuda12,.venv)
 TORCH := $(if $(filter 12,$(CUDA)),--torch-backend=cu126)
 READY := $(VENV)/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python -m tools.demo
 
 test: $(READY) lint
 	$(VENV)/bin/python -m pytest
+
+# An hour: kills, damage and rank failures, many times over.
+torture: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m tests.torture
+	$(VENV)/bin/python -m tests.fuzz --cases 5000
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,158 @@
+"""What checkpoints cost: in the step loop, until they are on the disk, and to come back from.
+
+    python -m benchmarks.checkpoint --out benchmarks/results/checkpoint-cpu.json
+    python -m benchmarks.checkpoint --folder /scratch --seconds 120
+
+A ResNet-50 under MoCo with a queue of 65,536 takes real steps on random views. Stretches of steps
+with a checkpoint every 30 seconds alternate with stretches without any, so that a machine that gets
+slower meanwhile harms both; the overhead is the ratio of their mean times, waiting included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tools.surroundings import surroundings
+from training.run import checkpoint
+from training.run.ranks import Ranks
+from training.run.writer import Writer
+from training.settings import parse
+from training.step import Step
+
+WORDS = ["--shards", "x", "--run", "r", "--steps", "9", "--method", "MoCo"]
+WORDS += ["--method.encoder", "ResNet", "--method.queue_size", "65536"]
+WORDS += ["--optimizer", "sgd", "--learning_rate", "1e-4"]
+
+
+class Training:
+    """A run without a data pipeline: its steps cost what the networks cost.
+
+    Args:
+        run: folder of its checkpoints.
+        batch_size: samples of a step, two views each.
+        size: of the views, in pixels.
+    """
+
+    def __init__(self, run: Path, *, batch_size: int, size: int) -> None:
+        config = parse([*WORDS, "--batch_size", str(batch_size), "--views.size", str(size)]).config
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=config.precision()
+        )
+        self.train = Step(config, accelerator)
+        shape = (batch_size, 2, size, size, 3)
+        self.views = torch.randn(shape, device=accelerator.device).permute(1, 0, 4, 2, 3)
+        self.run, self.ranks, self.step = run, Ranks(3), 0
+        facts = {"world_size": 1, "machine": "benchmark"}
+        self.writer = Writer(run, rank=0, facts=facts, keep=2)
+
+    def save(self) -> float:
+        """Start a checkpoint; return the seconds that the step loop waits for it."""
+        _synchronize()
+        begin = time.perf_counter()
+        parts: dict[str, Any] = {
+            checkpoint.METHOD: self.train.method.state_dict(),
+            checkpoint.OPTIMIZER: {"optimizer": self.train.optimizer.state_dict()},
+            checkpoint.rank_file(0): {"random": checkpoint.random_state()},
+        }
+        self.writer.save(step=self.step, seconds=0.0, parts=parts, ranks=self.ranks)
+        return time.perf_counter() - begin
+
+    def stretch(self, seconds: float, *, save_every: float | None) -> tuple[float, int]:
+        """Take steps for so long; return the seconds of a step and the number of checkpoints."""
+        _synchronize()
+        begin = last = time.perf_counter()
+        steps, saves = 0, 0
+        while time.perf_counter() - begin < seconds:
+            self.train((self.views,), learning_rate=1e-4)
+            self.step, steps = self.step + 1, steps + 1
+            self.writer.heed(self.ranks.exchange([0, *self.writer.told()])[1:])
+            if save_every is not None and time.perf_counter() - last > save_every:
+                last = time.perf_counter()
+                self.save()
+                saves += 1
+        self.writer.settle(self.ranks)  # what is still being written is this stretch's
+        _synchronize()
+        return (time.perf_counter() - begin) / steps, saves
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what saving, restoring and training beside both cost."""
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        training = Training(Path(folder), batch_size=arguments.batch_size, size=arguments.size)
+        training.stretch(arguments.seconds / 4, save_every=None)  # warm-up
+
+        waits, saves, restores = [], [], []
+        for _ in range(3):
+            training.step += 1
+            begin = time.perf_counter()
+            waits.append(training.save())
+            assert training.writer.settle(training.ranks) == training.step
+            saves.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            saved = checkpoint.newest(training.run)
+            assert saved is not None
+            training.train.method.load_state_dict(saved.method())
+            training.train.optimizer.load_state_dict(saved.optimizer()["optimizer"])
+            _synchronize()
+            restores.append(time.perf_counter() - begin)
+        root = training.run / checkpoint.FOLDER
+        size = sum(f.stat().st_size for f in next(iter(sorted(root.iterdir()))).iterdir())
+
+        with_, without, written = [], [], 0
+        for _ in range(arguments.rounds):
+            without.append(training.stretch(arguments.seconds, save_every=None)[0])
+            seconds, count = training.stretch(arguments.seconds, save_every=arguments.every)
+            with_.append(seconds)
+            written += count
+        free = shutil.disk_usage(folder).free
+    return {
+        "command": "python -m benchmarks.checkpoint",
+        "surroundings": surroundings("torch", "safetensors", "accelerate"),
+        "checkpoint_mib": round(size / 2**20, 1),
+        "free_gib": round(free / 2**30, 1),
+        "loop_waits_seconds": round(median(waits), 4),
+        "saved_after_seconds": round(median(saves), 3),
+        "restored_after_seconds": round(median(restores), 3),
+        "checkpoint_every_seconds": arguments.every,
+        "checkpoints_written": written,
+        "step_seconds_without": [round(s, 5) for s in without],
+        "step_seconds_with": [round(s, 5) for s in with_],
+        "overhead": round(sum(with_) / sum(without) - 1, 4),
+    }
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where checkpoints go; else a temporary one")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between checkpoints")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of a stretch")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs of stretches")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--size", type=int, default=64, help="of the views, in pixels")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    found = measure(arguments)
+    text = json.dumps(found, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
