@@ -39,7 +39,7 @@ from training.command import run_command
 from training.figures import memory_gib, over_ranks, utilization
 from training.guard import refuse_bad_weights
 from training.header import header
-from training.launch import check_accumulation, check_processes, restart
+from training.launch import check_accumulation, check_processes, follow_launcher, restart
 from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
@@ -60,6 +60,7 @@ DAMAGE = "what is trained on is not what was written; python -m tools.verify"
 
 def main() -> None:
     """Train one run, and leave a word in its folder if it ends otherwise than it should."""
+    follow_launcher()
     settings = parse()
     rank = int(os.environ.get("RANK", "0"))
     run = settings.config.run

@@ -1,5 +1,7 @@
 """The program in two processes: launched, killed, continued, misused."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,31 @@ def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path:
     assert code != 0
     assert "asked for 2 processes but started one" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_no_process_outlives_a_launcher_that_is_killed_while_they_start(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    """Each is in a session of its own, and would wait for the launcher's store for an hour."""
+    run = tmp_path / "run"
+    launcher = start([str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "999")])
+    while not (children := started_for(run)):
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    launcher.kill()
+    deadline = time.monotonic() + 60
+    while started_for(run) & children:
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.1)
+    launcher.communicate()
+
+
+def started_for(run: Path) -> set[int]:
+    """Return the processes, other than launchers, that were started to train in a folder."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            if str(run) in words and not any("accelerate" in word for word in words):
+                found.add(int(folder.name))
+    return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +44,18 @@ def check_accumulation() -> None:
             "batch larger than memory leave it out and set --micro_batch_size, which keeps the "
             "whole batch's gradient."
         )
+
+
+def follow_launcher() -> None:
+    """End with the launcher, from the first moment on: it starts each process in its own session.
+
+    One that was killed meanwhile leaves processes that would wait for it for an hour.
+    """
+    if launched():
+        with contextlib.suppress(OSError, AttributeError):  # Linux only
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not launched():
+        sys.exit(AGAIN)
 
 
 def launched() -> bool:
