@@ -15,6 +15,7 @@ from tests.conftest import MakeShardSet
 from tests.program import BIN, TWO, arguments, finish, losses, start, wait_for_step, weights
 from training.run import checkpoint, failure
 
+pytestmark = pytest.mark.slow
 STEPS, EVERY = 150, 10
 LAUNCH = [str(BIN / "accelerate"), *TWO, "--max_restarts", "2", "--monitor_interval", "0.2"]
 
@@ -62,10 +63,7 @@ def starve(process: int) -> None:
     resource.prlimit(process, resource.RLIMIT_AS, (limit, limit))
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [die, pytest.param(hang, marks=pytest.mark.slow), pytest.param(starve, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("harm", [die, hang, starve])
 def test_the_job_comes_back_by_itself_from_its_last_checkpoint(
     harm: object, shard_set: ShardSet, straight: Path, tmp_path: Path
 ) -> None:
@@ -84,7 +82,6 @@ def test_the_job_comes_back_by_itself_from_its_last_checkpoint(
     assert not (run / failure.NAME).exists()  # it ended well
 
 
-@pytest.mark.slow
 def test_a_launcher_that_is_told_to_end_leaves_all_ranks_saved(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """A step whose gradient is not finite is as if it had not been, for every optimizer and method."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from training.settings import parse
@@ -18,6 +20,13 @@ METHODS = {
     "SimSiam": [],
     "BYOL": [],
 }
+
+
+@pytest.fixture(autouse=True)
+def accelerate_as_it_was() -> Iterator[None]:
+    """Accelerate keeps its first settings for the process, and other tests want others."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def step_of(method: str, optimizer: str = "adamw", *more: str) -> Step:
