@@ -39,7 +39,13 @@ from training.command import run_command
 from training.figures import memory_gib, over_ranks, utilization
 from training.guard import refuse_bad_weights
 from training.header import header
-from training.launch import check_accumulation, check_processes, follow_launcher, restart
+from training.launch import (
+    check_accumulation,
+    check_processes,
+    follow_launcher,
+    meet_again,
+    restart,
+)
 from training.memory import fill, share_buffers
 from training.monitor import Monitor, records
 from training.pace import Pace
@@ -99,14 +105,15 @@ def pretrain(settings: Settings, place: failure.Place) -> None:
 
     # ── processes and devices ───────────────────────────────────────────────────────────────────
     precision = config.precision()
+    timeout = timedelta(hours=1)  # an evaluation may take longer than NCCL's ten minutes
+    meet_again(cpu=not config.on_gpu, timeout=timeout)
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision=precision,
         log_with=list(config.trackers) or None,
         project_dir=config.run,
-        # An evaluation may take longer than the ten minutes that NCCL waits.
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+            InitProcessGroupKwargs(timeout=timeout),
             DistributedDataParallelKwargs(find_unused_parameters=config.method.trains_part),
         ],
     )

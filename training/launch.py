@@ -7,8 +7,11 @@ import ctypes
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
+
+import torch.distributed as dist
 
 AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 
@@ -56,6 +59,36 @@ def follow_launcher() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not launched():
         sys.exit(AGAIN)
+
+
+def meet_again(*, cpu: bool, timeout: timedelta) -> None:
+    """After a restart by the launcher, meet the other ranks under names of this attempt.
+
+    Accelerate's launcher keeps one store for all attempts, and PyTorch (2.15) looks up addresses in
+    it as if each had its own: ranks would wait for processes that have died.
+
+    Args:
+        cpu: whether the ranks compute on CPUs.
+        timeout: of collective operations.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    world_size = int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=False,
+        timeout=timeout,
+    )
+    dist.init_process_group(
+        "gloo" if cpu else "nccl",
+        store=dist.PrefixStore(f"viewrank/attempt_{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=world_size,
+        timeout=timeout,
+    )
 
 
 def launched() -> bool:
