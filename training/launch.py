@@ -75,16 +75,17 @@ def meet_again(*, cpu: bool, timeout: timedelta) -> None:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     world_size = int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
         is_master=False,
         timeout=timeout,
     )
+    named = dist.PrefixStore(f"viewrank/attempt_{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(
         "gloo" if cpu else "nccl",
-        store=dist.PrefixStore(f"viewrank/attempt_{attempt}", store),
+        store=named,
         rank=int(os.environ["RANK"]),
         world_size=world_size,
         timeout=timeout,
