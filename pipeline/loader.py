@@ -198,9 +198,9 @@ class Loader:
             **self._identity(),
         }
 
-    def differences(self, state: dict[str, Any]) -> set[str]:
-        """Return why `load_state_dict` would refuse a state; nothing, if it would not."""
-        return {name for name, here in self._identity().items() if state.get(name) != here}
+    def differences(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what `load_state_dict` would refuse a state for, as it is here."""
+        return {n: here for n, here in self._identity().items() if state.get(n) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; only before the first batch.
@@ -209,19 +209,18 @@ class Loader:
             ValueError: the state belongs to another shard set, rank, world size or batch size.
         """
         assert self._pipeline is None, "restore before the first batch is taken"
-        for name, here in self._identity().items():
-            if name == "manifest" and state.get(name) != here:
+        for name, here in self.differences(state).items():
+            if name == "manifest":
                 raise ValueError(
                     f"{self.shard_set.root} is not the shard set that the run was trained on so "
                     "far: its manifest differs, though not in the number of samples. Give the one "
                     "that it was, or a new --run."
                 )
-            if state.get(name) != here:
-                raise ValueError(
-                    f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
-                    "what comes next would be something else. Continue with the same shards, "
-                    "batch size, number of processes and --tuning."
-                )
+            raise ValueError(
+                f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
+                "what comes next would be something else. Continue with the same shards, "
+                "batch size, number of processes and --tuning."
+            )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._blob = state["pipeline"].numpy().tobytes() or None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shards.layout import ShardSet
 from shards.tar import components, index_lines, index_text
-from shards.verify import CheckShard
+from shards.verify import CheckShard, nobody
 
 Bad = Mapping[str, Mapping[str, str]]
 """{shard: {key: why}}."""
@@ -28,11 +28,11 @@ def find_bad(shard_set: ShardSet) -> dict[str, dict[str, str]]:
         shard_set.place, shard_set.tar_place, deep=False, partners=shard_set.manifest.partners
     )
     shards = shard_set.manifest.shards
-    changed = [shard for shard in shards if job(shard, _nobody)]
+    changed = [shard for shard in shards if job(shard, nobody)]
     deep = replace(job, deep=True)
     found: dict[str, dict[str, str]] = {}
     for shard in changed or shards:
-        for problem in deep(shard, _nobody):
+        for problem in deep(shard, nobody):
             if problem.key:
                 found.setdefault(shard.name, {})[problem.key] = problem.what
     return found
@@ -74,7 +74,3 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
 def _key(line: str) -> str:
     (_, _, _, name), *_ = components(line)
     return name.partition(".")[0]
-
-
-def _nobody(done: int, size: int) -> None:
-    """Take a report that nobody waits for."""

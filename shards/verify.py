@@ -327,12 +327,12 @@ def explain_failure(shard_set: ShardSet) -> str | None:
     where = shard_set.place, shard_set.tar_place
     job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
     for shard in shard_set.manifest.shards:
-        if job(shard, _nobody):
-            problems = deep(shard, _nobody)
+        if job(shard, nobody):
+            problems = deep(shard, nobody)
             problems.sort(key=lambda problem: not problem.key)  # a sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None
 
 
-def _nobody(done: int, size: int) -> None:
+def nobody(done: int, size: int) -> None:
     """Take a report that nobody waits for."""

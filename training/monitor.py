@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,9 +154,7 @@ def keep_records(path: Path, *, up_to: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    durable.replace(path, "".join(kept).encode())
 
 
 def records(run: Path) -> list[dict[str, Any]]:

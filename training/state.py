@@ -50,7 +50,7 @@ def open_data(
     course, own = saved.course, saved.rank(rank if rank < saved.world_size else 0)
     loader = make_loader(seed=course.seed(seed))
     differences = loader.differences(own["loader"])
-    fewer = left_out > 0 and differences <= {"samples", "manifest"}
+    fewer = left_out > 0 and differences.keys() <= {"samples", "manifest"}
     anew = bool(differences) and (reshape or fewer)
     if anew:
         loader.close()

@@ -1,6 +1,6 @@
 """One step with all that it depended on, for `python -m tools.replay`.
 
-RUN/dumps/00000123-rank-0.safetensors   weights, buffers, views, ids and random numbers of one rank
+RUN/dumps/00000123-rank-0.safetensors   weights, buffers, views and ids of one rank
 """
 
 from __future__ import annotations

@@ -74,9 +74,7 @@ def prepare(run: Path, settings: Settings) -> None:
         raise ValueError(
             f"another process is training in {run}. Wait for it to end, or give another --run."
         ) from None
-    partial = run / f".{CONFIG}.partial"
-    partial.write_text(settings.yaml())
-    os.replace(partial, run / CONFIG)
+    durable.replace(run / CONFIG, settings.yaml().encode())
 
 
 def read_config(run: Path) -> dict[str, Any]:
