@@ -30,7 +30,8 @@ from training.settings import parse
 from training.step import Step
 
 WORDS = ["--shards", "x", "--run", "r", "--steps", "9", "--method", "MoCo"]
-WORDS += ["--method.encoder", "ResNet", "--method.queue_size", "65536"]
+WORDS += ["--method.encoder", "ResNet", "--method.encoder.depth", "50"]
+WORDS += ["--method.queue_size", "65536"]
 WORDS += ["--optimizer", "sgd", "--learning_rate", "1e-4"]
 
 

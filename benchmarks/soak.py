@@ -4,7 +4,9 @@
 
 train.py runs as its users start it. Its memory, open files and threads are read from /proc every
 few seconds, its step times from its own records. After a warm-up of a tenth of the time, nothing
-may grow: the trend of each, by least squares, is given as a share of its mean per hour.
+may grow: the trend of each, by least squares, is given as a share of its mean per hour. Where the
+machine has other work too, steps take longer: minutes in which others had more than 5 % of its
+processors are drawn, but are not in the trend of the step time.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ from training.monitor import records
 from training.run import checkpoint
 
 PERIOD = 5.0
+WINDOW = 12
+"""Samples over which a step's time is taken: a minute."""
+DISTURBED = 0.05
+"""Share of the processors' time from which on other work counts as a disturbance."""
 PANELS = {
     "memory_mib": "memory (MiB)",
     "files": "open files",
@@ -38,23 +44,31 @@ PANELS = {
 
 
 def sample(process: int) -> dict[str, float]:
-    """Return what a process holds now: anonymous memory, open files, threads."""
+    """Return what a process holds now, and the seconds of processor that it and all have used."""
     status = Path(f"/proc/{process}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    tick = os.sysconf("SC_CLK_TCK")
+    own = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+    user, nice, system, _, _, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     return {
         "memory_mib": int(fields["RssAnon"].split()[0]) / 1024,
         "files": float(len(os.listdir(f"/proc/{process}/fd"))),
         "threads": float(fields["Threads"]),
+        "own": sum(map(int, own)) / tick,
+        "all": sum(map(int, (user, nice, system, *more))) / tick,
     }
 
 
-def step_seconds(run: Path) -> list[tuple[float, float]]:
-    """Return (training seconds, seconds of a step) between each two records."""
-    steps = [record for record in records(run) if "loss" in record]
-    return [
-        (b["seconds"], (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]))
-        for a, b in pairwise(steps)
-    ]
+def step_times(samples: Sequence[dict[str, float]]) -> list[tuple[float, float, float]]:
+    """Return (seconds, seconds of a step, share of the processors that others had) a minute."""
+    found: list[tuple[float, float, float]] = []
+    for a, b in pairwise(samples[::WINDOW]):
+        if b["step"] > a["step"]:
+            others = (b["all"] - a["all"]) - (b["own"] - a["own"])
+            span = (b["seconds"] - a["seconds"]) * (os.cpu_count() or 1)
+            took = (b["trained"] - a["trained"]) / (b["step"] - a["step"])
+            found.append((b["seconds"], took, max(0.0, others / span)))
+    return found
 
 
 def trend(points: Sequence[tuple[float, float]], *, begin: float) -> dict[str, float]:
@@ -64,7 +78,10 @@ def trend(points: Sequence[tuple[float, float]], *, begin: float) -> dict[str, f
         points: (seconds, value).
         begin: seconds before which nothing counts.
     """
-    seconds, values = np.array([point for point in points if point[0] >= begin]).T
+    counted = [point for point in points if point[0] >= begin]
+    if len(counted) < 3:
+        return {}
+    seconds, values = np.array(counted).T
     slope = np.polyfit(seconds / 3600, values, 1)[0]
     return {
         "mean": round(float(values.mean()), 4),
@@ -87,18 +104,23 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     while time.monotonic() - begin < seconds and process.poll() is None:
         time.sleep(PERIOD)
         if process.poll() is None:
-            samples.append({"seconds": time.monotonic() - begin} | sample(process.pid))
+            now = sample(process.pid) | {"seconds": time.monotonic() - begin}
+            newest = next((r for r in reversed(records(run)) if "loss" in r), {})
+            now |= {"step": newest.get("step", 0), "trained": newest.get("seconds", 0.0)}
+            samples.append(now)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=300)
     if code != 128 + signal.SIGTERM:
-        raise RuntimeError(f"train.py ended with {code}: {(folder / 'log').read_text()[-2000:]}")
+        print(f"train.py ended with {code}: {(folder / 'log').read_text()[-2000:]}")
     saved = checkpoint.newest(run)
     evaluations = sum("evaluation" in record for record in records(run))
     series = {
         name: [(s["seconds"], s[name]) for s in samples]
         for name in ("memory_mib", "files", "threads")
     }
-    series["step_seconds"] = step_seconds(run)
+    steps = step_times(samples)
+    series["step_seconds"] = [(at, took) for at, took, others in steps if others < DISTURBED]
+    disturbed = [(at, took) for at, took, others in steps if others >= DISTURBED]
     return {
         "command": f"python -m benchmarks.soak --minutes {arguments.minutes:g}",
         "surroundings": surroundings("torch", "nvidia-dali-cuda130", "accelerate"),
@@ -106,12 +128,15 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "minutes": round(samples[-1]["seconds"] / 60, 1),
         "steps": saved.step if saved else 0,
         "evaluations": evaluations,
+        "ended_with": code,
         "warm_up": 0.1,
+        "minutes_with_other_work": len(disturbed),
         "trends": {name: trend(points, begin=0.1 * seconds) for name, points in series.items()},
         "series": {
             name: [[round(x, 1), round(y, 4)] for x, y in points[:: -(-len(points) // 400)]]
             for name, points in series.items()
         },
+        "disturbed_step_seconds": [[round(x, 1), round(y, 4)] for x, y in disturbed],
     }
 
 
@@ -124,11 +149,17 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, 4, figsize=(14, 2.8), layout="constrained")
     for panel, (name, heading) in zip(panels, PANELS.items(), strict=True):
-        x, y = np.array(found["series"][name]).T
+        x, y = np.array(found["series"][name]).reshape(-1, 2).T
         panel.plot(x / 3600, y, linewidth=1)
-        panel.set_ylim(0, 1.15 * y.max())
-        growth = found["trends"][name]["growth_per_hour"]
-        panel.set_title(f"{heading}: {growth:+.2%} an hour", fontsize=10)
+        panel.set_ylim(0, 1.15 * max(y, default=1.0))
+        if name == "step_seconds" and found["disturbed_step_seconds"]:
+            panel.plot(
+                *np.array(found["disturbed_step_seconds"]).T / [[3600], [1]], ".", color="0.8"
+            )
+            panel.set_ylim(0, None)
+        growth = found["trends"][name].get("growth_per_hour")
+        text = f"{heading}: {growth:+.2%} an hour" if growth is not None else heading
+        panel.set_title(text, fontsize=10)
         panel.set_xlabel("hours")
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -146,7 +177,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = soak(arguments, Path(folder))
-    print(json.dumps({k: v for k, v in found.items() if k != "series"}, indent=1))
+    print(
+        json.dumps(
+            {k: v for k, v in found.items() if "series" not in k and "disturbed_" not in k},
+            indent=1,
+        )
+    )
     if arguments.out:
         arguments.out.write_text(json.dumps(found) + "\n")
     if arguments.chart:

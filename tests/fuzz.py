@@ -206,7 +206,7 @@ def prepare(root: Path) -> None:
     method = parse(["--config", str(run / folder.CONFIG)]).config.method
     parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {"a": [1, (2.0, None)]}}
     for name, part in {**parts, checkpoint.rank_file(0): checkpoint.random_state()}.items():
-        checkpoint.write_part(run, 5, name, tree.dumps(part))
+        checkpoint.write_part(run, 5, name, tree.pieces(part))
     checkpoint.commit(run, 5, {"seconds": 1.0, "world_size": 1, "machine": "cpu, no"})
     folder.export(run, method.encoder, {"size": 24})
     views = [torch.rand(2, 4, 3, 8, 8)]

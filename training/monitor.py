@@ -154,7 +154,7 @@ def keep_records(path: Path, *, up_to: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    durable.replace(path, "".join(kept).encode())
+    durable.replace(path, ["".join(kept).encode()])
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.prepare(run, settings)
     parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
-        checkpoint.write_part(run, 0, name, tree.dumps(part))
+        checkpoint.write_part(run, 0, name, tree.pieces(part))
     checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
     folder.export(run, method.encoder, {"size": 24, "step": 0})
     return run

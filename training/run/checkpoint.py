@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,20 @@ def clean(run: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def write_part(run: Path, step: int, name: str, content: bytes) -> None:
-    """Write one file of the checkpoint of a step, and its hash beside it.
+def write_part(run: Path, step: int, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write one file of the checkpoint of a step, piece after piece, and its hash beside it.
 
     Raises:
         OSError: the disk refused; earlier checkpoints are untouched.
     """
     folder = partial(run, step)
     folder.mkdir(parents=True, exist_ok=True)
-    durable.write(folder / name, content)
+    durable.write(folder / name, pieces)
     # The writer knows what it meant to write; what is read back may be damaged already.
-    durable.write(folder / f"{name}.sha256", hashlib.sha256(content).hexdigest().encode())
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    durable.write(folder / f"{name}.sha256", [digest.hexdigest().encode()])
 
 
 def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
@@ -116,7 +120,7 @@ def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
         hashes[path.stem] = path.read_text()
         path.unlink()
     record = {"step": step, **facts, "sha256": hashes}
-    durable.write(begun / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+    durable.write(begun / RECORD, [json.dumps(record, indent=1).encode(), b"\n"])
     durable.sync(begun)
     final, replaced = folder / f"{step:08d}", None
     if final.exists():  # it was damaged, or the run would have continued from it

@@ -62,7 +62,7 @@ def write(
     state |= {"views": list(views), "id": id_B}
     path = run / FOLDER / f"{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    durable.replace(path, tree.dumps(tree.to_host(state)))
+    durable.replace(path, tree.pieces(tree.to_host(state)))
     return path
 
 

@@ -7,6 +7,7 @@ Every system call of a checkpoint is one of this file's, or a mkdir, a rename or
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from shards.place import open_regular
@@ -15,17 +16,18 @@ from shards.place import open_regular
 _CHUNK = 1 << 24
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a new file, and wait until it is on the disk.
+def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a new file, piece after piece, and wait until it is on the disk.
 
     Raises:
         OSError: the disk refused, or there is such a file.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_CHUNK]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -37,7 +39,7 @@ def read(path: Path) -> bytes:
         return file.read()
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file of which, after a crash, either the old or the new content is there.
 
     Raises:
@@ -45,7 +47,7 @@ def replace(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
-    write(partial, content)
+    write(partial, pieces)
     os.replace(partial, path)
     sync(path.parent)
 

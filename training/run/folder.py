@@ -74,7 +74,7 @@ def prepare(run: Path, settings: Settings) -> None:
         raise ValueError(
             f"another process is training in {run}. Wait for it to end, or give another --run."
         ) from None
-    durable.replace(run / CONFIG, settings.yaml().encode())
+    durable.replace(run / CONFIG, [settings.yaml().encode()])
 
 
 def read_config(run: Path) -> dict[str, Any]:

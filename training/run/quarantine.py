@@ -71,5 +71,5 @@ def extend(run: Path, shard_set: ShardSet, *, limit: int) -> list[str]:
         return []
     for (shard, key), why in new.items():
         bad.setdefault(shard, {})[key] = why
-    durable.replace(run / NAME, json.dumps(bad, indent=1).encode() + b"\n")
+    durable.replace(run / NAME, [json.dumps(bad, indent=1).encode(), b"\n"])
     return [f"{shard}.tar, sample {key} {why}" for (shard, key), why in new.items()]

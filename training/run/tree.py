@@ -7,6 +7,7 @@ of any plain kind, lists and tuples; the leaves are tensors, numbers, strings, b
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import safetensors
@@ -18,19 +19,40 @@ _TREE = "tree"
 _MALFORMED = (safetensors.SafetensorError, LookupError, TypeError, ValueError, RecursionError)
 
 
-def dumps(tree: Any) -> bytes:
-    """Return nested state as the bytes of a safetensors file.
+def pieces(tree: Any) -> list[memoryview]:
+    """Return nested state as a safetensors file, piece by piece.
+
+    All but the first are the memory of the tensors themselves: what is saved is not copied again.
+    The format is https://huggingface.co/docs/safetensors: the header's length in 8 bytes, the
+    header, the tensors.
 
     Raises:
         TypeError: it holds something that is neither a tensor nor plain.
     """
     tensors: dict[str, Tensor] = {}
-    described = _describe(tree, "", tensors)
-    return safetensors.torch.save(tensors, metadata={_TREE: json.dumps(described)})
+    header: dict[str, Any] = {"__metadata__": {_TREE: json.dumps(_describe(tree, "", tensors))}}
+    found, end = [], 0
+    # The widest first, so that each begins at a multiple of its own width.
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        piece = memoryview(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        begin, end = end, end + piece.nbytes
+        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape)}
+        header[name]["data_offsets"] = [begin, end]
+        found.append(piece)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *found]
+
+
+@cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    """Return what safetensors calls it, as it says itself."""
+    content = safetensors.torch.save({"": torch.empty(0, dtype=dtype)})
+    return json.loads(content[8:])[""]["dtype"]
 
 
 def loads(content: bytes) -> Any:
-    """Return what `dumps` was given, its tensors with the strides that they had, on the CPU.
+    """Return what `pieces` was given, its tensors with the strides that they had, on the CPU.
 
     Raises:
         ValueError: these are not the bytes of such a file.

@@ -111,7 +111,7 @@ class Writer:
             if copied is not None:
                 copied.synchronize()
             for name in list(copies):
-                checkpoint.write_part(self._run, step, name, tree.dumps(copies.pop(name)))
+                checkpoint.write_part(self._run, step, name, tree.pieces(copies.pop(name)))
             self._finished = step
         except OSError as error:
             self._failed = step

@@ -14,7 +14,7 @@ def save(run: Path, step: int) -> dict[str, torch.Tensor]:
     own = {"random": checkpoint.random_state()}
     parts = {checkpoint.METHOD: method, checkpoint.OPTIMIZER: optimizer}
     for name, part in {**parts, checkpoint.rank_file(0): own}.items():
-        checkpoint.write_part(run, step, name, tree.dumps(part))
+        checkpoint.write_part(run, step, name, tree.pieces(part))
     facts = {"seconds": step / 2, "world_size": 1, "machine": "cpu, no"}
     checkpoint.commit(run, step, facts)
     return method

@@ -12,6 +12,10 @@ from torch import nn
 from training.run import tree
 
 
+def dumps(state: Any) -> bytes:
+    return b"".join(tree.pieces(state))
+
+
 def test_everything_that_an_optimizer_holds_comes_back():
     layers = [nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)]
     model = nn.Sequential(*layers)
@@ -20,7 +24,7 @@ def test_everything_that_an_optimizer_holds_comes_back():
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     optimizer.step()
     state = optimizer.state_dict()
-    found = tree.loads(tree.dumps(state))
+    found = tree.loads(dumps(state))
     assert found["param_groups"] == state["param_groups"]
     assert isinstance(found["param_groups"][0]["betas"], tuple)
     assert found["state"].keys() == state["state"].keys()
@@ -54,24 +58,50 @@ def plain(state: Any) -> Any:
     ],
 )
 def test_nested_state_comes_back(state: Any):
-    assert plain(tree.loads(tree.dumps(state))) == plain(state)
+    assert plain(tree.loads(dumps(state))) == plain(state)
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+def test_the_library_reads_what_is_written_and_every_tensor_is_aligned():
+    state = {str(dtype): torch.arange(3).to(dtype) for dtype in reversed(DTYPES)}
+    content = dumps(state)
+    found = safetensors.torch.load(content)
+    assert found.keys() == state.keys()
+    for name, expected in state.items():
+        assert found[name].dtype == expected.dtype
+        assert torch.equal(found[name].double(), expected.double())
+    size = int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8 : 8 + size])
+    assert size % 8 == 0
+    for name, expected in state.items():
+        assert fields[name]["data_offsets"][0] % expected.element_size() == 0
+
+
+def test_tensors_are_not_copied_to_be_written():
+    tensor = torch.zeros(4)
+    _, piece = tree.pieces({"a": tensor})
+    tensor[0] = 1.0
+    assert bytes(piece) == tensor.numpy().tobytes()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_any_order_of_dimensions_is_kept(order: tuple[int, ...]):
     tensor = torch.arange(24.0).view(2, 3, 4).permute(order)
-    found = tree.loads(tree.dumps([tensor]))[0]
+    found = tree.loads(dumps([tensor]))[0]
     assert torch.equal(found, tensor) and found.stride() == tensor.stride()
 
 
 def test_a_method_s_file_has_its_own_names():
-    content = tree.dumps({"encoder.network.conv1.weight": torch.ones(1)})
+    content = dumps({"encoder.network.conv1.weight": torch.ones(1)})
     assert set(safetensors.torch.load(content)) == {"encoder.network.conv1.weight"}
 
 
 def test_what_is_not_plain_is_refused_where_it_is():
     with pytest.raises(TypeError, match=r"found complex at .loader.angle"):
-        tree.dumps({"loader": {"angle": 1j}})
+        dumps({"loader": {"angle": 1j}})
 
 
 def header(described: Any, **tensors: torch.Tensor) -> bytes:

@@ -196,7 +196,7 @@ def test_nothing_is_found_before_every_rank_has_written_its_part(tmp_path: Path)
     writer.save(step=5, seconds=1.0, parts=parts(5), ranks=other)
     assert writer.settle(other) == 0
     assert checkpoint.newest(tmp_path) is None
-    checkpoint.write_part(tmp_path, 5, checkpoint.rank_file(1), b"")
+    checkpoint.write_part(tmp_path, 5, checkpoint.rank_file(1), [])
     other.other = [0, -5, 0]
     assert writer.settle(other) == 5
 
