@@ -4,8 +4,10 @@
     python -m benchmarks.checkpoint --folder /scratch --seconds 120
 
 A ResNet-50 under MoCo with a queue of 65,536 takes real steps on random views. Stretches of steps
-with a checkpoint every 30 seconds alternate with stretches without any, so that a machine that gets
-slower meanwhile harms both; the overhead is the ratio of their mean times, waiting included.
+with a checkpoint every few seconds alternate with stretches without any, so that a machine that
+gets slower meanwhile harms both. What a checkpoint costs is the time that the steps lose, waiting
+included; the overhead is that of one every 30 seconds. Without a GPU it is measured twice: with
+training on every core, so that whoever writes takes time from it, and with one core left.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from training.run.writer import Writer
 from training.settings import parse
 from training.step import Step
 
+SELDOM = 30
+"""Seconds between checkpoints for which the overhead is given."""
 WORDS = ["--shards", "x", "--run", "r", "--steps", "9", "--method", "MoCo"]
 WORDS += ["--method.encoder", "ResNet", "--method.encoder.depth", "50"]
 WORDS += ["--method.queue_size", "65536"]
@@ -93,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         training.stretch(arguments.seconds / 4, save_every=None)  # warm-up
 
         waits, saves, restores = [], [], []
-        for _ in range(3):
+        for _ in range(5):
             training.step += 1
             begin = time.perf_counter()
             waits.append(training.save())
@@ -108,14 +112,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             restores.append(time.perf_counter() - begin)
         root = training.run / checkpoint.FOLDER
         size = sum(f.stat().st_size for f in next(iter(sorted(root.iterdir()))).iterdir())
-
-        with_, without, written = [], [], 0
-        for _ in range(arguments.rounds):
-            without.append(training.stretch(arguments.seconds, save_every=None)[0])
-            seconds, count = training.stretch(arguments.seconds, save_every=arguments.every)
-            with_.append(seconds)
-            written += count
         free = shutil.disk_usage(folder).free
+        cores = torch.get_num_threads()
+        left = [0] if torch.cuda.is_available() or cores == 1 else [0, 1]
+        beside = []
+        for spare in left:
+            torch.set_num_threads(cores - spare)
+            beside.append({"cores_left": spare, **_beside(training, arguments)})
     return {
         "command": "python -m benchmarks.checkpoint",
         "surroundings": surroundings("torch", "safetensors", "accelerate"),
@@ -124,11 +127,26 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "loop_waits_seconds": round(median(waits), 4),
         "saved_after_seconds": round(median(saves), 3),
         "restored_after_seconds": round(median(restores), 3),
+        "beside_training": beside,
+    }
+
+
+def _beside(training: Training, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a checkpoint costs the steps, of stretches with and without, in turns."""
+    with_, without, costs, written = [], [], [], 0
+    for _ in range(arguments.rounds):
+        without.append(training.stretch(arguments.seconds, save_every=None)[0])
+        seconds, count = training.stretch(arguments.seconds, save_every=arguments.every)
+        with_.append(seconds)
+        written += count
+        costs.append((1 - without[-1] / seconds) * arguments.seconds / count)
+    return {
         "checkpoint_every_seconds": arguments.every,
         "checkpoints_written": written,
         "step_seconds_without": [round(s, 5) for s in without],
         "step_seconds_with": [round(s, 5) for s in with_],
-        "overhead": round(sum(with_) / sum(without) - 1, 4),
+        "seconds_lost_by_a_checkpoint": [round(c, 3) for c in costs],
+        f"overhead_every_{SELDOM}_seconds": round(sum(costs) / len(costs) / SELDOM, 4),
     }
 
 
@@ -141,8 +159,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where checkpoints go; else a temporary one")
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between checkpoints")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of a stretch")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between checkpoints")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of a stretch")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of stretches")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="of the views, in pixels")

@@ -17,7 +17,17 @@ MAY_IMPORT = {
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
     "model": {"model", "torch", "torchvision", "triton"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
-    "training": {"training", "model", "pipeline", "torch", "timm", "rich", "yaml", "jsonargparse"}
+    "training": {
+        "training",
+        "model",
+        "pipeline",
+        "torch",
+        "numpy",
+        "timm",
+        "rich",
+        "yaml",
+        "jsonargparse",
+    }
     | {"safetensors", "shards"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools"}
     | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"},

@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from training.run import checkpoint
+from training.run import checkpoint, durable
 from training.run.ranks import Ranks
 from training.run.writer import Writer
 
 FACTS = {"world_size": 1, "machine": "cpu, no"}
 # What a checkpoint is made of, besides opening: each changes the disk, or asks it to remember.
 CALLS = ("open", "write", "fsync", "close", "mkdir", "rename", "unlink", "rmdir")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    """Make even these small files of several writes, the first ones past the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "_BLOCK", 4096)
+        yield
 
 
 def parts(step: int) -> dict[str, Any]:
