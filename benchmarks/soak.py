@@ -133,7 +133,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "minutes_with_other_work": len(disturbed),
         "trends": {name: trend(points, begin=0.1 * seconds) for name, points in series.items()},
         "series": {
-            name: [[round(x, 1), round(y, 4)] for x, y in points[:: -(-len(points) // 400)]]
+            name: [[round(x, 1), round(y, 4)] for x, y in points[:: len(points) // 400 + 1]]
             for name, points in series.items()
         },
         "disturbed_step_seconds": [[round(x, 1), round(y, 4)] for x, y in disturbed],
