@@ -68,11 +68,15 @@ def main() -> None:
     """Train one run, and leave a word in its folder if it ends otherwise than it should."""
     follow_launcher()
     settings = parse()
-    rank = int(os.environ.get("RANK", "0"))
-    run = settings.config.run
-    with failure.reported(run, rank=rank) as place:
+    run, limit = settings.config.run, settings.config.hang_seconds
+    ranks = {
+        "rank": int(os.environ.get("RANK", "0")),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    with failure.reported(run, rank=ranks["rank"]) as place:
         try:
-            pretrain(settings, place)
+            with Watchdog(run, place, limit=limit, **ranks):
+                pretrain(settings, place, **ranks)
         except Unreadable as error:
             whole = open_shards(settings.config.shards)
             found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
@@ -82,21 +86,21 @@ def main() -> None:
             restart()
 
 
-def pretrain(settings: Settings, place: failure.Place) -> None:
+def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size: int) -> None:
     """Train one run, from its configuration to its last evaluation.
 
     Args:
         settings: what was asked for.
         place: is kept up to date.
+        rank: this process, as the launcher counts them.
+        world_size: number of processes.
     """
     # ── config ──────────────────────────────────────────────────────────────────────────────────
     config = settings.config
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_processes(world_size)
     check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
-    this_rank = int(os.environ.get("RANK", "0"))
-    shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=this_rank)
+    shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=rank)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
     queries = open_shards(config.evaluation_queries) if config.evaluation_queries else None
@@ -106,6 +110,7 @@ def pretrain(settings: Settings, place: failure.Place) -> None:
     # ── processes and devices ───────────────────────────────────────────────────────────────────
     precision = config.precision()
     timeout = timedelta(hours=1)  # an evaluation may take longer than NCCL's ten minutes
+    place.enter("meeting of the ranks")
     meet_again(cpu=not config.on_gpu, timeout=timeout)
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -117,7 +122,8 @@ def pretrain(settings: Settings, place: failure.Place) -> None:
             DistributedDataParallelKwargs(find_unused_parameters=config.method.trains_part),
         ],
     )
-    device, rank = accelerator.device, accelerator.process_index
+    place.enter("preparation", patience=10)
+    device = accelerator.device
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if device.type == "cpu":
         torch.set_num_threads(default_threads(ranks_here))  # the launcher may have left just one
@@ -329,11 +335,8 @@ def pretrain(settings: Settings, place: failure.Place) -> None:
     reason = TIME if late else 0
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
     begin, pace = step, Pace(step=step, seconds=seconds)
-    watchdog = Watchdog(
-        config.run, place, rank=rank, world_size=world_size, limit=config.hang_seconds
-    )
     place.enter("data", step=step)
-    with monitor, loader, watch, watchdog:
+    with monitor, loader, watch:
         for batch in batches:
             place.enter("memory", patience=10)
             if (request := method.memory_due(step)) is not None:
@@ -394,6 +397,7 @@ def pretrain(settings: Settings, place: failure.Place) -> None:
             place.enter("data", step=step)
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
+    place.enter("finish", patience=10)
     report_damage()
     if watch.checked < watch.total:
         monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")

@@ -2,12 +2,10 @@
 
     python -m benchmarks.feed --coco DIR --cifar10 DIR [--rounds 3] [--seconds 8] [--workers N]
     python -m benchmarks.feed views --coco DIR
-    python -m benchmarks.feed table [--write README.md]
 
 `peers`, the default, measures all contestants in five cases; `views` measures the cost of views and
-the effect of the batch size, of viewrank and of torchvision v2, and draws a chart; `table` turns
-the results of `peers` into Markdown, in FILE between the lines <!-- feed:begin --> and
-<!-- feed:end -->. Who the contestants are, and what each of them does: `benchmarks/peers.py`.
+the effect of the batch size, of viewrank and of torchvision v2, and draws a chart. Who the
+contestants are, and what each of them does: `benchmarks/peers.py`.
 
 The shard sets are written first, in a scratch folder: 2,048 images of the folder of COCO (copies,
 where it has fewer) and 10,240 of CIFAR-10, and 4,096 generated ones of 96 x 96 as bare pixels.
@@ -45,7 +43,6 @@ IMAGES = {"coco": 2048, "cifar10": 10_240, "stl10raw": 4096}  # multiples of the
 PACKAGES = ["torch", "torchvision", "pillow", "lightly", "kornia"]
 PACKAGES += ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]  # one of them is there
 WARM = 1.0  # seconds at least, and two turns of the workers
-BEGIN, END = "<!-- feed:begin -->", "<!-- feed:end -->"
 
 
 @dataclass(frozen=True)
@@ -392,15 +389,6 @@ def _cell(row: dict[str, Any], record: dict[str, Any]) -> str:
     return f"{bold}{rate}{bold}" + (f" ({row['ratio']:.2f})" if "ratio" in row else "")
 
 
-def insert(text: str, path: Path) -> None:
-    """Replace what stands between the two marks of a file."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{path} has no lines {BEGIN} and {END}; put them where the table goes.")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
 def main() -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(
@@ -409,7 +397,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("stage", nargs="?", default="peers", choices=["peers", "views", "table"])
+    parser.add_argument("stage", nargs="?", default="peers", choices=["peers", "views"])
     parser.add_argument(
         "--cases", nargs="+", default=list(CASES), choices=list(CASES), help="Of peers."
     )
@@ -423,13 +411,8 @@ def main() -> None:
     parser.add_argument("--device", default=device, choices=["cpu", "cuda"])
     parser.add_argument("--scratch", type=Path, help="Folder for what is written meanwhile.")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--write", type=Path, metavar="FILE", help="Where the table goes.")
     arguments = parser.parse_args()
 
-    if arguments.stage == "table":
-        text = table(arguments.results)
-        insert(text, arguments.write) if arguments.write else print(text)
-        return
     cases = [CASES[name] for name in arguments.cases] if arguments.stage == "peers" else [SWEEP]
     for data in ("coco", "cifar10"):
         if getattr(arguments, data) is None and any(case.data == data for case in cases):

@@ -1,13 +1,13 @@
 """How far viewrank's augmentations are from torchvision's: every operator, the same parameters.
 
-    python -m benchmarks.parity --coco data/raw/coco/val2017 [--write docs/augmentation.md]
+    python -m benchmarks.parity --coco data/raw/coco/val2017
 
 The images of a folder are cut and changed twice with the same numbers: by this pipeline on the
 CPU, and by torchvision v2 in float32, so that all rounding is ours. Errors are mean and maximum of
 the absolute difference in 0..255, over all values. `fused` is the default finish, `dali` that of
 `--tuning.finish dali`. Then the time that HSV hue costs over YIQ. Results go to
-benchmarks/results/parity-cpu.json, the tables into FILE between <!-- parity:begin --> and
-<!-- parity:end -->.
+benchmarks/results/parity-cpu.json, and from there into docs/augmentation.md by
+`python -m benchmarks.report`.
 """
 
 import argparse
@@ -41,7 +41,6 @@ from shards.write import write
 from tools.surroundings import surroundings
 
 RESULTS = Path(__file__).parent / "results" / "parity-cpu.json"
-BEGIN, END = "<!-- parity:begin -->", "<!-- parity:end -->"
 SIZE, VIEWS = 96, 4  # pixels of a view, views of an image
 SCALES = {  # the crop's shorter side, in sides of the view
     "scaled up": (0.4, 1.0),
@@ -573,12 +572,7 @@ def main() -> None:
     parser.add_argument("--coco", type=Path, required=True, help="Folder of images.")
     parser.add_argument("--images", type=int, default=64, help="How many of them are compared.")
     parser.add_argument("--rounds", type=int, default=5, help="Turns of the time measurement.")
-    parser.add_argument("--write", type=Path, default=Path("docs/augmentation.md"))
     options = parser.parse_args()
-    before, begin, rest = options.write.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{options.write} lacks a line {BEGIN} or {END}: put them in it.")
     paths = sorted(options.coco.glob("*.jpg"))[: options.images]
     if not paths:
         raise SystemExit(f"{options.coco} has no .jpg files; give a folder of COCO images.")
@@ -594,9 +588,7 @@ def main() -> None:
         "hue_cost": hue_cost(options.coco, rounds=options.rounds) if options.rounds else {},
     }
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    text = tables(results)
-    options.write.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-    print(text)
+    print(tables(results))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import finish, losses, start, wait_for_step
-from tests.rank_failure import HARMS, command, recover
+from tests.rank_failure import HARMS, PATIENCE, command, recover, stopped
 from training.run import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -47,3 +47,26 @@ def test_a_launcher_that_is_told_to_end_leaves_all_ranks_saved(
     assert "SIGTERM: saved step" in out and "Traceback" not in err.split("SignalException")[0]
     saved = checkpoint.newest(run)
     assert saved is not None and saved.step == losses(run)[-1][0]
+
+
+def test_a_rank_that_stops_before_the_first_step_does_not_keep_the_others_waiting(
+    shard_set: ShardSet, peaceful: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(command(shard_set, run))
+    stopped(started(process.pid, rank=1))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out + err
+    assert "rank 0 hangs in 'meeting of the ranks' at step 0" in err
+    assert losses(run) == losses(peaceful)
+
+
+def started(launcher: int, *, rank: int) -> int:
+    """Wait until the launcher has started a rank, and return its process."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+        time.sleep(0.01)
+    raise AssertionError("no such rank")

@@ -100,7 +100,8 @@ class Config:
     """Steps between checkpoints that stay for good, a multiple of `checkpoint_every`; 0, none."""
     hang_seconds: float = 600.0
     """How long a step may take before the rank that all others wait for is named and the job ended,
-    so that a launcher can start it again; evaluations have ten times as long; 0, for ever."""
+    so that a launcher can start it again; so long the ranks may take to meet, and ten times as long
+    what precedes the first step, and an evaluation; 0, for ever."""
     max_bad_samples: int = 0
     """How many samples may turn out to be unreadable: they are named and left out, by all ranks,
     and the run starts again from its last checkpoint; one more ends it."""

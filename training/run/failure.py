@@ -42,7 +42,7 @@ class Place:
     step: int = 0
     """Number of updates done."""
     phase: str = "start"
-    patience: float = 1.0
+    patience: float = 10.0
     """How many times longer than others this phase may take."""
     since: float = field(default_factory=time.monotonic)
 

@@ -29,7 +29,10 @@ _PATIENCE = 10.0  # seconds for the last word, which a disk that has gone never 
 
 
 class Watchdog:
-    """A thread that watches the step loop; used as a context around it.
+    """Watches a run from its start to its end; used as a context around it.
+
+    Before the run's folder is this run's (`Place.prepared`) nothing is read or written there: a
+    process that waits for the others then speaks for itself alone.
 
     Args:
         run: the run's folder, which all ranks see.
@@ -53,9 +56,7 @@ class Watchdog:
         ]
 
     def __enter__(self) -> Watchdog:
-        self._path(self._rank).parent.mkdir(parents=True, exist_ok=True)
         if self._limit:
-            self._tell(0)
             for thread in self._threads:
                 thread.start()
         return self
@@ -67,6 +68,8 @@ class Watchdog:
         traceback: TracebackType | None,
     ) -> None:
         self._end.set()
+        if not self._place.prepared:
+            return
         with suppress(OSError):  # what stays tells `failure.unheard` of a process that was killed
             self._path(self._rank).unlink(missing_ok=True)
 
@@ -79,8 +82,9 @@ class Watchdog:
         beats = 0
         while not self._end.wait(self._period):
             beats += 1
-            self._tell(beats)
-            self._look()
+            if self._place.prepared:
+                self._tell(beats)
+                self._look()
 
     def _tell(self, beats: int) -> None:
         told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
@@ -88,6 +92,7 @@ class Watchdog:
         path = self._path(self._rank)
         partial = path.with_suffix(".partial")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(told))
             os.replace(partial, path)
         except OSError:  # a full disk is no hang
@@ -105,8 +110,11 @@ class Watchdog:
 
     def _give_up(self) -> None:
         what = self._culprit()
-        sys.stderr.write(f"error: {what}; see {self._run / failure.NAME}\n")
+        more = f"; see {self._run / failure.NAME}" if self._place.prepared else ""
+        sys.stderr.write(f"error: {what}{more}\n")
         sys.stderr.flush()
+        if not self._place.prepared:
+            os._exit(AGAIN)
         report = Thread(target=self._report, args=(what,), daemon=True)
         report.start()
         report.join(_PATIENCE)

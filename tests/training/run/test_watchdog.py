@@ -36,7 +36,7 @@ def in_a_child(work: Callable[[], None], *, seconds: float = 20) -> int:
 
 
 def hang(run: Path, *, limit: float = 0.4, world_size: int = 1, steps: int = 0) -> None:
-    place = Place()
+    place = Place(prepared=True)
     with Watchdog(run, place, rank=0, world_size=world_size, limit=limit):
         for step in range(steps):
             place.enter("step", step=step)
@@ -52,6 +52,17 @@ def test_a_hang_is_named_and_ends_the_process(tmp_path: Path) -> None:
     assert record["step"] == 3 and "--hang_seconds" in record["remedy"]
     log = failure.log_path(tmp_path, 0).read_text()
     assert "in hang" in log  # where its threads are
+
+
+def test_before_the_folder_is_this_run_s_it_is_left_alone(tmp_path: Path) -> None:
+    def work() -> None:
+        place = Place()
+        place.enter("meeting of the ranks")
+        with Watchdog(tmp_path / "run", place, rank=0, world_size=2, limit=0.4):
+            time.sleep(60)
+
+    assert in_a_child(work) == AGAIN
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_silent_rank_is_the_one_that_all_wait_for(tmp_path: Path) -> None:
@@ -77,7 +88,7 @@ def test_a_disk_that_has_gone_does_not_keep_it_from_ending(
 
 def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
     def work() -> None:
-        place = Place()
+        place = Place(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.5):
             for step in range(8):
                 place.enter("step", step=step)
@@ -93,7 +104,7 @@ def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
 
 def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None:
     def work() -> None:
-        place = Place()
+        place = Place(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4):
             place.enter("step", step=12)
             time.sleep(0.3)

@@ -1,0 +1,242 @@
+"""Render what was measured: tables of README and docs, from the JSON in benchmarks/results.
+
+    python -m benchmarks.report             write them all anew
+    python -m benchmarks.report --check     say which are not what the JSON says; the suite does too
+
+A section is what stands in a file between the lines <!-- NAME:begin --> and <!-- NAME:end -->.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import feed, parity
+from tools import standing
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class Section(NamedTuple):
+    """A part of a file that is made from results."""
+
+    file: str
+    name: str
+    render: Callable[[], str]
+
+    def apply(self) -> tuple[str, str]:
+        """Return the file's text as it is, and as it should be.
+
+        Raises:
+            ValueError: the file has no such section.
+        """
+        begin, end = f"<!-- {self.name}:begin -->", f"<!-- {self.name}:end -->"
+        text = (ROOT / self.file).read_text()
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{self.file} has no lines {begin} and {end}; put them in it.")
+        return text, f"{before}{begin}\n\n{self.render()}\n\n{end}{after}"
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return one of the results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(heading: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """Return a Markdown table, its first columns to the left and the others to the right."""
+    rule = ["---"] * left + ["---:"] * (len(heading) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *rows])
+
+
+# ── README.md ─────────────────────────────────────────────────────────────────────────────────────
+
+METHODS = {
+    "multicrop_simclr": "SimCLR",
+    "multicrop_s2r2": "S2R2-style (`LogAP`)",
+    "groco": "GroCo",
+    "moco": "MoCo-v2",
+    "swav": "SwAV",
+    "simsiam": "SimSiam",
+    "byol": "BYOL",
+}
+FIGURES = {
+    "knn_top1": "k-NN",
+    "linear_top1": "linear probe",
+    "label_map": "class mAP",
+    "view_map": "view mAP",
+    "effective_dimension": "effective dimension",
+}
+
+
+def methods() -> str:
+    """Return what each method learned in the same seconds, the best in bold."""
+    record = read("methods-cifar10-cpu")
+    views = {
+        label: next(v for v in record["variants"] if v["name"] == name)["settings"]["views"]
+        for name, label in standing.labels(record).items()
+    }
+    found = standing.rows(record)
+    shown = standing.columns(found, FIGURES)
+    rows = []
+    for place, row in enumerate(found):
+        name = f"{METHODS[row.label]}, {views[row.label]}" if row.trained else "random encoder"
+        cells = [
+            f"**{column.cells[place]}**" if column.best == place else column.cells[place]
+            for column in shown
+        ]
+        rows.append([name, *cells])
+    around = record["surroundings"]
+    return (
+        "20,000 CIFAR-10 images, a ResNet of 1.2 million parameters at 32 px, "
+        f"{record['budget']['seconds']:.0f} s of training on {around['cores']} CPU cores, "
+        f"{len(record['seeds'])} seeds, mean ± sd in %\n(the dimension as it is); rates, "
+        "temperatures, batch and views of each method from a [search on a validation "
+        "split](docs/methods.md#which-form-of-ap).\n\n" + table(["method", *FIGURES.values()], rows)
+    )
+
+
+# ── docs/reliability.md ───────────────────────────────────────────────────────────────────────────
+
+
+def reliability() -> str:
+    """Return what kills, damage, failing ranks, hours and checkpoints came to."""
+    parts = [_kills(), _ranks(), _damage(), _hours(), _checkpoints()]
+    return "\n\n".join(parts)
+
+
+def _kills() -> str:
+    found = read("torture-cpu")
+    cases: dict[str, dict[int, Mapping[str, int]]] = {}
+    for case in found["cases"]:
+        cases.setdefault(case["method"], {})[case["processes"]] = case["kills"]
+    total = sum(sum(case["kills"].values()) for case in found["cases"])
+    moments = ("starting", "training", "writing")
+
+    def cell(kills: Mapping[str, int]) -> str:
+        return " + ".join(str(kills.get(moment, 0)) for moment in moments)
+
+    rows = [
+        [method, *(cell(of.get(processes, {})) for processes in (1, 2))]
+        for method, of in cases.items()
+    ]
+    return (
+        f"**Kills** (`python -m tests.torture`): {total} times SIGKILL to the launcher and all "
+        "processes, while starting + while training + while a checkpoint was being written. Losses "
+        "and weights of every run were in the end those of a run in peace, to the bit.\n\n"
+        + table(["method", "1 process", "2 processes"], rows)
+    )
+
+
+def _ranks() -> str:
+    found = read("rank-failure-cpu")
+    rows = []
+    for harm, rounds in found["found"].items():
+        row = [f"{harm}, {len(rounds)} times"]
+        for name in ("alive_after_seconds", "past_it_after_seconds", "steps_lost"):
+            values = [each[name] for each in rounds]
+            least, most = (f"{value:.0f}" for value in (min(values), max(values)))
+            row.append(least if least == most else f"{least} to {most}")
+        rows.append(row)
+    return (
+        f"**A rank of two fails** (`python -m tests.rank_failure`): a checkpoint every "
+        f"{found['checkpoint_every_steps']} steps (of 30 to 60 ms), `--hang_seconds "
+        f"{found['hang_seconds']}`, `--max_restarts 2`; nobody helps. Of a stopped or starved "
+        "rank's time 30 s are the launcher's patience between SIGTERM and SIGKILL. Losses and "
+        "weights were in the end those of a run in peace, to the bit.\n\n"
+        + table(
+            ["rank 1 is", "s until it lives again", "s until it is past it", "steps lost"], rows
+        )
+    )
+
+
+def _damage() -> str:
+    found = read("fuzz-cpu")
+    rows = [
+        [name, *(f"{outcomes.get(o, 0):,}" for o in ("accepted", "refused"))]
+        for name, outcomes in found["counts"].items()
+    ]
+    wrong = len(found["wrong"])
+    return (
+        f"**Damaged files** (`python -m tests.fuzz`, seed {found['seed']}): of {found['cases']:,} "
+        f"cases **{wrong}** ended in a traceback, 30 seconds without an answer, code that was run, "
+        "a file outside, or a connection. Accepted is what differs in nothing that matters.\n\n"
+        + table(["damaged", "accepted", "refused in one line"], rows)
+    )
+
+
+def _hours() -> str:
+    found = read("soak-cpu")
+    names = {
+        "memory_mib": ("memory", "{:,.0f} MiB"),
+        "files": ("open files", "{:.0f}"),
+        "threads": ("threads", "{:.0f}"),
+        "step_seconds": ("step", "{:.3f} s"),
+    }
+    rows = []
+    for name, (label, form) in names.items():
+        trend = found["trends"][name]
+        cells = [form.format(trend[key]) for key in ("mean", "least", "most")]
+        rows.append([label, *cells, f"{trend['growth_per_hour']:+.2%}"])
+    return (
+        f"**{found['minutes'] / 60:.1f} hours** (`{found['command']}`): {found['steps']:,} steps of "
+        f"`{found['recipe']}`, a checkpoint every 50, {found['evaluations']} evaluations. "
+        f"{found['minutes_with_other_work']} minutes in which the machine had other work are not "
+        "in the step's time; the first tenth is in none of them.\n\n"
+        + table(["", "mean", "least", "most", "growth an hour"], rows)
+        + "\n\n![two hours of training](soak.png)"
+    )
+
+
+def _checkpoints() -> str:
+    found = read("checkpoint-cpu")
+    around = found["surroundings"]
+    busy, left = found["beside_training"]
+    return (
+        f"**What a checkpoint costs** (`python -m benchmarks.checkpoint`): a ResNet-50 and MoCo's "
+        f"queue of 65,536, {found['checkpoint_mib']:.0f} MiB, on {around['cores']} cores of "
+        f"{around['cpu']}. The step loop waits {found['loop_waits_seconds']:.2f} s for the copy; "
+        f"on the disk it is after {found['saved_after_seconds']:.1f} s, loaded again after "
+        f"{found['restored_after_seconds']:.1f} s. One every 30 s costs "
+        f"{busy['overhead_every_30_seconds']:.1%} of the training if that keeps all cores busy, so "
+        f"that whoever writes takes time from it, and {left['overhead_every_30_seconds']:.1%} if "
+        "it leaves one."
+    )
+
+
+SECTIONS = [
+    Section("README.md", "feed", lambda: feed.table(RESULTS)),
+    Section("README.md", "methods", methods),
+    Section("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
+    Section("docs/reliability.md", "measured", reliability),
+]
+
+
+def main() -> None:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for section in SECTIONS:
+        text, wanted = section.apply()
+        if text != wanted:
+            stale.append(f"{section.file}: {section.name}")
+            if not check:
+                (ROOT / section.file).write_text(wanted)
+    print("\n".join(stale) or "all is as the results say")
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()
