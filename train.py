@@ -109,6 +109,9 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
 
     # ── processes and devices ───────────────────────────────────────────────────────────────────
     precision = config.precision()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first product
+        torch.use_deterministic_algorithms(True, warn_only=True)
     timeout = timedelta(hours=1)  # an evaluation may take longer than NCCL's ten minutes
     place.enter("meeting of the ranks")
     meet_again(cpu=not config.on_gpu, timeout=timeout)
@@ -191,6 +194,8 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
             tuning=tuning,
             queries=queries,
             references=references,
+            neighbours=config.evaluation_neighbours,
+            temperature=config.evaluation_temperature,
         )
     unheard: list[str] = []
     if rank == 0:

@@ -54,7 +54,8 @@ def metric_learning(name: str, **settings: float) -> Loss:
 
     def of(z_VAD: Tensor) -> Tensor:
         V, A, _ = z_VAD.shape
-        return loss(z_VAD.transpose(0, 1).flatten(0, 1), torch.arange(A).repeat_interleave(V))
+        sample_N = torch.arange(A, device=z_VAD.device).repeat_interleave(V)
+        return loss(z_VAD.transpose(0, 1).flatten(0, 1), sample_N)
 
     return of
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.report             write them all anew
     python -m benchmarks.report --check     say which are not what the JSON says; the suite does too
+    python -m benchmarks.report DIR         show what `python -m benchmarks.gpu` wrote there, and
+                                            draw its charts beside it
 
 A section is what stands in a file between the lines <!-- NAME:begin --> and <!-- NAME:end -->.
 """
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import feed, parity
+from benchmarks.gpu import report as gpu
+from benchmarks.gpu.report import table
 from tools import standing
 
 ROOT = Path(__file__).parent.parent
@@ -47,12 +51,6 @@ class Section(NamedTuple):
 def read(name: str) -> dict[str, Any]:
     """Return one of the results."""
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(heading: list[str], rows: list[list[str]], *, left: int = 1) -> str:
-    """Return a Markdown table, its first columns to the left and the others to the right."""
-    rule = ["---"] * left + ["---:"] * (len(heading) - left)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *rows])
 
 
 # ── README.md ─────────────────────────────────────────────────────────────────────────────────────
@@ -185,8 +183,8 @@ def _hours() -> str:
         cells = [form.format(trend[key]) for key in ("mean", "least", "most")]
         rows.append([label, *cells, f"{trend['growth_per_hour']:+.2%}"])
     return (
-        f"**{found['minutes'] / 60:.1f} hours** (`{found['command']}`): {found['steps']:,} steps of "
-        f"`{found['recipe']}`, a checkpoint every 50, {found['evaluations']} evaluations. "
+        f"**{found['minutes'] / 60:.1f} hours** (`{found['command']}`): {found['steps']:,} steps "
+        f"of `{found['recipe']}`, a checkpoint every 50, {found['evaluations']} evaluations. "
         f"{found['minutes_with_other_work']} minutes in which the machine had other work are not "
         "in the step's time; the first tenth is in none of them.\n\n"
         + table(["", "mean", "least", "most", "growth an hour"], rows)
@@ -213,6 +211,7 @@ def _checkpoints() -> str:
 SECTIONS = [
     Section("README.md", "feed", lambda: feed.table(RESULTS)),
     Section("README.md", "methods", methods),
+    Section("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
     Section("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
     Section("docs/reliability.md", "measured", reliability),
 ]
@@ -225,8 +224,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("folder", type=Path, nargs="?", help="of `python -m benchmarks.gpu`")
     parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
+    arguments = parser.parse_args()
+    if arguments.folder is not None:
+        print(gpu.markdown(arguments.folder))
+        gpu.draw(arguments.folder, arguments.folder)
+        return
+    check = arguments.check
     stale = []
     for section in SECTIONS:
         text, wanted = section.apply()
@@ -234,6 +239,8 @@ def main() -> None:
             stale.append(f"{section.file}: {section.name}")
             if not check:
                 (ROOT / section.file).write_text(wanted)
+    if not check and gpu.read(RESULTS / "gpu"):
+        gpu.draw(RESULTS / "gpu", ROOT / "docs")
     print("\n".join(stale) or "all is as the results say")
     sys.exit(bool(check and stale))
 

@@ -251,7 +251,7 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="stl10-", dir=arguments.scratch) as scratch:
         folder = Path(scratch) / "stl10_binary"
         folder.mkdir()
-        _stl10_binaries(folder, arguments.images)
+        write_stl10_binaries(folder, arguments.images)
         source = STL10(root=folder, split="unlabeled")
         for encoding in ("png", "raw", "jpeg:95"):
             out = Path(scratch) / encoding.replace(":", "-")
@@ -275,7 +275,7 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"stl10": rows, "views": "96 px, SimCLR policy, batch 256, 2 threads"}
 
 
-def _stl10_binaries(folder: Path, images: int) -> None:
+def write_stl10_binaries(folder: Path, images: int) -> None:
     """Write generated pictures (see `shards.source.specimen`) in STL-10's binary layout."""
     from shards.source.specimen import portrait
 

@@ -54,6 +54,8 @@ class Suite:
         queries: shard set of edited copies, labelled with ids of references; none skips copy
             detection.
         references: shard set that the queries are searched in; with `queries` or not at all.
+        neighbours: votes of k-NN, see `knn.run`.
+        temperature: of k-NN's votes.
     """
 
     test: ShardSet
@@ -67,6 +69,8 @@ class Suite:
     view_samples: int = 1024
     queries: ShardSet | None = None
     references: ShardSet | None = None
+    neighbours: int = 20
+    temperature: float = 0.07
 
     def __post_init__(self) -> None:
         classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
@@ -109,7 +113,9 @@ class Suite:
         figures |= retrieval.run_labels(test)
         if self.train is not None and self.train.manifest.classes:
             train = self.features(method, self.train)
-            figures |= knn.run(train, test)
+            figures |= knn.run(
+                train, test, neighbours=self.neighbours, temperature=self.temperature
+            )
             if probe:
                 figures |= linear.run(train, test)
         return figures

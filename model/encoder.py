@@ -9,6 +9,8 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+_HEADS = {"ti": 3, "s": 6}  # of the transformers that torchvision has not by name
+
 
 class Encoder(nn.Module, ABC):
     """Images to features: [N, C, H, W] → h [N, F]."""
@@ -112,24 +114,38 @@ class VisionTransformer(Encoder):
     https://arxiv.org/abs/2010.11929.
 
     Args:
-        variant: size and patch, in pixels.
+        variant: size and patch, in pixels; ti and s as in Touvron et al., "Training data-efficient
+            image transformers", ICML 2021, https://arxiv.org/abs/2012.12877.
         image_size: height and width of the views; all view groups must have it.
     """
 
     def __init__(
         self,
         *,
-        variant: Literal["b_16", "b_32", "l_16", "l_32"] = "b_16",
+        variant: Literal["ti_16", "s_16", "b_16", "b_32", "l_16", "l_32"] = "b_16",
         image_size: int = 224,
     ) -> None:
         super().__init__()
-        patch = int(variant[2:])
+        name, _, digits = variant.partition("_")
+        patch = int(digits)
         if image_size % patch:
             raise ValueError(
                 f"image_size={image_size} is not divisible by the {patch}-pixel patches of "
                 f"vit_{variant}; try {round(image_size / patch) * patch}."
             )
-        network = getattr(torchvision.models, f"vit_{variant}")(weights=None, image_size=image_size)
+        if name in _HEADS:
+            width = 64 * _HEADS[name]
+            network = torchvision.models.VisionTransformer(
+                image_size=image_size,
+                patch_size=patch,
+                num_layers=12,
+                num_heads=_HEADS[name],
+                hidden_dim=width,
+                mlp_dim=4 * width,
+            )
+        else:
+            build = getattr(torchvision.models, f"vit_{variant}")
+            network = build(weights=None, image_size=image_size)
         self.image_size = image_size
         self.feature_size = network.hidden_dim
         network.heads = nn.Identity()

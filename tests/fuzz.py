@@ -1,6 +1,6 @@
 """Damage whatever viewrank reads, in thousands of ways, and watch what happens.
 
-    python -m tests.fuzz --cases 2000 --out benchmarks/results/fuzz.json
+    python -m tests.fuzz --cases 2000 --out benchmarks/results/fuzz-cpu.json
 
 Recipes, manifests, indexes, tars, tables, images, checkpoints, exports and dumps are changed at
 random: bits, bytes, cuts, repeats, and words that mean harm (paths that lead out, YAML tags, class

@@ -1,6 +1,6 @@
 """Kill small runs at random moments, again and again, and compare what they end with.
 
-    python -m tests.torture --minutes 20 --out torture.json
+    python -m tests.torture --minutes 60 --out benchmarks/results/torture-cpu.json
 
 Each case, a method on one or two processes, is trained once in peace. Then the same command is
 started and killed (SIGKILL, launcher and all) until it has had its share of kills, at random

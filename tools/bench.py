@@ -200,6 +200,9 @@ def report(
             "views_per_second": 1000 * config.batch_size * workload.views / middle,
             "batches": sum(run.batches for run in runs),
         }
+        used = [run.utilization for run in runs if run.utilization is not None]
+        if used:
+            figures[name]["gpu_utilization"] = median(used)
         if name != "step":
             figures[name]["host_ms_a_batch"] = median(1000 * r.host / r.batches for r in runs)
             figures[name]["data_wait"] = median(run.waited / run.seconds for run in runs)

@@ -91,6 +91,8 @@ def main() -> None:
         tuning=tuned.kept(run) if device.type == "cuda" else None,
         queries=queries,
         references=references,
+        neighbours=config.evaluation_neighbours,
+        temperature=config.evaluation_temperature,
     )
     step = 0
     if not options.random_init and saved is not None:

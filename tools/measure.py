@@ -27,6 +27,7 @@ from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
 from training.config import Config
+from training.figures import utilization
 from training.settings import Settings, parse, parser
 from training.step import Step
 
@@ -49,6 +50,8 @@ class Measurement:
     """Seconds of them in which the step, or nothing, waited for data; see `wait_seconds`."""
     host: float
     """Seconds of them that this process was inside the loader."""
+    utilization: float | None = None
+    """Share of the last second of them in which the GPU computed, if it can be asked."""
 
     @property
     def seconds_a_batch(self) -> float:
@@ -142,10 +145,11 @@ def measure(
     while batches < LEAST or time.perf_counter() - begin < seconds:
         turn()
         batches += 1
+    used = utilization(device).get("gpu_utilization")
     synchronize(device)
     elapsed = time.perf_counter() - start
     waited_now, host_now = _clocks(loader)
-    return Measurement(batches, elapsed, waited_now - waited, host_now - host)
+    return Measurement(batches, elapsed, waited_now - waited, host_now - host, used)
 
 
 def pipeline_turn(loader: Loader) -> Callable[[], object]:

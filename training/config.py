@@ -69,6 +69,9 @@ class Config:
     or the CPU (AMX) multiplies it in hardware, else no."""
     compile: bool = False
     """Compile the encoder with torch.compile."""
+    deterministic: bool = False
+    """On a GPU, only kernels that give the same bits each time: a run that is continued is then the
+    uninterrupted one to the bit, as it is on the CPU anyway; slower."""
     sync_batch_norm: bool = True
     """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
     seed: int = 0
@@ -114,6 +117,10 @@ class Config:
     """Held-out shard set that is ranked and, if labelled, classified; none, no evaluation."""
     evaluation_train: str | None = None
     """Labelled shard set for k-NN and the linear probe; none skips both."""
+    evaluation_neighbours: int = 20
+    """Votes of k-NN for a test sample; papers have 20 to 200."""
+    evaluation_temperature: float = 0.07
+    """Of k-NN's votes, exp(s / T)."""
     evaluation_queries: str | None = None
     """Edited copies to find in `evaluation_references`, by `python -m tools.shard copies`."""
     evaluation_references: str | None = None
@@ -128,6 +135,7 @@ class Config:
                 "exactly one of them. Give --epochs or --steps (none for the other)."
             )
         positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        positive += ("evaluation_neighbours", "evaluation_temperature")
         positive += ("epochs", "steps", "max_seconds", "evaluate_every")
         positive += ("micro_batch_size", "max_skipped_steps")
         positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")

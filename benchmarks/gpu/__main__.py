@@ -1,0 +1,142 @@
+"""All that a GPU has to prove, in one command and a given time.
+
+    python -m benchmarks.gpu --minutes 25 --out results                        on the GPU
+    python -m benchmarks.gpu --minutes 9 --out results --only feeding ranking
+    python -m benchmarks.gpu --minutes 3 --out /tmp/rehearsal --rehearse       on the CPU, tiny
+
+Stages run in the order of their value, each in its own share of the time; what one leaves over the
+next ones have. Every figure is in OUT/STAGE.json as soon as it is there, so that whatever cuts the
+command off loses only the one in the making; the same command makes what is missing. What a stage
+prints is in OUT/STAGE.log. Nothing is installed: a checkout, and the packages on PYTHONPATH.
+
+`python -m benchmarks.report OUT` shows what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+# Imported here once for all the processes that are forked; none of it may touch the GPU yet.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+from tools.surroundings import surroundings
+
+from . import feeding, learning, loading, ranking, sound
+from .box import Clock, Measurement, Place, Row, fill
+
+SPARE = 20.0
+"""Seconds before the end in which nothing is begun and the command has ended."""
+PACKAGES = ("torch", "torchvision", "triton", "accelerate", "nvidia-dali-cuda130", "kornia")
+
+
+class Stage(NamedTuple):
+    """A file of results."""
+
+    name: str
+    measurements: Callable[[Place], Sequence[Measurement]]
+    share: float
+    """Of the whole time."""
+
+
+STAGES = [
+    Stage("sound", sound.measurements, 0.15),
+    Stage("feeding", feeding.measurements, 0.25),
+    Stage("ranking", ranking.measurements, 0.10),
+    Stage("loading", loading.measurements, 0.20),
+    Stage("learning", learning.measurements, 0.30),
+]
+
+
+def main() -> None:
+    """Make what is missing, as long as there is time."""
+    arguments = _arguments()
+    clock = Clock(time.monotonic() + 60 * arguments.minutes - SPARE)
+    place = Place(
+        data=arguments.data.resolve(),
+        coco=arguments.coco,
+        cifar10=arguments.cifar10,
+        out=arguments.out,
+        rehearsal=arguments.rehearse,
+    )
+    head = around(arguments)
+    if not place.rehearsal and head["gpu"] is None:
+        sys.exit(
+            "error: nvidia-smi finds no GPU, which this measures; --rehearse runs without one."
+        )
+    place.data.mkdir(parents=True, exist_ok=True)
+    place.out.mkdir(parents=True, exist_ok=True)
+    chosen = [stage for stage in STAGES if not arguments.only or stage.name in arguments.only]
+    shares = sum(stage.share for stage in chosen)
+    complete = True
+    for stage in chosen:
+        box = clock.box(clock.left * stage.share / shares)
+        shares -= stage.share
+        say(f"{stage.name}: {box.left:.0f} s")
+        path = place.out / f"{stage.name}.json"
+        record = fill(path, {"stage": stage.name, **head}, stage.measurements(place), box, say=say)
+        complete = complete and record.get("complete", False)
+    say("complete" if complete else "not complete; the same command makes what is missing")
+
+
+def say(line: str) -> None:
+    """Show a line at once."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def around(arguments: argparse.Namespace) -> Row:
+    """Return what figures depend on: the GPU and its driver, versions, commit."""
+    packages = []
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            version(package)
+            packages.append(package)
+    found = surroundings(*packages)
+    found["commit"] = arguments.commit or found["commit"]
+    gpu = None
+    with suppress(OSError, subprocess.SubprocessError):
+        ask = [
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,memory.total",
+            "--format=csv,noheader",
+        ]
+        asked = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+        gpu = asked.stdout.strip().splitlines()[0]
+    command = f"python -m benchmarks.gpu --minutes {arguments.minutes:g}"
+    command += " --rehearse" if arguments.rehearse else ""
+    return {"command": command, "gpu": gpu, "surroundings": {**found, "system": platform.release()}}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    shared = Path("../shared/data")
+    parser.add_argument("--minutes", type=float, required=True, help="when it has ended")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--only", nargs="+", choices=names, help="these stages alone")
+    parser.add_argument("--data", type=Path, default=Path("/tmp/viewrank-gpu"), help="made there")
+    parser.add_argument("--coco", type=Path, default=shared / "coco256.tar", help="folder or tar")
+    parser.add_argument(
+        "--cifar10", type=Path, default=shared / "cifar10.tar.xz", help="folder or tar"
+    )
+    parser.add_argument("--commit", help="of this tree, where there is no git to ask")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Measurements within a given time, each in a process of its own, kept as soon as it is made.
+
+A process of its own is forked, so that it costs no imports, gives back all its memory, and takes
+nothing along when it crashes, hangs or is out of memory. This process must not touch the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from training.run import durable
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how large everything is."""
+
+    data: Path
+    """Folder for the sets that are made on the spot."""
+    coco: Path | None
+    """Folder or tar of COCO's JPEG files."""
+    cifar10: Path | None
+    """Folder or tar of CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg."""
+    out: Path
+    """Where results go."""
+    rehearsal: bool
+    """On the CPU, at sizes that show only that everything runs."""
+
+    def of(self, real: T, rehearsed: T) -> T:
+        """Return a size: the real one, or that of the rehearsal."""
+        return rehearsed if self.rehearsal else real
+
+    @property
+    def device(self) -> str:
+        """The device that is measured."""
+        return "cpu" if self.rehearsal else "cuda"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure, or several that belong together."""
+
+    name: str
+    run: Callable[[], Row]
+    """Makes it, in a process of its own."""
+    seconds: float
+    """What it takes, about: with less left it is not begun."""
+    kept: bool = True
+    """Whether what it gave makes it needless the next time; false of data on this machine."""
+
+
+@dataclass
+class Clock:
+    """How much time there is."""
+
+    end: float
+    """By `time.monotonic`."""
+    begin: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def box(self, seconds: float) -> Clock:
+        """Return a part of what is left."""
+        return Clock(min(self.end, time.monotonic() + seconds))
+
+
+def fill(
+    path: Path,
+    head: Row,
+    measurements: Sequence[Measurement],
+    clock: Clock,
+    *,
+    say: Callable[[str], None],
+) -> Row:
+    """Make all measurements that are not in a file and for which there is time; return the file.
+
+    A measurement that failed is tried again by the next call.
+
+    Args:
+        path: JSON file; what it has is kept.
+        head: what the file says besides; that of the first call stays.
+        measurements: the most telling first.
+        clock: how long.
+        say: shows a line to people.
+    """
+    record: Row = json.loads(path.read_text()) if path.exists() else {**head, "rows": {}}
+    rows: dict[str, Row] = record["rows"]
+    for number, each in enumerate(measurements, start=1):
+        known = rows.get(each.name)
+        if known is not None and "failed" not in known and each.kept:
+            continue
+        place = f"{path.stem} {number}/{len(measurements)} {each.name}"
+        if clock.left < each.seconds:
+            say(f"{place}: not begun, {clock.left:.0f} s left of the {each.seconds:.0f} it takes")
+            continue
+        begin = time.monotonic()
+        # Three times what it should take, for it is better late than never, but not beyond the box.
+        row = apart(each.run, min(3 * each.seconds + 30, clock.left), path.with_suffix(".log"))
+        row["took_seconds"] = round(time.monotonic() - begin, 1)
+        rows[each.name] = row
+        record["complete"] = all(
+            each.name in rows and "failed" not in rows[each.name] for each in measurements
+        )
+        durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
+        say(f"{place}: {row.get('failed', 'done')} ({row['took_seconds']:.0f} s)")
+    return record
+
+
+def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
+    """Return what a function gives in a forked process, or why it gave nothing.
+
+    Args:
+        run: gives what JSON can hold.
+        limit: seconds after which it and all its processes are killed.
+        log: what it prints is added to this file.
+    """
+    mine, its = multiprocessing.Pipe(duplex=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _in_child(run, its, log)
+    its.close()
+    try:
+        answer: Row = mine.recv() if mine.poll(max(0.0, limit)) else {}
+    except EOFError:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        answer = {"failed": f"its process ended with {code}; see {log.name}"}
+    else:
+        answer = answer or {"failed": f"it was not done after {limit:.0f} s"}
+        # Done or late, and all that it started with it.
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    finally:
+        mine.close()
+    return answer
+
+
+def _in_child(run: Callable[[], Row], connection: Connection, log: Path) -> None:
+    os.setsid()
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        connection.send(run())
+        code = 0
+    except BaseException as error:
+        traceback.print_exc()
+        connection.send({"failed": " ".join(f"{type(error).__name__}: {error}".split())[:500]})
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,124 @@
+"""What is learned in equal seconds: CIFAR-10, ResNet-18, every method, several numbers of views.
+
+k-NN as lightly's published benchmark has it (k = 200, T = 0.1), which reaches 84.8 % with SimCLR
+after 200 epochs, about 100 minutes on an A6000. Goal: 84.8 % in under 5 minutes. Seconds are of
+training, evaluations left out; the schedule ends with them, by a pilot that is not counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tools.pilot import Budget, pace_of
+from training.monitor import records
+
+from . import material, program
+from .box import Measurement, Place, Row
+
+KNOWN = 0.848
+SECONDS, PILOT = 180.0, 12.0
+POINTS = 9
+"""Evaluations on the way."""
+FIGURES = ("knn_top1", "linear_top1", "label_map", "view_map", "effective_dimension")
+
+
+def variants(place: Place) -> Mapping[str, list[str]]:
+    """Return train.py's words by what is compared, the most telling first."""
+    if place.rehearsal:
+        tiny = ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+        tiny += ["--views.count", "2", "--batch_size", "8", "--shuffle_buffer", "16"]
+        return {"SimCLR": ["--config", "recipes/cifar10_simclr.yaml", *tiny]}
+    recipes = {
+        "SimCLR, 2 views": ("simclr", 2),
+        "S2R2-style, 4 views": ("s2r2", 4),
+        "SimCLR, 4 views": ("simclr", 4),
+        "S2R2-style, 8 views": ("s2r2", 8),
+        "S2R2-style, 2 views": ("s2r2", 2),
+        "GroCo": ("groco", None),
+        "MoCo-v2": ("moco", None),
+        "SwAV": ("swav", None),
+        "SimSiam": ("simsiam", None),
+        "BYOL": ("byol", None),
+        "S2R2-style, 16 views": ("s2r2", 16),
+    }
+    found = {}
+    for name, (recipe, V) in recipes.items():
+        views = ["--views.count", str(V)] if V else []
+        found[name] = ["--config", f"recipes/cifar10_{recipe}.yaml", *views, "--compile", "true"]
+    return found
+
+
+def measurements(place: Place) -> Sequence[Measurement]:
+    """Return all of them, the most telling first."""
+    found = [material.make_cifar10(place)]
+    for name, words in variants(place).items():
+        work = partial(learn, place, words, name.replace(" ", "-").replace(",", ""))
+        found.append(Measurement(name, work, place.of(SECONDS + PILOT + 45.0, 20.0)))
+    return found
+
+
+def learn(place: Place, words: list[str], name: str) -> Row:
+    """Return the curve of one run, its last figures, and when it knew what lightly's did.
+
+    Args:
+        place: where and how large.
+        words: train.py's.
+        name: of the run's folder.
+    """
+    seconds = place.of(SECONDS, 2.0)
+    common = [
+        *("--shards", str(material.cifar10(place, "train")), "--epochs", "null"),
+        *("--evaluation_train", str(material.cifar10(place, "train"))),
+        *("--evaluation_test", str(material.cifar10(place, "test"))),
+        *("--evaluation_neighbours", str(place.of(200, 5)), "--evaluation_temperature", "0.1"),
+        *("--tuned", "none", "--profile_seconds", "0", "--keep_checkpoints", "1"),
+        *("--mixed_precision", place.of("bf16", "no"), "--warmup_epochs", place.of("2", "0")),
+    ]
+    pilot, run = (place.data / f"{kind}-{name}" for kind in ("pilot", "run"))
+    short = ["--steps", str(10**6), "--max_seconds", str(place.of(PILOT, 1.0))]
+    short += ["--evaluation_test", "null", "--evaluation_train", "null"]
+    _train([*words, *common, *short], pilot, log_every=place.of(10, 1))
+    paces = [record for record in records(pilot) if "loss" in record]
+    steps = Budget(seconds=seconds).steps(1, pace_of(paces))
+    epoch_steps = paces[-1]["step"] / paces[-1]["epoch"]
+    every = max(steps / POINTS, 1) / epoch_steps
+    whole = ["--steps", str(steps), "--max_seconds", str(seconds)]
+    _train(
+        [*words, *common, *whole, "--evaluate_every", f"{every:.4f}"],
+        run,
+        log_every=place.of(20, 1),
+    )
+    return _row(records(run), steps)
+
+
+def _row(found: list[dict[str, Any]], total_steps: int) -> Row:
+    steps = [record for record in found if "loss" in record]
+    evaluated = [record for record in found if "evaluation" in record]
+    curve = []
+    for record in evaluated:
+        at = max((s for s in steps if s["step"] <= record["step"]), key=lambda s: s["step"])
+        figures = {name: record[name] for name in FIGURES if name in record}
+        curve.append({"step": record["step"], "seconds": round(at["seconds"], 1), **figures})
+    knew = [point["seconds"] for point in curve if point.get("knn_top1", 0.0) >= KNOWN]
+    last = steps[-1]
+    return {
+        "seconds": round(last["seconds"], 1),
+        "steps": last["step"],
+        "total_steps": total_steps,
+        "images_per_second": round(last["images_per_second"], 1),
+        "views_per_second": round(last["views_per_second"], 1),
+        "data_wait": last["data_wait"],
+        "memory_gib": round(last["memory_gib"], 2),
+        "curve": curve,
+        "final": curve[-1],
+        f"seconds_to_{KNOWN:.1%}": min(knew, default=None),
+    }
+
+
+def _train(words: list[str], run: Path, *, log_every: int) -> None:
+    shutil.rmtree(run, ignore_errors=True)
+    program.finish([*words, "--run", str(run), "--log_every", str(log_every)])

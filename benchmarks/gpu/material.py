@@ -1,0 +1,142 @@
+"""What is measured on: shard sets made on the spot, of images carried along or drawn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.sharding import write_stl10_binaries
+from shards.engine import Processes
+from shards.layout import MANIFEST
+from shards.prepare import Preparation
+from shards.source.folder import Folder
+from shards.source.stl10 import STL10
+from shards.write import write
+
+from .box import Measurement, Place, Row
+
+PHOTO = (640, 480)
+
+
+def stl10(place: Place, encoding: str) -> Path:
+    """Return generated images of 96 px in STL-10's layout, as png, jpeg:95 or raw."""
+    return place.data / f"stl10-{encoding.replace(':', '-')}"
+
+
+def photos(place: Place) -> Path:
+    """Return JPEGs of 640×480, no two alike, cut from COCO's."""
+    return place.data / "photos"
+
+
+def cifar10(place: Place, split: str) -> Path:
+    """Return a split of CIFAR-10."""
+    return place.data / f"cifar10-{split}"
+
+
+def make_stl10(place: Place, encoding: str) -> Measurement:
+    """Return what writes `stl10`."""
+
+    def run() -> Row:
+        folder = place.data / "stl10_binary"
+        if not folder.exists():
+            partial_folder = place.data / "stl10_binary.partial"
+            partial_folder.mkdir(parents=True, exist_ok=True)
+            write_stl10_binaries(partial_folder, place.of(100_000, 96))
+            partial_folder.rename(folder)
+        source = STL10(root=folder, split="unlabeled")
+        return _shard(stl10(place, encoding), source, encoding)
+
+    return Measurement(f"shards: STL-10, {encoding}", run, place.of(30.0, 1.0), kept=False)
+
+
+def make_photos(place: Place) -> Measurement:
+    """Return what writes `photos`."""
+
+    def run() -> Row:
+        folder = place.data / "photos-images"
+        originals = _files(place.coco, place.data / "coco")
+        count, workers = place.of(20_000, 24), len(os.sched_getaffinity(0))
+        folder.mkdir(parents=True, exist_ok=True)
+        cut = partial(_cut, originals, folder)
+        with ProcessPoolExecutor(workers) as pool:
+            list(pool.map(cut, range(count), chunksize=max(1, count // workers // 8)))
+        row = _shard(photos(place), Folder(root=folder), "original")
+        shutil.rmtree(folder)
+        return row
+
+    return Measurement("shards: photos", run, place.of(60.0, 1.0), kept=False)
+
+
+def make_cifar10(place: Place) -> Measurement:
+    """Return what writes both splits of `cifar10`."""
+
+    def run() -> Row:
+        row: Row = {}
+        for split in ("train", "test"):
+            files = _files(place.cifar10, place.data / "cifar10-images", folder=split)
+            row |= {
+                split: _shard(cifar10(place, split), Folder(root=files[0].parents[1]), "original")
+            }
+        return row
+
+    return Measurement("shards: CIFAR-10", run, place.of(30.0, 1.0), kept=False)
+
+
+def _shard(out: Path, source: STL10 | Folder, encoding: str, *, limit: int | None = None) -> Row:
+    if not (out / MANIFEST).exists():
+        shutil.rmtree(out, ignore_errors=True)
+        engine, how = Processes(len(os.sched_getaffinity(0))), Preparation(encoding=encoding)
+        write(source, str(out), engine=engine, preparation=how, limit=limit)
+    tars = list(out.glob("*.tar"))
+    return {"shards": len(tars), "mb": round(sum(tar.stat().st_size for tar in tars) / 1e6, 1)}
+
+
+def _files(where: Path | None, unpacked: Path, folder: str = "") -> list[Path]:
+    """Return the images of a folder or tar, in order; a tar is unpacked first.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if where is None:
+        raise ValueError("no images to measure on were given; give --coco and --cifar10.")
+    root = where
+    if where.is_file():
+        root = unpacked
+        if not root.exists():
+            partial_root = unpacked.with_suffix(".partial")
+            shutil.rmtree(partial_root, ignore_errors=True)
+            with tarfile.open(where) as tar:
+                tar.extractall(partial_root, filter="data")
+            partial_root.rename(root)
+    found = sorted(path for path in _walk(root / folder) if path.suffix in (".jpg", ".png"))
+    if not found:
+        raise ValueError(f"{root / folder} holds no .jpg or .png files; give the images' folder.")
+    return found
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for at, _, names in os.walk(root):
+        yield from (Path(at) / name for name in names)
+
+
+def _cut(originals: list[Path], folder: Path, number: int) -> None:
+    """Write a window of one of the images as a JPEG of its own."""
+    random = np.random.default_rng(number)
+    with Image.open(originals[number % len(originals)]) as file:
+        image = file.convert("RGB")
+    if image.height > image.width:
+        image = image.transpose(Image.Transpose.ROTATE_90)
+    scale = random.uniform(0.75, 1.0)
+    width = scale * min(image.width, image.height * PHOTO[0] / PHOTO[1])
+    height = width * PHOTO[1] / PHOTO[0]
+    left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
+    window = image.resize(PHOTO, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    window.save(folder / f"{number:06d}.jpg", quality=90)

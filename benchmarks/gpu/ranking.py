@@ -1,0 +1,206 @@
+"""Exact Smooth-AP, value and gradient: the fused kernel, PyTorch's form, pytorch-metric-learning.
+
+What the objective does in a training step, of unit embeddings of 128 dimensions. "Extra" is the
+peak of allocated memory above what was there before, embeddings included. TFLOP/s count 6 N² D: the
+scores, and the gradient by both sides of them. The forms are the kernel with float32 (three
+products in TF32) and bf16, and `MeanOverQueries`, the definition, in chunks. Then each of the two
+kernels alone, in tiles of other sizes. The goal: 32,768 embeddings in 20 ms and 1 GiB on an H200.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.objective_peers import PEERS
+from model.objective import MeanOverQueries, SmoothAP
+
+from .box import Measurement, Place, Row
+
+SIZES = (32_768, 8_192, 131_072, 2_048, 16_384, 65_536, 4_096)
+VIEWS = (4, 8)
+PEER = "PML SmoothAPLoss"
+PEER_SIZES = (256, 512, 1_024, 1_536)
+"""It takes N³ of memory."""
+D = 128
+SECONDS = 2.0  # of repeats for each figure, but 3 repeats or more
+LONG = 5.0  # seconds; such a step is taken once more after the first and no more
+PRECISIONS: tuple[Literal["float32", "bf16"], ...] = ("float32", "bf16")
+Step = Callable[[], Any]
+
+
+def measurements(place: Place) -> Sequence[Measurement]:
+    """Return all of them, the most telling first."""
+    found = []
+    for N, V in product(place.of(SIZES, (64,)), place.of(VIEWS, (4,))):
+        seconds = place.of(20.0 + 40.0 * (N / SIZES[2]) ** 2, 1.0)
+        work = partial(forms, place, V, N)
+        found.append(Measurement(f"{N} embeddings, {V} views", work, seconds))
+    if importlib.util.find_spec("pytorch_metric_learning") is not None:
+        for N in place.of(PEER_SIZES, (32,)):
+            work = partial(peer, place, 4, N)
+            found.append(Measurement(f"{PEER}, {N} embeddings", work, place.of(15.0, 1.0)))
+    if not place.rehearsal:
+        found.append(Measurement("tiles", partial(tiles, place, 4, SIZES[0]), 60.0))
+    return found
+
+
+def forms(place: Place, V: int, N: int) -> Row:
+    """Return the figures of each form that runs here, and its distance from the definition.
+
+    Args:
+        place: where; without a GPU there is the definition alone.
+        V: views of a sample.
+        N: embeddings, V a sample.
+    """
+    z_VAD = unit_embeddings(V, N, place.device)
+    everyone = slice(0, N // V)
+
+    def definition() -> tuple[Tensor, Tensor | None]:
+        return MeanOverQueries.value_and_gradient(SmoothAP(), z_VAD, V, everyone, grad=True)
+
+    steps: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {
+        f"kernel {precision}": (
+            lambda precision=precision: SmoothAP(precision=precision).value_and_gradient(
+                z_VAD, V, everyone, grad=True
+            )
+        )
+        for precision in place.of(PRECISIONS, ())
+    }
+    steps["PyTorch float32"] = definition
+    expected, gradient_VAD = definition()
+    assert gradient_VAD is not None
+    rows = {}
+    for name, step in steps.items():
+        loss, found_VAD = step()
+        assert found_VAD is not None
+        difference = (found_VAD - gradient_VAD).norm() / gradient_VAD.norm()
+        del found_VAD
+        rows[name] = _figures(step, N) | {
+            "loss": loss.item(),
+            "loss_difference": (loss - expected).item(),
+            "gradient_difference": difference.item(),
+        }
+    return {"N": N, "V": V, "forms": rows}
+
+
+def peer(place: Place, V: int, N: int) -> Row:
+    """Return the figures of pytorch-metric-learning's Smooth-AP, of the same embeddings.
+
+    Args:
+        place: where.
+        V: views of a sample.
+        N: embeddings, V a sample.
+    """
+    z_VAD = unit_embeddings(V, N, place.device).requires_grad_()
+    loss = PEERS[PEER]()
+
+    def step() -> None:
+        z_VAD.grad = None
+        loss(z_VAD).backward()
+
+    return {"N": N, "V": V, **_figures(step, N)}
+
+
+def tiles(place: Place, V: int, N: int) -> Row:
+    """Return milliseconds of each kernel in tiles of several sizes, or why one does not run.
+
+    Args:
+        place: where.
+        V: views of a sample.
+        N: embeddings, V a sample.
+    """
+    from model.kernel.smooth_ap import Side, Tiles, compare, pull, tiles_for
+
+    z_ND = unit_embeddings(V, N, place.device).flatten(0, 1)
+    sample_N = torch.arange(N // V, dtype=torch.int32, device="cuda").repeat(V)
+    key_KN = torch.rand(V - 1, N, device="cuda").mul_(20).exp2_()
+    scale = 1 / (SmoothAP().temperature * torch.tensor(2.0).log().item())
+    rows = []
+    for precision, name in product(PRECISIONS, ("compare", "pull")):
+        multiplied_ND = z_ND.bfloat16() if precision == "bf16" else z_ND
+        side = Side(multiplied_ND, sample_N, key_KN, key_KN)
+        candidates = [tiles_for(z_ND.device, precision)[name == "pull"]]
+        for size, others, stages in product((64, 128), (32, 64, 128), (2, 3)):
+            candidates.append(Tiles(size, others, 128, size // 16, stages))
+        for size in dict.fromkeys(candidates):
+
+            def step(name: str = name, side: Side = side, size: Tiles = size) -> None:
+                if name == "compare":
+                    compare(side, side, scale, grad=True, tiles=size)
+                else:
+                    pull(side, side, scale, tiles=size)
+
+            row: Row = {"kernel": name, "precision": precision, **size._asdict()}
+            row["chosen"] = size == candidates[0]
+            try:
+                row["ms_median"] = median(timed(step, cuda=True))
+            except Exception as error:  # such as shared memory that a tile does not fit
+                row["skipped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            rows.append(row)
+    return {"N": N, "V": V, "tiles": sorted(rows, key=lambda r: r.get("ms_median", torch.inf))}
+
+
+def unit_embeddings(V: int, N: int, device: str) -> Tensor:
+    """Return views of N / V samples that are neither told apart perfectly nor not at all.
+
+    Returns:
+        z [V, N / V, D].
+    """
+    draw = torch.Generator(device).manual_seed(0)
+    sample_1AD = torch.randn(1, N // V, D, device=device, generator=draw)
+    noise_VAD = torch.randn(V, N // V, D, device=device, generator=draw)
+    return F.normalize(sample_1AD + 1.5 * noise_VAD, dim=-1)
+
+
+def timed(step: Step, *, cuda: bool) -> list[float]:
+    """Return milliseconds of each repeat, on a GPU by its own clock, once the step is warm."""
+    found: list[float] = []
+    step()
+    while len(found) < 3 or sum(found) < 1000 * (SECONDS if cuda else 0.0):
+        if cuda:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            stop.record()
+            stop.synchronize()
+            found.append(start.elapsed_time(stop))
+        else:
+            begin = time.perf_counter()
+            step()
+            found.append(1000 * (time.perf_counter() - begin))
+        if found[0] > 1000 * LONG:
+            break
+    return found
+
+
+def extra_bytes(step: Step) -> int:
+    """Return the peak of the GPU's allocated memory in a step above what there was before it."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _figures(step: Step, N: int) -> Row:
+    cuda = torch.cuda.is_available()
+    times = timed(step, cuda=cuda)
+    return {
+        "ms_median": median(times),
+        "ms_least": min(times),
+        "ms_most": max(times),
+        "repeats": len(times),
+        "extra_bytes": extra_bytes(step) if cuda else None,
+        "tflops": 6 * N**2 * D / median(times) / 1e9,
+    }

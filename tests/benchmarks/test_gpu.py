@@ -1,0 +1,149 @@
+"""The command for a GPU, rehearsed: its time boxes, what a cut-off leaves, and every stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.gpu import report
+from benchmarks.gpu.box import Clock, Measurement, Row, fill
+
+ROOT = Path(__file__).parent.parent.parent
+HEAD = {"stage": "try"}
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def filled(path: Path, measurements: list[Measurement], seconds: float = 60.0) -> Row:
+    return fill(path, HEAD, measurements, Clock(time.monotonic() + seconds), say=silent)
+
+
+def crash() -> Row:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def refuse() -> Row:
+    raise ValueError("no such GPU")
+
+
+def test_what_is_there_is_not_made_again_and_what_failed_is(tmp_path: Path) -> None:
+    path, made = tmp_path / "try.json", tmp_path / "made"
+
+    def work(name: str) -> Row:
+        with made.open("a") as file:
+            file.write(f"{name} ")
+        if name == "b" and len(made.read_text().split()) < 3:
+            raise ValueError("not yet")
+        return {"value": name}
+
+    jobs = [Measurement(name, lambda name=name: work(name), 1.0) for name in "ab"]
+    jobs.append(Measurement("data", lambda: work("data"), 1.0, kept=False))
+    first = filled(path, jobs)
+    assert first["rows"]["b"]["failed"] == "ValueError: not yet" and not first["complete"]
+    second = filled(path, jobs)
+    assert second["complete"] and second["rows"]["b"]["value"] == "b"
+    assert made.read_text().split() == ["a", "b", "data", "b", "data"]
+    assert json.loads(path.read_text()) == second
+
+
+@pytest.mark.parametrize(
+    ("work", "why"), [(crash, "its process ended with -9"), (refuse, "ValueError: no such GPU")]
+)
+def test_what_crashes_takes_nothing_along(tmp_path: Path, work: object, why: str) -> None:
+    assert callable(work)
+    jobs = [Measurement("bad", work, 1.0), Measurement("good", lambda: {"value": 1}, 1.0)]
+    rows = filled(tmp_path / "try.json", jobs)["rows"]
+    assert why in rows["bad"]["failed"] and rows["good"]["value"] == 1
+
+
+def test_what_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    told = tmp_path / "process"
+
+    def hang() -> Row:
+        child = subprocess.Popen(["sleep", "60"])
+        told.write_text(str(child.pid))
+        child.wait()
+        return {}
+
+    begin = time.monotonic()
+    row = filled(tmp_path / "try.json", [Measurement("hang", hang, 0.5)], 1.5)["rows"]["hang"]
+    assert time.monotonic() - begin < 10 and "not done after" in row["failed"]
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{told.read_text()}").exists():
+        state = Path(f"/proc/{told.read_text()}/stat").read_text().split()[2]
+        if state == "Z":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_with_too_little_time_shorter_ones_are_made(tmp_path: Path) -> None:
+    jobs = [Measurement("long", lambda: {}, 100.0), Measurement("short", lambda: {}, 1.0)]
+    record = filled(tmp_path / "try.json", jobs, 30.0)
+    assert list(record["rows"]) == ["short"] and not record["complete"]
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(count)
+    for number in range(count):
+        pixels = random.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize(size)
+        image.save(folder / f"{number}.jpg")
+
+
+def test_every_stage_runs(tmp_path: Path) -> None:
+    pictures(tmp_path / "coco", 6, (160, 120))
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "cifar10" / split / name, 48, (32, 32))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "6", "--rehearse"]
+    command += ["--out", str(out), "--data", str(tmp_path / "data")]
+    command += ["--coco", str(tmp_path / "coco"), "--cifar10", str(tmp_path / "cifar10")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    logs = "".join(path.read_text(errors="replace")[-2000:] for path in out.glob("*.log"))
+    assert done.returncode == 0 and done.stdout.endswith("complete\n"), done.stdout + logs
+    assert "not complete" not in done.stdout
+    stages = report.read(out)
+    assert list(stages) == ["feeding", "learning", "loading", "ranking", "sound"]
+    assert all(stage["complete"] and stage["gpu"] is None for stage in stages.values())
+    continued = stages["sound"]["rows"]["continued runs"]["default"]
+    assert continued["continued_differs_by"] == 0 == continued["repeated_differs_by"]
+    assert stages["sound"]["rows"]["buffers, finish fused"]["wrong_batches"] == 0
+    text = report.markdown(out)
+    for heading in ("Sound", "Fed by the pipeline", "Exact Smooth-AP", "The loader alone"):
+        assert f"**{heading}" in text
+    assert "Failed" not in text
+    drawn = report.draw(out, tmp_path)
+    assert all(path.stat().st_size > 5_000 for path in drawn) and len(drawn) == 3
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "1", "--out", str(tmp_path)]
+    environment = {**os.environ, "PATH": "/nonexistent"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--rehearse runs without one" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_goals_are_reached_or_missed_by_the_figures(tmp_path: Path) -> None:
+    assert report.markdown(tmp_path) == report.NOTHING
+    kernel = {"ms_median": 15.0, "extra_bytes": 2**29, "tflops": 50.0}
+    rows = {"a": {"N": 32_768, "V": 4, "forms": {"kernel bf16": kernel}}}
+    goals = report.goals({"ranking": {"rows": rows}})
+    assert goals == [
+        "exact Smooth-AP of 32,768 embeddings in 20 ms and 1 GiB: **15.0 ms, 512 MiB**, reached"
+    ]
+    kernel["ms_median"] = 25.0
+    assert report.goals({"ranking": {"rows": rows}})[0].endswith("**25.0 ms, 512 MiB**, missed")
