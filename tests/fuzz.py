@@ -265,6 +265,7 @@ def _one(
     said = StringIO()
     tempfile.tempdir = str(case)  # what is written for a moment has its place, too
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)  # where no signal is heard
     try:
         with sentry.watching(case), redirect_stdout(StringIO()), redirect_stderr(said):
             run_command(lambda: read(case))
@@ -283,6 +284,7 @@ def _one(
         outcome, detail = "traceback", traceback.format_exc()
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         tempfile.tempdir = None
     if sentry.seen:
         outcome, detail = "harm", "\n".join(sentry.seen)

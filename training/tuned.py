@@ -18,6 +18,7 @@ from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
 from .config import Config
+from .run import durable
 
 NAME = "tuning.yaml"  # in a run's folder: what it began with
 
@@ -109,7 +110,7 @@ def read(path: Path) -> Tuning:
         ValueError: it is missing, or not what `write` writes.
     """
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(durable.read(path)) or {}
         arguments = ArgumentParser(exit_on_error=False)
         arguments.add_class_arguments(Tuning)
         return Tuning(**vars(arguments.parse_object(values)))

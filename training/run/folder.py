@@ -88,7 +88,7 @@ def read_config(run: Path) -> dict[str, Any]:
         values = yaml.safe_load(durable.read(path))
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {CONFIG}, so it is no run of viewrank.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings.")
@@ -141,11 +141,12 @@ def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: it is no such file.
     """
+    content = durable.read(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            facts = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        tensors = safetensors.torch.load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = {n: json.loads(text) for n, text in metadata.get("__metadata__", {}).items()}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
         ) from None

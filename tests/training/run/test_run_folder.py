@@ -1,5 +1,6 @@
 """The run's folder: whose it is, and what may continue in it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,18 @@ def test_other_processes_and_other_arithmetic_do_not_continue(
     folder.check_continues(saved, 1, "cpu, bf16")
     with pytest.raises(ValueError, match=words):
         folder.check_continues(saved, world_size, machine)
+
+
+@pytest.mark.parametrize("name", [folder.CONFIG, folder.ENCODER])
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((ValueError, OSError)):
+        folder.read_config(tmp_path) if name == folder.CONFIG else folder.read_export(
+            tmp_path / name
+        )
+
+
+def test_a_configuration_nested_without_end_is_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / folder.CONFIG).write_text("views: " + "[" * 5000)
+    with pytest.raises(ValueError, match="is no YAML"):
+        folder.read_config(tmp_path)
