@@ -141,8 +141,6 @@ def parse(
                 command_line.set_defaults(DEFAULT_CLASSES)
     except RecursionError as error:
         raise ValueError("nested too deeply for a recipe; is that file one?") from error
-            "the recipe is nested too deeply for one; is that file a recipe?"
-        ) from error
     except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
         raise ValueError(_explain(str(error))) from error
     namespace.pop("config", None)
