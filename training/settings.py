@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ RESUMABLE = {
     *("max_seconds", "trackers", "run"),
     *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
     *("profile_seconds", "check_memory", "evaluation_queries", "evaluation_references"),
+    *("evaluation_neighbours", "evaluation_temperature"),
     *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
 }
 
@@ -108,7 +109,7 @@ class Settings:
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in names
-            if mine.get(name) != theirs.get(name)
+            if mine.get(name) != theirs.get(name, _default(name))
         ]
 
 
@@ -158,6 +159,12 @@ def parse(
         resolved={name: resolved[name] for name in fields},
         options={name: value for name, value in built.items() if name not in fields},
     )
+
+
+def _default(name: str) -> Any:
+    """Return what a field is that a run lacks, because it is older than the field."""
+    field = Config.__dataclass_fields__.get(name)
+    return None if field is None or field.default is MISSING else field.default
 
 
 def _refuse_giants(command_line: ArgumentParser, namespace: Namespace) -> None:

@@ -18,6 +18,7 @@ from model.projector import Projector
         (ResNet(depth=50, stem="small"), 2048),
         (SmallResNet(), 256),
         (VisionTransformer(variant="b_32", image_size=32), 768),
+        (VisionTransformer(variant="s_16", image_size=32), 384),
     ],
 )
 def test_features_have_the_announced_size(encoder: Encoder, feature_size: int) -> None:

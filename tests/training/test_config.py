@@ -113,6 +113,12 @@ def test_changed_names_the_fields_that_forbid_to_continue() -> None:
     assert any("temperature: 0.05 there, 0.5 here" in line for line in changed)
 
 
+def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> None:
+    there = {name: value for name, value in parse(LEAST).resolved.items() if name != "compile"}
+    assert parse(LEAST).changed(there) == []
+    assert parse([*LEAST, "--compile", "true"]).changed(there) == ["compile: None there, True here"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
