@@ -44,7 +44,8 @@ def test_a_launcher_that_is_told_to_end_leaves_all_ranks_saved(
     begin = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - begin < 10
-    assert "SIGTERM: saved step" in out and "Traceback" not in err.split("SignalException")[0]
+    assert "SIGTERM: saved step" in out
+    assert 'train.py", line' not in err  # the launcher's trace is all there is
     saved = checkpoint.newest(run)
     assert saved is not None and saved.step == losses(run)[-1][0]
 
