@@ -55,6 +55,138 @@ def read(name: str) -> dict[str, Any]:
 
 # ── README.md ─────────────────────────────────────────────────────────────────────────────────────
 
+
+def measured() -> str:
+    """Return what the programs' parts do, a line each."""
+    rows = [*_sharding(), *_feeding(), *_objectives(), *_survival()]
+    return table(["what", "figure", "command"], rows).replace("---:", "---")
+
+
+def _sharding() -> list[list[str]]:
+    rates = {
+        (row["data"], row["writing"]): row for row in read("sharding-throughput-cpu")["throughput"]
+    }
+
+    def rate(data: str, writing: str) -> float:
+        return rates[data, writing]["images_per_second"]
+
+    def both(data: str) -> tuple[float, float]:
+        return rate(data, "viewrank, 2 workers"), rate(data, "viewrank, 1 worker")
+
+    (two, one), coco = both("cifar10"), both("coco x 10")
+    sets = {row["encoding"]: row for row in read("sharding-stl10-cpu")["stl10"]}
+    shuffle = read("sharding-shuffle-cpu")
+    classes = {k: v["mean_classes_in_a_batch"] for k, v in shuffle["shuffle"].items()}
+    beside = min(classes, key=lambda name: classes[name])
+    command = "python -m benchmarks.sharding"
+    return [
+        [
+            "sharding CIFAR-10, 50,000 JPEGs, each decoded and checked",
+            f"**{two:,.0f} images/s** with 2 workers, {one:,.0f} with 1 ({two / one:.2f} times), "
+            f"{rates['cifar10', 'viewrank, 2 workers']['peak_mib']:.0f} MiB; webdataset's "
+            f"ShardWriter {rate('cifar10', 'shardwriter'):,.0f}, img2dataset's way "
+            f"{rate('cifar10', 'img2dataset style, 2 workers'):,.0f} (2 processes), plain `tar` "
+            f"{rate('cifar10', 'tar'):,.0f}, none of which checks or shuffles",
+            f"`{command} throughput --cifar10 DIR --coco DIR --scratch /dev/shm`",
+        ],
+        [
+            "the same, COCO, 2,560 JPEGs",
+            f"{coco[0]:.0f} images/s with 2 workers, {coco[1]:.0f} with 1 (decoding is all of it); "
+            f"ShardWriter, which does not decode, {rate('coco x 10', 'shardwriter'):,.0f}; "
+            f"img2dataset's way {rate('coco x 10', 'img2dataset style, 2 workers'):.0f}",
+            "",
+        ],
+        [
+            "STL-10's layout, 100,000 images at 96 px, 2 workers: time, size",
+            "; ".join(
+                f"{name} {sets[name]['seconds']:.0f} s, {sets[name]['gb']:.1f} GB"
+                for name in ("raw", "jpeg:95", "png")
+            ),
+            f"`{command} stl10`",
+        ],
+        [
+            f"classes in a batch of {shuffle['batch']} from a source of 20 sorted classes",
+            f"**{classes['viewrank']:.1f}** of 20; {beside} {classes[beside]:.1f}",
+            f"`{command} shuffle`",
+        ],
+    ]
+
+
+def _feeding() -> list[list[str]]:
+    ratios = [read(f"bench-feed-{name}-cpu")["ratio"]["median"] for name in ("cifar10", "coco")]
+    return [
+        [
+            "training's steps fed by the pipeline, beside the same steps on a cached batch: "
+            "CIFAR-10 (4 × 32 px), COCO (8 × 96 px)",
+            f"{ratios[0]:.2f} and {ratios[1]:.2f} of the speed: without a GPU, both share two "
+            "cores",
+            "`python -m tools.bench feed --config recipes/cifar10_cpu_s2r2.yaml`",
+        ]
+    ]
+
+
+def _objectives() -> list[list[str]]:
+    found = {(row["objective"], row["N"]): row for row in read("objectives-cpu")["rows"]}
+
+    def cost(name: str, N: int) -> str:
+        row = found[name, N]
+        return f"{row['seconds_median']:.2g} s, {row['extra_bytes'] / 2**20:,.0f} MiB"
+
+    return [
+        [
+            "Smooth-AP forward + backward, 768 embeddings (D = 128, V = 4)",
+            f"**{cost('SmoothAP', 768)}**; pytorch-metric-learning "
+            f"{cost('PML SmoothAPLoss', 768)}; the published O(N³) form "
+            f"{cost('published Smooth-AP', 768)}",
+            "`python -m benchmarks.objectives`",
+        ],
+        [
+            "the same, 4,096 and 16,384 embeddings",
+            f"**{cost('SmoothAP', 4096)}** and **{cost('SmoothAP', 16384)}**; "
+            f"pytorch-metric-learning {found['PML SmoothAPLoss', 4096]['skipped']}",
+            "",
+        ],
+        [
+            "NT-Xent, 16,384 embeddings",
+            f"**{cost('NTXent', 16384)}**; lightly {cost('lightly NTXentLoss', 16384)}",
+            "",
+        ],
+        [
+            "GroCo, 16,384 embeddings",
+            f"**{cost('GroCo', 16384)}**; diffsort's sorting network "
+            f"{cost('diffsort GroCo', 16384)}",
+            "",
+        ],
+    ]
+
+
+def _survival() -> list[list[str]]:
+    cases = read("torture-cpu")["cases"]
+    kills = sum(sum(case["kills"].values()) for case in cases)
+    methods = len({case["method"] for case in cases})
+    fuzz, cost = read("fuzz-cpu"), read("checkpoint-cpu")
+    busy, left = (c["overhead_every_30_seconds"] for c in cost["beside_training"])
+    return [
+        [
+            f"SIGKILL at random moments, {methods} methods, 1 and 2 processes: runs that end with "
+            "the losses and weights of a run in peace, to the bit",
+            f"all **{len(cases)}**, killed {kills} times",
+            "`python -m tests.torture`",
+        ],
+        [
+            "damaged recipes, sets, images and checkpoints that end in a traceback, a hang or harm",
+            f"**{len(fuzz['wrong'])}** of {fuzz['cases']:,}",
+            "`python -m tests.fuzz`",
+        ],
+        [
+            f"a checkpoint of {cost['checkpoint_mib']:.0f} MiB every 30 s, beside training on all "
+            "cores, or on all but one",
+            f"{100 * busy:.1f} and {100 * left:.1f} % of the time",
+            "`python -m benchmarks.checkpoint`",
+        ],
+    ]
+
+
 METHODS = {
     "multicrop_simclr": "SimCLR",
     "multicrop_s2r2": "S2R2-style (`LogAP`)",
@@ -209,6 +341,7 @@ def _checkpoints() -> str:
 
 
 SECTIONS = [
+    Section("README.md", "measured", measured),
     Section("README.md", "feed", lambda: feed.table(RESULTS)),
     Section("README.md", "methods", methods),
     Section("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
