@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,9 @@ def test_what_is_there_is_not_made_again_and_what_failed_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("work", "why"), [(crash, "its process ended with -9"), (refuse, "ValueError: no such GPU")]
 )
-def test_what_crashes_takes_nothing_along(tmp_path: Path, work: object, why: str) -> None:
-    assert callable(work)
+def test_what_crashes_takes_nothing_along(
+    tmp_path: Path, work: Callable[[], Row], why: str
+) -> None:
     jobs = [Measurement("bad", work, 1.0), Measurement("good", lambda: {"value": 1}, 1.0)]
     rows = filled(tmp_path / "try.json", jobs)["rows"]
     assert why in rows["bad"]["failed"] and rows["good"]["value"] == 1

@@ -34,7 +34,7 @@ def pieces(tree: Any) -> list[memoryview]:
     found, end = [], 0
     # The widest first, so that each begins at a multiple of its own width.
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
-        piece = memoryview(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        piece = tensor.cpu().reshape(-1).view(torch.uint8).numpy().data
         begin, end = end, end + piece.nbytes
         header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape)}
         header[name]["data_offsets"] = [begin, end]
