@@ -8,6 +8,7 @@ ends as if nothing had happened.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +54,47 @@ def compare_decoders(
     shard_set: ShardSet, *, device: torch.device, tuning: Tuning, samples: int
 ) -> str:
     """See `check_decoder`; also where both are the CPU's."""
+    apart = decoder_differences(shard_set, device=device, tuning=tuning, samples=samples)
+    for each in apart:
+        if each.wrong:
+            raise ValueError(
+                f"the GPU decodes other pixels than the CPU: sample {each.sample} of "
+                f"{shard_set.root} differs by {each.mean:.1f} levels of 255 in the mean "
+                f"({MEAN_LEVELS:g} at most), {each.far:.1%} of its values by more than "
+                f"{FAR_LEVELS} ({FAR_SHARE:.0%} at most). Decode with --tuning.decode cpu, or "
+                "update the driver and nvImageCodec; --no_self_check trains on these pixels."
+            )
+    worst = max(each.mean for each in apart)
+    return f"{len(apart)} images decoded as on the CPU: {worst:.2f} levels of 255 apart at most"
+
+
+class Difference(NamedTuple):
+    """How far apart two decoders' pixels of one image are."""
+
+    sample: int
+    """Its id."""
+    mean: float
+    """Levels of 255."""
+    far: float
+    """Share of the values that are more than `FAR_LEVELS` apart."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether decoders do not differ by so much."""
+        return self.mean > MEAN_LEVELS or self.far > FAR_SHARE
+
+
+def decoder_differences(
+    shard_set: ShardSet, *, device: torch.device, tuning: Tuning, samples: int
+) -> list[Difference]:
+    """Decode the first samples in one batch on the device and on the CPU, and compare each.
+
+    Args:
+        shard_set: whose first samples.
+        device: where the first decoder is.
+        tuning: how it decodes; no field is none.
+        samples: how many, at most.
+    """
     gpu = device.type == "cuda"
     allow_open_files(len(shard_set.tars))
     samples = min(samples, len(shard_set))
@@ -71,21 +113,13 @@ def compare_decoders(
         images, expected, ids = (output.as_cpu() for output in pipeline.run())
     except RuntimeError as error:
         raise unreadable(shard_set, error) from error
-    worst = 0.0
+    found: list[Difference] = []
     for i in range(samples):
         ours, theirs = (np.asarray(x.at(i)).astype(np.int16) for x in (images, expected))
         difference = np.abs(ours - theirs) if ours.shape == theirs.shape else np.array([255])
         mean, far = float(difference.mean()), float((difference > FAR_LEVELS).mean())
-        worst = max(worst, mean)
-        if mean > MEAN_LEVELS or far > FAR_SHARE:
-            raise ValueError(
-                f"the GPU decodes other pixels than the CPU: sample {int(ids.at(i)[0])} of "
-                f"{shard_set.root} differs by {mean:.1f} levels of 255 in the mean "
-                f"({MEAN_LEVELS:g} at most), {far:.1%} of its values by more than {FAR_LEVELS} "
-                f"({FAR_SHARE:.0%} at most). Decode with --tuning.decode cpu, or update the "
-                "driver and nvImageCodec; --no_self_check trains on these pixels."
-            )
-    return f"{samples} images decoded as on the CPU: {worst:.2f} levels of 255 apart at most"
+        found.append(Difference(int(ids.at(i)[0]), mean, far))
+    return found
 
 
 def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: torch.dtype) -> None:

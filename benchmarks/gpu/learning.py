@@ -20,8 +20,8 @@ from . import material, program
 from .box import Measurement, Place, Row
 
 KNOWN = 0.848
-SECONDS, PILOT = 180.0, 12.0
-POINTS = 9
+SECONDS, PILOT_STEPS = 180.0, 100
+POINTS = 6
 """Evaluations on the way."""
 FIGURES = ("knn_top1", "linear_top1", "label_map", "view_map", "effective_dimension")
 
@@ -48,7 +48,7 @@ def variants(place: Place) -> Mapping[str, list[str]]:
     found = {}
     for name, (recipe, V) in recipes.items():
         views = ["--views.count", str(V)] if V else []
-        found[name] = ["--config", f"recipes/cifar10_{recipe}.yaml", *views, "--compile", "true"]
+        found[name] = ["--config", f"recipes/cifar10_{recipe}.yaml", *views]
     return found
 
 
@@ -56,18 +56,20 @@ def measurements(place: Place) -> Sequence[Measurement]:
     """Return all of them, the most telling first."""
     found = [material.make_cifar10(place)]
     for name, words in variants(place).items():
-        work = partial(learn, place, words, name.replace(" ", "-").replace(",", ""))
-        found.append(Measurement(name, work, place.of(SECONDS + PILOT + 45.0, 20.0)))
+        run = place.data / f"run-{name.replace(' ', '-').replace(',', '')}"
+        work, rescue = partial(learn, place, words, run), partial(known, run)
+        seconds = place.of(SECONDS + 75.0, 20.0)  # with evaluations, a pilot and two starts
+        found.append(Measurement(name, work, seconds, rescue=rescue))
     return found
 
 
-def learn(place: Place, words: list[str], name: str) -> Row:
+def learn(place: Place, words: list[str], run: Path) -> Row:
     """Return the curve of one run, its last figures, and when it knew what lightly's did.
 
     Args:
         place: where and how large.
         words: train.py's.
-        name: of the run's folder.
+        run: the run's folder.
     """
     seconds = place.of(SECONDS, 2.0)
     common = [
@@ -76,31 +78,35 @@ def learn(place: Place, words: list[str], name: str) -> Row:
         *("--evaluation_test", str(material.cifar10(place, "test"))),
         *("--evaluation_neighbours", str(place.of(200, 5)), "--evaluation_temperature", "0.1"),
         *("--tuned", "none", "--profile_seconds", "0", "--keep_checkpoints", "1"),
+        *("--self_check", "false", "--check_shards", "false"),
         *("--mixed_precision", place.of("bf16", "no"), "--warmup_epochs", place.of("2", "0")),
     ]
-    pilot, run = (place.data / f"{kind}-{name}" for kind in ("pilot", "run"))
-    short = ["--steps", str(10**6), "--max_seconds", str(place.of(PILOT, 1.0))]
+    pilot = run.with_name(f"pilot-{run.name}")
+    short = ["--steps", str(place.of(PILOT_STEPS, 4)), "--log_every", place.of("10", "1")]
     short += ["--evaluation_test", "null", "--evaluation_train", "null"]
-    _train([*words, *common, *short], pilot, log_every=place.of(10, 1))
+    _train([*words, *common, *short], pilot)
     paces = [record for record in records(pilot) if "loss" in record]
     steps = Budget(seconds=seconds).steps(1, pace_of(paces))
     epoch_steps = paces[-1]["step"] / paces[-1]["epoch"]
     every = max(steps / POINTS, 1) / epoch_steps
     whole = ["--steps", str(steps), "--max_seconds", str(seconds)]
-    _train(
-        [*words, *common, *whole, "--evaluate_every", f"{every:.4f}"],
-        run,
-        log_every=place.of(20, 1),
-    )
-    return _row(records(run), steps)
+    whole += ["--log_every", place.of("20", "1"), "--evaluate_every", f"{every:.4f}"]
+    _train([*words, *common, *whole], run)
+    return known(run)
 
 
-def _row(found: list[dict[str, Any]], total_steps: int) -> Row:
+def known(run: Path) -> Row:
+    """Return what a run's records say, ended or not."""
+    return _row(records(run))
+
+
+def _row(found: list[dict[str, Any]]) -> Row:
     steps = [record for record in found if "loss" in record]
     evaluated = [record for record in found if "evaluation" in record]
     curve = []
     for record in evaluated:
-        at = max((s for s in steps if s["step"] <= record["step"]), key=lambda s: s["step"])
+        before = [step for step in steps if step["step"] <= record["step"]]
+        at = max(before, key=lambda step: step["step"], default=steps[0])
         figures = {name: record[name] for name in FIGURES if name in record}
         curve.append({"step": record["step"], "seconds": round(at["seconds"], 1), **figures})
     knew = [point["seconds"] for point in curve if point.get("knn_top1", 0.0) >= KNOWN]
@@ -108,17 +114,16 @@ def _row(found: list[dict[str, Any]], total_steps: int) -> Row:
     return {
         "seconds": round(last["seconds"], 1),
         "steps": last["step"],
-        "total_steps": total_steps,
         "images_per_second": round(last["images_per_second"], 1),
         "views_per_second": round(last["views_per_second"], 1),
         "data_wait": last["data_wait"],
         "memory_gib": round(last["memory_gib"], 2),
         "curve": curve,
-        "final": curve[-1],
+        "final": curve[-1] if curve else {},
         f"seconds_to_{KNOWN:.1%}": min(knew, default=None),
     }
 
 
-def _train(words: list[str], run: Path, *, log_every: int) -> None:
+def _train(words: list[str], run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
-    program.finish([*words, "--run", str(run), "--log_every", str(log_every)])
+    program.finish([*words, "--run", str(run)])

@@ -17,46 +17,52 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads
 from shards.layout import open_shards
-from tools.measure import endless, fill_cache, measure, memory_gib, pipeline_turn
+from tools.measure import Measurement as Pace
+from tools.measure import endless, fill_cache, measure, memory_gib, pipeline_turn, settle
 
 from . import material
 from .box import Measurement, Place, Row
+from .engine import decoding_engine_use
 
 REPEATS = 3
-BATCHES = 5
+BATCHES = 20
 """Batches over which kernel launches are counted."""
-VIEWS, SIZES = (2, 8, 32), (96, 224)
-# The largest batch whose views are some 400 million values: 0.8 GB of bf16.
-VALUES = 1 << 27
+ASKED = ((8, 96), (2, 224), (32, 96), (2, 96), (8, 224), (32, 224))
+"""Views of an image, and their size in pixels."""
+VALUES = 1 << 29
+"""In the views of a batch, at most: 1 GiB of bf16."""
 
 
 def measurements(place: Place) -> Sequence[Measurement]:
     """Return all of them, the most telling first."""
-    yard = [material.make_photos(place)]
-    yard += [material.make_stl10(place, encoding) for encoding in ("raw", "jpeg:95", "png")]
-    photos = material.photos(place)
-    sets = {
-        "photos, JPEG": (photos, Tuning()),
-        "96 px, raw": (material.stl10(place, "raw"), Tuning()),
-        "96 px, JPEG": (material.stl10(place, "jpeg:95"), Tuning()),
-        "96 px, PNG": (material.stl10(place, "png"), Tuning()),
-        "photos, cached": (photos, Tuning(decode="cache")),
-        "96 px, JPEG, cached": (material.stl10(place, "jpeg:95"), Tuning(decode="cache")),
-        "photos, no decoding engine": (photos, Tuning(hw_decoder_load=0.0)),
-        "photos, decoded on the CPU": (photos, Tuning(decode="cpu")),
-    }
-    views, sizes = place.of(VIEWS, (2,)), place.of(SIZES, (32,))
-    found = []
-    for (name, (root, tuning)), V, size in product(sets.items(), views, sizes):
+    photos, raw, jpeg, png = (
+        material.make_photos(place),
+        *(material.make_stl10(place, encoding) for encoding in ("raw", "jpeg:95", "png")),
+    )
+    of_photos = material.photos(place)
+    of_raw, of_jpeg, of_png = (material.stl10(place, e) for e in ("raw", "jpeg:95", "png"))
+    sets: list[tuple[str, Measurement, Path, Tuning]] = [
+        ("photos, JPEG", photos, of_photos, Tuning()),
+        ("96 px, raw", raw, of_raw, Tuning()),
+        ("photos, cached", photos, of_photos, Tuning(decode="cache")),
+        ("photos, no decoding engine", photos, of_photos, Tuning(hw_decoder_load=0.0)),
+        ("96 px, JPEG", jpeg, of_jpeg, Tuning()),
+        ("96 px, PNG", png, of_png, Tuning()),
+        ("photos, decoded on the CPU", photos, of_photos, Tuning(decode="cpu")),
+        ("96 px, JPEG, cached", jpeg, of_jpeg, Tuning(decode="cache")),
+    ]
+    found: dict[str, Measurement] = {}
+    for (V, size), (name, made, root, tuning) in product(place.of(ASKED, ((2, 32),)), sets):
         if place.rehearsal and tuning.decode == "cache":
             continue  # the cache is the GPU's
+        found.setdefault(made.name, made)
         work = partial(throughput, place, root, tuning, V=V, size=size)
         seconds = place.of(12.0 + 10.0 * (tuning.decode == "cache"), 1.0)
-        found.append(Measurement(f"{name}: {V} × {size} px", work, seconds))
-    return [*yard, *found]
+        asked = f"{name}: {V} × {size} px"
+        found[asked] = Measurement(asked, work, seconds)
+    return list(found.values())
 
 
 def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -> Row:
@@ -69,7 +75,7 @@ def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -
         V: views of an image.
         size: of a view, in pixels.
     """
-    device = torch.device(place.device, 0) if place.device == "cuda" else torch.device("cpu")
+    device = place.torch_device
     shard_set = open_shards(str(root))
     fits = VALUES // (V * 3 * size * size)
     batch_size = place.of(max(16, min(512, 2 ** (fits.bit_length() - 1))), 8)
@@ -88,7 +94,8 @@ def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -
         seconds = place.of(2.0, 0.1)
         runs = [measure(turn, seconds, device, loader=loader) for _ in range(place.of(REPEATS, 1))]
         ms = sorted(1000 * run.seconds_a_batch for run in runs)
-        launches = count_launches(loader) if device.type == "cuda" else None
+        engine = decoding_engine_use() if device.type == "cuda" else None
+        launches = count_launches(loader, runs[-1]) if device.type == "cuda" else None
     middle = ms[len(ms) // 2]
     return {
         "batch_size": batch_size,
@@ -101,19 +108,25 @@ def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -
         "images_per_second": round(1000 * batch_size / middle, 1),
         "views_per_second": round(1000 * batch_size * V / middle, 1),
         "kernel_launches_a_batch": launches,
+        "decoding_engine_use": engine,
         "memory_gib": memory_gib(device),
     }
 
 
-def count_launches(loader: Loader) -> float:
-    """Return the kernels that a batch launches on the GPU, DALI's own included."""
+def count_launches(loader: Loader, pace: Pace) -> float:
+    """Return the kernels that a batch launches on the GPU, DALI's own included.
+
+    Args:
+        loader: whose batches.
+        pace: how long they take: the queue of batches is to be full at both ends.
+    """
     batches = endless(loader)
     next(batches)
-    synchronize(loader.device)
+    settle(loader, pace)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(BATCHES):
             next(batches)
-        synchronize(loader.device)
+        settle(loader, pace)
     on_device = [event for event in profiler.events() or () if "CUDA" in str(event.device_type)]
     kernels = [event for event in on_device if not event.name.startswith(("Memcpy", "Memset"))]
     return len(kernels) / BATCHES

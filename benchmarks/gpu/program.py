@@ -1,13 +1,20 @@
-"""train.py in forked processes, which have all imports already."""
+"""train.py in forked processes, which have all imports already.
+
+A process that forks one must not have computed with PyTorch before: threads that it would have
+started are missing in the other, which waits for them for ever.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import train
 from training.command import run_command
+from training.run import failure
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -27,6 +34,8 @@ def start(words: list[str]) -> int:
         code = 0
     except SystemExit as end:
         code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -34,11 +43,13 @@ def start(words: list[str]) -> int:
 
 
 def finish(words: list[str]) -> None:
-    """Run `python train.py WORDS`.
+    """Run `python train.py WORDS`, with --run among them.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: it did not end well, and why, if it said so.
     """
     _, status = os.waitpid(start(words), 0)
     if code := os.waitstatus_to_exitcode(status):
-        raise RuntimeError(f"train.py ended with {code}")
+        why = Path(words[words.index("--run") + 1]) / failure.NAME
+        what = json.loads(why.read_text())["what"] if why.exists() else "see the log"
+        raise RuntimeError(f"train.py ended with {code}: {what}")

@@ -29,8 +29,8 @@ from .box import Measurement, Place, Row
 SIZES = (32_768, 8_192, 131_072, 2_048, 16_384, 65_536, 4_096)
 VIEWS = (4, 8)
 PEER = "PML SmoothAPLoss"
-PEER_SIZES = (256, 512, 1_024, 1_536)
-"""It takes N³ of memory."""
+PEER_SIZES = (256, 512, 1_024)
+"""It takes N³ of memory, and makes a mask of that size on the host in every step."""
 D = 128
 SECONDS = 2.0  # of repeats for each figure, but 3 repeats or more
 LONG = 5.0  # seconds; such a step is taken once more after the first and no more
@@ -48,9 +48,11 @@ def measurements(place: Place) -> Sequence[Measurement]:
     if importlib.util.find_spec("pytorch_metric_learning") is not None:
         for N in place.of(PEER_SIZES, (32,)):
             work = partial(peer, place, 4, N)
-            found.append(Measurement(f"{PEER}, {N} embeddings", work, place.of(15.0, 1.0)))
-    if not place.rehearsal:
-        found.append(Measurement("tiles", partial(tiles, place, 4, SIZES[0]), 60.0))
+            seconds = place.of(10.0 + 30.0 * (N / PEER_SIZES[-1]) ** 3, 1.0)
+            found.append(Measurement(f"{PEER}, {N} embeddings", work, seconds))
+    for precision, name in product(PRECISIONS, ("compare", "pull")) if not place.rehearsal else ():
+        work = partial(tiles, 4, SIZES[0], precision, name)
+        found.append(Measurement(f"tiles of {name}, {precision}", work, 30.0))
     return found
 
 
@@ -111,43 +113,42 @@ def peer(place: Place, V: int, N: int) -> Row:
     return {"N": N, "V": V, **_figures(step, N)}
 
 
-def tiles(place: Place, V: int, N: int) -> Row:
-    """Return milliseconds of each kernel in tiles of several sizes, or why one does not run.
+def tiles(V: int, N: int, precision: Literal["float32", "bf16"], name: str) -> Row:
+    """Return milliseconds of a kernel in tiles of several sizes, or why one does not run.
 
     Args:
-        place: where.
         V: views of a sample.
         N: embeddings, V a sample.
+        precision: of the products.
+        name: of the kernel, compare or pull.
     """
     from model.kernel.smooth_ap import Side, Tiles, compare, pull, tiles_for
 
-    z_ND = unit_embeddings(V, N, place.device).flatten(0, 1)
+    z_ND = unit_embeddings(V, N, "cuda").flatten(0, 1)
     sample_N = torch.arange(N // V, dtype=torch.int32, device="cuda").repeat(V)
     key_KN = torch.rand(V - 1, N, device="cuda").mul_(20).exp2_()
     scale = 1 / (SmoothAP().temperature * torch.tensor(2.0).log().item())
+    side = Side(z_ND.bfloat16() if precision == "bf16" else z_ND, sample_N, key_KN, key_KN)
+    candidates = [tiles_for(z_ND.device, precision)[name == "pull"]]
+    for size, others, stages in product((64, 128), (32, 64, 128), (2, 3)):
+        candidates.append(Tiles(size, others, 128, size // 16, stages))
     rows = []
-    for precision, name in product(PRECISIONS, ("compare", "pull")):
-        multiplied_ND = z_ND.bfloat16() if precision == "bf16" else z_ND
-        side = Side(multiplied_ND, sample_N, key_KN, key_KN)
-        candidates = [tiles_for(z_ND.device, precision)[name == "pull"]]
-        for size, others, stages in product((64, 128), (32, 64, 128), (2, 3)):
-            candidates.append(Tiles(size, others, 128, size // 16, stages))
-        for size in dict.fromkeys(candidates):
+    for size in dict.fromkeys(candidates):
 
-            def step(name: str = name, side: Side = side, size: Tiles = size) -> None:
-                if name == "compare":
-                    compare(side, side, scale, grad=True, tiles=size)
-                else:
-                    pull(side, side, scale, tiles=size)
+        def step(size: Tiles = size) -> None:
+            if name == "compare":
+                compare(side, side, scale, grad=True, tiles=size)
+            else:
+                pull(side, side, scale, tiles=size)
 
-            row: Row = {"kernel": name, "precision": precision, **size._asdict()}
-            row["chosen"] = size == candidates[0]
-            try:
-                row["ms_median"] = median(timed(step, cuda=True))
-            except Exception as error:  # such as shared memory that a tile does not fit
-                row["skipped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            rows.append(row)
-    return {"N": N, "V": V, "tiles": sorted(rows, key=lambda r: r.get("ms_median", torch.inf))}
+        row: Row = {**size._asdict(), "chosen": size == candidates[0]}
+        try:
+            row["ms_median"] = median(timed(step, cuda=True, seconds=0.25))
+        except Exception as error:  # such as shared memory that a tile does not fit
+            row["skipped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        rows.append(row)
+    rows.sort(key=lambda row: row.get("ms_median", torch.inf))
+    return {"tiles": rows}
 
 
 def unit_embeddings(V: int, N: int, device: str) -> Tensor:
@@ -162,11 +163,11 @@ def unit_embeddings(V: int, N: int, device: str) -> Tensor:
     return F.normalize(sample_1AD + 1.5 * noise_VAD, dim=-1)
 
 
-def timed(step: Step, *, cuda: bool) -> list[float]:
+def timed(step: Step, *, cuda: bool, seconds: float = SECONDS) -> list[float]:
     """Return milliseconds of each repeat, on a GPU by its own clock, once the step is warm."""
     found: list[float] = []
     step()
-    while len(found) < 3 or sum(found) < 1000 * (SECONDS if cuda else 0.0):
+    while len(found) < 3 or sum(found) < 1000 * (seconds if cuda else 0.0):
         if cuda:
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from pipeline.selfcheck import compare_decoders
+from pipeline.profile import synchronize
+from pipeline.selfcheck import decoder_differences
 from pipeline.tuning import Tuning
 from shards.layout import open_shards
 from tools.measure import Workload, endless, parse_recipe, recipe_parser
@@ -28,8 +30,9 @@ from training.run import checkpoint
 
 from . import material, program
 from .box import Measurement, Place, Row
+from .engine import decoding_engine_use
 
-ROOT = Path(__file__).parent.parent.parent
+TESTS = Path(__file__).parent.parent.parent / "tests"
 
 
 def measurements(place: Place) -> Sequence[Measurement]:
@@ -39,32 +42,36 @@ def measurements(place: Place) -> Sequence[Measurement]:
         material.make_cifar10(place),
         Measurement("the GPU's tests", partial(suite, place), place.of(120.0, 1.0)),
     ]
+    for kind, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
+        work = partial(resume, place, kind, words)
+        found.append(Measurement(f"a continued run, {kind} kernels", work, place.of(60.0, 20.0)))
     for load in place.of((0.9, 0.0, 1.0), (0.9,)):
         work = partial(pixels, place, load)
-        name = f"decoded pixels, {load:.0%} by the decoding engine"
+        name = f"decoded pixels, {load:.0%} asked of the decoding engine"
         found.append(Measurement(name, work, place.of(20.0, 1.0)))
-    found.append(Measurement("continued runs", partial(resume, place), place.of(90.0, 20.0)))
     for finish in place.of(("fused", "dali"), ("fused",)):
         work = partial(buffers, place, finish)
         found.append(Measurement(f"buffers, finish {finish}", work, place.of(25.0, 1.0)))
-    found.append(Measurement("precisions", partial(precisions, place), place.of(40.0, 1.0)))
+    for precision in place.of(("no", "bf16", "fp16"), ("no",)):
+        work = partial(losses, place, precision)
+        found.append(Measurement(f"losses, precision {precision}", work, place.of(15.0, 1.0)))
     return found
 
 
 def suite(place: Place) -> Row:
     """Return the outcomes of the tests that need a GPU, and the names of those that failed."""
-    tests = place.of(["tests"], ["tests/pipeline/test_lifetime.py"])
+    tests = [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    chosen = [str(path) for path in tests if path.name != Path(__file__).name]
+    chosen = place.of(chosen, [each for each in chosen if each.endswith("test_lifetime.py")])
     words = ["-o", "addopts=", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *tests, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", *chosen, *words, "--continue-on-collection-errors"]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
-    counts = {
-        kind: int(n)
-        for n, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)
-    }
+    found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)
+    counts = {kind: int(number) for number, kind in found}
+    if place.of("passed", "skipped") not in counts:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-300:]}")
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    if not counts:
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stderr[-300:]}")
     return {"counts": counts, "not_passed": failed}
 
 
@@ -73,100 +80,132 @@ def pixels(place: Place, load: float) -> Row:
 
     Args:
         place: where and how large.
-        load: share of the images that the decoding engine takes.
+        load: share of the images that the decoding engine is asked for.
     """
     images = place.of(2_000, 16)
-    told = compare_decoders(
+    apart = decoder_differences(
         open_shards(str(material.photos(place))),
-        device=torch.device(place.device, 0) if place.device == "cuda" else torch.device("cpu"),
+        device=place.torch_device,
         tuning=Tuning(hw_decoder_load=load).filled(batch_size=images),
         samples=images,
     )
-    return {"images": images, "found": told}
+    return {
+        "images": len(apart),
+        "mean_levels": round(sum(each.mean for each in apart) / len(apart), 4),
+        "worst_image_mean_levels": round(max(each.mean for each in apart), 3),
+        "worst_image_far_share": round(max(each.far for each in apart), 5),
+        "images_that_a_run_would_refuse": sum(each.wrong for each in apart),
+        "decoding_engine_use": decoding_engine_use(),
+    }
 
 
-def buffers(place: Place, finish: str) -> Row:
+def buffers(place: Place, finish: Literal["fused", "dali"]) -> Row:
     """Return in how many batches a kernel that reads late, behind a busy device, saw another batch.
 
     Args:
         place: where and how large.
         finish: see `Tuning.finish`.
     """
-    device = torch.device("cuda", 0) if place.device == "cuda" else torch.device("cpu")
-    batches = place.of(300, 3)
+    device, batches = place.torch_device, place.of(150, 3)
     shard_set = open_shards(str(material.photos(place)))
+    behind = 0.0
 
     def sums(*, late: bool) -> torch.Tensor:
+        nonlocal behind
         loader = Loader(
             shard_set,
             [ViewGroup(policy=SimCLR(), count=place.of(8, 2), size=place.of(96, 16))],
-            batch_size_per_rank=place.of(128, 4),
+            batch_size_per_rank=place.of(32, 4),
             device=device,
             shuffle_buffer=place.of(8192, 16),
-            tuning=Tuning(finish="dali" if finish == "dali" else "fused"),
+            tuning=Tuning(finish=finish),
         )
         found = []
         with loader:
             for batch in islice(chain.from_iterable(repeat(loader)), batches):
                 if late and device.type == "cuda":
-                    torch.cuda._sleep(20_000_000)  # about 10 ms
+                    torch.cuda._sleep(60_000_000)  # about 30 ms: several times what a batch takes
                 found.append(batch.views[0].double().square().sum())
                 del batch
-                if not late and device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                if not late:
+                    synchronize(device)
+            begin = time.perf_counter()
+            synchronize(device)
+            behind = time.perf_counter() - begin if late else behind
         return torch.stack(found).cpu()
 
-    wrong = int((sums(late=True) != sums(late=False)).sum())
-    return {"batches": batches, "wrong_batches": wrong}
+    late, prompt = sums(late=True), sums(late=False)
+    return {
+        "batches": batches,
+        "wrong_batches": int((late != prompt).sum()),
+        "largest_relative_difference": ((late - prompt).abs() / prompt).max().item(),
+        "device_was_behind_by_seconds": round(behind, 3),
+    }
 
 
-def precisions(place: Place) -> Row:
-    """Return the losses of the same steps in float32, bf16 and fp16, and the skipped ones."""
-    steps, found = place.of(60, 2), {}
-    for precision in place.of(("no", "bf16", "fp16"), ("no",)):
-        words = [*_words(place, steps), "--run", "unused", "--mixed_precision", precision]
-        workload = Workload(parse_recipe(recipe_parser("benchmarks.gpu", ""), words).config)
-        torch.manual_seed(0)
-        with workload.loader(Tuning()) as loader:
-            losses = [
-                workload.step(batch.views, learning_rate=1e-3).loss.detach()
-                for batch in islice(endless(loader), steps)
-            ]
-        skipped, _ = workload.step.guard.counts()
-        curve = torch.stack(losses).tolist()
-        found[precision] = {"losses": curve, "skipped_steps": skipped}
-    return {"steps": steps, "precisions": found}
+def losses(place: Place, precision: str) -> Row:
+    """Return the losses of the same steps in one precision, and how many were skipped.
 
-
-def resume(place: Place) -> Row:
-    """Return how far a run that was continued is from one that was not, and two that were not.
-
-    By default, and with deterministic kernels, where not a bit may differ.
+    Args:
+        place: where and how large.
+        precision: no, bf16 or fp16.
     """
-    found: Row = {}
-    for name, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
-        steps = place.of(40, 4)
-        straight, again, continued = (place.data / f"resume-{name}-{i}" for i in range(3))
-        for run in (straight, again, continued):
-            shutil.rmtree(run, ignore_errors=True)
-        for run, killed in (
-            (straight, False),
-            (again, False),
-            (continued, True),
-            (continued, False),
-        ):
-            saves = ["--checkpoint_every", str(steps // 2)]
-            _train([*_words(place, steps), *saves, *words], run, killed=killed)
-        losses = [[r["loss"] for r in records(run) if "loss" in r] for run in (straight, continued)]
-        found[name] = {
-            "steps": steps,
-            "continued_differs_by": _distance(straight, continued),
-            "repeated_differs_by": _distance(straight, again),
-            "largest_difference_of_losses": max(abs(a - b) for a, b in zip(*losses, strict=True)),
-        }
-        if place.rehearsal:
-            break
-    return found
+    steps = place.of(60, 2)
+    words = [*_words(place, steps), "--run", "unused", "--mixed_precision", precision]
+    workload = Workload(parse_recipe(recipe_parser("benchmarks.gpu", ""), words).config)
+    torch.manual_seed(0)
+    with workload.loader(Tuning()) as loader:
+        found = [
+            workload.step(batch.views, learning_rate=1e-3).loss.detach()
+            for batch in islice(endless(loader), steps)
+        ]
+    skipped, _ = workload.step.guard.counts()
+    return {"steps": steps, "losses": torch.stack(found).tolist(), "skipped_steps": skipped}
+
+
+def resume(place: Place, kind: str, words: list[str]) -> Row:
+    """Return how far a run that was killed and continued is from one that was not.
+
+    Beside it how far two are from each other that nothing disturbed.
+
+    Args:
+        place: where and how large.
+        kind: of kernels.
+        words: train.py's, for them.
+    """
+    steps = place.of(240, 4)
+    words = [*_words(place, steps), "--checkpoint_every", str(max(2, steps // 6)), *words]
+    straight, again, killed = (place.data / f"resume-{kind}-{i}" for i in range(3))
+    for run in (straight, again, killed):
+        shutil.rmtree(run, ignore_errors=True)
+    for run in (straight, again):
+        program.finish([*words, "--run", str(run)])
+    _kill([*words, "--run", str(killed)], killed)
+    left = checkpoint.newest(killed)
+    assert left is not None
+    program.finish([*words, "--run", str(killed)])
+    curves = [[r["loss"] for r in records(run) if "loss" in r] for run in (straight, killed)]
+    return {
+        "steps": steps,
+        "continued_from": left.step,
+        "continued_differs_by": _distance(straight, killed),
+        "repeated_differs_by": _distance(straight, again),
+        "largest_difference_of_losses": max(abs(a - b) for a, b in zip(*curves, strict=True)),
+    }
+
+
+def _kill(words: list[str], run: Path) -> None:
+    """Train until a kill as soon as there is a checkpoint."""
+    process = program.start(words)
+    folder = run / checkpoint.FOLDER
+    while not any(folder.glob("[0-9]*")):
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            raise RuntimeError(f"train.py ended with {code} before its first checkpoint")
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
 
 
 def _words(place: Place, steps: int) -> list[str]:
@@ -178,20 +217,8 @@ def _words(place: Place, steps: int) -> list[str]:
         *("--batch_size", str(place.of(256, 8)), "--shuffle_buffer", str(place.of(8192, 16))),
         *("--method", "JointEmbedding", "--method.encoder", *encoder, *width),
         *("--method.objective", "SmoothAP", "--log_every", "1", "--profile_seconds", "0"),
+        *("--self_check", "false"),  # `pixels` is it, for all images
     ]
-
-
-def _train(words: list[str], run: Path, *, killed: bool) -> None:
-    """Train to the end, or until a kill as soon as there is a checkpoint."""
-    words = [*words, "--run", str(run)]
-    if not killed:
-        program.finish(words)
-        return
-    process = program.start(words)
-    while checkpoint.newest(run) is None and os.waitpid(process, os.WNOHANG)[0] == 0:
-        time.sleep(0.05)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
 
 
 def _distance(one: Path, other: Path) -> float:
