@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shards.layout import ShardSet
 
@@ -22,10 +23,13 @@ from .loader import allow_open_files, unreadable
 from .stored import decode, read
 from .tuning import Tuning
 
-# Decoders differ by a level or two in the inverse cosine transform, and by more beside sharp edges
-# of colour, whose resolution is halved in most JPEGs. Wrong pixels are whole blocks of them.
+# Decoders differ by a level or two in the inverse cosine transform, and in how they enlarge colour,
+# of which most JPEGs have half the resolution: of small images some would be 4 levels apart. That
+# changes neither brightness nor the mean colour of a block. Wrong pixels are whole blocks of them.
 MEAN_LEVELS = 2.0  # of 255, over an image
-FAR_LEVELS, FAR_SHARE = 32, 0.02  # so many levels apart, at most this share of an image's values
+FAR_LEVELS, FAR_SHARE = 32, 0.02  # so many levels apart, at most this share of an image's pixels
+BLOCK = 16  # pixels that share at most one value of colour of theirs
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def check_decoder(
@@ -60,7 +64,7 @@ def compare_decoders(
             raise ValueError(
                 f"the GPU decodes other pixels than the CPU: sample {each.sample} of "
                 f"{shard_set.root} differs by {each.mean:.1f} levels of 255 in the mean "
-                f"({MEAN_LEVELS:g} at most), {each.far:.1%} of its values by more than "
+                f"({MEAN_LEVELS:g} at most), {each.far:.1%} of its pixels by more than "
                 f"{FAR_LEVELS} ({FAR_SHARE:.0%} at most). Decode with --tuning.decode cpu, or "
                 "update the driver and nvImageCodec; --no_self_check trains on these pixels."
             )
@@ -74,9 +78,9 @@ class Difference(NamedTuple):
     sample: int
     """Its id."""
     mean: float
-    """Levels of 255."""
+    """Levels of 255: of the brightness, or of the colour of blocks if they differ more."""
     far: float
-    """Share of the values that are more than `FAR_LEVELS` apart."""
+    """Share of the pixels whose brightness is more than `FAR_LEVELS` apart."""
 
     @property
     def wrong(self) -> bool:
@@ -115,11 +119,22 @@ def decoder_differences(
         raise unreadable(shard_set, error) from error
     found: list[Difference] = []
     for i in range(samples):
-        ours, theirs = (np.asarray(x.at(i)).astype(np.int16) for x in (images, expected))
-        difference = np.abs(ours - theirs) if ours.shape == theirs.shape else np.array([255])
-        mean, far = float(difference.mean()), float((difference > FAR_LEVELS).mean())
+        mean, far = distance(np.asarray(images.at(i)), np.asarray(expected.at(i)))
         found.append(Difference(int(ids.at(i)[0]), mean, far))
     return found
+
+
+def distance(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return how far two images [H, W, 3] are apart: see `Difference.mean` and `Difference.far`."""
+    if ours.shape != theirs.shape:
+        return 255.0, 1.0
+    apart_HWC = ours.astype(np.float32) - theirs
+    luma_HW = np.abs(apart_HWC @ _LUMA)
+    height, width, _ = ours.shape
+    rows, columns = np.arange(0, height, BLOCK), np.arange(0, width, BLOCK)
+    sums = np.add.reduceat(np.add.reduceat(apart_HWC, rows, axis=0), columns, axis=1)
+    color = float(np.abs(sums).sum() / apart_HWC.size)
+    return max(float(luma_HW.mean()), color), float((luma_HW > FAR_LEVELS).mean())
 
 
 def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: torch.dtype) -> None:

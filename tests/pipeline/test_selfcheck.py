@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import graph, selfcheck
 from pipeline.augment import GroCo, SimCLR
@@ -67,6 +69,31 @@ def test_a_level_of_rounding_is_no_error(
     plant(monkeypatch, lambda image: fn.brightness_contrast(image, brightness_shift=1 / 255))
     said = selfcheck.compare_decoders(shard_set, device=CPU, tuning=TUNING, samples=8)
     assert "levels" in said
+
+
+@pytest.mark.parametrize("size", [(32, 32), (100, 70)])
+def test_another_way_to_enlarge_colour_is_no_error(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1] // 2, size[0] // 2, 3), np.uint8)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).convert("YCbCr")
+    luma, *colors = image.split()
+    half = [color.resize((size[0] // 2, size[1] // 2), Image.Resampling.BOX) for color in colors]
+    one, other = (
+        np.asarray(
+            Image.merge("YCbCr", (luma, *(c.resize(size, how) for c in half))).convert("RGB")
+        )
+        for how in (Image.Resampling.NEAREST, Image.Resampling.BILINEAR)
+    )
+    assert np.abs(one.astype(int) - other).mean() > 2 * selfcheck.MEAN_LEVELS
+    mean, far = selfcheck.distance(one, other)
+    assert mean < selfcheck.MEAN_LEVELS and far < selfcheck.FAR_SHARE
+
+
+def test_the_distance_of_a_shift_is_the_shift() -> None:
+    image = np.full((40, 24, 3), 100, np.uint8)
+    assert selfcheck.distance(image, image + 3) == pytest.approx((3.0, 0.0), abs=1e-4)
+    green = image + np.array([0, 40, 0], np.uint8)
+    assert selfcheck.distance(image, green)[0] == pytest.approx(0.587 * 40, abs=1e-3)
+    assert selfcheck.distance(image, image[:, :16]) == (255.0, 1.0)
 
 
 @pytest.mark.parametrize("policy", [SimCLR(), GroCo(second=True)])
