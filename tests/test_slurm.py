@@ -1,0 +1,59 @@
+"""The batch script of docs/reliability.md, with a stand-in for SLURM's own command."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeShardSet
+from tests.program import BIN, CPU, ROOT, arguments, losses, wait_for_step
+from training.run import checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+def script() -> str:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    (found,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
+    return found
+
+
+def test_a_job_that_is_told_to_end_saves_is_queued_again_and_goes_on(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    run, told = tmp_path / "run", tmp_path / "told"
+    words = arguments(make_shard_set(42), run, "--steps", "400", "--checkpoint_every", "1000")
+    batch = script().replace("train.py --config recipes/X.yaml --run runs/X", " ".join(words))
+    assert batch != script()
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    environment = {**os.environ, **CPU, "SLURM_JOB_ID": "17"}
+    environment["PATH"] = f"{tmp_path}:{BIN}:{os.environ['PATH']}"
+
+    def submit() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", "-c", batch],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    job = submit()
+    wait_for_step(job, run, 5)
+    job.send_signal(signal.SIGUSR1)  # to the batch shell alone, as --signal=B:USR1 does
+    out, err = job.communicate(timeout=60)
+    assert told.read_text() == "requeue 17\n", out + err
+    saved = checkpoint.newest(run)
+    assert saved is not None and saved.step == losses(run)[-1][0]
+
+    again = submit()
+    wait_for_step(again, run, saved.step + 5)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.communicate()
+    assert [step for step, _ in losses(run)] == list(range(1, losses(run)[-1][0] + 1))
