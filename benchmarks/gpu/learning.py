@@ -32,6 +32,7 @@ def variants(place: Place) -> Mapping[str, list[str]]:
         tiny = ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
         tiny += ["--views.count", "2", "--batch_size", "8", "--shuffle_buffer", "16"]
         return {"SimCLR": ["--config", "recipes/cifar10_simclr.yaml", *tiny]}
+    fast = ["--batch_size", "1024", "--compile", "true"]
     recipes = {
         "SimCLR, 2 views": ("simclr", 2),
         "S2R2-style, 4 views": ("s2r2", 4),
@@ -49,6 +50,8 @@ def variants(place: Place) -> Mapping[str, list[str]]:
     for name, (recipe, V) in recipes.items():
         views = ["--views.count", str(V)] if V else []
         found[name] = ["--config", f"recipes/cifar10_{recipe}.yaml", *views]
+    found["SimCLR, 2 views, compiled, batch 1,024"] = [*found["SimCLR, 2 views"], *fast]
+    found["S2R2-style, 4 views, compiled, batch 1,024"] = [*found["S2R2-style, 4 views"], *fast]
     return found
 
 
@@ -108,7 +111,16 @@ def _row(found: list[dict[str, Any]]) -> Row:
         before = [step for step in steps if step["step"] <= record["step"]]
         at = max(before, key=lambda step: step["step"], default=steps[0])
         figures = {name: record[name] for name in FIGURES if name in record}
-        curve.append({"step": record["step"], "seconds": round(at["seconds"], 1), **figures})
+        views = at["views_per_second"] / at["images_per_second"]
+        curve.append(
+            {
+                "step": record["step"],
+                "seconds": round(at["seconds"], 1),
+                "epochs": at["epoch"],
+                "epochs_times_views": round(at["epoch"] * views, 3),
+                **figures,
+            }
+        )
     knew = [point["seconds"] for point in curve if point.get("knn_top1", 0.0) >= KNOWN]
     last = steps[-1]
     return {

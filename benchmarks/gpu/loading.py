@@ -102,6 +102,7 @@ def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -
         "views": V,
         "size": size,
         "threads": default_threads(),
+        "repeats": len(runs),
         "ms_a_batch": round(middle, 3),
         "least": round(ms[0], 3),
         "most": round(ms[-1], 3),

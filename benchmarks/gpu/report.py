@@ -247,13 +247,22 @@ def draw(folder: Path, out: Path) -> list[Path]:
 
     curves = {k: r["curve"] for k, r in _good(stages, "learning").items() if r.get("curve")}
     if curves:
-        chart, axes = panel("k-NN on CIFAR-10 (k = 200)", "seconds of training", "%")
-        for name, curve in curves.items():
-            known = [point for point in curve if "knn_top1" in point]
-            seconds = [point["seconds"] for point in known]
-            axes.plot(seconds, [100 * p["knn_top1"] for p in known], marker="o", ms=3, label=name)
-        axes.axhline(84.8, color="0.6", linewidth=1, linestyle="--")
-        axes.legend(frameon=False, fontsize=8)
+        chart, panels = pyplot.subplots(
+            1, 2, figsize=(11, 4.5), dpi=150, layout="constrained", sharey=True
+        )
+        for axes, by, label in (
+            (panels[0], "seconds", "seconds of training"),
+            (panels[1], "epochs_times_views", "epochs × views of an image"),
+        ):
+            for name, curve in curves.items():
+                known = [point for point in curve if "knn_top1" in point]
+                x = [point[by] for point in known]
+                axes.plot(x, [100 * p["knn_top1"] for p in known], marker="o", ms=3, label=name)
+            axes.axhline(84.8, color="0.6", linewidth=1, linestyle="--")
+            axes.set_xlabel(label)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_title("k-NN on CIFAR-10 (k = 200), %", loc="left")
+        panels[0].legend(frameon=False, fontsize=7)
         save(chart, "learning")
     ranked = [r for r in _good(stages, "ranking").values() if "forms" in r]
     if ranked:
