@@ -10,6 +10,7 @@ The same command again continues the run, bit for bit on the CPU, from its last 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
@@ -73,16 +74,19 @@ def main() -> None:
         "rank": int(os.environ.get("RANK", "0")),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    found: list[str] = []
     with failure.reported(run, rank=ranks["rank"]) as place:
-        try:
-            with Watchdog(run, place, limit=limit, **ranks):
+        with Watchdog(run, place, limit=limit, **ranks):
+            try:
                 pretrain(settings, place, **ranks)
-        except Unreadable as error:
-            whole = open_shards(settings.config.shards)
-            found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
-            if not found:
-                raise
-            sys.stderr.write(f"warning: left out from now on: {'; '.join(found)} ({error})\n")
+            except Unreadable as error:
+                place.enter("search for what cannot be read", patience=math.inf)
+                whole = open_shards(settings.config.shards)
+                found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
+                if not found:
+                    raise
+                sys.stderr.write(f"warning: left out from now on: {'; '.join(found)} ({error})\n")
+        if found:
             restart()
 
 
@@ -340,7 +344,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     reason = TIME if late else 0
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
     begin, pace = step, Pace(step=step, seconds=seconds)
-    place.enter("data", step=step)
+    place.enter("data", step=step, patience=10)  # the pipeline is built, and its buffer filled
     with monitor, loader, watch:
         for batch in batches:
             place.enter("memory", patience=10)
@@ -387,7 +391,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
                 if not last and evaluate_steps and step % evaluate_steps == 0:
                     place.enter("evaluation", patience=10)
                     evaluate(final=False)
-                place.enter("checkpoint", step=step)
+                place.enter("checkpoint", step=step, patience=10)
                 if save_due:
                     writer.save(step=step, seconds=pace.seconds, parts=state.parts(), ranks=ranks)
                 if last and writer.settle(ranks) != step:
@@ -402,7 +406,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
             place.enter("data", step=step)
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
-    place.enter("finish", patience=10)
+    place.enter("finish", patience=math.inf)  # begun anew, it would take as long again
     report_damage()
     if watch.checked < watch.total:
         monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")
@@ -414,11 +418,13 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         monitor.say(
             f"stopped at step {step:,} after {config.max_seconds:g} s, as --max_seconds says"
         )
+    path = config.run / folder.ENCODER
+    if rank == 0:
+        facts = {"size": config.views.size, "mean": MEAN, "std": STD, "step": step}
+        folder.export(config.run, method.encoder, facts)
     if not any(r["step"] == step and r.get("evaluation") == "final" for r in records(config.run)):
         evaluate(final=True)
     if rank == 0:
-        facts = {"size": config.views.size, "mean": MEAN, "std": STD, "step": step}
-        path = folder.export(config.run, method.encoder, facts)
         monitor.say(
             f"finished: encoder in {path}; evaluate it with python -m tools.evaluate {config.run}"
         )

@@ -98,9 +98,8 @@ def write(path: Path, tuning: Tuning, *, remarks: Mapping[str, Any] | None = Non
     """Write settings that `read` reads; the remarks become comments."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "".join(f"# {name}: {value}\n" for name, value in (remarks or {}).items())
-    partial = path.with_suffix(".partial")
-    partial.write_text(head + yaml.safe_dump(asdict(tuning), sort_keys=False))
-    os.replace(partial, path)
+    text = head + yaml.safe_dump(asdict(tuning), sort_keys=False)
+    durable.replace(path, [text.encode()])
 
 
 def read(path: Path) -> Tuning:
@@ -110,7 +109,7 @@ def read(path: Path) -> Tuning:
         ValueError: it is missing, or not what `write` writes.
     """
     try:
-        values = yaml.safe_load(durable.read(path)) or {}
+        values = yaml.safe_load(durable.read(path))
         arguments = ArgumentParser(exit_on_error=False)
         arguments.add_class_arguments(Tuning)
         return Tuning(**vars(arguments.parse_object(values)))

@@ -109,16 +109,17 @@ def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
     Args:
         run: the run's folder.
         step: number of updates done.
-        facts: what goes into its record besides the step and the hashes.
+        facts: what goes into its record besides the step and the hashes; `world_size` among them.
 
     Raises:
-        OSError: the disk refused; earlier checkpoints are untouched.
+        OSError: the disk refused, or a part is missing; earlier checkpoints are untouched.
     """
     folder, begun = run / FOLDER, partial(run, step)
-    hashes = {}
-    for path in sorted(begun.glob("*.sha256")):
-        hashes[path.stem] = path.read_text()
-        path.unlink()
+    # By name: a part that is not seen here, as of a folder that ranks do not share, is missing.
+    parts = (METHOD, OPTIMIZER, *map(rank_file, range(facts["world_size"])))
+    hashes = {name: (begun / f"{name}.sha256").read_text() for name in parts}
+    for name in parts:
+        (begun / f"{name}.sha256").unlink()
     record = {"step": step, **facts, "sha256": hashes}
     durable.write(begun / RECORD, [json.dumps(record, indent=1).encode(), b"\n"])
     durable.sync(begun)
@@ -127,6 +128,7 @@ def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
         replaced = final.rename(folder / f".{step:08d}.replaced.partial")
     begun.rename(final)
     durable.sync(folder)
+    durable.sync(run)  # in which the first checkpoint has made that folder
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 

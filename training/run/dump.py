@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.loader import Batch
@@ -62,7 +63,10 @@ def write(
     state |= {"views": list(views), "id": id_B}
     path = run / FOLDER / f"{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    durable.replace(path, tree.pieces(tree.to_host(state)))
+    held = tree.to_host(state)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the copies are under way
+    durable.replace(path, tree.pieces(held))
     return path
 
 

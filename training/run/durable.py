@@ -10,7 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from shards.place import open_regular
 _BLOCK = 1 << 22
 
 
-def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write a new file, piece after piece, and wait until it is on the disk.
 
     All but its end goes past the system's cache, where it can (`O_DIRECT`): a tenth of the
@@ -33,8 +33,9 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        # Of whole pages, as the way past the cache demands.
-        block, filled = np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8), 0
+        # Of whole pages, as the way past the cache demands; of a small file no larger than it is.
+        size = min(_BLOCK, 1 + sum(len(piece) for piece in pieces))
+        block, filled = np.frombuffer(mmap.mmap(-1, size), np.uint8), 0
         for piece in pieces:
             rest = np.frombuffer(piece, np.uint8)
             while rest.size:
@@ -55,11 +56,15 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 def _write(descriptor: int, block: NDArray[np.uint8]) -> None:
     while block.size:
         try:
-            block = block[os.write(descriptor, block.data) :]
+            written = os.write(descriptor, block.data)
         except OSError as error:
             # Some file systems take the flag and then no write of such a size or place.
             if error.errno != errno.EINVAL or not _past_cache(descriptor, False):
                 raise
+            continue
+        if not written:
+            raise OSError(errno.EIO, "the disk takes nothing more")
+        block = block[written:]
 
 
 def _past_cache(descriptor: int, wanted: bool) -> bool:
@@ -81,7 +86,7 @@ def read(path: Path) -> bytes:
         return file.read()
 
 
-def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write a file of which, after a crash, either the old or the new content is there.
 
     Raises:

@@ -184,9 +184,10 @@ class _Tee(io.TextIOBase):
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
+        written = self._stream.write(text)  # first: the log's disk may be one that never answers
         with suppress(OSError, ValueError):
             self._log.write(text)
-        return self._stream.write(text)
+        return written
 
     def flush(self) -> None:
         self._stream.flush()

@@ -128,10 +128,8 @@ def export(run: Path, encoder: Encoder, facts: dict[str, Any]) -> Path:
         for name, tensor in encoder.state_dict().items()
     }
     path = run / ENCODER
-    partial = path.with_suffix(".partial")
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    safetensors.torch.save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)
+    durable.replace(path, [safetensors.torch.save(tensors, metadata=metadata)])
     return path
 
 

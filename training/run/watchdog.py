@@ -51,14 +51,14 @@ class Watchdog:
         self._seen: dict[int, tuple[str, float]] = {}  # what a rank wrote last, and since when
         self._end = Event()
         # Two threads: the one that counts the seconds must not wait for a disk that has gone.
-        self._threads = [
+        self._watching, self._beating = (
             Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._beat)
-        ]
+        )
 
     def __enter__(self) -> Watchdog:
         if self._limit:
-            for thread in self._threads:
-                thread.start()
+            self._watching.start()
+            self._beating.start()
         return self
 
     def __exit__(
@@ -70,12 +70,19 @@ class Watchdog:
         self._end.set()
         if not self._place.prepared:
             return
+        if self._beating.is_alive():  # what it writes last would tell of a process that was killed
+            self._beating.join(_PATIENCE)
         with suppress(OSError):  # what stays tells `failure.unheard` of a process that was killed
             self._path(self._rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:
+        before = time.monotonic()
         while not self._end.wait(self._period):
-            if time.monotonic() - self._place.since > self._limit * self._place.patience:
+            now = time.monotonic()
+            # Of a process that was stopped and goes on (Ctrl-Z, a suspended job) no time went by.
+            self._place.since += max(0.0, now - before - 2 * self._period)
+            before = now
+            if now - self._place.since > self._limit * self._place.patience:
                 self._give_up()
 
     def _beat(self) -> None:
@@ -109,18 +116,22 @@ class Watchdog:
                 self._seen[rank] = (told, time.monotonic())
 
     def _give_up(self) -> None:
-        what = self._culprit()
-        more = f"; see {self._run / failure.NAME}" if self._place.prepared else ""
-        sys.stderr.write(f"error: {what}{more}\n")
-        sys.stderr.flush()
-        if not self._place.prepared:
+        """End this process, whatever the disk, stderr or memory are like."""
+        try:
+            report = Thread(target=self._report, daemon=True)
+            report.start()
+            report.join(_PATIENCE)
+        finally:
             os._exit(AGAIN)
-        report = Thread(target=self._report, args=(what,), daemon=True)
-        report.start()
-        report.join(_PATIENCE)
-        os._exit(AGAIN)
 
-    def _report(self, what: str) -> None:
+    def _report(self) -> None:
+        what, place = self._culprit(), self._place
+        more = f"; see {self._run / failure.NAME}" if place.prepared else ""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"error: {what}{more}\n")
+            sys.stderr.flush()
+        if not place.prepared:
+            return
         with suppress(OSError), failure.log_path(self._run, self._rank).open("a") as log:
             log.write(f"the threads of rank {self._rank}:\n")
             log.flush()
@@ -128,14 +139,17 @@ class Watchdog:
         failure.write(
             self._run,
             what=what,
-            where=f"rank {self._rank} has been in {self._place.phase!r} for "
-            f"{time.monotonic() - self._place.since:.0f} s",
+            where=f"rank {self._rank} has been in {place.phase!r} for "
+            f"{time.monotonic() - place.since:.0f} s",
             rank=self._rank,
-            step=self._place.step,
+            step=place.step,
             remedy="look at that process and its host; the same command, or the launcher with "
             "--max_restarts, continues from the last checkpoint. If steps are meant to take that "
             "long, raise --hang_seconds.",
         )
+        self._end.set()
+        with suppress(OSError):  # it was not killed: it has said why
+            self._path(self._rank).unlink(missing_ok=True)
 
     def _culprit(self) -> str:
         """Return whom the others wait for: a process that is silent, or the one furthest behind."""

@@ -62,3 +62,13 @@ def test_damage_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture
     damage(tmp_path / "checkpoints/00000001/rank-0.safetensors")
     with pytest.raises(ValueError, match=r"none of the 2 checkpoints.*remove that folder"):
         checkpoint.newest(tmp_path)
+
+
+def test_without_a_part_there_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for name in (checkpoint.METHOD, checkpoint.OPTIMIZER, checkpoint.rank_file(0)):
+        checkpoint.write_part(tmp_path, 2, name, tree.pieces({}))
+    with pytest.raises(OSError, match="rank-1"):
+        checkpoint.commit(tmp_path, 2, {"seconds": 1.0, "world_size": 2, "machine": "cpu, no"})
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1

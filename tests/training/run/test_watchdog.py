@@ -114,3 +114,64 @@ def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None
     (line,) = failure.unheard(tmp_path)
     assert "(rank-0) ended without a word after step 12" in line
     assert failure.unheard(tmp_path) == []
+
+
+class Broken(io.StringIO):
+    """A stderr whose reader has gone."""
+
+    def write(self, _: str, /) -> int:
+        raise BrokenPipeError
+
+
+def stall(*_: object, **__: object) -> None:
+    time.sleep(60)
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("harm", ["stderr is broken", "its log never answers", "no thread starts"])
+def test_nothing_keeps_it_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.5)
+
+    def work() -> None:
+        place = Place(prepared=True)
+        with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4):
+            place.enter("data")
+            if harm == "stderr is broken":
+                sys.stderr = Broken()
+            elif harm == "its log never answers":
+                failure.keep_stderr(tmp_path, 0)
+                sys.stderr._log.write = stall  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                watchdog.Thread.start = refuse
+            time.sleep(60)
+
+    assert in_a_child(work) == AGAIN
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        sys.stderr = io.StringIO()
+        place = Place(prepared=True)
+        with Watchdog(tmp_path, place, rank=0, world_size=1, limit=1.2):
+            place.enter("step")
+            time.sleep(0.9)
+            place.enter("step")
+            time.sleep(0.4)
+        os._exit(0)
+    time.sleep(0.3)
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.kill(child, signal.SIGCONT)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_process_that_gave_up_is_not_taken_for_one_that_was_killed(tmp_path: Path) -> None:
+    assert in_a_child(lambda: hang(tmp_path)) == AGAIN
+    assert failure.unheard(tmp_path) == []
