@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torchvision.models
 from torch import Tensor, nn
@@ -133,6 +133,7 @@ class VisionTransformer(Encoder):
                 f"image_size={image_size} is not divisible by the {patch}-pixel patches of "
                 f"vit_{variant}; try {round(image_size / patch) * patch}."
             )
+        network: Any
         if name in _HEADS:
             width = 64 * _HEADS[name]
             network = torchvision.models.VisionTransformer(

@@ -147,7 +147,7 @@ def test_nothing_keeps_it_from_ending(
                 failure.keep_stderr(tmp_path, 0)
                 sys.stderr._log.write = stall  # pyright: ignore[reportAttributeAccessIssue]
             else:
-                watchdog.Thread.start = refuse
+                monkeypatch.setattr(watchdog.Thread, "start", refuse)
             time.sleep(60)
 
     assert in_a_child(work) == AGAIN
