@@ -6,6 +6,7 @@ nothing along when it crashes, hangs or is out of memory. This process must not 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -170,7 +171,14 @@ def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
     return answer
 
 
+def die_with_parent() -> None:
+    """Be killed when the process that forked this one ends, however it ends."""
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _in_child(run: Callable[[], Row], connection: Connection, log: Path) -> None:
+    die_with_parent()
     os.setsid()
     with log.open("ab") as file:
         for stream in (1, 2):

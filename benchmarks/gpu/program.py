@@ -16,6 +16,8 @@ import train
 from training.command import run_command
 from training.run import failure
 
+from .box import die_with_parent
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -28,6 +30,7 @@ def start(words: list[str]) -> int:
         return child
     code: object = 1
     try:
+        die_with_parent()
         os.chdir(ROOT)
         sys.argv = ["train.py", *words]
         run_command(train.main)

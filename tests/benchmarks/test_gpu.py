@@ -89,6 +89,30 @@ def test_what_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_what_is_being_made_ends_with_the_command(tmp_path: Path) -> None:
+    told = tmp_path / "process"
+
+    def hang() -> Row:
+        told.write_text(str(os.getpid()))
+        time.sleep(60)
+        return {}
+
+    command = os.fork()
+    if command == 0:
+        filled(tmp_path / "try.json", [Measurement("hang", hang, 30.0)])
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    status = Path(f"/proc/{told.read_text()}/stat")
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_with_too_little_time_shorter_ones_are_made(tmp_path: Path) -> None:
     jobs = [Measurement("long", lambda: {}, 100.0), Measurement("short", lambda: {}, 1.0)]
     record = filled(tmp_path / "try.json", jobs, 30.0)
