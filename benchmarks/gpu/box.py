@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +81,6 @@ class Clock:
 
     end: float
     """By `time.monotonic`."""
-    begin: float = field(default_factory=time.monotonic)
 
     @property
     def left(self) -> float:

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 from benchmarks import peers
+from pipeline.profile import synchronize
 from tools import bench
 from tools.measure import RATE, Workload, parse_recipe, recipe_parser
 
@@ -136,12 +137,12 @@ def fed_by_kornia(place: Place, words: Words) -> Row:
 
     for _ in range(place.of(2 * feed.workers, 1)):
         turn()
-    _wait(workload.device)
+    synchronize(workload.device)
     begin, taken, seconds = time.perf_counter(), 0, place.of(12.0, 0.2)
     while taken < 1 or time.perf_counter() - begin < seconds:
         turn()
         taken += 1
-    _wait(workload.device)
+    synchronize(workload.device)
     rate = taken * config.batch_size / (time.perf_counter() - begin)
     return {
         "batch_size": config.batch_size,
@@ -149,8 +150,3 @@ def fed_by_kornia(place: Place, words: Words) -> Row:
         "workers": feed.workers,
         "images_per_second": round(rate, 1),
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tools.pilot import Budget, pace_of
 from training.monitor import records
@@ -100,10 +99,7 @@ def learn(place: Place, words: list[str], run: Path) -> Row:
 
 def known(run: Path) -> Row:
     """Return what a run's records say, ended or not."""
-    return _row(records(run))
-
-
-def _row(found: list[dict[str, Any]]) -> Row:
+    found = records(run)
     steps = [record for record in found if "loss" in record]
     evaluated = [record for record in found if "evaluation" in record]
     curve = []

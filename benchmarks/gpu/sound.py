@@ -61,10 +61,16 @@ def measurements(place: Place) -> Sequence[Measurement]:
 def suite(place: Place) -> Row:
     """Return the outcomes of the tests that need a GPU, and the names of those that failed."""
     tests = [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-    chosen = [str(path) for path in tests if path.name != Path(__file__).name]
-    chosen = place.of(chosen, [each for each in chosen if each.endswith("test_lifetime.py")])
+    chosen = place.of(tests, [path for path in tests if path.name == "test_lifetime.py"])
     words = ["-o", "addopts=", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *chosen, *words, "--continue-on-collection-errors"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *map(str, chosen),
+        *words,
+        "--continue-on-collection-errors",
+    ]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)

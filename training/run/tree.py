@@ -62,13 +62,7 @@ def loads(content: bytes) -> Any:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
         return _restore(json.loads(header["__metadata__"][_TREE]), tensors)
-    except (
-        safetensors.SafetensorError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except _MALFORMED as error:
         raise ValueError(f"no state of a run ({' '.join(str(error).split())})") from error
 
 
