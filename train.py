@@ -33,7 +33,7 @@ from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import default_threads, float_type
 from shards.layout import open_shards
 from shards.watch import Watch
-from training import tuned
+from training import allocator, tuned
 from training.budget import forecast, refuse
 from training.collapse import Collapse
 from training.command import run_command
@@ -138,6 +138,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
+    taken = rank == 0 and folder.take(config.run)
     saved = checkpoint.newest(config.run) if rank == 0 else None
     if world_size > 1:
         (saved,) = broadcast_object_list([saved])
@@ -203,7 +204,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         )
     unheard: list[str] = []
     if rank == 0:
-        folder.prepare(config.run, settings)
+        folder.prepare(config.run, settings, taken=taken)
         checkpoint.clean(config.run)
         unheard = failure.unheard(config.run)
         tuned.write(config.run / tuned.NAME, tuning)
@@ -336,6 +337,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
             return
         share_buffers(method)
         figures = suite.run(method, probe=final)
+        allocator.give_back()
         monitor.evaluation({"step": step, "evaluation": "final" if final else "online"} | figures)
         accelerator.log(figures, step=step)
 
@@ -350,6 +352,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
             place.enter("memory", patience=10)
             if (request := method.memory_due(step)) is not None:
                 fill(method, request, config, loader)
+                allocator.give_back()
             rate = learning_rate(
                 step, peak=config.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
             )

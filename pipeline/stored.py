@@ -27,6 +27,10 @@ def read(
         partner = image if raw else ["jpg;png"]
         image += [re.sub(r"(^|;)", rf"\1{PARTNER}", extensions) for extensions in partner]
     outputs = fn.readers.webdataset(
+        # DALI would take 1 MiB for each component of each sample in the shuffle buffer, 24 GiB for
+        # 8,192 of 3, and free it as soon as they are mapped: a limit on address space refuses it,
+        # and where there is none, tensors wander over it and the memory in use grows for hours.
+        tensor_init_bytes=1,
         paths=shard_set.tars,
         index_paths=shard_set.indexes,
         ext=[*image, "id.i64", "y.i64"],

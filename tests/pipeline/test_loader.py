@@ -1,5 +1,6 @@
 """The loader's promises: which samples, which memory, which place to go on from."""
 
+import resource
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,18 @@ def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(
     monkeypatch.setattr("pipeline.graph.FEW_VIEWS", 0)
     # One rounding of a coordinate in float32 is the only difference.
     assert (parts - views()).abs().max() < 1.01 / 255 / 0.224
+
+
+def test_a_shuffle_buffer_takes_no_memory_for_samples_that_are_mapped(
+    make_shard_set: MakeShardSet,
+) -> None:
+    shard_set = make_shard_set(2048)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    # By DALI's default it takes 1 MiB for each of the three components of a sample: 6 GiB.
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 3 * 2**30, limits[1]))
+    try:
+        with Loader(shard_set, [SMALL], batch_size_per_rank=64, shuffle_buffer=2048) as loader:
+            assert len(set(epoch_ids(loader))) == 2048
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

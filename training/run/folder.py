@@ -58,22 +58,51 @@ def check(run: Path, settings: Settings) -> None:
         )
 
 
-def prepare(run: Path, settings: Settings) -> None:
-    """Make the folder, take it for this process, and write its configuration.
+def take(run: Path) -> bool:
+    """Take a run's folder for this process until it ends, however it ends.
+
+    To be done before anything in it is read: nothing changes there any more.
+
+    Returns:
+        False if there is no such folder yet.
 
     Raises:
         ValueError: another process is training in it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    # Held until this process ends, however it ends; nothing is left to clean up.
-    descriptor = os.open(run, os.O_RDONLY)
     try:
+        descriptor = os.open(run, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Nothing is left to clean up: the lock goes with the process.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise ValueError(
             f"another process is training in {run}. Wait for it to end, or give another --run."
         ) from None
+    return True
+
+
+def prepare(run: Path, settings: Settings, *, taken: bool) -> None:
+    """Write the run's configuration into its folder; of a new run, make and take that first.
+
+    Args:
+        run: the run's folder.
+        settings: of the run.
+        taken: what `take` returned, before this run looked for checkpoints.
+
+    Raises:
+        ValueError: another process is training in it, or has trained there meanwhile.
+    """
+    if not taken:
+        run.mkdir(parents=True, exist_ok=True)
+        take(run)
+        if exists(run):
+            raise ValueError(
+                f"another process has trained in {run} since this one began. The same command "
+                "continues that run; give another --run for a new one."
+            )
     durable.replace(run / CONFIG, [settings.yaml().encode()])
 
 

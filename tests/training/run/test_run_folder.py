@@ -26,20 +26,41 @@ def test_a_file_in_the_runs_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    folder.prepare(tmp_path / "run", parse(LEAST))
-    with pytest.raises(ValueError, match=r"another process is training in .*run"):
-        folder.prepare(tmp_path / "run", parse(LEAST))
-
-
-def test_a_configuration_may_change_until_something_is_saved(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    folder.prepare(run, parse(LEAST))
-    folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    folder.prepare(run, parse(LEAST), taken=folder.take(run))
+    with pytest.raises(ValueError, match=r"another process is training in .*run"):
+        folder.take(run)
+
+
+def test_of_two_that_begin_a_run_at_once_one_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first, second = folder.take(run), folder.take(run)
+    folder.prepare(run, parse(LEAST), taken=first)
+    with pytest.raises(ValueError, match=r"another process is training in .*run"):
+        folder.prepare(run, parse(LEAST), taken=second)
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_begun_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    taken = folder.take(run)
+    save(run)
+    with pytest.raises(ValueError, match=r"has trained in .* since this one began"):
+        folder.prepare(run, parse(LEAST), taken=taken)
+
+
+def save(run: Path) -> None:
     saved = run / "checkpoints" / "00000001"
     saved.mkdir(parents=True)
     (saved / "checkpoint.json").write_text(
         '{"step": 1, "seconds": 1, "world_size": 1, "machine": "cpu, no", "sha256": {}}'
     )
+
+
+def test_a_configuration_may_change_until_something_is_saved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder.prepare(run, parse(LEAST), taken=False)
+    folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    save(run)
     with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 here"):
         folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
     folder.check(run, parse([*LEAST, "--log_every", "3"]))
