@@ -68,6 +68,7 @@ DAMAGE = "what is trained on is not what was written; python -m tools.verify"
 def main() -> None:
     """Train one run, and leave a word in its folder if it ends otherwise than it should."""
     follow_launcher()
+    allocator.limit_arenas()
     settings = parse()
     run, limit = settings.config.run, settings.config.hang_seconds
     ranks = {
