@@ -81,7 +81,7 @@ def main() -> None:
             try:
                 pretrain(settings, place, **ranks)
             except Unreadable as error:
-                place.enter("search for what cannot be read", patience=math.inf)
+                search(place)
                 whole = open_shards(settings.config.shards)
                 found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
                 if not found:
@@ -164,6 +164,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         dtype=float_type(device, config.autocast()),
         shuffle_buffer=config.shuffle_buffer,
         tuning=tuning,
+        searching=partial(search, place),
     )
     data = open_data(
         make_loader,
@@ -337,7 +338,8 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         if suite is None:
             return
         share_buffers(method)
-        figures = suite.run(method, probe=final)
+        with config.uncompiled():
+            figures = suite.run(method, probe=final)
         allocator.give_back()
         monitor.evaluation({"step": step, "evaluation": "final" if final else "online"} | figures)
         accelerator.log(figures, step=step)
@@ -434,6 +436,11 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         )
         failure.clear(config.run)
     _leave(accelerator, 0)
+
+
+def search(place: failure.Place) -> None:
+    """Say that all of the shard set is read, for which the other ranks wait."""
+    place.enter("search for what cannot be read", patience=math.inf)
 
 
 def _leave(accelerator: Accelerator, code: int) -> None:

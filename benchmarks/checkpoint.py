@@ -1,13 +1,14 @@
 """What checkpoints cost: in the step loop, until they are on the disk, and to come back from.
 
     python -m benchmarks.checkpoint --out benchmarks/results/checkpoint-cpu.json
-    python -m benchmarks.checkpoint --folder /scratch --seconds 120
+    python -m benchmarks.checkpoint --folder /scratch --rounds 60
 
-A ResNet-50 under MoCo with a queue of 65,536 takes real steps on random views. Stretches of steps
-with a checkpoint every few seconds alternate with stretches without any, so that a machine that
-gets slower meanwhile harms both. What a checkpoint costs is the time that the steps lose, waiting
-included; the overhead is that of one every 30 seconds. Without a GPU it is measured twice: with
-training on every core, so that whoever writes takes time from it, and with one core left.
+A ResNet-50 under MoCo with a queue of 65,536 takes real steps on random views. Short stretches with
+one checkpoint stand between stretches without any: what a checkpoint costs is what a stretch took
+longer than its steps took in the two beside it, waiting included. So a machine whose speed drifts
+does little harm; the median of many is given, with its quartiles, and the overhead is that of one
+every 30 seconds. Without a GPU it is measured twice: with training on every core, so that whoever
+writes takes time from it, and with one core left.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, quantiles
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from pipeline.profile import synchronize
 from tools.surroundings import surroundings
 from training.run import checkpoint
 from training.run.ranks import Ranks
@@ -53,16 +55,16 @@ class Training:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision=config.precision()
         )
-        self.train = Step(config, accelerator)
+        self.train, self.device = Step(config, accelerator), accelerator.device
         shape = (batch_size, 2, size, size, 3)
-        self.views = torch.randn(shape, device=accelerator.device).permute(1, 0, 4, 2, 3)
+        self.views = torch.randn(shape, device=self.device).permute(1, 0, 4, 2, 3)
         self.run, self.ranks, self.step = run, Ranks(3), 0
         facts = {"world_size": 1, "machine": "benchmark"}
         self.writer = Writer(run, rank=0, facts=facts, keep=2)
 
     def save(self) -> float:
         """Start a checkpoint; return the seconds that the step loop waits for it."""
-        _synchronize()
+        synchronize(self.device)
         begin = time.perf_counter()
         parts: dict[str, Any] = {
             checkpoint.METHOD: self.train.method.state_dict(),
@@ -72,29 +74,26 @@ class Training:
         self.writer.save(step=self.step, seconds=0.0, parts=parts, ranks=self.ranks)
         return time.perf_counter() - begin
 
-    def stretch(self, seconds: float, *, save_every: float | None) -> tuple[float, int]:
-        """Take steps for so long; return the seconds of a step and the number of checkpoints."""
-        _synchronize()
-        begin = last = time.perf_counter()
-        steps, saves = 0, 0
+    def stretch(self, seconds: float, *, save: bool) -> tuple[float, int]:
+        """Take steps for so long, after a checkpoint or none; return seconds and steps."""
+        synchronize(self.device)
+        begin, steps = time.perf_counter(), 0
+        if save:
+            self.save()
         while time.perf_counter() - begin < seconds:
             self.train((self.views,), learning_rate=1e-4)
             self.step, steps = self.step + 1, steps + 1
             self.writer.heed(self.ranks.exchange([0, *self.writer.told()])[1:])
-            if save_every is not None and time.perf_counter() - last > save_every:
-                last = time.perf_counter()
-                self.save()
-                saves += 1
         self.writer.settle(self.ranks)  # what is still being written is this stretch's
-        _synchronize()
-        return (time.perf_counter() - begin) / steps, saves
+        synchronize(self.device)
+        return time.perf_counter() - begin, steps
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what saving, restoring and training beside both cost."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         training = Training(Path(folder), batch_size=arguments.batch_size, size=arguments.size)
-        training.stretch(arguments.seconds / 4, save_every=None)  # warm-up
+        training.stretch(2 * arguments.seconds, save=False)  # warm-up
 
         waits, saves, restores = [], [], []
         for _ in range(5):
@@ -108,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             assert saved is not None
             training.train.method.load_state_dict(saved.method())
             training.train.optimizer.load_state_dict(saved.optimizer()["optimizer"])
-            _synchronize()
+            synchronize(training.device)
             restores.append(time.perf_counter() - begin)
         root = training.run / checkpoint.FOLDER
         size = sum(f.stat().st_size for f in next(iter(sorted(root.iterdir()))).iterdir())
@@ -133,35 +132,33 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _beside(training: Training, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what a checkpoint costs the steps, of stretches with and without, in turns."""
-    with_, without, costs, written = [], [], [], 0
+    without, costs = [training.stretch(arguments.seconds, save=False)], []
     for _ in range(arguments.rounds):
-        without.append(training.stretch(arguments.seconds, save_every=None)[0])
-        seconds, count = training.stretch(arguments.seconds, save_every=arguments.every)
-        with_.append(seconds)
-        written += count
-        costs.append((1 - without[-1] / seconds) * arguments.seconds / count)
+        seconds, steps = training.stretch(arguments.seconds, save=True)
+        without.append(training.stretch(arguments.seconds, save=False))
+        costs.append(seconds - steps * fmean(took / count for took, count in without[-2:]))
+    lower, middle, upper = quantiles(costs, n=4)
+    steps = [took / count for took, count in without]
     return {
-        "checkpoint_every_seconds": arguments.every,
-        "checkpoints_written": written,
-        "step_seconds_without": [round(s, 5) for s in without],
-        "step_seconds_with": [round(s, 5) for s in with_],
-        "seconds_lost_by_a_checkpoint": [round(c, 3) for c in costs],
-        f"overhead_every_{SELDOM}_seconds": round(sum(costs) / len(costs) / SELDOM, 4),
+        "checkpoints_written": len(costs),
+        "step_seconds_without": {
+            "median": round(median(steps), 5),
+            "least": round(min(steps), 5),
+            "most": round(max(steps), 5),
+        },
+        "seconds_lost_by_a_checkpoint": [round(cost, 3) for cost in costs],
+        "quartiles": [round(lower, 3), round(middle, 3), round(upper, 3)],
+        f"overhead_every_{SELDOM}_seconds": round(middle / SELDOM, 4),
+        "overhead_quartiles": [round(lower / SELDOM, 4), round(upper / SELDOM, 4)],
     }
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where checkpoints go; else a temporary one")
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between checkpoints")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of a stretch")
-    parser.add_argument("--rounds", type=int, default=2, help="pairs of stretches")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a stretch")
+    parser.add_argument("--rounds", type=int, default=9, help="checkpoints")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="of the views, in pixels")
     parser.add_argument("--out", type=Path)

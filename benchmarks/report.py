@@ -180,7 +180,8 @@ def _survival() -> list[list[str]]:
         ],
         [
             f"a checkpoint of {cost['checkpoint_mib']:.0f} MiB every 30 s, beside training on all "
-            "cores, or on all but one",
+            f"cores, or on all but one ({cost['surroundings']['cores']} cores of "
+            f"{cost['surroundings']['cpu']})",
             f"{100 * busy:.1f} and {100 * left:.1f} % of the time",
             "`python -m benchmarks.checkpoint`",
         ],
@@ -314,9 +315,11 @@ def _hours() -> str:
         trend = found["trends"][name]
         cells = [form.format(trend[key]) for key in ("mean", "least", "most")]
         rows.append([label, *cells, f"{trend['growth_per_hour']:+.2%}"])
+    around = found["surroundings"]
     return (
-        f"**{found['minutes'] / 60:.1f} hours** (`{found['command']}`): {found['steps']:,} steps "
-        f"of `{found['recipe']}`, a checkpoint every 50, {found['evaluations']} evaluations. "
+        f"**{found['minutes'] / 60:.1f} hours** (`{found['command']}`, {around['cores']} cores of "
+        f"{around['cpu']}): {found['steps']:,} steps of `{found['recipe']}`, a checkpoint every "
+        f"50, {found['evaluations']} evaluations. "
         f"{found['minutes_with_other_work']} minutes in which the machine had other work are not "
         "in the step's time; the first tenth is in none of them.\n\n"
         + table(["", "mean", "least", "most", "growth an hour"], rows)
@@ -327,17 +330,22 @@ def _hours() -> str:
 def _checkpoints() -> str:
     found = read("checkpoint-cpu")
     around = found["surroundings"]
-    busy, left = found["beside_training"]
+    busy, left = map(_overhead, found["beside_training"])
+    times = len(found["beside_training"][0]["seconds_lost_by_a_checkpoint"])
     return (
         f"**What a checkpoint costs** (`python -m benchmarks.checkpoint`): a ResNet-50 and MoCo's "
         f"queue of 65,536, {found['checkpoint_mib']:.0f} MiB, on {around['cores']} cores of "
         f"{around['cpu']}. The step loop waits {found['loop_waits_seconds']:.2f} s for the copy; "
         f"on the disk it is after {found['saved_after_seconds']:.1f} s, loaded again after "
         f"{found['restored_after_seconds']:.1f} s. One every 30 s costs "
-        f"{busy['overhead_every_30_seconds']:.1%} of the training if that keeps all cores busy, so "
-        f"that whoever writes takes time from it, and {left['overhead_every_30_seconds']:.1%} if "
-        "it leaves one."
+        f"{busy} of the training if that keeps all cores busy, so that whoever writes takes time "
+        f"from it, and {left} if it leaves one; medians and quartiles of {times}."
     )
+
+
+def _overhead(found: Mapping[str, Any]) -> str:
+    lower, upper = (f"{100 * value:.1f}" for value in found["overhead_quartiles"])
+    return f"{100 * found['overhead_every_30_seconds']:.1f} % ({lower} to {upper})"
 
 
 SECTIONS = [

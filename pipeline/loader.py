@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -60,6 +60,8 @@ class Loader:
         shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
             cache, not in this process.
         tuning: how it runs on this machine; by default, with all threads that this process may use.
+        searching: called before it looks for a sample that cannot be read, which takes as long as
+            reading the shard set.
 
     Raises:
         ValueError: a part has fewer samples than a batch.
@@ -78,6 +80,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         shuffle_buffer: int = 8192,
         tuning: Tuning | None = None,
+        searching: Callable[[], object] = lambda: None,
     ) -> None:
         device = device or torch.device("cpu")
         self.shard_set = shard_set
@@ -116,6 +119,7 @@ class Loader:
             "shuffle_buffer": shuffle_buffer,
             "tuning": self.tuning,
         }
+        self._searching = searching
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
@@ -274,7 +278,7 @@ class Loader:
             self._pipeline.schedule_run()
             self._held.append(tensors)
         except RuntimeError as error:
-            raise unreadable(self.shard_set, error) from error
+            raise unreadable(self.shard_set, error, searching=self._searching) from error
         return tensors
 
 
@@ -282,7 +286,9 @@ class Unreadable(ValueError):
     """A sample cannot be read or decoded; the text names it and what to do."""
 
 
-def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
+def unreadable(
+    shard_set: ShardSet, error: RuntimeError, *, searching: Callable[[], object] = lambda: None
+) -> Exception:
     """Turn DALI's failure to read or decode into an error that names the file and what to do.
 
     DALI does not say which sample it was, so the tars are compared with the manifest, now that the
@@ -297,6 +303,7 @@ def unreadable(shard_set: ShardSet, error: RuntimeError) -> Exception:
         )
     if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
         return error
+    searching()
     sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
     found = explain_failure(shard_set)
     if found is None:  # as written, yet DALI refuses it: its own words are all there is

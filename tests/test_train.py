@@ -273,3 +273,19 @@ def test_damage_that_opening_cannot_see_is_reported_while_training(
     assert f"warning: {tar} is not what was written: its sha256 differs" in err
     assert f"python -m tools.verify {damaged} --repair true" in err
     assert records(tmp_path / "run")[-1].get("damaged_files", 0) == 1 or "DAMAGED" in out
+
+
+@pytest.mark.slow  # compiling takes a minute
+def test_a_compiled_run_has_the_losses_of_one_that_is_not(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    root = str(shard_set.root)
+    more = ["--steps", "5", "--evaluation_test", root, "--evaluation_train", root]
+    more += ["--evaluate_every", "0.4"]
+    found = []
+    for name in ("false", "true"):
+        code, out, err = train(shard_set, tmp_path / name, *more, "--compile", name)
+        assert code == 0, out + err
+        found.append([loss for _, loss in losses(tmp_path / name)])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[0][0] != found[0][-1]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -100,9 +100,8 @@ def forecast(
     copies = 1 + STATES[config.optimizer]
     copies += loader.world_size > 1  # what distributed data parallel averages gradients in
     unknown, activations, objective = "", 0, 0
-    eager = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
     try:
-        with eager:
+        with config.uncompiled():
             part = min(B, config.micro_batch_size_per_rank(loader.world_size) or B)
             step, objective = _follow(method, loader, B, part, config.autocast())
         # Gradients are in the step, but counted with the model.

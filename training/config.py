@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -68,7 +69,7 @@ class Config:
     """Precision of the networks; scores and losses are float32 always. auto is bf16 where the GPU
     or the CPU (AMX) multiplies it in hardware, else no."""
     compile: bool = False
-    """Compile the encoder with torch.compile."""
+    """Compile the encoder with torch.compile; evaluations run it as it is written."""
     deterministic: bool = False
     """On a GPU, only kernels that give the same bits each time: a run that is continued is then the
     uninterrupted one to the bit, as it is on the CPU anyway; slower."""
@@ -264,6 +265,13 @@ class Config:
         except OSError:  # no Linux
             return "no"
         return "bf16" if "amx_bf16" in flags else "no"
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Return a context in which what is compiled runs as it is written.
+
+        For what is seldom done, with shapes of its own: compiling takes longer.
+        """
+        return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
 
 
 def gpu_available() -> bool:

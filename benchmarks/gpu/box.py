@@ -71,6 +71,8 @@ class Measurement:
     """What it takes, about: with less left it is not begun."""
     kept: bool = True
     """Whether what it gave makes it needless the next time; false of data on this machine."""
+    first: bool = False
+    """Whether it is made before all that is not, of whatever stage."""
     rescue: Callable[[], Row] | None = None
     """Says what is known when it was not done in time."""
 
@@ -98,6 +100,7 @@ def fill(
     measurements: Sequence[Measurement],
     clock: Clock,
     *,
+    first: bool = False,
     say: Callable[[str], None],
 ) -> Row:
     """Make all measurements that are not in a file and for which there is time; return the file.
@@ -109,13 +112,15 @@ def fill(
         head: what the file says besides; that of the first call stays.
         measurements: the most telling first.
         clock: how long.
+        first: only those that come first.
         say: shows a line to people.
     """
     record: Row = json.loads(path.read_text()) if path.exists() else {**head, "rows": {}}
     rows: dict[str, Row] = record["rows"]
     for number, each in enumerate(measurements, start=1):
         known = rows.get(each.name)
-        if known is not None and "failed" not in known and each.kept:
+        known_well = known is not None and "failed" not in known and each.kept
+        if known_well or (first and not each.first):
             continue
         place = f"{path.stem} {number}/{len(measurements)} {each.name}"
         if clock.left < each.seconds:
@@ -129,6 +134,7 @@ def fill(
             known = apart(each.rescue, 30.0, log)
             row = known if "failed" in known else {**known, "cut_off": row["failed"]}
         row["took_seconds"] = round(time.monotonic() - begin, 1)
+        row["commit"] = head["surroundings"]["commit"]  # a file may be filled over weeks
         rows[each.name] = row
         record["complete"] = all(
             each.name in rows and "failed" not in rows[each.name] for each in measurements

@@ -12,8 +12,9 @@ from .box import Row
 
 FEED, VIEWS_SECOND, RANK_MS, RANK_MIB, KNOWN_MINUTES = 0.97, 5_000, 20.0, 1_024.0, 5.0
 NOTHING = (
-    "Not measured yet: no GPU could be had. `python -m benchmarks.gpu --minutes 25 --out DIR` is "
-    "all that it takes; its rehearsal on the CPU is part of the test suite."
+    "Not measured yet: no GPU could be had. `python -m benchmarks.gpu --minutes 9 --out DIR` makes "
+    "the most telling figures, the same command again those that are missing; its rehearsal on the "
+    "CPU is part of the test suite."
 )
 
 
@@ -31,9 +32,11 @@ def markdown(folder: Path) -> str:
     head = next(iter(stages.values()))
     around = head["surroundings"]
     versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    rows = [row for stage in stages.values() for row in stage["rows"].values()]
+    commits = dict.fromkeys(str(row["commit"])[:10] for row in rows if "commit" in row)
     parts = [
         f"On {head['gpu'] or 'no GPU (a rehearsal)'}, {around['cores']} cores; {versions}; Python "
-        f"{around['python']}; commit {str(around['commit'])[:10]}. Medians."
+        f"{around['python']}; commit {', '.join(commits)}. Medians."
     ]
     parts += ["\n".join(f"- {line}" for line in goals(stages))] if goals(stages) else []
     for name, render in SECTIONS.items():

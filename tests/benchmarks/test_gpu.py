@@ -17,15 +17,18 @@ from benchmarks.gpu import report
 from benchmarks.gpu.box import Clock, Measurement, Row, fill
 
 ROOT = Path(__file__).parent.parent.parent
-HEAD = {"stage": "try"}
+HEAD = {"stage": "try", "gpu": None, "surroundings": {"commit": "c0ffee"}}
 
 
 def silent(_: str) -> None:
     pass
 
 
-def filled(path: Path, measurements: list[Measurement], seconds: float = 60.0) -> Row:
-    return fill(path, HEAD, measurements, Clock(time.monotonic() + seconds), say=silent)
+def filled(
+    path: Path, measurements: list[Measurement], seconds: float = 60.0, *, first: bool = False
+) -> Row:
+    clock = Clock(time.monotonic() + seconds)
+    return fill(path, HEAD, measurements, clock, first=first, say=silent)
 
 
 def crash() -> Row:
@@ -53,6 +56,7 @@ def test_what_is_there_is_not_made_again_and_what_failed_is(tmp_path: Path) -> N
     assert first["rows"]["b"]["failed"] == "ValueError: not yet" and not first["complete"]
     second = filled(path, jobs)
     assert second["complete"] and second["rows"]["b"]["value"] == "b"
+    assert {row["commit"] for row in second["rows"].values()} == {"c0ffee"}
     assert made.read_text().split() == ["a", "b", "data", "b", "data"]
     assert json.loads(path.read_text()) == second
 
@@ -119,6 +123,27 @@ def test_with_too_little_time_shorter_ones_are_made(tmp_path: Path) -> None:
     assert list(record["rows"]) == ["short"] and not record["complete"]
 
 
+def test_what_comes_first_is_made_alone_and_then_not_again(tmp_path: Path) -> None:
+    path = tmp_path / "try.json"
+    jobs = [Measurement("a", lambda: {"n": 1}, 1.0), Measurement("b", lambda: {"n": 1}, 1.0)]
+    jobs.append(Measurement("c", lambda: {"n": time.time()}, 1.0, first=True))
+    record = filled(path, jobs, first=True)
+    assert list(record["rows"]) == ["c"] and not record["complete"]
+    after = filled(path, jobs)
+    assert after["complete"] and after["rows"]["c"] == record["rows"]["c"]
+
+
+def test_figures_of_another_gpu_are_not_mixed_in(tmp_path: Path) -> None:
+    record = {"stage": "sound", "gpu": "NVIDIA X, 1.0, 80 GiB", "rows": {}}
+    (tmp_path / "sound.json").write_text(json.dumps(record))
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "1", "--out", str(tmp_path)]
+    command += ["--rehearse", "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "sound.json has figures of NVIDIA X, this is None; give another --out" in done.stderr
+    assert json.loads((tmp_path / "sound.json").read_text()) == record
+
+
 def pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
     folder.mkdir(parents=True)
     random = np.random.default_rng(count)
@@ -143,6 +168,12 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert done.stdout.endswith(" complete\n") and "not complete" not in done.stdout, (
         done.stdout + logs
     )
+    # What tells most of the last stage is there before the rest of the first one.
+    lines = done.stdout.splitlines()
+    learned, buffers = (
+        next(i for i, line in enumerate(lines) if text in line) for text in ("SimCLR:", "buffers,")
+    )
+    assert learned < buffers
     stages = report.read(out)
     assert list(stages) == ["feeding", "learning", "loading", "ranking", "sound"]
     assert all(stage["complete"] and stage["gpu"] is None for stage in stages.values())

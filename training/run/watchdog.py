@@ -4,13 +4,15 @@ A rank that is stopped, or waits for a disk for ever, leaves all others waiting 
 collective operation, for as long as its timeout is: an hour. Here every rank tells the others
 through small files how far it is; when its own step takes too long, it reads theirs, writes down
 whom all wait for and where its own threads are, and ends. The launcher then ends the others and,
-with --max_restarts, starts the job again from the last checkpoint.
+with --max_restarts, starts the job again from the last checkpoint. For a rank that says that it
+does what may take for ever, such as reading all of a shard set, the others wait as long.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import socket
 import sys
@@ -82,7 +84,9 @@ class Watchdog:
             # Of a process that was stopped and goes on (Ctrl-Z, a suspended job) no time went by.
             self._place.since += max(0.0, now - before - 2 * self._period)
             before = now
-            if now - self._place.since > self._limit * self._place.patience:
+            if self._waits_for_the_patient():
+                self._place.since = now
+            elif now - self._place.since > self._limit * self._place.patience:
                 self._give_up()
 
     def _beat(self) -> None:
@@ -96,6 +100,7 @@ class Watchdog:
     def _tell(self, beats: int) -> None:
         told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
         told |= {"process": os.getpid(), "host": socket.gethostname()}
+        told |= {"patient": math.isinf(self._place.patience)}
         path = self._path(self._rank)
         partial = path.with_suffix(".partial")
         try:
@@ -114,6 +119,16 @@ class Watchdog:
                 told = ""
             if rank not in self._seen or self._seen[rank][0] != told:
                 self._seen[rank] = (told, time.monotonic())
+
+    def _waits_for_the_patient(self) -> bool:
+        """Whether another rank lives, and does what may take for ever."""
+        others = (seen for rank, seen in list(self._seen.items()) if rank != self._rank)
+        return any(
+            self._lives(since) and _read(told).get("patient") is True for told, since in others
+        )
+
+    def _lives(self, since: float) -> bool:
+        return time.monotonic() - since <= 2.5 * self._period
 
     def _give_up(self) -> None:
         """End this process, whatever the disk, stderr or memory are like."""
@@ -157,7 +172,7 @@ class Watchdog:
         for rank, (told, since) in sorted(self._seen.items()):
             found = _read(told)
             place = f"rank {rank} (process {found.get('process')} on {found.get('host')})"
-            if time.monotonic() - since > 2.5 * self._period:
+            if not self._lives(since):
                 silent.append(f"{place} has stopped or lost its disk, at step {found.get('step')}")
             elif rank != self._rank:
                 behind.append((found.get("step", 0), f"{place} is in {found.get('phase')!r}"))

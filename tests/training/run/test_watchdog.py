@@ -24,6 +24,11 @@ def in_a_child(work: Callable[[], None], *, seconds: float = 20) -> int:
         sys.stderr = io.StringIO()
         work()
         os._exit(0)
+    return in_time(child, seconds=seconds)
+
+
+def in_time(child: int, *, seconds: float = 20) -> int:
+    """Return the exit code of a process that ends soon."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -72,6 +77,26 @@ def test_a_silent_rank_is_the_one_that_all_wait_for(tmp_path: Path) -> None:
     assert in_a_child(lambda: hang(tmp_path, world_size=2, limit=2)) == AGAIN
     what = json.loads((tmp_path / failure.NAME).read_text())["what"]
     assert "rank 1 (process 1234 on elsewhere) has stopped or lost its disk, at step 2" in what
+
+
+def test_a_rank_that_searches_is_waited_for_while_it_lives(tmp_path: Path) -> None:
+    beats = tmp_path / failure.RANKS / "rank-1.json"
+    beats.parent.mkdir()
+    child = os.fork()
+    if child == 0:
+        sys.stderr = io.StringIO()
+        hang(tmp_path, world_size=2, limit=0.4)
+        os._exit(0)
+    for beat in range(20):  # two seconds, five times the limit
+        told = {"beat": beat, "step": 2, "phase": "search", "process": 1, "host": "b"}
+        partial = beats.with_suffix(".partial")
+        partial.write_text(json.dumps({**told, "patient": True}))
+        partial.rename(beats)
+        time.sleep(0.1)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    assert in_time(child) == AGAIN
+    what = json.loads((tmp_path / failure.NAME).read_text())["what"]
+    assert "rank 1 (process 1 on b) has stopped or lost its disk" in what
 
 
 def test_a_disk_that_has_gone_does_not_keep_it_from_ending(
