@@ -105,6 +105,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     check_processes(world_size)
     check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
+    taken = rank == 0 and folder.take(config.run)  # before anything in it is read
     shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=rank)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
@@ -117,7 +118,8 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first product
         torch.use_deterministic_algorithms(True, warn_only=True)
-    timeout = timedelta(hours=1)  # an evaluation may take longer than NCCL's ten minutes
+    # An evaluation may take longer than NCCL's ten minutes; what hangs, the watchdog ends.
+    timeout = timedelta(days=1) if config.hang_seconds else timedelta(hours=1)
     place.enter("meeting of the ranks")
     meet_again(cpu=not config.on_gpu, timeout=timeout)
     accelerator = Accelerator(
@@ -139,7 +141,6 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
-    taken = rank == 0 and folder.take(config.run)
     saved = checkpoint.newest(config.run) if rank == 0 else None
     if world_size > 1:
         (saved,) = broadcast_object_list([saved])
@@ -237,7 +238,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
 
-    ranks = Ranks(values=3)
+    ranks = Ranks(values=3, timeout=timeout)
     writer = Writer(
         config.run,
         rank=rank,
@@ -440,7 +441,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
 
 def search(place: failure.Place) -> None:
     """Say that all of the shard set is read, for which the other ranks wait."""
-    place.enter("search for what cannot be read", patience=math.inf)
+    place.enter(failure.SEARCH, patience=math.inf)
 
 
 def _leave(accelerator: Accelerator, code: int) -> None:

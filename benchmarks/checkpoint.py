@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the views, in pixels")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds} have no quartiles; take 2 or more")
     found = measure(arguments)
     text = json.dumps(found, indent=1)
     print(text)

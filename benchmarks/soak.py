@@ -151,12 +151,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for panel, (name, heading) in zip(panels, PANELS.items(), strict=True):
         x, y = np.array(found["series"][name]).reshape(-1, 2).T
         panel.plot(x / 3600, y, linewidth=1)
-        panel.set_ylim(0, 1.15 * max(y, default=1.0))
+        highest = max(y, default=1.0)
         if name == "step_seconds" and found["disturbed_step_seconds"]:
-            panel.plot(
-                *np.array(found["disturbed_step_seconds"]).T / [[3600], [1]], ".", color="0.8"
-            )
-            panel.set_ylim(0, None)
+            x, y = np.array(found["disturbed_step_seconds"]).T
+            panel.plot(x / 3600, y, ".", color="0.8")
+            highest = max(highest, *y)
+        panel.set_ylim(0, 1.15 * highest)
         growth = found["trends"][name].get("growth_per_hour")
         text = f"{heading}: {growth:+.2%} an hour" if growth is not None else heading
         panel.set_title(text, fontsize=10)

@@ -119,7 +119,7 @@ class Loader:
             "shuffle_buffer": shuffle_buffer,
             "tuning": self.tuning,
         }
-        self._searching = searching
+        self.searching = searching
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
@@ -278,7 +278,7 @@ class Loader:
             self._pipeline.schedule_run()
             self._held.append(tensors)
         except RuntimeError as error:
-            raise unreadable(self.shard_set, error, searching=self._searching) from error
+            raise unreadable(self.shard_set, error, searching=self.searching) from error
         return tensors
 
 

@@ -281,7 +281,7 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(
 ) -> None:
     root = str(shard_set.root)
     more = ["--steps", "5", "--evaluation_test", root, "--evaluation_train", root]
-    more += ["--evaluate_every", "0.4"]
+    more += ["--evaluate_every", "0.4", "--mixed_precision", "no"]
     found = []
     for name in ("false", "true"):
         code, out, err = train(shard_set, tmp_path / name, *more, "--compile", name)

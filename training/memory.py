@@ -41,6 +41,7 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
         dtype=loader.dtype,
         shuffle_buffer=loader.batch_size_per_rank,  # their order is of no matter
         tuning=loader.tuning.for_one_pass(),
+        searching=loader.searching,
     )
 
     batches = ((batch.views[0], batch.id_B) for batch in chain.from_iterable(repeat(source)))

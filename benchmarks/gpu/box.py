@@ -27,6 +27,8 @@ from training.run import durable
 
 Row = dict[str, Any]
 LOG = "log.txt"
+SLACK = 1.0
+"""Seconds between two measurements."""
 T = TypeVar("T")
 
 
@@ -118,9 +120,7 @@ def fill(
     record: Row = json.loads(path.read_text()) if path.exists() else {**head, "rows": {}}
     rows: dict[str, Row] = record["rows"]
     for number, each in enumerate(measurements, start=1):
-        known = rows.get(each.name)
-        known_well = known is not None and "failed" not in known and each.kept
-        if known_well or (first and not each.first):
+        if _is_made(each, rows) or (first and not each.first):
             continue
         place = f"{path.stem} {number}/{len(measurements)} {each.name}"
         if clock.left < each.seconds:
@@ -142,6 +142,17 @@ def fill(
         durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
         say(f"{place}: {row.get('failed', 'done')} ({row['took_seconds']:.0f} s)")
     return record
+
+
+def needed(path: Path, measurements: Sequence[Measurement]) -> float:
+    """Return the seconds of those that come first and are not in a file, with some to spare."""
+    rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    left = [each for each in measurements if each.first and not _is_made(each, rows)]
+    return sum(each.seconds for each in left) + SLACK * len(left)
+
+
+def _is_made(each: Measurement, rows: dict[str, Row]) -> bool:
+    return each.kept and "failed" not in rows.get(each.name, {"failed": "not begun"})
 
 
 def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:

@@ -64,7 +64,7 @@ def cases(place: Place) -> dict[str, Words]:
 def measurements(place: Place) -> Sequence[Measurement]:
     """Return all of them, the most telling first."""
     found = [replace(material.make_photos(place), first=True), material.make_stl10(place, "raw")]
-    seconds = place.of(60.0, 20.0)
+    seconds = place.of(50.0, 20.0)
     kornia = importlib.util.find_spec("kornia") is not None
     for name, words in cases(place).items():
         found.append(Measurement(name, partial(fed, place, words), seconds, first=name == VIT))

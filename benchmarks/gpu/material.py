@@ -79,7 +79,7 @@ def make_photos(place: Place) -> Measurement:
         shutil.rmtree(folder)
         return row
 
-    return Measurement("shards: photos", run, _seconds(place, photos(place), 50.0), kept=False)
+    return Measurement("shards: photos", run, _seconds(place, photos(place), 35.0), kept=False)
 
 
 def make_cifar10(place: Place) -> Measurement:
@@ -94,7 +94,7 @@ def make_cifar10(place: Place) -> Measurement:
             }
         return row
 
-    seconds = _seconds(place, cifar10(place, "test"), 25.0)
+    seconds = _seconds(place, cifar10(place, "test"), 15.0)
     return Measurement("shards: CIFAR-10", run, seconds, kept=False)
 
 

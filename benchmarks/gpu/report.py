@@ -12,9 +12,9 @@ from .box import Row
 
 FEED, VIEWS_SECOND, RANK_MS, RANK_MIB, KNOWN_MINUTES = 0.97, 5_000, 20.0, 1_024.0, 5.0
 NOTHING = (
-    "Not measured yet: no GPU could be had. `python -m benchmarks.gpu --minutes 9 --out DIR` makes "
-    "the most telling figures, the same command again those that are missing; its rehearsal on the "
-    "CPU is part of the test suite."
+    "Not measured yet: no GPU could be had. `python -m benchmarks.gpu --minutes 9.5 --out DIR` "
+    "makes the most telling figures, the same command again those that are missing; its rehearsal "
+    "on the CPU is part of the test suite."
 )
 
 

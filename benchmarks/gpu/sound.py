@@ -41,7 +41,7 @@ def measurements(place: Place) -> Sequence[Measurement]:
     found = [
         replace(material.make_photos(place), first=True),
         replace(material.make_cifar10(place), first=True),
-        Measurement("the GPU's tests", partial(suite, place), place.of(90.0, 1.0), first=True),
+        Measurement("the GPU's tests", partial(suite, place), place.of(75.0, 1.0), first=True),
     ]
     for kind, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
         work = partial(resume, place, kind, words)
@@ -49,7 +49,7 @@ def measurements(place: Place) -> Sequence[Measurement]:
     for load in place.of((0.9, 0.0, 1.0), (0.9,)):
         work = partial(pixels, place, load)
         name = f"decoded pixels, {load:.0%} asked of the decoding engine"
-        found.append(Measurement(name, work, place.of(20.0, 1.0), first=load == 0.9))
+        found.append(Measurement(name, work, place.of(15.0, 1.0), first=load == 0.9))
     for finish in place.of(("fused", "dali"), ("fused",)):
         work = partial(buffers, place, finish)
         found.append(Measurement(f"buffers, finish {finish}", work, place.of(25.0, 1.0)))

@@ -48,7 +48,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("miner") / "run"
     settings = parse(arguments(shard_set, run, "--steps", "1")[1:])
     method = settings.config.method
-    folder.prepare(run, settings)
+    folder.prepare(run, settings, taken=False)
     parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
         checkpoint.write_part(run, 0, name, tree.pieces(part))

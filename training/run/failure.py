@@ -27,6 +27,8 @@ from . import durable
 
 NAME = "failure.json"
 RANKS = "ranks"
+SEARCH = "search for what cannot be read"
+"""The phase in which a rank reads all of the shard set."""
 # A log that is longer begins anew, once: the last lines are what is wanted.
 _LOG_BYTES = 1 << 20
 _LINES = 50

@@ -70,8 +70,8 @@ def take(run: Path) -> bool:
         ValueError: another process is training in it.
     """
     try:
-        descriptor = os.open(run, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         # Nothing is left to clean up: the lock goes with the process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,14 @@ class Ranks:
 
     Args:
         values: how many numbers it has.
+        timeout: how long one rank waits for another; else the backend's own.
     """
 
-    def __init__(self, values: int) -> None:
+    def __init__(self, values: int, timeout: timedelta | None = None) -> None:
         distributed = dist.is_available() and dist.is_initialized()
-        self._group: Any = dist.new_group(backend="gloo") if distributed else None
+        self._group: Any = None
+        if distributed:
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._message = torch.zeros(values, dtype=torch.int64)
         self._sent: dist.Work | None = None
 

@@ -4,15 +4,14 @@ A rank that is stopped, or waits for a disk for ever, leaves all others waiting 
 collective operation, for as long as its timeout is: an hour. Here every rank tells the others
 through small files how far it is; when its own step takes too long, it reads theirs, writes down
 whom all wait for and where its own threads are, and ends. The launcher then ends the others and,
-with --max_restarts, starts the job again from the last checkpoint. For a rank that says that it
-does what may take for ever, such as reading all of a shard set, the others wait as long.
+with --max_restarts, starts the job again from the last checkpoint. While a rank reads all of the
+shard set, looking for what cannot be read, the others wait.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import os
 import socket
 import sys
@@ -84,7 +83,7 @@ class Watchdog:
             # Of a process that was stopped and goes on (Ctrl-Z, a suspended job) no time went by.
             self._place.since += max(0.0, now - before - 2 * self._period)
             before = now
-            if self._waits_for_the_patient():
+            if self._waits_for_a_search():
                 self._place.since = now
             elif now - self._place.since > self._limit * self._place.patience:
                 self._give_up()
@@ -100,7 +99,6 @@ class Watchdog:
     def _tell(self, beats: int) -> None:
         told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
         told |= {"process": os.getpid(), "host": socket.gethostname()}
-        told |= {"patient": math.isinf(self._place.patience)}
         path = self._path(self._rank)
         partial = path.with_suffix(".partial")
         try:
@@ -120,11 +118,12 @@ class Watchdog:
             if rank not in self._seen or self._seen[rank][0] != told:
                 self._seen[rank] = (told, time.monotonic())
 
-    def _waits_for_the_patient(self) -> bool:
-        """Whether another rank lives, and does what may take for ever."""
+    def _waits_for_a_search(self) -> bool:
+        """Whether another rank lives, and reads all of the shard set."""
         others = (seen for rank, seen in list(self._seen.items()) if rank != self._rank)
         return any(
-            self._lives(since) and _read(told).get("patient") is True for told, since in others
+            self._lives(since) and _read(told).get("phase") == failure.SEARCH
+            for told, since in others
         )
 
     def _lives(self, since: float) -> bool:

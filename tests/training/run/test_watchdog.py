@@ -85,12 +85,12 @@ def test_a_rank_that_searches_is_waited_for_while_it_lives(tmp_path: Path) -> No
     child = os.fork()
     if child == 0:
         sys.stderr = io.StringIO()
-        hang(tmp_path, world_size=2, limit=0.4)
+        hang(tmp_path, world_size=2, limit=0.8)
         os._exit(0)
-    for beat in range(20):  # two seconds, five times the limit
-        told = {"beat": beat, "step": 2, "phase": "search", "process": 1, "host": "b"}
+    for beat in range(30):  # three seconds, four times the limit
+        told = {"beat": beat, "step": 2, "phase": failure.SEARCH, "process": 1, "host": "b"}
         partial = beats.with_suffix(".partial")
-        partial.write_text(json.dumps({**told, "patient": True}))
+        partial.write_text(json.dumps(told))
         partial.rename(beats)
         time.sleep(0.1)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
