@@ -81,8 +81,13 @@ def main() -> None:
             try:
                 pretrain(settings, place, **ranks)
             except Unreadable as error:
-                search(place)
                 whole = open_shards(settings.config.shards)
+                if error.root != whole.root:
+                    raise
+                if not settings.config.max_bad_samples:
+                    more = "or let this run leave it out, with --max_bad_samples"
+                    raise ValueError(f"{error}; {more}") from error
+                search(place)
                 found = quarantine.extend(run, whole, limit=settings.config.max_bad_samples)
                 if not found:
                     raise
@@ -106,12 +111,12 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
     taken = rank == 0 and folder.take(config.run)  # before anything in it is read
+    folder.check(config.run, settings)
     shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=rank)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
     queries = open_shards(config.evaluation_queries) if config.evaluation_queries else None
     references = open_shards(config.evaluation_references) if config.evaluation_references else None
-    folder.check(config.run, settings)
 
     # ── processes and devices ───────────────────────────────────────────────────────────────────
     precision = config.precision()

@@ -204,7 +204,8 @@ class Loader:
 
     def differences(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return what `load_state_dict` would refuse a state for, as it is here."""
-        return {n: here for n, here in self._identity().items() if state.get(n) != here}
+        # What a state lacks is younger than it, and its configuration is the same.
+        return {n: here for n, here in self._identity().items() if state.get(n, here) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; only before the first batch.
@@ -218,12 +219,14 @@ class Loader:
                 raise ValueError(
                     f"{self.shard_set.root} is not the shard set that the run was trained on so "
                     "far: its manifest differs, though not in the number of samples. Give the one "
-                    "that it was, or a new --run."
+                    "that it was, or a new --run, or set --reshape_data true to begin the epoch "
+                    "anew with this one."
                 )
             raise ValueError(
                 f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
                 "what comes next would be something else. Continue with the same shards, "
-                "batch size, number of processes and --tuning."
+                "batch size, number of processes and --tuning, or set --reshape_data true to "
+                "begin the epoch anew."
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._blob = state["pipeline"].numpy().tobytes() or None
@@ -255,6 +258,7 @@ class Loader:
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,
+            "shuffle_buffer": self._settings["shuffle_buffer"],
             # Another graph would restore the random state of other operators.
             "finish": self.tuning.finish,
             "decode": self.tuning.decode,
@@ -283,7 +287,16 @@ class Loader:
 
 
 class Unreadable(ValueError):
-    """A sample cannot be read or decoded; the text names it and what to do."""
+    """A sample cannot be read or decoded; the text names it and what to do.
+
+    Args:
+        text: for people.
+        root: of the shard set that it is in.
+    """
+
+    def __init__(self, text: str, *, root: str) -> None:
+        super().__init__(text)
+        self.root = root
 
 
 def unreadable(
@@ -310,8 +323,8 @@ def unreadable(
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return Unreadable(
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
-        f"{shard_set.tar_place} --repair true --deep true; or let this run leave it out, with "
-        "--max_bad_samples"
+        f"{shard_set.tar_place} --repair true --deep true",
+        root=shard_set.root,
     )
 
 

@@ -55,7 +55,7 @@ def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
     try:
         return _profile(loader, seconds)
     except RuntimeError as error:
-        raise unreadable(loader.shard_set, error) from error
+        raise unreadable(loader.shard_set, error, searching=loader.searching) from error
 
 
 def _profile(loader: Loader, seconds: float) -> Profile:

@@ -59,8 +59,11 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
             lines = [line for line in lines if _key(line) not in keys]
             if not lines:
                 continue
-            path = folder / f"{shard.name}.idx"
-            path.write_bytes(index_text(lines))
+            path, text = folder / f"{shard.name}.idx", index_text(lines)
+            if not path.exists() or path.read_bytes() != text:  # a full disk needs no more then
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(text)
+                partial.replace(path)
             replaced[shard.name] = str(path)
             shard = replace(shard, samples=len(lines))
         shards.append(shard)

@@ -27,8 +27,10 @@ def test_a_job_that_is_told_to_end_saves_is_queued_again_and_goes_on(
     run, told = tmp_path / "run", tmp_path / "told"
     words = arguments(make_shard_set(42), run, "--steps", "400", "--checkpoint_every", "1000")
     batch = script().replace("train.py --config recipes/X.yaml --run runs/X", " ".join(words))
-    assert batch != script()
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    batch = batch.replace("runs/X", str(run))
+    assert batch.count(str(run)) == 2
+    saved_then = f"ls {run / checkpoint.FOLDER} >> {told}"  # when it is queued, not afterwards
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {told}\n{saved_then}\n')
     (tmp_path / "scontrol").chmod(0o755)
     environment = {**os.environ, **CPU, "SLURM_JOB_ID": "17"}
     environment["PATH"] = f"{tmp_path}:{BIN}:{os.environ['PATH']}"
@@ -48,9 +50,9 @@ def test_a_job_that_is_told_to_end_saves_is_queued_again_and_goes_on(
     wait_for_step(job, run, 5)
     job.send_signal(signal.SIGUSR1)  # to the batch shell alone, as --signal=B:USR1 does
     out, err = job.communicate(timeout=60)
-    assert told.read_text() == "requeue 17\n", out + err
     saved = checkpoint.newest(run)
     assert saved is not None and saved.step == losses(run)[-1][0]
+    assert told.read_text() == f"requeue 17\n{saved.root.name}\n", out + err
 
     again = submit()
     wait_for_step(again, run, saved.step + 5)

@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_readme_promises(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
     assert names == {
         *("config.yaml", "tuning.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors"),
-        "ranks",
+        *("ranks", ".lock"),
     }
     assert [step for step, _ in losses(straight)] == list(range(1, 15))
     encoder = safetensors.torch.load_file(straight / "encoder.safetensors")
@@ -154,6 +154,35 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_the_run_goes_on(
     assert records(run)[-1]["step"] >= 15
     code, out, err = train(open_shards(damaged), run, *more)
     assert code == 0 and "finished" in out, out + err
+
+
+def test_a_run_is_continued_on_a_disk_that_is_full_its_output_there_too(
+    shard_set: ShardSet, straight: Path, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = arguments(shard_set, run, "--steps", "14", "--checkpoint_every", "4")
+    process = start([sys.executable, *words])
+    wait_for_step(process, run, 6)
+    kill(process)
+    reached = losses(run)[-1][0]
+    assert reached < 14, "the run ended before it could be killed"
+    # Not a byte more goes into any file.
+    full = ["bash", "-c", f'ulimit -f 0; exec "$0" -B "$@" > {log}', sys.executable]
+    code, _, err = finish([*full, *words])
+    assert code == 2 and "step 14 could not be saved" in err and "Traceback" not in err
+    assert log.read_text() == "" and losses(run)[-1][0] <= reached
+    code, out, err = train(shard_set, run, "--steps", "14", "--checkpoint_every", "4")
+    assert code == 0, out + err
+    assert losses(run) == losses(straight)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(shard_set: ShardSet, tmp_path: Path) -> None:
+    process = start([sys.executable, *arguments(shard_set, tmp_path / "run", "--steps", "4")])
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    assert process.wait(timeout=120) == 0
+    assert losses(tmp_path / "run")[-1][0] == 4
 
 
 def spoil(root: Path, shard: str, position: int) -> str:

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable
 
+from .stream import Lasting, forget_unwritten
+
 TRACEBACK = "VIEWRANK_TRACEBACK"
 LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
@@ -30,17 +32,20 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
         if os.environ.get(TRACEBACK):
             raise
         if not silent():
-            sys.stderr.write(f"error: {_message(error)}\n")
+            Lasting(sys.stderr).write(f"error: {_message(error)}\n")
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if os.environ.get(TRACEBACK) or not out_of_memory(error):
             raise
         if not silent():
-            sys.stderr.write(f"error: {' '.join(_message(error).split())}. {LESS_MEMORY}\n")
+            text = " ".join(_message(error).split())
+            Lasting(sys.stderr).write(f"error: {text}. {LESS_MEMORY}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        Lasting(sys.stderr).write("interrupted\n")
         sys.exit(130)
+    finally:
+        forget_unwritten()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -53,8 +53,8 @@ class Config:
     clip_gradient_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
     max_skipped_steps: int = 10
-    """A step whose gradient is not finite changes nothing and is counted; after so many in a row
-    the run ends and leaves a dump for `python -m tools.replay`."""
+    """A step whose gradient is not finite changes nothing and is counted; after so many in a row,
+    up to a record or a checkpoint, the run ends and leaves a dump for `python -m tools.replay`."""
 
     epochs: float | None = None
     """Length of the run in passes over the shard set; give this or `steps`."""
@@ -71,8 +71,9 @@ class Config:
     compile: bool = False
     """Compile the encoder with torch.compile; evaluations run it as it is written."""
     deterministic: bool = False
-    """On a GPU, only kernels that give the same bits each time: a run that is continued is then the
-    uninterrupted one to the bit, as it is on the CPU anyway; slower."""
+    """On a GPU, kernels that give the same bits each time, where PyTorch has them, and a warning
+    where not: a run that is continued is then the uninterrupted one to the bit, as it is on the CPU
+    anyway; slower."""
     sync_batch_norm: bool = True
     """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
     seed: int = 0
@@ -105,7 +106,8 @@ class Config:
     hang_seconds: float = 600.0
     """How long a step may take before the rank that all others wait for is named and the job ended,
     so that a launcher can start it again; so long the ranks may take to meet, and ten times as long
-    what precedes the first step, and an evaluation; 0, for ever."""
+    what precedes the first step, an evaluation and a checkpoint; as long as it takes, the end of a
+    run and the search for what cannot be read; 0, for ever."""
     max_bad_samples: int = 0
     """How many samples may turn out to be unreadable: they are named and left out, by all ranks,
     and the run starts again from its last checkpoint; one more ends it."""

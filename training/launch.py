@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from .stream import forget_unwritten
+
 AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 
 
@@ -57,7 +59,9 @@ def follow_launcher() -> None:
     if launched():
         with contextlib.suppress(OSError, AttributeError):  # Linux only
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not launched():
+    # What the launchers of several processes and of one, and nobody else, say to their processes.
+    told = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys()
+    if os.getppid() == 1 and told and not launched():
         sys.exit(AGAIN)
 
 
@@ -102,7 +106,7 @@ def restart() -> NoReturn:
     """Start this program again; of several processes, end this one: the launcher starts them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.exit(AGAIN)
-    sys.stdout.flush()
+    forget_unwritten()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

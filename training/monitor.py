@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .run import durable
+from .stream import Lasting
 
 METRICS = "metrics.jsonl"
 Record = Mapping[str, float | int | str]
@@ -40,7 +42,8 @@ class Monitor:
     def __init__(
         self, run: Path, *, main: bool, step: int, total_steps: int, console: Console | None = None
     ) -> None:
-        self.console = (console or Console(highlight=False)) if main else Console(quiet=True)
+        console = console or Console(file=Lasting(sys.stdout), highlight=False)
+        self.console = console if main else Console(quiet=True)
         self._live = main and self.console.is_terminal
         self._progress = Progress(
             TextColumn("[bold]step {task.completed:,.0f}/{task.total:,.0f}"),
@@ -147,14 +150,19 @@ def keep_records(path: Path, *, up_to: int) -> None:
     """Remove the records after a step, and a last line that was cut off; other lines stay."""
     if not path.exists():
         return
-    kept: list[str] = []
-    for line in path.read_text(errors="replace").splitlines():
+    kept: list[bytes] = []
+    content = durable.read(path)
+    for line in content.split(b"\n"):
         try:
             if json.loads(line)["step"] <= up_to:
-                kept.append(line + "\n")
+                kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    durable.replace(path, ["".join(kept).encode()])
+    text = b"".join(kept)
+    if content.startswith(text):
+        os.truncate(path, len(text))  # a full disk has no room for a second file
+    else:
+        durable.replace(path, [text])
 
 
 def records(run: Path) -> list[dict[str, Any]]:

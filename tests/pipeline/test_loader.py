@@ -202,10 +202,21 @@ def test_a_state_of_a_rewritten_shard_set_is_refused(
         Loader(other, [SMALL], batch_size_per_rank=8).load_state_dict(state)
 
 
-def test_a_state_of_another_batch_size_is_refused(make_shard_set: MakeShardSet) -> None:
-    state = Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8).state_dict()
-    with pytest.raises(ValueError, match="batch_size_per_rank=8, this run has 4"):
-        Loader(make_shard_set(40), [SMALL], batch_size_per_rank=4).load_state_dict(state)
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"batch_size_per_rank": 4}, "batch_size_per_rank=8, this run has 4"),
+        # DALI would go on in a buffer of another size: samples would be lost, others come twice.
+        ({"shuffle_buffer": 5}, "shuffle_buffer=8192, this run has 5"),
+    ],
+)
+def test_a_state_of_other_batches_is_refused(
+    make_shard_set: MakeShardSet, other: dict[str, Any], words: str
+) -> None:
+    asked: dict[str, Any] = {"batch_size_per_rank": 8}
+    state = Loader(make_shard_set(40), [SMALL], **asked).state_dict()
+    with pytest.raises(ValueError, match=f"{words}.*--reshape_data true"):
+        Loader(make_shard_set(40), [SMALL], **asked | other).load_state_dict(state)
 
 
 def test_a_batch_larger_than_the_shard_set_is_refused(make_shard_set: MakeShardSet) -> None:

@@ -1,4 +1,6 @@
-"""A launch that silently starts fewer processes than it was asked for."""
+"""What a launcher asked for and started, and whether it still lives."""
+
+import os
 
 import pytest
 
@@ -26,3 +28,29 @@ def test_the_number_of_processes_is_read_from_the_launcher(
         with pytest.raises(ValueError, match=f"asked for {asked} processes but started one"):
             launch.check_processes(1)
         launch.check_processes(asked)
+
+
+@pytest.mark.parametrize(
+    ("told", "parent", "words", "ends"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", 1, "/sbin/init", True),
+        ("TORCHELASTIC_RUN_ID", 1, "/sbin/init", True),
+        ("TORCHELASTIC_RUN_ID", 1, "python accelerate launch", False),
+        ("ACCELERATE_DYNAMO_BACKEND", 7, "bash", False),
+        ("HOME", 1, "/sbin/init", False),
+    ],
+)
+def test_a_process_whose_launcher_has_died_ends(
+    told: str, parent: int, words: str, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(told, "no")
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(launch, "_command_line", lambda _: words.split())
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: None)  # pytest itself is to live on
+    if ends:
+        with pytest.raises(SystemExit, match=str(launch.AGAIN)):
+            launch.follow_launcher()
+    else:
+        launch.follow_launcher()

@@ -133,18 +133,20 @@ def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def drop_old(run: Path, *, keep: int, keep_every: int) -> None:
+def drop_old(run: Path, *, step: int, keep: int, keep_every: int) -> None:
     """Remove all checkpoints but the newest, and those of every so manyth step.
 
     Args:
         run: the run's folder.
+        step: of the newest. What the folder has of later ones was damaged when the run was
+            continued, and counts for nothing; it is replaced when its step comes.
         keep: how many of the newest stay.
         keep_every: those of steps that this divides stay too; 0, no others.
 
     Raises:
         OSError: the disk refused.
     """
-    for old in _complete(run)[:-keep]:
+    for old in [each for each in _complete(run) if int(each.name) <= step][:-keep]:
         if keep_every == 0 or int(old.name) % keep_every:
             # First its name: half a checkpoint is never found.
             shutil.rmtree(old.rename(run / FOLDER / f".{old.name}.partial"))

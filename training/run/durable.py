@@ -89,14 +89,27 @@ def read(path: Path) -> bytes:
 def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write a file of which, after a crash, either the old or the new content is there.
 
+    One that has that content already is left alone, so that a full disk matters less.
+
     Raises:
         OSError: the disk refused; the old content is untouched.
     """
+    if _holds(path, pieces):
+        return
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     write(partial, pieces)
     os.replace(partial, path)
     sync(path.parent)
+
+
+def _holds(path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
+    try:
+        if path.stat().st_size != sum(len(piece) for piece in pieces):
+            return False
+        return read(path) == b"".join(pieces)
+    except (OSError, ValueError):
+        return False
 
 
 def sync(folder: Path) -> None:

@@ -8,7 +8,7 @@ A run that ends well removes the first, and keeps the others.
 
 from __future__ import annotations
 
-import io
+import faulthandler
 import json
 import os
 import socket
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..command import LESS_MEMORY, out_of_memory
+from ..stream import Lasting
 from . import durable
 
 NAME = "failure.json"
@@ -32,7 +33,6 @@ SEARCH = "search for what cannot be read"
 # A log that is longer begins anew, once: the last lines are what is wanted.
 _LOG_BYTES = 1 << 20
 _LINES = 50
-_BEGIN = time.time()
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Place:
 
     prepared: bool = False
     """Whether the run's folder is this run's; before, there is nothing to leave a word in."""
+    earlier: tuple[int, int] | None = None
+    """Which word was there before this process began; see `_identity`."""
     step: int = 0
     """Number of updates done."""
     phase: str = "start"
@@ -62,12 +64,12 @@ def reported(run: Path, *, rank: int) -> Iterator[Place]:
         run: the run's folder.
         rank: this process.
     """
-    place = Place()
+    place = Place(earlier=_identity(run / NAME))
     try:
         yield place
     except (Exception, KeyboardInterrupt) as error:
         if place.prepared:
-            write_error(run, error, rank=rank, step=place.step)
+            write_error(run, error, place, rank=rank)
         raise
 
 
@@ -119,12 +121,14 @@ def keep_stderr(run: Path, rank: int) -> None:
     except OSError as error:  # a run that can train is not ended by this
         sys.stderr.write(f"warning: stderr is not kept in {path}: {error}\n")
         return
-    log.write(f"── {_now()}, process {os.getpid()} on {socket.gethostname()}\n")
     sys.stderr = _Tee(sys.stderr, log)
+    Lasting(log).write(f"── {_now()}, process {os.getpid()} on {socket.gethostname()}\n")
+    # Where it was, if a signal such as SIGBUS ends it: of a shard that was cut off.
+    faulthandler.enable(log)
 
 
 def write(
-    run: Path, *, what: str, where: str, rank: int, step: int, remedy: str, **more: Any
+    run: Path, place: Place, *, what: str, where: str, rank: int, remedy: str, **more: Any
 ) -> None:
     """Say why the run ended, unless the folder cannot be written, or another rank has said it.
 
@@ -132,17 +136,16 @@ def write(
 
     Args:
         run: the run's folder.
+        place: where this process was.
         what: what happened, in a sentence.
         where: the place in the code, or the phase of the step.
         rank: the process that found it.
-        step: number of updates done.
         remedy: what to do.
         more: what else may help.
     """
-    with suppress(OSError):
-        if (run / NAME).stat().st_mtime > _BEGIN:
-            return
-    record = {"what": what, "where": where, "rank": rank, "step": step, "remedy": remedy}
+    if _identity(run / NAME) not in (None, place.earlier):
+        return
+    record = {"what": what, "where": where, "rank": rank, "step": place.step, "remedy": remedy}
     record |= {"time": _now(), "host": socket.gethostname(), "process": os.getpid(), **more}
     record["logs"] = {path.name: _tail(path) for path in sorted((run / RANKS).glob("rank-*.log"))}
     try:
@@ -151,19 +154,28 @@ def write(
         sys.stderr.write(f"warning: {run / NAME} could not be written: {error}\n")
 
 
-def write_error(run: Path, error: BaseException, *, rank: int, step: int) -> None:
+def write_error(run: Path, error: BaseException, place: Place, *, rank: int) -> None:
     """Say that an exception ended the run; see `write`."""
     frames = traceback.extract_tb(error.__traceback__)
     write(
         run,
+        place,
         what=f"{type(error).__name__}: {error}",
         where=f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "",
         rank=rank,
-        step=step,
         remedy=f"{LESS_MEMORY if out_of_memory(error) else 'the message says what to do'}; the "
         "same command continues from the last checkpoint",
         traceback=traceback.format_exception(error),
     )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from the one that takes its place; no clock is asked."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _now() -> str:
@@ -179,27 +191,15 @@ def _tail(path: Path) -> list[str]:
         return [str(error)]
 
 
-class _Tee(io.TextIOBase):
+class _Tee(Lasting):
     """A text stream that also writes to a file, which may fail without anybody noticing."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
-        self._stream, self._log = stream, log
+        super().__init__(stream)
+        self._log = log
 
     def write(self, text: str) -> int:
-        written = self._stream.write(text)  # first: the log's disk may be one that never answers
+        written = super().write(text)  # first: the log's disk may be one that never answers
         with suppress(OSError, ValueError):
             self._log.write(text)
         return written
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._stream.encoding

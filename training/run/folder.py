@@ -7,6 +7,7 @@
                               them
     RUN/ranks/, failure.json  see `training.run.failure`
     RUN/dumps/                see `training.run.dump`
+    RUN/.lock                 empty; locked as long as a process trains in the folder
 
 What exists in it is whole: everything is written aside and renamed.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from torch import Tensor
 
 from model.encoder import Encoder
 
-from ..settings import Settings
+from ..settings import RESHAPABLE, Settings
 from . import durable
 from .checkpoint import Checkpoint, exists
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"
+LOCK = ".lock"
 
 
 def check(run: Path, settings: Settings) -> None:
@@ -47,11 +50,14 @@ def check(run: Path, settings: Settings) -> None:
     if (run / CONFIG).exists():
         changed = settings.changed(read_config(run))
         if changed and exists(run):  # without a checkpoint there is nothing to lose
+            reshapable = all(line.partition(":")[0] in RESHAPABLE for line in changed)
+            more = " --reshape_data true goes on with these, the epoch begun anew."
             raise ValueError(
                 f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
                 "another --run for a new run, or the old settings to continue this one."
+                + (more if reshapable else "")
             )
-    elif any(path.suffix != ".partial" for path in run.iterdir()):
+    elif any(path.suffix != ".partial" and path.name != LOCK for path in run.iterdir()):
         raise ValueError(
             f"{run} holds files but no {CONFIG}, so it is no run of viewrank; give a new or empty "
             "folder as --run."
@@ -64,24 +70,34 @@ def take(run: Path) -> bool:
     To be done before anything in it is read: nothing changes there any more.
 
     Returns:
-        False if there is no such folder yet.
+        False if there is no such run yet.
 
     Raises:
         ValueError: another process is training in it.
     """
-    try:
-        descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (run / CONFIG).exists():
         return False
+    _lock(run)
+    return True
+
+
+def _lock(run: Path) -> None:
+    # Opened for writing: NFS locks no other files across hosts. A link would lead outside.
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        # Nothing is left to clean up: the lock goes with the process.
+        # The file stays, but there is nothing to clean up: the lock goes with the process.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise ValueError(
             f"another process is training in {run}. Wait for it to end, or give another --run."
         ) from None
-    return True
+    except OSError as error:
+        os.close(descriptor)
+        sys.stderr.write(
+            f"warning: {run / LOCK} cannot be locked ({error.strerror}), so nothing keeps a second "
+            "process from training in that folder\n"
+        )
 
 
 def prepare(run: Path, settings: Settings, *, taken: bool) -> None:
@@ -97,7 +113,7 @@ def prepare(run: Path, settings: Settings, *, taken: bool) -> None:
     """
     if not taken:
         run.mkdir(parents=True, exist_ok=True)
-        take(run)
+        _lock(run)
         if exists(run):
             raise ValueError(
                 f"another process has trained in {run} since this one began. The same command "

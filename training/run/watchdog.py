@@ -1,7 +1,7 @@
 """Ends a job that hangs, and says which rank hangs and where.
 
 A rank that is stopped, or waits for a disk for ever, leaves all others waiting for it in a
-collective operation, for as long as its timeout is: an hour. Here every rank tells the others
+collective operation, for as long as its timeout is. Here every rank tells the others
 through small files how far it is; when its own step takes too long, it reads theirs, writes down
 whom all wait for and where its own threads are, and ends. The launcher then ends the others and,
 with --max_restarts, starts the job again from the last checkpoint. While a rank reads all of the
@@ -152,11 +152,11 @@ class Watchdog:
             faulthandler.dump_traceback(log, all_threads=True)
         failure.write(
             self._run,
+            place,
             what=what,
             where=f"rank {self._rank} has been in {place.phase!r} for "
             f"{time.monotonic() - place.since:.0f} s",
             rank=self._rank,
-            step=place.step,
             remedy="look at that process and its host; the same command, or the launcher with "
             "--max_restarts, continues from the last checkpoint. If steps are meant to take that "
             "long, raise --hang_seconds.",

@@ -126,7 +126,7 @@ class Writer:
             return
         self._committed = step
         try:
-            checkpoint.drop_old(self._run, keep=self._keep, keep_every=self._keep_every)
+            checkpoint.drop_old(self._run, step=step, keep=self._keep, keep_every=self._keep_every)
         except OSError as error:
             self._news.append(f"an old checkpoint could not be removed: {error}")
 

@@ -33,6 +33,16 @@ def is_direct(descriptor: int) -> bool:
     return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
 
 
+def test_a_file_that_has_that_content_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    durable.replace(path, [b"as ", b"before"])
+    before = path.stat()
+    durable.replace(path, [b"as be", b"fore"])
+    assert path.stat() == before
+    durable.replace(path, [b"as ", b"beforE"])
+    assert path.read_bytes() == b"as beforE" and path.stat().st_ino != before.st_ino
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_file_is_its_pieces(tmp_path: Path, size: int) -> None:
     durable.write(tmp_path / "file", pieces(size))

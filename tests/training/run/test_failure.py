@@ -1,7 +1,9 @@
 """The word that an abnormal end leaves: the cause, from whoever found it first."""
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,16 +37,20 @@ def test_memory_has_a_remedy_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_first_word_stays(tmp_path: Path) -> None:
-    end(tmp_path, OSError("the cause"), rank=1)
-    end(tmp_path, RuntimeError("connection closed by peer"), rank=0)
+    with pytest.raises(RuntimeError), failure.reported(tmp_path, rank=0) as place:
+        place.prepared = True
+        end(tmp_path, OSError("the cause"), rank=1)
+        raise RuntimeError("connection closed by peer")
     assert found(tmp_path)["what"] == "OSError: the cause"
 
 
-def test_the_word_of_an_earlier_run_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("day", [-1, 1])
+def test_the_word_of_an_earlier_run_does_not_whatever_the_clock_says(
+    tmp_path: Path, day: int
 ) -> None:
     end(tmp_path, OSError("yesterday"))
-    monkeypatch.setattr(failure, "_BEGIN", (tmp_path / failure.NAME).stat().st_mtime + 1)
+    other = time.time() + 86_400 * day
+    os.utime(tmp_path / failure.NAME, (other, other))
     end(tmp_path, OSError("today"))
     assert found(tmp_path)["what"] == "OSError: today"
     failure.clear(tmp_path)

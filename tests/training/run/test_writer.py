@@ -94,6 +94,20 @@ def test_behind_a_damaged_checkpoint_is_the_one_before(
     assert save(tmp_path, 3, keep=3) == 3 == newest(tmp_path)
 
 
+def test_a_damaged_checkpoint_of_a_later_step_takes_the_place_of_no_whole_one(tmp_path: Path):
+    for step in (1, 2, 9):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "checkpoints/00000009" / checkpoint.METHOD).write_bytes(b"")
+    # The run goes on from step 2.
+    for step in (3, 4):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["00000003", "00000004", "00000009"]
+    assert newest(tmp_path) == 4
+    for step in (9, 10):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["00000009", "00000010"] and newest(tmp_path) == 10
+
+
 def intercept(monkeypatch: pytest.MonkeyPatch, at: Callable[[int, str], None]) -> None:
     """Call `at(number, name)` before every system call below `checkpoints/`, counted from 0."""
     count = iter(range(1 << 30))
