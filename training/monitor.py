@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.panel import Panel
@@ -42,7 +42,7 @@ class Monitor:
     def __init__(
         self, run: Path, *, main: bool, step: int, total_steps: int, console: Console | None = None
     ) -> None:
-        console = console or Console(file=Lasting(sys.stdout), highlight=False)
+        console = console or Console(file=cast(TextIO, Lasting(sys.stdout)), highlight=False)
         self.console = console if main else Console(quiet=True)
         self._live = main and self.console.is_terminal
         self._progress = Progress(
