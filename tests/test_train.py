@@ -166,11 +166,11 @@ def test_a_run_is_continued_on_a_disk_that_is_full_its_output_there_too(
     kill(process)
     reached = losses(run)[-1][0]
     assert reached < 14, "the run ended before it could be killed"
-    # Not a byte more goes into any file.
-    full = ["bash", "-c", f'ulimit -f 0; exec "$0" -B "$@" > {log}', sys.executable]
+    # No file gets larger than a KiB; without that, Python would find no folder for temporary ones.
+    full = ["bash", "-c", f'ulimit -f 1; exec "$0" -B "$@" > {log}', sys.executable]
     code, _, err = finish([*full, *words])
     assert code == 2 and "step 14 could not be saved" in err and "Traceback" not in err
-    assert log.read_text() == "" and losses(run)[-1][0] <= reached
+    assert log.stat().st_size <= 1024 and losses(run)[-1][0] <= reached
     code, out, err = train(shard_set, run, "--steps", "14", "--checkpoint_every", "4")
     assert code == 0, out + err
     assert losses(run) == losses(straight)
