@@ -381,8 +381,9 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
                 monitor.say(news) if rank == 0 else sys.stderr.write(f"{news}\n")
             last = reason != 0 or step == total_steps
             save_due = last or step % config.checkpoint_every == 0
-            if save_due or step % config.log_every == 0:
-                # The host waits for the device here and nowhere else.
+            evaluate_due = not last and evaluate_steps > 0 and step % evaluate_steps == 0
+            if save_due or evaluate_due or step % config.log_every == 0:
+                # The host waits for the device here and nowhere else: before the clock is stopped.
                 skipped, in_a_row = train_step.guard.counts()
                 if in_a_row >= config.max_skipped_steps:
                     raise dump.given_up(
@@ -400,7 +401,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
             monitor.advance(step)
             with pace.paused():
                 # Saved after the evaluation: a run killed in between makes it up.
-                if not last and evaluate_steps and step % evaluate_steps == 0:
+                if evaluate_due:
                     place.enter("evaluation", patience=10)
                     evaluate(final=False)
                 place.enter("checkpoint", step=step, patience=10)

@@ -27,6 +27,8 @@ class Step:
 
     def __init__(self, config: Config, accelerator: Any) -> None:
         device: torch.device = accelerator.device
+        if device.type == "cuda" and not config.deterministic:
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
         self._accelerator = accelerator
         self._clip = config.clip_gradient_norm
         self._samples = config.micro_batch_size_per_rank(accelerator.num_processes)
@@ -37,7 +39,8 @@ class Step:
         if config.compile:
             for part in method.modules():
                 if isinstance(part, Encoder):  # moving averages of it too
-                    part.compile()
+                    # Crops of two sizes are two programs: one of any size is slower at both.
+                    part.compile(dynamic=False)
         self.method = method
         optimizer = build_optimizer(
             method,

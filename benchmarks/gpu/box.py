@@ -27,6 +27,8 @@ from training.run import durable
 
 Row = dict[str, Any]
 LOG = "log.txt"
+MOST = 0.85
+"""Share of its time with which a measurement is begun that can be cut off."""
 SLACK = 1.0
 """Seconds between two measurements."""
 T = TypeVar("T")
@@ -123,7 +125,9 @@ def fill(
         if _is_made(each, rows) or (first and not each.first):
             continue
         place = f"{path.stem} {number}/{len(measurements)} {each.name}"
-        if clock.left < each.seconds:
+        # Of what is known when it is cut off, most is better than nothing.
+        least = each.seconds * (MOST if each.rescue is not None else 1.0)
+        if clock.left < least:
             say(f"{place}: not begun, {clock.left:.0f} s left of the {each.seconds:.0f} it takes")
             continue
         begin = time.monotonic()
@@ -132,7 +136,8 @@ def fill(
         row = apart(each.run, min(3 * each.seconds + 30, clock.left), log)
         if "failed" in row and each.rescue is not None:
             known = apart(each.rescue, 30.0, log)
-            row = known if "failed" in known else {**known, "cut_off": row["failed"]}
+            if "failed" not in known:
+                row = {**known, "cut_off": row["failed"]}
         row["took_seconds"] = round(time.monotonic() - begin, 1)
         row["commit"] = head["surroundings"]["commit"]  # a file may be filled over weeks
         rows[each.name] = row
