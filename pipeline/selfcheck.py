@@ -8,6 +8,7 @@ ends as if nothing had happened.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -117,11 +118,13 @@ def decoder_differences(
         images, expected, ids = (output.as_cpu() for output in pipeline.run())
     except RuntimeError as error:
         raise unreadable(shard_set, error) from error
-    found: list[Difference] = []
-    for i in range(samples):
-        mean, far = distance(np.asarray(images.at(i)), np.asarray(expected.at(i)))
-        found.append(Difference(int(ids.at(i)[0]), mean, far))
-    return found
+    with ThreadPoolExecutor(tuning.threads or 1) as workers:  # milliseconds for each photo
+        apart = workers.map(
+            distance,
+            [np.asarray(images.at(i)) for i in range(samples)],
+            [np.asarray(expected.at(i)) for i in range(samples)],
+        )
+        return [Difference(int(ids.at(i)[0]), *each) for i, each in enumerate(apart)]
 
 
 def distance(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[float, float]:

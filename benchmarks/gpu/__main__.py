@@ -33,6 +33,7 @@ from typing import NamedTuple
 # Imported here once for all the processes that are forked; none of it may touch the GPU yet.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+from pipeline.dali import driver_begun
 from tools.surroundings import surroundings
 
 from . import feeding, learning, loading, ranking, sound
@@ -77,6 +78,8 @@ def main() -> None:
         sys.exit(
             "error: nvidia-smi finds no GPU, which this measures; --rehearse runs without one."
         )
+    if driver_begun():
+        sys.exit("error: an import has begun to use CUDA; in forked processes nothing would run.")
     place.data.mkdir(parents=True, exist_ok=True)
     place.out.mkdir(parents=True, exist_ok=True)
     chosen = [stage for stage in STAGES if not arguments.only or stage.name in arguments.only]
@@ -89,12 +92,12 @@ def main() -> None:
         return record.get("complete", False)
 
     for number, stage in enumerate(chosen):
-        own, *others = (
-            needed(place.out / f"{each.name}.json", each.measurements(place))
-            for each in chosen[number:]
-        )
+        files = [
+            (place.out / f"{each.name}.json", each.measurements(place)) for each in chosen[number:]
+        ]
+        own = needed(files[:1])
         # What hangs leaves the others their time.
-        make(stage, clock.box(max(own, clock.left - sum(others))), first=True)
+        make(stage, clock.box(max(own, clock.left - (needed(files) - own))), first=True)
     shares = sum(stage.share for stage in chosen)
     complete = True
     for stage in chosen:

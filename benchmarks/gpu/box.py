@@ -125,9 +125,7 @@ def fill(
         if _is_made(each, rows) or (first and not each.first):
             continue
         place = f"{path.stem} {number}/{len(measurements)} {each.name}"
-        # Of what is known when it is cut off, most is better than nothing.
-        least = each.seconds * (MOST if each.rescue is not None else 1.0)
-        if clock.left < least:
+        if clock.left < _least(each):
             say(f"{place}: not begun, {clock.left:.0f} s left of the {each.seconds:.0f} it takes")
             continue
         begin = time.monotonic()
@@ -149,11 +147,23 @@ def fill(
     return record
 
 
-def needed(path: Path, measurements: Sequence[Measurement]) -> float:
-    """Return the seconds of those that come first and are not in a file, with some to spare."""
-    rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
-    left = [each for each in measurements if each.first and not _is_made(each, rows)]
-    return sum(each.seconds for each in left) + SLACK * len(left)
+def needed(files: Sequence[tuple[Path, Sequence[Measurement]]]) -> float:
+    """Return the seconds of what comes first and is not in its file, with some to spare.
+
+    What several files have under one name, such as the making of a set, takes its time once.
+    """
+    left: dict[str, float] = {}
+    for path, measurements in files:
+        rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
+        for each in measurements:
+            if each.first and not _is_made(each, rows):
+                left[each.name] = SLACK + _least(each)
+    return sum(left.values())
+
+
+def _least(each: Measurement) -> float:
+    """Return the seconds with which it is begun: of what is known when cut off, most will do."""
+    return each.seconds * (1.0 if each.rescue is None else MOST)
 
 
 def _is_made(each: Measurement, rows: dict[str, Row]) -> bool:
@@ -179,6 +189,8 @@ def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
         told = mine.poll(max(0.0, limit))
         answer: Row = mine.recv() if told else {"failed": f"it was not done after {limit:.0f} s"}
     except EOFError:
+        with suppress(ProcessLookupError):  # what it started may live on
+            os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         answer = {"failed": f"its process ended with {code}; see {log.name}"}
@@ -205,7 +217,10 @@ def _in_child(run: Callable[[], Row], connection: Connection, log: Path) -> None
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     try:
-        connection.send(run())
+        answer = run()
+        sys.stdout.flush()  # now: once it is sent, this process may be killed
+        sys.stderr.flush()
+        connection.send(answer)
         code = 0
     except BaseException as error:
         traceback.print_exc()

@@ -100,7 +100,7 @@ def fed(place: Place, words: Words) -> Row:
         words: of its command line.
     """
     path = place.data / "bench.json"
-    given = ["--seconds", str(place.of(4.0, 0.3)), "--rounds", str(place.of(3, 1))]
+    given = ["--seconds", str(place.of(3.0, 0.3)), "--rounds", str(place.of(3, 1))]
     sys.argv = ["bench", "feed", *words_of(words), *given, "--json", str(path)]
     bench.main()
     found = json.loads(path.read_text())

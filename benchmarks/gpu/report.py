@@ -105,7 +105,7 @@ def sound(rows: Mapping[str, Row]) -> str:
             text = (
                 f"{row['images']:,} images, {row['mean_levels']:.2f} levels apart in the mean, "
                 f"{row['worst_image_mean_levels']:.2f} the worst; a run would refuse "
-                f"{row['images_that_a_run_would_refuse']}; engine {_share(row)}"
+                f"{row['images_that_a_run_would_refuse']}"
             )
         elif "wrong_batches" in row:
             text = (
@@ -124,11 +124,6 @@ def sound(rows: Mapping[str, Row]) -> str:
             )
         lines.append([name, text])
     return "**Sound**\n\n" + table(["", "found"], lines).replace("---:", "---") if lines else ""
-
-
-def _share(row: Row) -> str:
-    use = row.get("decoding_engine_use")
-    return "not asked" if use is None else f"{use:.0%} busy"
 
 
 def feeding(rows: Mapping[str, Row]) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,6 @@ from training.run import checkpoint
 
 from . import material, program
 from .box import Measurement, Place, Row
-from .engine import decoding_engine_use
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
 
@@ -41,7 +41,13 @@ def measurements(place: Place) -> Sequence[Measurement]:
     found = [
         replace(material.make_photos(place), first=True),
         replace(material.make_cifar10(place), first=True),
-        Measurement("the GPU's tests", partial(suite, place), place.of(75.0, 1.0), first=True),
+        Measurement(
+            "the GPU's tests",
+            partial(suite, place),
+            place.of(75.0, 1.0),
+            first=True,
+            rescue=partial(outcomes, place),
+        ),
     ]
     for kind, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
         work = partial(resume, place, kind, words)
@@ -63,7 +69,7 @@ def suite(place: Place) -> Row:
     """Return the outcomes of the tests that need a GPU, and the names of those that failed."""
     tests = [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     chosen = place.of(tests, [path for path in tests if path.name == "test_lifetime.py"])
-    words = ["-o", "addopts=", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider"]
+    words = ["-o", "addopts=", "-m", "gpu", "-v", "-rfE", "-p", "no:cacheprovider"]
     command = [
         sys.executable,
         "-m",
@@ -72,14 +78,31 @@ def suite(place: Place) -> Row:
         *words,
         "--continue-on-collection-errors",
     ]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr)
-    found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)
-    counts = {kind: int(number) for number, kind in found}
-    if place.of("passed", "skipped") not in counts:
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-300:]}")
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    return {"counts": counts, "not_passed": failed}
+    with _told(place).open("w") as file:
+        done = subprocess.run(command, cwd=TESTS.parent, stdout=file, stderr=file, check=False)
+    text = _told(place).read_text()
+    print(text)
+    found = outcomes(place)
+    if place.of("passed", "skipped") not in found["counts"]:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {text[-300:]}")
+    return found
+
+
+def outcomes(place: Place) -> Row:
+    """Return how the tests ended that have ended so far."""
+    text = _told(place).read_text()
+    ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, flags=re.MULTILINE)
+    broken = re.findall(r"^ERROR (\S+\.py)(?!::)", text, flags=re.MULTILINE)
+    ended += [(name, "ERROR") for name in broken]  # files that could not be imported
+    counts = Counter(outcome.lower() for _, outcome in ended)
+    if not counts:
+        raise ValueError("no test has ended")
+    failed = [name for name, outcome in ended if outcome in ("FAILED", "ERROR")]
+    return {"counts": dict(counts), "not_passed": failed}
+
+
+def _told(place: Place) -> Path:
+    return place.data / "tests.txt"
 
 
 def pixels(place: Place, load: float) -> Row:
@@ -102,7 +125,6 @@ def pixels(place: Place, load: float) -> Row:
         "worst_image_mean_levels": round(max(each.mean for each in apart), 3),
         "worst_image_far_share": round(max(each.far for each in apart), 5),
         "images_that_a_run_would_refuse": sum(each.wrong for each in apart),
-        "decoding_engine_use": decoding_engine_use(),
     }
 
 
