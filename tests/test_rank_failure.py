@@ -1,5 +1,7 @@
 """A rank that dies, hangs or has no memory left: the launcher brings the job back by itself."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
-from tests.program import finish, losses, start, wait_for_step
+from tests.program import BIN, arguments, finish, losses, start, wait_for_step
 from tests.rank_failure import HARMS, PATIENCE, command, recover, stopped
 from training.run import checkpoint
 
@@ -60,6 +62,20 @@ def test_a_rank_that_stops_before_the_first_step_does_not_keep_the_others_waitin
     assert process.returncode == 0, out + err
     assert "rank 0 hangs in 'meeting of the ranks' at step 0" in err
     assert losses(run) == losses(peaceful)
+
+
+def test_one_process_that_is_killed_comes_back_too(shard_set: ShardSet, tmp_path: Path) -> None:
+    """As docs/reliability.md has it: Accelerate's launcher starts one process once."""
+    run = tmp_path / "run"
+    words = arguments(shard_set, run, "--steps", "30", "--checkpoint_every", "4")
+    launcher = [str(BIN / "torchrun"), "--nproc_per_node", "1", "--max_restarts", "3", "--"]
+    process = start([*launcher, *words])
+    wait_for_step(process, run, 10)
+    os.kill(started(process.pid, rank=0), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "ended without a word after step" in out or "continuing from step" in out
+    assert [step for step, _ in losses(run)] == list(range(1, 31))
 
 
 def started(launcher: int, *, rank: int) -> int:

@@ -318,3 +318,22 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(
         found.append([loss for _, loss in losses(tmp_path / name)])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
     assert found[0][0] != found[0][-1]
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_cut_off_while_it_is_mapped_is_named_by_the_next_start(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    copy, run = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(shard_set.root, copy)
+    more = ["--steps", "5000", "--checkpoint_every", "4", "--check_shards", "false"]
+    command = [sys.executable, *arguments(open_shards(copy), run, *more)]
+    process = start(command)
+    wait_for_step(process, run, 6)
+    with (copy / "00002.tar").open("r+b") as tar:
+        tar.truncate(3000)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGBUS
+    assert "Bus error" in (run / "ranks" / "rank-0.log").read_text()
+    code, _, err = finish(command)
+    assert code == 2 and "00002.tar has 3,000 bytes" in err and "tools.verify" in err
