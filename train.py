@@ -27,10 +27,11 @@ from accelerate.utils import broadcast_object_list
 from evaluation import geometry, retrieval
 from evaluation.suite import Suite
 from pipeline.finish import MEAN, STD
-from pipeline.loader import Loader, Unreadable
+from pipeline.loader import Loader
 from pipeline.profile import profile
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import default_threads, float_type
+from pipeline.unreadable import Unreadable
 from shards.layout import open_shards
 from shards.watch import Watch
 from training import allocator, tuned

@@ -11,8 +11,9 @@ from torch import Tensor
 from shards.layout import ShardSet
 
 from .graph import images_pipeline
-from .loader import current_stream, unreadable
+from .loader import current_stream
 from .tuning import Tuning
+from .unreadable import unreadable
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from .dali import Pipeline
-from .loader import Loader, current_stream, unreadable
+from .loader import Loader, current_stream
+from .unreadable import unreadable
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from shards.layout import ShardSet
 from .dali import Pipeline
 from .finish import Finish
 from .graph import ViewGroup
-from .loader import allow_open_files, unreadable
 from .stored import decode, read
 from .tuning import Tuning
+from .unreadable import allow_open_files, unreadable
 
 # Decoders differ by a level or two in the inverse cosine transform, and in how they enlarge colour,
 # of which most JPEGs have half the resolution: of small images some would be 4 levels apart. That
