@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -132,6 +132,9 @@ class Config:
     """Where else records go, by Accelerate's trackers."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):  # YAML's null passes for a value of any type
+            if getattr(self, each.name) is None and "None" not in str(each.type):
+                raise ValueError(f"{each.name}=null, but it needs a value; without, leave it out.")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by "

@@ -2,11 +2,13 @@
 
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from model.method import SimSiam
 from model.objective import NTXent
@@ -174,3 +176,13 @@ def test_a_switch_can_be_turned_off_by_name_and_values_are_left_alone() -> None:
     kept = parse(["--shards", "data/compile", "--run", "runs/self_check", "--steps", "5"]).config
     assert kept.shards == "data/compile" and str(kept.run) == "runs/self_check"
     assert kept.self_check and not kept.compile
+
+
+def test_null_is_no_value_of_a_field_that_needs_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    needing = [f.name for f in fields(Config) if "None" not in str(f.type)]
+    assert {"more_views", "warmup_epochs", "trackers"} < set(needing)
+    for name in needing:
+        recipe.write_text(yaml.safe_dump({"shards": "x", "run": "r", "steps": 5, name: None}))
+        with pytest.raises(ValueError):
+            parse(["--config", str(recipe)])
