@@ -32,10 +32,10 @@ from pipeline.profile import profile
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import default_threads, float_type
 from pipeline.unreadable import Unreadable
+from shards.health.watch import Watch
 from shards.layout import open_shards
-from shards.watch import Watch
-from training import allocator, tuned
-from training.budget import forecast, refuse
+from training import allocator, machine_settings
+from training.bottleneck import Bottleneck
 from training.collapse import Collapse
 from training.command import run_command
 from training.figures import memory_gib, over_ranks, utilization
@@ -48,12 +48,12 @@ from training.launch import (
     meet_again,
     restart,
 )
-from training.memory import fill, share_buffers
+from training.memory_forecast import forecast, refuse
+from training.memory_pass import fill, share_buffers
 from training.monitor import Monitor, records
-from training.pace import Pace
-from training.run import checkpoint, dump, failure, folder, quarantine
+from training.run import checkpoint, dump, failure, quarantine, run_folder
+from training.run.agreement import Agreement
 from training.run.origin import commit, versions
-from training.run.ranks import Ranks
 from training.run.stop import TIME, Stop
 from training.run.watchdog import Watchdog
 from training.run.writer import Writer
@@ -61,7 +61,7 @@ from training.schedule import learning_rate
 from training.settings import Settings, parse
 from training.state import State, open_data
 from training.step import Step
-from training.verdict import Verdict
+from training.stopwatch import Stopwatch
 
 DAMAGE = "what is trained on is not what was written; python -m tools.verify"
 
@@ -97,7 +97,7 @@ def main() -> None:
             restart()
 
 
-def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size: int) -> None:
+def pretrain(settings: Settings, place: failure.Phase, *, rank: int, world_size: int) -> None:
     """Train one run, from its configuration to its last evaluation.
 
     Args:
@@ -111,8 +111,8 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     check_processes(world_size)
     check_accumulation()
     batch_size_per_rank = config.batch_size_per_rank(world_size)
-    taken = rank == 0 and folder.take(config.run)  # before anything in it is read
-    folder.check(config.run, settings)
+    taken = rank == 0 and run_folder.take(config.run)  # before anything in it is read
+    run_folder.check(config.run, settings)
     shard_set, left_out = quarantine.without(config.run, open_shards(config.shards), rank=rank)
     test = open_shards(config.evaluation_test) if config.evaluation_test else None
     train = open_shards(config.evaluation_train) if config.evaluation_train else None
@@ -150,7 +150,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     saved = checkpoint.newest(config.run) if rank == 0 else None
     if world_size > 1:
         (saved,) = broadcast_object_list([saved])
-    tuning, tuning_source = tuned.resolve(
+    tuning, tuning_source = machine_settings.resolve(
         config,
         shard_set,
         device=device,
@@ -213,10 +213,10 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         )
     unheard: list[str] = []
     if rank == 0:
-        folder.prepare(config.run, settings, taken=taken)
+        run_folder.prepare(config.run, settings, taken=taken)
         checkpoint.clean(config.run)
         unheard = failure.unheard(config.run)
-        tuned.write(config.run / tuned.NAME, tuning)
+        machine_settings.write(config.run / machine_settings.NAME, tuning)
     accelerator.wait_for_everyone()
     place.prepared = True
     failure.keep_stderr(config.run, rank)
@@ -240,11 +240,11 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     step, seconds = 0, 0.0
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
     if saved is not None:
-        folder.check_continues(saved, saved.world_size if data.anew else world_size, machine)
+        run_folder.check_continues(saved, saved.world_size if data.anew else world_size, machine)
         state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
 
-    ranks = Ranks(values=3, timeout=timeout)
+    ranks = Agreement(values=3, timeout=timeout)
     writer = Writer(
         config.run,
         rank=rank,
@@ -270,7 +270,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         if tuning.finish == "fused":
             check_finish(config.groups, device=device, dtype=loader.dtype)
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
-    verdict = Verdict(loader, stages)
+    verdict = Bottleneck(loader, stages)
     collapses = Collapse(after=max(100, warmup_steps))
     rows = header(config, loader, precision, total_steps, tuning_source)
     if budget is not None:
@@ -355,7 +355,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     late = config.max_seconds is not None and seconds >= config.max_seconds
     reason = TIME if late else 0
     batches = chain.from_iterable(repeat(loader)) if step < total_steps and not late else ()
-    begin, pace = step, Pace(step=step, seconds=seconds)
+    begin, pace = step, Stopwatch(step=step, seconds=seconds)
     place.enter("data", step=step, patience=10)  # the pipeline is built, and its buffer filled
     with monitor, loader, watch:
         for batch in batches:
@@ -407,7 +407,9 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
                     evaluate(final=False)
                 place.enter("checkpoint", step=step, patience=10)
                 if save_due:
-                    writer.save(step=step, seconds=pace.seconds, parts=state.parts(), ranks=ranks)
+                    writer.save(
+                        step=step, seconds=pace.seconds, parts=state.parts(), agreement=ranks
+                    )
                 if last and writer.settle(ranks) != step:
                     raise OSError(
                         errno.EIO,
@@ -432,10 +434,10 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
         monitor.say(
             f"stopped at step {step:,} after {config.max_seconds:g} s, as --max_seconds says"
         )
-    path = config.run / folder.ENCODER
+    path = config.run / run_folder.ENCODER
     if rank == 0:
         facts = {"size": config.views.size, "mean": MEAN, "std": STD, "step": step}
-        folder.export(config.run, method.encoder, facts)
+        run_folder.export(config.run, method.encoder, facts)
     if not any(r["step"] == step and r.get("evaluation") == "final" for r in records(config.run)):
         evaluate(final=True)
     if rank == 0:
@@ -446,7 +448,7 @@ def pretrain(settings: Settings, place: failure.Place, *, rank: int, world_size:
     _leave(accelerator, 0)
 
 
-def search(place: failure.Place) -> None:
+def search(place: failure.Phase) -> None:
     """Say that all of the shard set is read, for which the other ranks wait."""
     place.enter(failure.SEARCH, patience=math.inf)
 

@@ -36,7 +36,7 @@ import torch
 
 from benchmarks.peers import CONTESTANTS, TORCHVISION_V2, VIEWRANK, Contestant, Feed, stored_images
 from benchmarks.sharding import files_below
-from tools.surroundings import surroundings
+from training.surroundings import surroundings
 
 LAW = "SimCLR at strength 1: area 0.08..1, flip, jitter, grayscale, blur from 64 px on, normalised"
 IMAGES = {"coco": 2048, "cifar10": 10_240, "stl10raw": 4096}  # multiples of the batches below
@@ -46,7 +46,7 @@ WARM = 1.0  # seconds at least, and two turns of the workers
 
 
 @dataclass(frozen=True)
-class Case:
+class FeedCase:
     """A data set, and the views that are wanted of it."""
 
     data: str
@@ -56,13 +56,13 @@ class Case:
 
 
 CASES = {
-    "coco-8x96": Case("coco", 8, 96, 64),
-    "coco-2x224": Case("coco", 2, 224, 64),
-    "coco-32x96": Case("coco", 32, 96, 32),
-    "cifar10-8x32": Case("cifar10", 8, 32, 256),
-    "stl10raw-8x96": Case("stl10raw", 8, 96, 256),
+    "coco-8x96": FeedCase("coco", 8, 96, 64),
+    "coco-2x224": FeedCase("coco", 2, 224, 64),
+    "coco-32x96": FeedCase("coco", 32, 96, 32),
+    "cifar10-8x32": FeedCase("cifar10", 8, 32, 256),
+    "stl10raw-8x96": FeedCase("stl10raw", 8, 96, 256),
 }
-SWEEP = Case("coco", 8, 96, 64)  # what `views` varies
+SWEEP = FeedCase("coco", 8, 96, 64)  # what `views` varies
 SWEEP_VIEWS = (1, 2, 4, 8, 16, 32)
 SWEEP_BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 
@@ -125,7 +125,7 @@ def memory_bytes() -> int:
 
 
 @dataclass
-class Job:
+class FeedJob:
     """A contestant, what it is asked for, and what came of it."""
 
     contestant: Contestant
@@ -158,7 +158,7 @@ class Job:
         }
 
 
-def compare(jobs: Sequence[Job], rounds: int, seconds: float) -> None:
+def compare(jobs: Sequence[FeedJob], rounds: int, seconds: float) -> None:
     """Run every job once a round."""
     for turn in range(rounds):
         for job in jobs:
@@ -183,7 +183,7 @@ class Bench:
         self.machine = re.sub(r"\W+", "-", self.gpu.lower()) if self.gpu else "cpu"
         self.surroundings = {**surroundings(*installed()), "gpu": self.gpu}
 
-    def feed(self, case: Case) -> Feed:
+    def feed(self, case: FeedCase) -> Feed:
         """Return what contestants are asked for in this case."""
         return Feed(
             shards=self._shards(case.data),
@@ -256,7 +256,7 @@ def peers(bench: Bench) -> None:
     here = bench.arguments
     for name in here.cases:
         case = CASES[name]
-        jobs = [Job(contestant, bench.feed(case)) for contestant in CONTESTANTS]
+        jobs = [FeedJob(contestant, bench.feed(case)) for contestant in CONTESTANTS]
         compare(jobs, here.rounds, here.seconds)
         rows = [job.row() for job in jobs]
         rates = {
@@ -277,7 +277,7 @@ def views(bench: Bench) -> None:
     cases = [replace(SWEEP, views=views) for views in SWEEP_VIEWS]
     cases += [replace(SWEEP, batch_size=size) for size in SWEEP_BATCH_SIZES]
     jobs = [
-        Job(contestant, bench.feed(case))
+        FeedJob(contestant, bench.feed(case))
         for case in dict.fromkeys(cases)  # one is in both rows
         for contestant in (VIEWRANK, TORCHVISION_V2)
     ]

@@ -27,11 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.objective_peers import PEERS, Loss, bytes_needed
 from model import objective
 from model.objective import Objective
-from tools.surroundings import surroundings
-
-from .objective_peers import PEERS, Loss, bytes_needed
+from training.surroundings import surroundings
 
 V, D = 4, 128
 SIZES = [768, 4096, 16384]

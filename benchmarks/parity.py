@@ -36,9 +36,9 @@ from pipeline.finish import MEAN, STD, Finish
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
-from shards.source.folder import Folder
-from shards.write import write
-from tools.surroundings import surroundings
+from shards.source.folder import ImageFolder
+from shards.writing.write import write
+from training.surroundings import surroundings
 
 RESULTS = Path(__file__).parent / "results" / "parity-cpu.json"
 SIZE, VIEWS = 96, 4  # pixels of a view, views of an image
@@ -57,7 +57,7 @@ Error = tuple[float, float]  # mean and maximum
 
 
 @dataclass
-class Row:
+class ParityRow:
     """One operator: how far the two forms are from torchvision."""
 
     operator: str
@@ -104,7 +104,7 @@ class FixedColor(Color):
         return tuple(draw.uniform(value, value) for value in self.at)
 
 
-class Recorder(Draw):
+class DrawRecorder(Draw):
     """Keeps what is drawn."""
 
     def __init__(self, views: int, seed: tuple[int, ...]) -> None:
@@ -247,7 +247,7 @@ def crop_rows(pictures: Sequence[Picture]) -> list[CropRow]:
 # ── what changes the pixels of a view ─────────────────────────────────────────────────────────────
 
 
-def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
+def operator_rows(pictures: Sequence[Picture]) -> list[ParityRow]:
     """Compare every augmentation at fixed parameters, on the largest square of each picture."""
     views_NHWC = torch.stack(
         [
@@ -259,7 +259,7 @@ def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
             for p in pictures
         ]
     ).contiguous()
-    rows: list[Row] = []
+    rows: list[ParityRow] = []
 
     def color(
         operator: str,
@@ -267,7 +267,7 @@ def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
         settings: Color,
         cases: Sequence[tuple[tuple[float, float, float, float], Callable[[Tensor], Tensor]]],
     ) -> None:
-        row, ours, dalis = Row(operator, parameters), [], []
+        row, ours, dalis = ParityRow(operator, parameters), [], []
         for at, theirs in cases:
             expected = by_torchvision(views_NHWC, theirs)
             ours.append((fused([settings], views_NHWC, at), expected))
@@ -306,9 +306,9 @@ def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
         )
         blurred = in_dali(Blur(probability=1.0, sigma=(sigma, sigma)), views_NHWC)
         here = error([(blurred, expected)])
-        rows.append(Row("blur, two filters (CPU)", f"σ {sigma:g}, window 9", here, here))
+        rows.append(ParityRow("blur, two filters (CPU)", f"σ {sigma:g}, window 9", here, here))
         one = error([(dalis_own_blur(views_NHWC, sigma), expected)])
-        rows.append(Row("blur, `gaussian_blur` (GPU)", f"σ {sigma:g}, window 9", one, one))
+        rows.append(ParityRow("blur, `gaussian_blur` (GPU)", f"σ {sigma:g}, window 9", one, one))
         pillow = torch.stack(
             [
                 torch.from_numpy(
@@ -318,12 +318,12 @@ def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
             ]
         )
         beside = error([(pillow.float(), expected)])
-        rows.append(Row("*for scale: Pillow's blur, no window*", f"σ {sigma:g}", beside))
+        rows.append(ParityRow("*for scale: Pillow's blur, no window*", f"σ {sigma:g}", beside))
 
     solarize = Solarize(probability=1.0, threshold=128)
     expected = by_torchvision(views_NHWC, lambda x: tv.solarize(x, 128 / 255))
     rows.append(
-        Row(
+        ParityRow(
             "solarize",
             "128",
             error([(fused([solarize], views_NHWC, [128.0]), expected)]),
@@ -331,7 +331,7 @@ def operator_rows(pictures: Sequence[Picture]) -> list[Row]:
         )
     )
     rows.append(
-        Row(
+        ParityRow(
             "normalise",
             "ImageNet's",
             error([(fused([], views_NHWC), views_NHWC.float())]),
@@ -387,7 +387,7 @@ def our_chain(
     names += [*colors, "blurred", "sigma"]
 
     def graph(image: DataNode, shape: DataNode) -> Sequence[DataNode]:
-        draw = Recorder(VIEWS, (0,))
+        draw = DrawRecorder(VIEWS, (0,))
         boxes = policy.crop.draw(shape, draw)
         views = cut(
             image, boxes, views=VIEWS, size=SIZE, resampling="resize", minibatch=len(pictures)
@@ -449,7 +449,7 @@ def torchvision_chain(
     return torch.stack(views)
 
 
-def chain_rows(pictures: Sequence[Picture]) -> list[Row]:
+def chain_rows(pictures: Sequence[Picture]) -> list[ParityRow]:
     """Compare all of SimCLR, and torchvision with itself in other orders."""
     policy, parameters = SimCLR(), "drawn, strength 1"
     ours, drawn = our_chain(pictures, policy, policy.late)
@@ -458,14 +458,14 @@ def chain_rows(pictures: Sequence[Picture]) -> list[Row]:
     hsv, _ = our_chain(pictures, precise, precise.late)
     theirs = torchvision_chain(pictures, drawn)
     return [
-        Row("SimCLR, default", parameters, error([(ours, theirs)]), error([(dali, theirs)])),
-        Row("SimCLR, `hue_space: hsv`", parameters, error([(hsv, theirs)])),
-        Row(
+        ParityRow("SimCLR, default", parameters, error([(ours, theirs)]), error([(dali, theirs)])),
+        ParityRow("SimCLR, `hue_space: hsv`", parameters, error([(hsv, theirs)])),
+        ParityRow(
             "*for scale: torchvision, blur before colours*",
             parameters,
             error([(torchvision_chain(pictures, drawn, blur_first=True), theirs)]),
         ),
-        Row(
+        ParityRow(
             "*for scale: torchvision, jitter in reverse order*",
             parameters,
             error([(torchvision_chain(pictures, drawn, backwards=True), theirs)]),
@@ -504,7 +504,9 @@ def hue_cost(folder: Path, *, rounds: int) -> dict[str, float]:
 
     rates: dict[str, list[float]] = {name: [] for name in policies}
     with tempfile.TemporaryDirectory() as scratch:
-        shard_set = write(Folder(root=str(folder)), Path(scratch) / "set", samples_per_shard=64)
+        shard_set = write(
+            ImageFolder(root=str(folder)), Path(scratch) / "set", samples_per_shard=64
+        )
         loaders = {
             name: Loader(
                 shard_set,

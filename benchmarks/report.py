@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import feed, parity
-from benchmarks.gpu import report as gpu
-from benchmarks.gpu.report import table
-from tools import standing
+from benchmarks.gpu import tables as gpu
+from benchmarks.gpu.tables import table
+from tools.compare import standing
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-class Section(NamedTuple):
+class ReportPart(NamedTuple):
     """A part of a file that is made from results."""
 
     file: str
@@ -183,7 +183,7 @@ def _survival() -> list[list[str]]:
             f"cores, or on all but one ({cost['surroundings']['cores']} cores of "
             f"{cost['surroundings']['cpu']})",
             f"{100 * busy:.1f} and {100 * left:.1f} % of the time",
-            "`python -m benchmarks.checkpoint`",
+            "`python -m benchmarks.checkpoint_cost`",
         ],
     ]
 
@@ -333,8 +333,8 @@ def _checkpoints() -> str:
     busy, left = map(_overhead, found["beside_training"])
     times = len(found["beside_training"][0]["seconds_lost_by_a_checkpoint"])
     return (
-        f"**What a checkpoint costs** (`python -m benchmarks.checkpoint`): a ResNet-50 and MoCo's "
-        f"queue of 65,536, {found['checkpoint_mib']:.0f} MiB, on {around['cores']} cores of "
+        f"**What a checkpoint costs** (`python -m benchmarks.checkpoint_cost`): a ResNet-50 and "
+        f"MoCo's queue of 65,536, {found['checkpoint_mib']:.0f} MiB, on {around['cores']} cores of "
         f"{around['cpu']}. The step loop waits {found['loop_waits_seconds']:.2f} s for the copy; "
         f"on the disk it is after {found['saved_after_seconds']:.1f} s, loaded again after "
         f"{found['restored_after_seconds']:.1f} s. One every 30 s costs "
@@ -349,12 +349,12 @@ def _overhead(found: Mapping[str, Any]) -> str:
 
 
 SECTIONS = [
-    Section("README.md", "measured", measured),
-    Section("README.md", "feed", lambda: feed.table(RESULTS)),
-    Section("README.md", "methods", methods),
-    Section("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
-    Section("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
-    Section("docs/reliability.md", "measured", reliability),
+    ReportPart("README.md", "measured", measured),
+    ReportPart("README.md", "feed", lambda: feed.table(RESULTS)),
+    ReportPart("README.md", "methods", methods),
+    ReportPart("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
+    ReportPart("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
+    ReportPart("docs/reliability.md", "measured", reliability),
 ]
 
 

@@ -52,13 +52,13 @@ def files_below(root: Path) -> list[Path]:
 def write_ours(root: Path, out: Path, workers: int, verify: bool) -> int:
     """Write with viewrank."""
     from shards.engine import Processes
-    from shards.prepare import Preparation
-    from shards.source.folder import Folder
-    from shards.write import write
+    from shards.source.folder import ImageFolder
+    from shards.writing.prepare import Preparation
+    from shards.writing.write import write
 
     how = Preparation(verify_decode=verify)
     # Nothing measured is smaller than eight tars, so that two workers have something to share.
-    source = Folder(root=str(root))
+    source = ImageFolder(root=str(root))
     per_shard = min(PER_SHARD, -(-len(source) // 8))
     written = write(
         source, out, engine=Processes(workers), preparation=how, samples_per_shard=per_shard
@@ -136,7 +136,7 @@ def one(name: str, root: Path, out: Path) -> None:
     """Do one writing and print what it took, without the imports."""
     if name.startswith("viewrank"):
         import shards.source.folder
-        import shards.write  # noqa: F401
+        import shards.writing.write  # noqa: F401
         from shards.image import load_codec
 
         load_codec()
@@ -243,9 +243,9 @@ def _warm(root: Path) -> None:
 def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the official layout with generated pictures; time, size and loading of each form."""
     from shards.engine import Processes
-    from shards.prepare import Preparation
     from shards.source.stl10 import STL10
-    from shards.write import write
+    from shards.writing.prepare import Preparation
+    from shards.writing.write import write
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="stl10-", dir=arguments.scratch) as scratch:
@@ -276,8 +276,8 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_stl10_binaries(folder: Path, images: int) -> None:
-    """Write generated pictures (see `shards.source.specimen`) in STL-10's binary layout."""
-    from shards.source.specimen import portrait
+    """Write generated pictures (see `shards.source.generated.draw`) in STL-10's binary layout."""
+    from shards.source.generated.draw import portrait
 
     random = np.random.default_rng(0)
     pictures = [portrait(i % 10, random, size=96).transpose(1, 2, 0) for i in range(500)]
@@ -327,7 +327,7 @@ def shuffle(arguments: argparse.Namespace) -> dict[str, Any]:
     from pipeline.graph import ViewGroup
     from pipeline.loader import Loader
     from shards.source.source import Sample, Source
-    from shards.write import write
+    from shards.writing.write import write
 
     class Sorted(Source):
         name = "sorted"
@@ -395,7 +395,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="Folder for what is written meanwhile.")
     parser.add_argument("--out", type=Path, help="JSON to write.")
     arguments = parser.parse_args()
-    from tools.surroundings import surroundings
+    from training.surroundings import surroundings
 
     record = {
         "surroundings": surroundings(

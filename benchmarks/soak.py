@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from tools.surroundings import surroundings
 from training.monitor import records
 from training.run import checkpoint
+from training.surroundings import surroundings
 
 PERIOD = 5.0
 WINDOW = 12

@@ -10,11 +10,11 @@ To add an evaluation, write `evaluation/my_metric.py` with a function `run` that
 they stay unique in metrics.jsonl. The test set may be used to report, never to choose anything.
 """
 
-from . import copy_detection as copy_detection
-from . import features as features
-from . import geometry as geometry
-from . import knn as knn
-from . import linear as linear
-from . import retrieval as retrieval
-from .features import Features as Features
-from .features import embed as embed
+from evaluation import copy_detection as copy_detection
+from evaluation import features as features
+from evaluation import geometry as geometry
+from evaluation import knn as knn
+from evaluation import linear as linear
+from evaluation import retrieval as retrieval
+from evaluation.features import Features as Features
+from evaluation.features import embed as embed

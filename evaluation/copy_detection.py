@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features
-from .score import blocks
+from evaluation.features import Features
+from evaluation.score import blocks
 
 LIMIT = 500_000  # predictions that the challenge accepts
 

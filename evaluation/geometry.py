@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .score import blocks
+from evaluation.score import blocks
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features, number_classes
-from .score import blocks
+from evaluation.features import Features, number_classes
+from evaluation.score import blocks
 
 
 def run(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features, number_classes
-from .score import exact_float32
+from evaluation.features import Features, number_classes
+from evaluation.score import exact_float32
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features
-from .score import blocks
+from evaluation.features import Features
+from evaluation.score import blocks
 
 
 def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:

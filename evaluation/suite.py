@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from evaluation import copy_detection, geometry, knn, linear, retrieval
+from evaluation.features import Features, embed, eval_mode
 from model.gather import gather_rows
 from model.method import Method
 from pipeline.graph import ViewGroup
@@ -15,9 +17,6 @@ from pipeline.images import Images
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
-
-from . import copy_detection, geometry, knn, linear, retrieval
-from .features import Features, embed, eval_mode
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007

@@ -4,7 +4,7 @@
 
 One pass on the training stream instead of two or three inside DALI: it reads a byte and writes a
 float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
-(`pipeline.kernel`); the definition is `Finish` in PyTorch's operators, which the CPU runs.
+(`pipeline.finish_kernel`); the definition is `Finish` in PyTorch's operators, which the CPU runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import Augment, Color, Solarize
-from .augment.color import LUMA
+from pipeline.augment import Augment, Color, Solarize
+from pipeline.augment.color import LUMA
 
 # ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
 # evaluated on shards other than those it was trained on.
@@ -68,7 +68,7 @@ class Finish:
         # Also within inference mode, which does not reach the workers.
         with torch.inference_mode(False), torch.no_grad():
             if pixels_NPC.is_cuda:
-                from .kernel import finish_on_gpu
+                from pipeline.finish_kernel import finish_on_gpu
 
                 return finish_on_gpu(self, pixels_NPC, factors_NF)
             maps = None

@@ -4,7 +4,7 @@
                                             └▶ V' views as frames ─▶ …      ─▶ group 1 ─▶ …
 
 Of a pair set (see `shards.source.pairs`) both images are decoded, and views are cut from the image
-and its partner in turn (see `pipeline.turns`); everything after the crops is the same.
+and its partner in turn (see `pipeline.partners`); everything after the crops is the same.
 
 A description only: `Loader` and `Images` run it, and `pipeline.finish` does what it leaves to do:
 colours, solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers
@@ -19,15 +19,14 @@ from typing import Literal
 
 import torch
 
+from pipeline.augment import Draw, Policy
+from pipeline.augment.crop import Boxes, Resampling, cut
+from pipeline.dali import DataNode, Pipeline, fn, types
+from pipeline.finish import MEAN, STD
+from pipeline.partners import alternate, shares
+from pipeline.read import decode, decode_surroundings, read, shape_of
+from pipeline.tuning import Tuning
 from shards.layout import ShardSet
-
-from .augment import Draw, Policy
-from .augment.crop import Boxes, Resampling, cut
-from .dali import DataNode, Pipeline, fn, types
-from .finish import MEAN, STD
-from .stored import decode, decode_surroundings, read, shape_of
-from .tuning import Tuning
-from .turns import alternate, shares
 
 DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
 MANY_VIEWS = 12  # on a GPU, from here on one operator for all views

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.graph import images_pipeline
+from pipeline.loader import current_stream
+from pipeline.tuning import Tuning
+from pipeline.unreadable import unreadable
 from shards.layout import ShardSet
-
-from .graph import images_pipeline
-from .loader import current_stream
-from .tuning import Tuning
-from .unreadable import unreadable
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.dali import Pipeline
+from pipeline.finish import Finish, one_threaded
+from pipeline.graph import ViewGroup, views_pipeline
+from pipeline.tuning import Tuning
+from pipeline.unreadable import allow_open_files, unreadable
 from shards.layout import ShardSet
-
-from .dali import Pipeline
-from .finish import Finish, one_threaded
-from .graph import ViewGroup, views_pipeline
-from .tuning import Tuning
-from .unreadable import allow_open_files, unreadable
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .dali import Pipeline
-from .loader import Loader, current_stream
-from .unreadable import unreadable
+from pipeline.dali import Pipeline
+from pipeline.loader import Loader, current_stream
+from pipeline.unreadable import unreadable
 
 
 @dataclass(frozen=True)

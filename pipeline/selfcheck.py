@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.dali import Pipeline
+from pipeline.finish import Finish
+from pipeline.graph import ViewGroup
+from pipeline.read import decode, read
+from pipeline.tuning import Tuning
+from pipeline.unreadable import allow_open_files, unreadable
 from shards.layout import ShardSet
-
-from .dali import Pipeline
-from .finish import Finish
-from .graph import ViewGroup
-from .stored import decode, read
-from .tuning import Tuning
-from .unreadable import allow_open_files, unreadable
 
 # Decoders differ by a level or two in the inverse cosine transform, and in how they enlarge colour,
 # of which most JPEGs have half the resolution: of small images some would be 4 levels apart. That

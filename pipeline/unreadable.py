@@ -6,8 +6,8 @@ import resource
 import sys
 from collections.abc import Callable
 
+from shards.health.verification import explain_failure
 from shards.layout import ShardSet
-from shards.verify import explain_failure
 
 
 class Unreadable(ValueError):

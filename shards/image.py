@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 _DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 _DAMAGE += (struct.error, zlib.error, MemoryError, RuntimeError, AttributeError, ZeroDivisionError)
 _ORIENTATION = 0x0112  # EXIF tag
-# Ours is the limit on pixels, and an error rather than a warning (see `shards.prepare`).
+# Ours is the limit on pixels, and an error rather than a warning (see `shards.writing.prepare`).
 Image.MAX_IMAGE_PIXELS = None
 
 

@@ -8,11 +8,11 @@ A tar holds samples: the image as KEY.jpg, KEY.png or KEY.rgb (bare pixels, with
 height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id), all numbers 8 bytes little endian, and
 KEY.json. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
 partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx beside a tar is DALI's
-text index, version 1.2; the .jsonl is the shard's table (see `shards.table`). The manifest is
+text index, version 1.2; the .jsonl is the shard's table (see `shards.shard_table`). The manifest is
 written last: its presence means that all else is complete.
 
-A subset (see `shards.select`) is a shard set in a folder SET/subsets/NAME with indexes and tables
-of its own, and the tars of the set two folders up.
+A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME with indexes
+and tables of its own, and the tars of the set two folders up.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, get_args, get_origin, get_type_hints
 
-from shards.place import Location, Place, is_remote, place
-from shards.seal import seal, unseal
+from shards.sealed_json import seal, unseal
+from shards.storage import Folder, Location, folder_at, is_remote
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -161,10 +161,10 @@ class Manifest:
 class ShardSet:
     """A complete shard set; `open_shards` makes it."""
 
-    place: Place
+    place: Folder
     manifest: Manifest
     replaced: Mapping[str, str] = field(default_factory=dict)
-    """{shard: path of another index than its own}; see `shards.leave_out`."""
+    """{shard: path of another index than its own}; see `shards.health.leave_out`."""
 
     @property
     def root(self) -> str:
@@ -172,16 +172,16 @@ class ShardSet:
         return self.place.location
 
     @property
-    def tar_place(self) -> Place:
+    def tar_place(self) -> Folder:
         """Where the tars are: the folder itself, or a subset's set."""
         if not self.manifest.parent:
             return self.place
         if is_remote(self.root):
             protocol, _, path = self.root.partition("://")
-            return place(f"{protocol}://{PurePosixPath(path).parent.parent}")
+            return folder_at(f"{protocol}://{PurePosixPath(path).parent.parent}")
         path = PurePosixPath(self.root)
         named = path.parts[-2:-1] == (SUBSETS,)  # else it was opened as "." or through a link
-        return place(path.parent.parent if named else f"{path}/{PARENT}")
+        return folder_at(path.parent.parent if named else f"{path}/{PARENT}")
 
     @property
     def tars(self) -> list[str]:
@@ -213,7 +213,7 @@ def open_shards(root: Location) -> ShardSet:
         FileNotFoundError: The folder, its manifest or one of its files is missing.
         ValueError: A file is damaged. Either message says what was found and what to do.
     """
-    folder = place(root)
+    folder = folder_at(root)
     if not folder.exists():
         raise FileNotFoundError(
             f"{folder} is not a folder of shards: it does not exist, or is a file. "
@@ -264,15 +264,15 @@ def wrong_sizes(shard_set: ShardSet) -> list[str]:
     return wrong
 
 
-def _remedy(folder: Place) -> str:
+def _remedy(folder: Folder) -> str:
     return f"Copy it again, or repair the set: python -m tools.verify {folder} --repair true"
 
 
-def _reselect(folder: Place) -> str:
+def _reselect(folder: Folder) -> str:
     return f"Remove the subset {folder} and select it again: python -m tools.select"
 
 
-def _without_manifest(folder: Place) -> str:
+def _without_manifest(folder: Folder) -> str:
     """Say what a folder without a manifest is, and what to do."""
     names = sorted(folder.sizes())
     tars = [name for name in names if name.endswith(".tar")]

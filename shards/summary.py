@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.copies import count_copies
+from shards.duplicates import count_copies
 from shards.layout import FORMAT, QUARANTINE, REASONS, Account, Manifest, Shard
-from shards.place import Place
-from shards.table import Quarantined, Seen, key_hash, read_head, read_values
+from shards.shard_table import Quarantined, Seen, key_hash, read_head, read_values
+from shards.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Summary:
     empty: list[str]
     """Shards of which no sample was usable."""
 
-    def write_reasons(self, folder: Place) -> None:
+    def write_reasons(self, folder: Folder) -> None:
         """List all that is in quarantine, a line a sample; no list if nothing is."""
         if self.quarantined:
             lines = [json.dumps(asdict(one), ensure_ascii=False) for one in self.quarantined]
             folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
 
 
-def summarise(folder: Place, plan: dict[str, Any]) -> Summary:
+def summarise(folder: Folder, plan: dict[str, Any]) -> Summary:
     """Read all tables of a folder, one after the other, and sum them up.
 
     Memory: 16 bytes a sample, for equal keys and equal images.
@@ -103,7 +103,7 @@ def _manifest(plan: dict[str, Any], shards: list[Shard], seen: Seen, account: Ac
     )
 
 
-def _tables(folder: Place) -> Iterator[tuple[Shard, Seen, list[dict[str, Any]]]]:
+def _tables(folder: Folder) -> Iterator[tuple[Shard, Seen, list[dict[str, Any]]]]:
     names = [name for name in folder.sizes() if name.endswith(".jsonl")]
     for name in sorted(names, key=lambda name: (len(name), name)):  # 100000 comes after 99999
         text = folder.read(name)
@@ -114,7 +114,7 @@ def _tables(folder: Place) -> Iterator[tuple[Shard, Seen, list[dict[str, Any]]]]
         yield shard, seen, read_values(text)
 
 
-def _refuse_equal_keys(folder: Place, keys: NDArray[np.uint64]) -> None:
+def _refuse_equal_keys(folder: Folder, keys: NDArray[np.uint64]) -> None:
     """Refuse two samples of one key: readers would take them for one, or drop one."""
     keys.sort()
     repeated = set(keys[1:][keys[1:] == keys[:-1]].tolist())

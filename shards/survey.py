@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import File, Shard, ShardSet
-from shards.table import Row, read_rows
+from shards.shard_table import SampleRow, read_rows
 from shards.tar import components, file_of, index_lines
 
 
@@ -53,7 +53,7 @@ def survey(shard_set: ShardSet) -> Survey:
     return Survey(labels, widths, heights, image_bytes, contents, dict(extensions))
 
 
-def rows_of(shard_set: ShardSet, shard: Shard) -> list[Row]:
+def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     """Return the rows of one shard's table.
 
     Raises:
@@ -75,9 +75,9 @@ def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
     return lines
 
 
-def rows_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, Row]:
+def rows_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, SampleRow]:
     """Return the rows at some positions of a survey, reading only the tables that have them."""
-    found: dict[int, Row] = {}
+    found: dict[int, SampleRow] = {}
     for shard, start, inside in by_shard(shard_set, positions):
         rows = rows_of(shard_set, shard)
         found.update({position: rows[position - start] for position in inside})

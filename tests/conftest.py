@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.layout import ShardSet
-from shards.prepare import Preparation
 from shards.source.source import Sample, Source
-from shards.write import write
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 
 MakeShardSet = Callable[..., ShardSet]
 

@@ -37,18 +37,19 @@ from PIL import Image
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
+from shards import durable
+from shards.health.verification import verify
 from shards.layout import MANIFEST, open_shards
-from shards.seal import DIGEST, seal
-from shards.source.folder import Folder
-from shards.verify import verify
-from shards.write import write
+from shards.sealed_json import DIGEST, seal
+from shards.source.folder import ImageFolder
+from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.damage import damaged, edited
 from tests.program import RECIPE
 from tests.sentry import EVIL, Sentry
 from training.command import LESS_MEMORY, run_command
 from training.monitor import METRICS, records
-from training.run import checkpoint, dump, durable, folder, tree
+from training.run import checkpoint, dump, run_folder, state_file
 from training.settings import parse
 
 SECONDS = 30
@@ -75,8 +76,8 @@ def read_set(root: Path) -> None:
 
 def read_recipe(case: Path) -> None:
     """Read a recipe, as train.py and as the tools that open a run do."""
-    folder.read_config(case / "run")
-    parse(["--config", str(case / "run" / folder.CONFIG)])
+    run_folder.read_config(case / "run")
+    parse(["--config", str(case / "run" / run_folder.CONFIG)])
 
 
 def read_checkpoint(case: Path) -> None:
@@ -90,12 +91,12 @@ def read_checkpoint(case: Path) -> None:
 def read_tree(case: Path) -> None:
     """Read every part of a checkpoint, as if its hashes were those of the damage."""
     for path in sorted((case / "run" / checkpoint.FOLDER / "00000005").glob("*.safetensors")):
-        tree.loads(durable.read(path))
+        state_file.loads(durable.read(path))
 
 
 def shard_images(case: Path) -> None:
     """Shard a folder of images; those that are damaged go to quarantine."""
-    write(Folder(root=case / "images"), case / "sharded")
+    write(ImageFolder(root=case / "images"), case / "sharded")
 
 
 Damage = Callable[[Path, random.Random], None]
@@ -110,7 +111,7 @@ def _file(pattern: str) -> Damage:
 
 
 def _values(case: Path, chance: random.Random) -> None:
-    path = case / "run" / folder.CONFIG
+    path = case / "run" / run_folder.CONFIG
     values = yaml.safe_load(path.read_text())
     for _ in range(chance.randint(1, 3)):
         values = edited(values, chance)
@@ -166,7 +167,7 @@ TARGETS: dict[str, tuple[int, Damage, Callable[[Path], None]]] = {
 
 
 def _export(case: Path) -> None:
-    folder.read_export(case / "run" / folder.ENCODER)
+    run_folder.read_export(case / "run" / run_folder.ENCODER)
 
 
 def _dump(case: Path) -> None:
@@ -202,13 +203,13 @@ def prepare(root: Path) -> None:
         picture.save(images / f"a{index}.{'jpg' if index % 2 else 'png'}")
     run = root / "run"
     run.mkdir()
-    (run / folder.CONFIG).write_text(f"shards: x\nrun: r\nsteps: 5\n{RECIPE}")
-    method = parse(["--config", str(run / folder.CONFIG)]).config.method
+    (run / run_folder.CONFIG).write_text(f"shards: x\nrun: r\nsteps: 5\n{RECIPE}")
+    method = parse(["--config", str(run / run_folder.CONFIG)]).config.method
     parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {"a": [1, (2.0, None)]}}
     for name, part in {**parts, checkpoint.rank_file(0): checkpoint.random_state()}.items():
-        checkpoint.write_part(run, 5, name, tree.pieces(part))
+        checkpoint.write_part(run, 5, name, state_file.pieces(part))
     checkpoint.commit(run, 5, {"seconds": 1.0, "world_size": 1, "machine": "cpu, no"})
-    folder.export(run, method.encoder, {"size": 24})
+    run_folder.export(run, method.encoder, {"size": 24})
     views = [torch.rand(2, 4, 3, 8, 8)]
     ids = torch.arange(4)
     dump.write(run, step=3, rank=0, world_size=1, method=method, views=views, id_B=ids)

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from shards.layout import ShardSet, open_shards
-from shards.write import write
+from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import BIN, TWO, arguments, finish, losses, start, wait_for_step, weights
-from tools.surroundings import surroundings
 from training.run import checkpoint, failure
+from training.surroundings import surroundings
 
 STEPS, EVERY, HANG_SECONDS = 150, 10, 8
 PATIENCE = 170

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "model": {"model", "torch", "torchvision", "triton"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
     "training": {
+        "accelerate",
         "training",
         "model",
         "pipeline",

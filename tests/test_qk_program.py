@@ -10,7 +10,7 @@ import torch
 
 from shards.layout import ShardSet
 from shards.source import Copies
-from shards.write import write
+from shards.writing.write import write
 from tests.conftest import MakeShardSet
 from tests.program import BIN, TWO, finish, losses, weights
 from training.monitor import records

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests import fuzz
-from tests.torture import Case, torture
+from tests.torture import TortureCase, torture
 
 
 @pytest.mark.parametrize(
-    "case", [Case("swav", 1), pytest.param(Case("moco", 2), marks=pytest.mark.slow)]
+    "case", [TortureCase("swav", 1), pytest.param(TortureCase("moco", 2), marks=pytest.mark.slow)]
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
-    case: Case, tmp_path: Path
+    case: TortureCase, tmp_path: Path
 ) -> None:
     seed = random.randrange(1 << 30)
     done = torture([case], kills=2, steps=16, folder=tmp_path, seed=seed, minutes=1)

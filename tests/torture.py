@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from shards.layout import ShardSet, open_shards
-from shards.write import write
+from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import BIN, CPU, TWO, finish, kill, losses, start, weights
 from training.run import checkpoint
@@ -76,7 +76,7 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Case:
+class TortureCase:
     """A method on so many processes."""
 
     method: str
@@ -104,7 +104,13 @@ class Torture:
     """
 
     def __init__(
-        self, case: Case, shard_set: ShardSet, folder: Path, *, steps: int, chance: random.Random
+        self,
+        case: TortureCase,
+        shard_set: ShardSet,
+        folder: Path,
+        *,
+        steps: int,
+        chance: random.Random,
     ) -> None:
         self.case, self._chance, self._steps = case, chance, steps
         self.peaceful, self.killed = folder / "peaceful" / "run", folder / "killed" / "run"
@@ -167,7 +173,7 @@ def _newest_step(run: Path) -> int:
 
 
 def torture(
-    cases: Sequence[Case], *, kills: int, steps: int, folder: Path, seed: int, minutes: float
+    cases: Sequence[TortureCase], *, kills: int, steps: int, folder: Path, seed: int, minutes: float
 ) -> dict[str, Any]:
     """Kill every case so many times, or until the time is over; return what was done."""
     write(Pictures(42), str(folder / "shards"))
@@ -203,7 +209,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments.add_argument("--out", type=Path, help="where to write what was done, as JSON")
     given = arguments.parse_args()
-    cases = [Case(method, processes) for processes in (1, 2) for method in METHODS]
+    cases = [TortureCase(method, processes) for processes in (1, 2) for method in METHODS]
     with tempfile.TemporaryDirectory() as folder:
         done = torture(
             cases,

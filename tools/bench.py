@@ -26,12 +26,11 @@ from rich.text import Text
 
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
-from training import tuned
+from training import machine_settings
 from training.command import run_command
 from training.header import header
 from training.settings import Settings
-
-from .measure import (
+from training.throughput import (
     Measurement,
     Workload,
     cached,
@@ -79,7 +78,7 @@ def main() -> None:
     console = Console(highlight=False)
 
     workload = Workload(settings.config)
-    tuning, source = tuned.resolve(
+    tuning, source = machine_settings.resolve(
         settings.config,
         workload.shard_set,
         device=workload.device,

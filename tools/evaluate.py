@@ -13,9 +13,9 @@ from rich.table import Table
 
 from evaluation.suite import Suite
 from shards.layout import open_shards
-from training import tuned
+from training import machine_settings
 from training.command import run_command
-from training.run import checkpoint, folder
+from training.run import checkpoint, run_folder
 from training.settings import parse
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         raise ValueError(f"{options.json.parent} is no folder; --json FILE is written into one.")
     # What the run was trained with need not be on this machine.
     here = ["--device", options.device, "--mixed_precision", options.mixed_precision]
-    settings = parse(["--config", str(run / folder.CONFIG), *here, "--trackers", "[]"])
+    settings = parse(["--config", str(run / run_folder.CONFIG), *here, "--trackers", "[]"])
     config = settings.config
     test, train = options.test or config.evaluation_test, options.train or config.evaluation_train
     if test is None:
@@ -88,7 +88,7 @@ def main() -> None:
         group=config.views,
         device=device,
         autocast=config.autocast(),
-        tuning=tuned.kept(run) if device.type == "cuda" else None,
+        tuning=machine_settings.kept(run) if device.type == "cuda" else None,
         queries=queries,
         references=references,
         neighbours=config.evaluation_neighbours,
@@ -126,7 +126,7 @@ def _locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
         raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
     if (path / checkpoint.RECORD).exists():
         return path.resolve().parent.parent, checkpoint.read(path)
-    folder.read_config(path)  # refuses what is no run
+    run_folder.read_config(path)  # refuses what is no run
     return path, checkpoint.newest(path)
 
 

@@ -33,16 +33,16 @@ from evaluation.neighbours import (
 from pipeline.images import Images
 from shards.engine import Processes
 from shards.layout import ShardSet, open_shards
-from shards.output import refuse_occupied
-from shards.place import is_remote
-from shards.prepare import Preparation
 from shards.source.pairs import Pairs
-from shards.write import SAMPLES_PER_SHARD, write
-from tools.encoder import Trained, open_encoder
-from tools.report import Section, show
+from shards.storage import is_remote
+from shards.writing.output import refuse_occupied
+from shards.writing.prepare import Preparation
+from shards.writing.write import SAMPLES_PER_SHARD, write
+from tools.inspect.sheet import pair_sheet, pictures_at
 from tools.shard import progress_shown
-from tools.sheet import pair_sheet, pictures_at
 from training.command import run_command
+from training.terminal import Section, show
+from training.trained import Trained, open_encoder
 
 KEPT = 0.5  # share of the images that get a partner, unless said otherwise
 SHOWN = 24  # pairs on the sheet

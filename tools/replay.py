@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model.method import QKIteration
 from training.command import run_command
-from training.run import dump, folder
+from training.run import dump, run_folder
 from training.settings import parse
 
 _IDS = 8
@@ -46,7 +46,14 @@ def main() -> None:
     if not path.is_file():
         raise ValueError(f"{path} is no file; give one of RUN/{dump.FOLDER}/*.safetensors.")
     found, run = dump.read(path), path.resolve().parent.parent
-    words = ["--config", str(run / folder.CONFIG), "--device", options.device, "--trackers", "[]"]
+    words = [
+        "--config",
+        str(run / run_folder.CONFIG),
+        "--device",
+        options.device,
+        "--trackers",
+        "[]",
+    ]
     if options.mixed_precision is not None:
         words += ["--mixed_precision", options.mixed_precision]
     config = parse(words).config
@@ -59,7 +66,7 @@ def main() -> None:
         method.load_state_dict(found.method)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {path} are not those of {run / folder.CONFIG}: "
+            f"the weights in {path} are not those of {run / run_folder.CONFIG}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
     method = method.to(device).to(memory_format=torch.channels_last).train()

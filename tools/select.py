@@ -9,10 +9,10 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from shards.layout import ShardSet, open_shards
-from shards.select import select
+from shards.subset.selection import select
 from shards.survey import rows_of
-from tools.report import Section, show
 from training.command import run_command
+from training.terminal import Section, show
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ from rich.text import Text
 import shards.source
 from shards.engine import Engine, Processes, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
-from shards.output import refuse_occupied
-from shards.place import is_remote
-from shards.prepare import Preparation
 from shards.source import Source
-from shards.write import SAMPLES_PER_SHARD, Progress, write
+from shards.storage import is_remote
+from shards.writing.output import refuse_occupied
+from shards.writing.prepare import Preparation
+from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
 from training.command import run_command
 
 SOURCES: dict[str, type[Source]] = {

@@ -30,10 +30,9 @@ from rich.text import Text
 
 from pipeline.graph import ViewGroup
 from pipeline.tuning import Tuning, default_threads
-from training import tuned
+from training import machine_settings
 from training.command import run_command
-
-from .measure import (
+from training.throughput import (
     Measurement,
     Workload,
     check_writable,
@@ -98,7 +97,7 @@ def main() -> None:
     console = Console(highlight=False)
     around = machine(torch.device("cuda" if config.on_gpu else "cpu"))
     workload = Workload(config)
-    path = options["out"] or tuned.path_for(
+    path = options["out"] or machine_settings.path_for(
         config, workload.shard_set, workload.device, config.batch_size, 1
     )
     start = config.tuning.filled(batch_size=config.batch_size)
@@ -128,7 +127,7 @@ def main() -> None:
         "machine": f"{around['gpu'] or around.get('cpu')}, {around['cores']} cores",
         "training": search.verdict,
     }
-    tuned.write(path, found, remarks=remarks)
+    machine_settings.write(path, found, remarks=remarks)
     if options["out"] or config.tuned != "auto":
         console.print(f"written to {path}; train.py takes it with --tuned {path}", soft_wrap=True)
     else:

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from shards.engine import Processes
-from shards.repair import repair
-from shards.verify import verify
+from shards.health.repair import repair
+from shards.health.verification import verify
 from training.command import run_command
 
 SHOWN = 20  # problems that are listed one by one

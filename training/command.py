@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from .stream import Lasting, forget_unwritten
+from training.stream import Lasting, forget_unwritten
 
 TRACEBACK = "VIEWRANK_TRACEBACK"
 LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"

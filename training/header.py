@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.loader import Loader
-
-from .config import Config
+from training.config import Config
 
 
 def header(

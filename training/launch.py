@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from .stream import forget_unwritten
+from training.stream import forget_unwritten
 
+_LIBC = ctypes.CDLL(None)
 AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 
 
@@ -57,12 +58,25 @@ def follow_launcher() -> None:
     One that was killed meanwhile leaves processes that would wait for it for an hour.
     """
     if launched():
-        with contextlib.suppress(OSError, AttributeError):  # Linux only
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        end_with_parent()
     # What the launchers of several processes and of one, and nobody else, say to their processes.
     told = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys()
     if os.getppid() == 1 and told and not launched():
         sys.exit(AGAIN)
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent ends; on Linux, else nothing.
+
+    Safe between fork and exec: it imports and allocates nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        _LIBC.prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def is_later_rank() -> bool:
+    """Whether an error needs no second report: before the ranks meet, all find the same."""
+    return os.environ.get("RANK", "0") != "0" and not dist.is_initialized()
 
 
 def meet_again(*, cpu: bool, timeout: timedelta) -> None:

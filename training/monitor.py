@@ -17,8 +17,8 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
-from .run import durable
-from .stream import Lasting
+from shards import durable
+from training.stream import Lasting
 
 METRICS = "metrics.jsonl"
 Record = Mapping[str, float | int | str]

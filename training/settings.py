@@ -18,8 +18,7 @@ from model.encoder import Encoder
 from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
-
-from .config import Config
+from training.config import Config
 
 # What may change when a run is continued: it moves no sample and no gradient.
 RESUMABLE = {

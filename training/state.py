@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.loader import Loader
-
-from .course import Course, reshaped
-from .run import checkpoint
-from .run.checkpoint import Checkpoint
-from .step import Step
+from training.course import Course, reshaped
+from training.run import checkpoint
+from training.run.checkpoint import Checkpoint
+from training.step import Step
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from model.encoder import Encoder
 from model.method import Output
-
-from .cache import backward_in_parts
-from .config import Config
-from .guard import Guard
-from .optimizer import build_optimizer, set_learning_rate
+from training.config import Config
+from training.gradient_cache import backward_in_parts
+from training.guard import Guard
+from training.optimizer import build_optimizer, set_learning_rate
 
 
 class Step:

@@ -33,11 +33,10 @@ from typing import NamedTuple
 # Imported here once for all the processes that are forked; none of it may touch the GPU yet.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+from benchmarks.gpu import feeding, learning, loading, ranking, sound
+from benchmarks.gpu.box import BoxedMeasurement, Clock, Row, Sizes, fill, needed
 from pipeline.dali import driver_begun
-from tools.surroundings import surroundings
-
-from . import feeding, learning, loading, ranking, sound
-from .box import Clock, Measurement, Place, Row, fill, needed
+from training.surroundings import surroundings
 
 SPARE = 20.0
 """Seconds before the end in which nothing is begun and the command has ended."""
@@ -48,7 +47,7 @@ class Stage(NamedTuple):
     """A file of results."""
 
     name: str
-    measurements: Callable[[Place], Sequence[Measurement]]
+    measurements: Callable[[Sizes], Sequence[BoxedMeasurement]]
     share: float
     """Of the whole time."""
 
@@ -66,7 +65,7 @@ def main() -> None:
     """Make what is missing, as long as there is time."""
     arguments = _arguments()
     clock = Clock(time.monotonic() + 60 * arguments.minutes - SPARE - _age())
-    place = Place(
+    place = Sizes(
         data=arguments.data.resolve(),
         coco=arguments.coco,
         cifar10=arguments.cifar10,

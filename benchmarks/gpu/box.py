@@ -6,7 +6,6 @@ nothing along when it crashes, hangs or is out of memory. This process must not 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -23,7 +22,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from training.run import durable
+from shards import durable
+from training.launch import end_with_parent
 
 Row = dict[str, Any]
 LOG = "log.txt"
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Sizes:
     """Where and how large everything is."""
 
     data: Path
@@ -65,7 +65,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class BoxedMeasurement:
     """One figure, or several that belong together."""
 
     name: str
@@ -101,7 +101,7 @@ class Clock:
 def fill(
     path: Path,
     head: Row,
-    measurements: Sequence[Measurement],
+    measurements: Sequence[BoxedMeasurement],
     clock: Clock,
     *,
     first: bool = False,
@@ -147,7 +147,7 @@ def fill(
     return record
 
 
-def needed(files: Sequence[tuple[Path, Sequence[Measurement]]]) -> float:
+def needed(files: Sequence[tuple[Path, Sequence[BoxedMeasurement]]]) -> float:
     """Return the seconds of what comes first and is not in its file, with some to spare.
 
     What several files have under one name, such as the making of a set, takes its time once.
@@ -161,12 +161,12 @@ def needed(files: Sequence[tuple[Path, Sequence[Measurement]]]) -> float:
     return sum(left.values())
 
 
-def _least(each: Measurement) -> float:
+def _least(each: BoxedMeasurement) -> float:
     """Return the seconds with which it is begun: of what is known when cut off, most will do."""
     return each.seconds * (1.0 if each.rescue is None else MOST)
 
 
-def _is_made(each: Measurement, rows: dict[str, Row]) -> bool:
+def _is_made(each: BoxedMeasurement, rows: dict[str, Row]) -> bool:
     return each.kept and "failed" not in rows.get(each.name, {"failed": "not begun"})
 
 
@@ -204,14 +204,8 @@ def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
     return answer
 
 
-def die_with_parent() -> None:
-    """Be killed when the process that forked this one ends, however it ends."""
-    with suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def _in_child(run: Callable[[], Row], connection: Connection, log: Path) -> None:
-    die_with_parent()
+    end_with_parent(signal.SIGKILL)
     os.setsid()
     with log.open("ab") as file:
         for stream in (1, 2):

@@ -19,19 +19,18 @@ from functools import partial
 import torch
 
 from benchmarks import peers
+from benchmarks.gpu import material
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from pipeline.profile import synchronize
 from tools import bench
-from tools.measure import RATE, Workload, parse_recipe, recipe_parser
-
-from . import material
-from .box import Measurement, Place, Row
+from training.throughput import RATE, Workload, parse_recipe, recipe_parser
 
 Words = list[str]
 BF16 = ["--mixed_precision", "bf16"]
 VIT = "ViT-S/16, 2 × 224 px"
 
 
-def cases(place: Place) -> dict[str, Words]:
+def cases(place: Sizes) -> dict[str, Words]:
     """Return train.py's words of each case."""
     raw = ["--shards", str(material.stl10(place, "raw"))]
     photos = ["--shards", str(material.photos(place))]
@@ -61,25 +60,27 @@ def cases(place: Place) -> dict[str, Words]:
     }
 
 
-def measurements(place: Place) -> Sequence[Measurement]:
+def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     """Return all of them, the most telling first."""
     found = [replace(material.make_photos(place), first=True), material.make_stl10(place, "raw")]
     seconds = place.of(50.0, 20.0)
     kornia = importlib.util.find_spec("kornia") is not None
     for name, words in cases(place).items():
-        found.append(Measurement(name, partial(fed, place, words), seconds, first=name == VIT))
+        found.append(BoxedMeasurement(name, partial(fed, place, words), seconds, first=name == VIT))
         if name == VIT:
             compiled = [*words, "--compile", "true"]
-            found.append(Measurement(f"{name}, compiled", partial(fed, place, compiled), 100.0))
+            found.append(
+                BoxedMeasurement(f"{name}, compiled", partial(fed, place, compiled), 100.0)
+            )
         if kornia and (name == VIT or place.rehearsal):
             work = partial(fed_by_kornia, place, words)
-            found.append(Measurement(f"{name}, kornia", work, seconds))
+            found.append(BoxedMeasurement(f"{name}, kornia", work, seconds))
     if not place.rehearsal:
         for name, words in cases(place).items():
             if str(material.photos(place)) in words:
                 cached = [*words, "--tuning.decode", "cache"]
                 found.append(
-                    Measurement(f"{name}, cached images", partial(fed, place, cached), 90.0)
+                    BoxedMeasurement(f"{name}, cached images", partial(fed, place, cached), 90.0)
                 )
     return found
 
@@ -92,7 +93,7 @@ def words_of(words: Words) -> Words:
     ]
 
 
-def fed(place: Place, words: Words) -> Row:
+def fed(place: Sizes, words: Words) -> Row:
     """Return the figures of `python -m tools.bench feed`.
 
     Args:
@@ -108,7 +109,7 @@ def fed(place: Place, words: Words) -> Row:
     return {name: found[name] for name in kept}
 
 
-def fed_by_kornia(place: Place, words: Words) -> Row:
+def fed_by_kornia(place: Sizes, words: Words) -> Row:
     """Return samples/s of the same step on views that a DataLoader and kornia make.
 
     Args:

@@ -17,11 +17,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tools.pilot import Budget, pace_of
+from benchmarks.gpu import forked_program, material
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
+from tools.compare.run_length import RunLength, pace_of
 from training.monitor import records
-
-from . import material, program
-from .box import Measurement, Place, Row
 
 KNOWN = 0.848
 SECONDS, GOAL_SECONDS, PILOT_STEPS = 180.0, 285.0, 100
@@ -35,7 +34,7 @@ POINTS = 6
 FIGURES = ("knn_top1", "linear_top1", "label_map", "view_map", "effective_dimension")
 
 
-def variants(place: Place) -> Mapping[str, list[str]]:
+def variants(place: Sizes) -> Mapping[str, list[str]]:
     """Return train.py's words by what is compared, the most telling first."""
     if place.rehearsal:
         tiny = ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
@@ -70,7 +69,7 @@ def variants(place: Place) -> Mapping[str, list[str]]:
     return {crops: fast[crops]} | at_the_goal | fast | plain
 
 
-def measurements(place: Place) -> Sequence[Measurement]:
+def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     """Return all of them, the most telling first."""
     found = [replace(material.make_cifar10(place), first=True)]
     for number, (name, words) in enumerate(variants(place).items()):
@@ -80,11 +79,11 @@ def measurements(place: Place) -> Sequence[Measurement]:
         # With evaluations, a pilot, two starts and two compilations.
         takes = place.of(seconds + 75.0 + 30.0 * (COMPILED[0] in words), 20.0)
         first = number == 0
-        found.append(Measurement(name, work, takes, first=first, rescue=rescue))
+        found.append(BoxedMeasurement(name, work, takes, first=first, rescue=rescue))
     return found
 
 
-def learn(place: Place, words: list[str], run: Path, seconds: float) -> Row:
+def learn(place: Sizes, words: list[str], run: Path, seconds: float) -> Row:
     """Return the curve of one run, its last figures, and when it knew what lightly's did.
 
     Args:
@@ -111,7 +110,7 @@ def learn(place: Place, words: list[str], run: Path, seconds: float) -> Row:
     pace = pace_of(paces)
     if COMPILED[0] in words:  # what the pilot compiled, the run finds on the disk
         pace = replace(pace, start_up=min(pace.start_up, CACHED_SECONDS))
-    steps = Budget(seconds=seconds).steps(1, pace)
+    steps = RunLength(seconds=seconds).steps(1, pace)
     epoch_steps = paces[-1]["step"] / paces[-1]["epoch"]
     every = max(steps / POINTS, 1) / epoch_steps
     whole = ["--steps", str(steps), "--max_seconds", str(seconds)]
@@ -160,4 +159,4 @@ def known(run: Path) -> Row:
 
 def _train(words: list[str], run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
-    program.finish([*words, "--run", str(run)])
+    forked_program.finish([*words, "--run", str(run)])

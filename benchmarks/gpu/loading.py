@@ -14,17 +14,23 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu import material
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
+from benchmarks.gpu.jpeg_engine import decoding_engine_use
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning, default_threads
 from shards.layout import open_shards
-from tools.measure import Measurement as Pace
-from tools.measure import endless, fill_cache, measure, memory_gib, pipeline_turn, settle
-
-from . import material
-from .box import Measurement, Place, Row
-from .engine import decoding_engine_use
+from training.throughput import (
+    Measurement,
+    endless,
+    fill_cache,
+    measure,
+    memory_gib,
+    pipeline_turn,
+    settle,
+)
 
 REPEATS = 3
 BATCHES = 20
@@ -35,7 +41,7 @@ VALUES = 1 << 29
 """In the views of a batch, at most: 1 GiB of bf16."""
 
 
-def measurements(place: Place) -> Sequence[Measurement]:
+def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     """Return all of them, the most telling first."""
     photos, raw, jpeg, png = (
         material.make_photos(place),
@@ -43,7 +49,7 @@ def measurements(place: Place) -> Sequence[Measurement]:
     )
     of_photos = material.photos(place)
     of_raw, of_jpeg, of_png = (material.stl10(place, e) for e in ("raw", "jpeg:95", "png"))
-    sets: list[tuple[str, Measurement, Path, Tuning]] = [
+    sets: list[tuple[str, BoxedMeasurement, Path, Tuning]] = [
         ("photos, JPEG", photos, of_photos, Tuning()),
         ("96 px, raw", raw, of_raw, Tuning()),
         ("photos, cached", photos, of_photos, Tuning(decode="cache")),
@@ -53,7 +59,7 @@ def measurements(place: Place) -> Sequence[Measurement]:
         ("photos, decoded on the CPU", photos, of_photos, Tuning(decode="cpu")),
         ("96 px, JPEG, cached", jpeg, of_jpeg, Tuning(decode="cache")),
     ]
-    found: dict[str, Measurement] = {}
+    found: dict[str, BoxedMeasurement] = {}
     for (V, size), (name, made, root, tuning) in product(place.of(ASKED, ((2, 32),)), sets):
         if place.rehearsal and tuning.decode == "cache":
             continue  # the cache is the GPU's
@@ -61,11 +67,11 @@ def measurements(place: Place) -> Sequence[Measurement]:
         work = partial(throughput, place, root, tuning, V=V, size=size)
         seconds = place.of(12.0 + 10.0 * (tuning.decode == "cache"), 1.0)
         asked = f"{name}: {V} × {size} px"
-        found[asked] = Measurement(asked, work, seconds)
+        found[asked] = BoxedMeasurement(asked, work, seconds)
     return list(found.values())
 
 
-def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -> Row:
+def throughput(place: Sizes, root: Path, tuning: Tuning, *, V: int, size: int) -> Row:
     """Return views/s of a loader, and what a batch takes of the device.
 
     Args:
@@ -114,7 +120,7 @@ def throughput(place: Place, root: Path, tuning: Tuning, *, V: int, size: int) -
     }
 
 
-def count_launches(loader: Loader, pace: Pace) -> float:
+def count_launches(loader: Loader, pace: Measurement) -> float:
     """Return the kernels that a batch launches on the GPU, DALI's own included.
 
     Args:

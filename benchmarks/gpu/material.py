@@ -13,35 +13,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from benchmarks.sharding import write_stl10_binaries
 from shards.engine import Processes
 from shards.layout import MANIFEST
-from shards.prepare import Preparation
-from shards.source.folder import Folder
+from shards.source.folder import ImageFolder
 from shards.source.stl10 import STL10
-from shards.write import write
-
-from .box import Measurement, Place, Row
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 
 PHOTO = (640, 480)
 
 
-def stl10(place: Place, encoding: str) -> Path:
+def stl10(place: Sizes, encoding: str) -> Path:
     """Return generated images of 96 px in STL-10's layout, as png, jpeg:95 or raw."""
     return place.data / f"stl10-{encoding.replace(':', '-')}"
 
 
-def photos(place: Place) -> Path:
+def photos(place: Sizes) -> Path:
     """Return JPEGs of 640×480, no two alike, cut from COCO's."""
     return place.data / "photos"
 
 
-def cifar10(place: Place, split: str) -> Path:
+def cifar10(place: Sizes, split: str) -> Path:
     """Return a split of CIFAR-10, as pixels: images so small are decoded once and for all."""
     return place.data / f"cifar10-{split}"
 
 
-def make_stl10(place: Place, encoding: str) -> Measurement:
+def make_stl10(place: Sizes, encoding: str) -> BoxedMeasurement:
     """Return what writes `stl10`."""
 
     def run() -> Row:
@@ -54,7 +53,7 @@ def make_stl10(place: Place, encoding: str) -> Measurement:
         source = STL10(root=folder, split="unlabeled")
         return _shard(stl10(place, encoding), source, encoding)
 
-    return Measurement(
+    return BoxedMeasurement(
         f"shards: STL-10, {encoding}",
         run,
         _seconds(place, stl10(place, encoding), 25.0),
@@ -62,7 +61,7 @@ def make_stl10(place: Place, encoding: str) -> Measurement:
     )
 
 
-def make_photos(place: Place) -> Measurement:
+def make_photos(place: Sizes) -> BoxedMeasurement:
     """Return what writes `photos`."""
 
     def run() -> Row:
@@ -75,32 +74,36 @@ def make_photos(place: Place) -> Measurement:
         cut = partial(_cut, originals, folder)
         with ProcessPoolExecutor(workers) as pool:
             list(pool.map(cut, range(count), chunksize=max(1, count // workers // 8)))
-        row = _shard(photos(place), Folder(root=folder), "original")
+        row = _shard(photos(place), ImageFolder(root=folder), "original")
         shutil.rmtree(folder)
         return row
 
-    return Measurement("shards: photos", run, _seconds(place, photos(place), 35.0), kept=False)
+    return BoxedMeasurement("shards: photos", run, _seconds(place, photos(place), 35.0), kept=False)
 
 
-def make_cifar10(place: Place) -> Measurement:
+def make_cifar10(place: Sizes) -> BoxedMeasurement:
     """Return what writes both splits of `cifar10`."""
 
     def run() -> Row:
         row: Row = {}
         for split in ("train", "test"):
             files = _files(place.cifar10, place.data / "cifar10-images", folder=split)
-            row |= {split: _shard(cifar10(place, split), Folder(root=files[0].parents[1]), "raw")}
+            row |= {
+                split: _shard(cifar10(place, split), ImageFolder(root=files[0].parents[1]), "raw")
+            }
         return row
 
     seconds = _seconds(place, cifar10(place, "test"), 15.0)
-    return Measurement("shards: CIFAR-10", run, seconds, kept=False)
+    return BoxedMeasurement("shards: CIFAR-10", run, seconds, kept=False)
 
 
-def _seconds(place: Place, out: Path, real: float) -> float:
+def _seconds(place: Sizes, out: Path, real: float) -> float:
     return 2.0 if (out / MANIFEST).exists() else place.of(real, 2.0)
 
 
-def _shard(out: Path, source: STL10 | Folder, encoding: str, *, limit: int | None = None) -> Row:
+def _shard(
+    out: Path, source: STL10 | ImageFolder, encoding: str, *, limit: int | None = None
+) -> Row:
     if not (out / MANIFEST).exists():
         shutil.rmtree(out, ignore_errors=True)
         engine, how = Processes(len(os.sched_getaffinity(0))), Preparation(encoding=encoding)

@@ -21,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from benchmarks.objective_peers import PEERS
 from model.objective import MeanOverQueries, SmoothAP
-
-from .box import Measurement, Place, Row
 
 SIZES = (32_768, 8_192, 131_072, 2_048, 16_384, 65_536, 4_096)
 VIEWS = (4, 8)
@@ -39,7 +38,7 @@ PRECISIONS: tuple[Literal["float32", "bf16"], ...] = ("float32", "bf16")
 Step = Callable[[], Any]
 
 
-def measurements(place: Place) -> Sequence[Measurement]:
+def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     """Return all of them, the most telling first."""
     found = []
     for N, V in product(place.of(SIZES, (64,)), place.of(VIEWS, (4,))):
@@ -47,19 +46,19 @@ def measurements(place: Place) -> Sequence[Measurement]:
         seconds = place.of(20.0 + 15.0 * (not found) + 40.0 * (N / SIZES[2]) ** 2, 1.0)
         work = partial(forms, place, V, N)
         first = SIZES[0] == N and VIEWS[0] == V
-        found.append(Measurement(f"{N} embeddings, {V} views", work, seconds, first=first))
+        found.append(BoxedMeasurement(f"{N} embeddings, {V} views", work, seconds, first=first))
     if importlib.util.find_spec("pytorch_metric_learning") is not None:
         for N in place.of(PEER_SIZES, (32,)):
             work = partial(peer, place, 4, N)
             seconds = place.of(10.0 + 30.0 * (N / PEER_SIZES[-1]) ** 3, 1.0)
-            found.append(Measurement(f"{PEER}, {N} embeddings", work, seconds))
+            found.append(BoxedMeasurement(f"{PEER}, {N} embeddings", work, seconds))
     for precision, name in product(PRECISIONS, ("compare", "pull")) if not place.rehearsal else ():
         work = partial(tiles, 4, SIZES[0], precision, name)
-        found.append(Measurement(f"tiles of {name}, {precision}", work, 30.0))
+        found.append(BoxedMeasurement(f"tiles of {name}, {precision}", work, 30.0))
     return found
 
 
-def forms(place: Place, V: int, N: int) -> Row:
+def forms(place: Sizes, V: int, N: int) -> Row:
     """Return the figures of each form that runs here, and its distance from the definition.
 
     Args:
@@ -98,7 +97,7 @@ def forms(place: Place, V: int, N: int) -> Row:
     return {"N": N, "V": V, "forms": rows}
 
 
-def peer(place: Place, V: int, N: int) -> Row:
+def peer(place: Sizes, V: int, N: int) -> Row:
     """Return the figures of pytorch-metric-learning's Smooth-AP, of the same embeddings.
 
     Args:
@@ -125,7 +124,7 @@ def tiles(V: int, N: int, precision: Literal["float32", "bf16"], name: str) -> R
         precision: of the products.
         name: of the kernel, compare or pull.
     """
-    from model.kernel.smooth_ap import Side, Tiles, compare, pull, tiles_for
+    from model.kernel.fused_smooth_ap import Side, Tiles, compare, pull, tiles_for
 
     z_ND = unit_embeddings(V, N, "cuda").flatten(0, 1)
     sample_N = torch.arange(N // V, dtype=torch.int32, device="cuda").repeat(V)

@@ -19,6 +19,8 @@ from typing import Literal
 
 import torch
 
+from benchmarks.gpu import forked_program, material
+from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
@@ -26,22 +28,19 @@ from pipeline.profile import synchronize
 from pipeline.selfcheck import decoder_differences
 from pipeline.tuning import Tuning
 from shards.layout import open_shards
-from tools.measure import Workload, endless, parse_recipe, recipe_parser
 from training.monitor import records
 from training.run import checkpoint
-
-from . import material, program
-from .box import Measurement, Place, Row
+from training.throughput import Workload, endless, parse_recipe, recipe_parser
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
 
 
-def measurements(place: Place) -> Sequence[Measurement]:
+def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     """Return all of them, the most telling first."""
     found = [
         replace(material.make_photos(place), first=True),
         replace(material.make_cifar10(place), first=True),
-        Measurement(
+        BoxedMeasurement(
             "the GPU's tests",
             partial(suite, place),
             place.of(75.0, 1.0),
@@ -51,21 +50,23 @@ def measurements(place: Place) -> Sequence[Measurement]:
     ]
     for kind, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
         work = partial(resume, place, kind, words)
-        found.append(Measurement(f"a continued run, {kind} kernels", work, place.of(60.0, 20.0)))
+        found.append(
+            BoxedMeasurement(f"a continued run, {kind} kernels", work, place.of(60.0, 20.0))
+        )
     for load in place.of((0.9, 0.0, 1.0), (0.9,)):
         work = partial(pixels, place, load)
         name = f"decoded pixels, {load:.0%} asked of the decoding engine"
-        found.append(Measurement(name, work, place.of(15.0, 1.0), first=load == 0.9))
+        found.append(BoxedMeasurement(name, work, place.of(15.0, 1.0), first=load == 0.9))
     for finish in place.of(("fused", "dali"), ("fused",)):
         work = partial(buffers, place, finish)
-        found.append(Measurement(f"buffers, finish {finish}", work, place.of(25.0, 1.0)))
+        found.append(BoxedMeasurement(f"buffers, finish {finish}", work, place.of(25.0, 1.0)))
     for precision in place.of(("no", "bf16", "fp16"), ("no",)):
         work = partial(losses, place, precision)
-        found.append(Measurement(f"losses, precision {precision}", work, place.of(15.0, 1.0)))
+        found.append(BoxedMeasurement(f"losses, precision {precision}", work, place.of(15.0, 1.0)))
     return found
 
 
-def suite(place: Place) -> Row:
+def suite(place: Sizes) -> Row:
     """Return the outcomes of the tests that need a GPU, and the names of those that failed."""
     tests = [path for path in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     chosen = place.of(tests, [path for path in tests if path.name == "test_lifetime.py"])
@@ -88,7 +89,7 @@ def suite(place: Place) -> Row:
     return found
 
 
-def outcomes(place: Place) -> Row:
+def outcomes(place: Sizes) -> Row:
     """Return how the tests ended that have ended so far."""
     text = _told(place).read_text()
     ended = re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, flags=re.MULTILINE)
@@ -101,11 +102,11 @@ def outcomes(place: Place) -> Row:
     return {"counts": dict(counts), "not_passed": failed}
 
 
-def _told(place: Place) -> Path:
+def _told(place: Sizes) -> Path:
     return place.data / "tests.txt"
 
 
-def pixels(place: Place, load: float) -> Row:
+def pixels(place: Sizes, load: float) -> Row:
     """Return how far the GPU's decoder is from the CPU's.
 
     Args:
@@ -128,7 +129,7 @@ def pixels(place: Place, load: float) -> Row:
     }
 
 
-def buffers(place: Place, finish: Literal["fused", "dali"]) -> Row:
+def buffers(place: Sizes, finish: Literal["fused", "dali"]) -> Row:
     """Return in how many batches a kernel that reads late, behind a busy device, saw another batch.
 
     Args:
@@ -172,7 +173,7 @@ def buffers(place: Place, finish: Literal["fused", "dali"]) -> Row:
     }
 
 
-def losses(place: Place, precision: str) -> Row:
+def losses(place: Sizes, precision: str) -> Row:
     """Return the losses of the same steps in one precision, and how many were skipped.
 
     Args:
@@ -192,7 +193,7 @@ def losses(place: Place, precision: str) -> Row:
     return {"steps": steps, "losses": torch.stack(found).tolist(), "skipped_steps": skipped}
 
 
-def resume(place: Place, kind: str, words: list[str]) -> Row:
+def resume(place: Sizes, kind: str, words: list[str]) -> Row:
     """Return how far a run that was killed and continued is from one that was not.
 
     Beside it how far two are from each other that nothing disturbed.
@@ -208,11 +209,11 @@ def resume(place: Place, kind: str, words: list[str]) -> Row:
     for run in (straight, again, killed):
         shutil.rmtree(run, ignore_errors=True)
     for run in (straight, again):
-        program.finish([*words, "--run", str(run)])
+        forked_program.finish([*words, "--run", str(run)])
     _kill([*words, "--run", str(killed)], killed)
     left = checkpoint.newest(killed)
     assert left is not None
-    program.finish([*words, "--run", str(killed)])
+    forked_program.finish([*words, "--run", str(killed)])
     curves = [[r["loss"] for r in records(run) if "loss" in r] for run in (straight, killed)]
     return {
         "steps": steps,
@@ -225,7 +226,7 @@ def resume(place: Place, kind: str, words: list[str]) -> Row:
 
 def _kill(words: list[str], run: Path) -> None:
     """Train until a kill as soon as there is a checkpoint."""
-    process = program.start(words)
+    process = forked_program.start(words)
     folder = run / checkpoint.FOLDER
     while not any(folder.glob("[0-9]*")):
         done, status = os.waitpid(process, os.WNOHANG)
@@ -237,7 +238,7 @@ def _kill(words: list[str], run: Path) -> None:
     os.waitpid(process, 0)
 
 
-def _words(place: Place, steps: int) -> list[str]:
+def _words(place: Sizes, steps: int) -> list[str]:
     encoder = place.of(["ResNet", "--method.encoder.stem", "small"], ["SmallResNet"])
     width = place.of([], ["--method.encoder.width", "4"])
     return [

@@ -3,12 +3,12 @@
 The import list is the registry: a method is one file beside these and one line here.
 """
 
-from .byol import BYOL as BYOL
-from .joint_embedding import JointEmbedding as JointEmbedding
-from .method import MemoryRequest as MemoryRequest
-from .method import Method as Method
-from .method import Output as Output
-from .moco import MoCo as MoCo
-from .qk_iteration import QKIteration as QKIteration
-from .simsiam import SimSiam as SimSiam
-from .swav import SwAV as SwAV
+from model.method.byol import BYOL as BYOL
+from model.method.joint_embedding import JointEmbedding as JointEmbedding
+from model.method.method import MemoryRequest as MemoryRequest
+from model.method.method import Method as Method
+from model.method.method import Output as Output
+from model.method.moco import MoCo as MoCo
+from model.method.qk_iteration import QKIteration as QKIteration
+from model.method.simsiam import SimSiam as SimSiam
+from model.method.swav import SwAV as SwAV

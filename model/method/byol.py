@@ -15,12 +15,12 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from ..average import MovingAverage
-from ..encoder import Encoder
-from ..gather import gather
-from ..projector import Projector
-from .agreement import agreement, spread
-from .method import Method, Output, encode, large, refuse_few
+from model.average import MovingAverage
+from model.encoder import Encoder
+from model.gather import gather
+from model.method.method import Method, Output, encode, large, refuse_few
+from model.method.view_prediction import agreement, spread
+from model.projector import Projector
 
 
 class BYOL(Method):

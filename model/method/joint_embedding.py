@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..encoder import Encoder
-from ..gather import gather, own_samples
-from ..objective import Objective
-from ..projector import Projector
-from .method import Method, Output, encode, large, refuse_few
+from model.encoder import Encoder
+from model.gather import gather, own_samples
+from model.method.method import Method, Output, encode, large, refuse_few
+from model.objective import Objective
+from model.projector import Projector
 
 
 class JointEmbedding(Method):
@@ -67,7 +67,7 @@ class JointEmbedding(Method):
         id_B: Tensor | None = None,
         gradient_VBD: Tensor | None = None,
     ) -> Output:
-        """See `Method.forward` and, for `gradient_VBD`, `training.cache`."""
+        """See `Method.forward` and, for `gradient_VBD`, `training.gradient_cache`."""
         del id_B
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views]).float()
         if gradient_VBD is not None:

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from torch import Tensor, nn
 
-from ..encoder import Encoder
+from model.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..average import MovingAverage
-from ..encoder import Encoder
-from ..gather import gather
-from ..projector import Projector
-from .method import Method, Output, encode, refuse_few
+from model.average import MovingAverage
+from model.encoder import Encoder
+from model.gather import gather
+from model.method.method import Method, Output, encode, refuse_few
+from model.projector import Projector
 
 
 class MoCo(Method):

@@ -35,12 +35,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from ..encoder import Encoder
-from ..gather import gather, gather_rows, own_samples
-from ..memory import Memory
-from ..objective import NTXent
-from ..projector import Projector
-from .method import MemoryRequest, Method, Output, encode, refuse_few
+from model.encoder import Encoder
+from model.gather import gather, gather_rows, own_samples
+from model.memory_bank import Memory
+from model.method.method import MemoryRequest, Method, Output, encode, refuse_few
+from model.objective import NTXent
+from model.projector import Projector
 
 LARGEST = 256  # the challenge's limit on the size of a descriptor
 
@@ -133,7 +133,7 @@ class QKIteration(Method):
             q_VBD = self.embed(query_VBCHW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (starts or not queries_train)):
             k_VBD = keys_of(key_VBCHW)
-        # training.budget follows a first step, whose memory is yet to be filled: count both.
+        # training.memory_forecast follows a first step, before the memory is filled: count both.
         room = self._room(q_VBD.device) if isinstance(q_VBD, FakeTensor) else None
         z_VAD = gather(torch.cat([q_VBD, k_VBD]))
         if starts:

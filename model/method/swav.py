@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder import Encoder
-from ..gather import gather, own_samples
-from ..projector import Projector
-from .method import Method, Output, encode, refuse_few
+from model.encoder import Encoder
+from model.gather import gather, own_samples
+from model.method.method import Method, Output, encode, refuse_few
+from model.projector import Projector
 
 
 class SwAV(Method):

@@ -11,7 +11,7 @@ all ranks, in the whole batch, as the paper has it.
 import torch
 from torch import Tensor
 
-from .objective import Objective
+from model.objective.objective import Objective
 
 
 class BarlowTwins(Objective):

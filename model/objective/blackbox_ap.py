@@ -19,7 +19,7 @@ Differs from the authors' code (martius-lab/blackbox-backprop, 075bf56):
 import torch
 from torch import Tensor
 
-from .queries import MeanOverQueries, PerQuery
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class BlackboxAP(MeanOverQueries):

@@ -12,7 +12,7 @@ their logits. The weighted variant, DCLW, is not here.
 import torch
 from torch import Tensor
 
-from .queries import MeanOverQueries, PerQuery
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class DCL(MeanOverQueries):

@@ -14,8 +14,8 @@ while theirs draws classes of one category together, and they say that this matt
 
 from torch import Tensor
 
-from .histogram import histogram_ap
-from .queries import MeanOverQueries, PerQuery
+from model.objective.histogram import histogram_ap
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class FastAP(MeanOverQueries):

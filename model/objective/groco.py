@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .one_pass import OnePass
-from .queries import rows_at_once
+from model.objective.one_pass import OnePass
+from model.objective.queries import rows_at_once
 
 
 class GroCo(OnePass):

@@ -13,7 +13,7 @@ the difference of the two bins' derivatives.
 import torch.nn.functional as F
 from torch import Tensor
 
-from .queries import PerQuery
+from model.objective.queries import PerQuery
 
 
 def histogram_ap(

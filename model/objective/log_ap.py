@@ -14,7 +14,7 @@ above it at the precision at which the best may have one. With two views both ar
 
 from torch import Tensor
 
-from .nt_xent import NTXent
+from model.objective.nt_xent import NTXent
 
 
 class LogAP(NTXent):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .queries import MeanOverQueries, PerQuery
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class NTXent(MeanOverQueries):

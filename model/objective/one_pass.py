@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function
 
-from .objective import Objective
+from model.objective.objective import Objective
 
 
 class OnePass(Objective):

@@ -15,8 +15,8 @@ Differs from the authors' code (naver/deep-image-retrieval, 610247f):
 
 from torch import Tensor
 
-from .histogram import histogram_ap
-from .queries import MeanOverQueries, PerQuery
+from model.objective.histogram import histogram_ap
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class QuantizedAP(MeanOverQueries):

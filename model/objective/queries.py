@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .one_pass import OnePass
+from model.objective.one_pass import OnePass
 
 # Scores in a chunk. An objective holds about three such tensors: on the CPU each core's share of
 # them should stay in its cache (2 MiB in float32); a GPU wants few large pieces (64 MiB).

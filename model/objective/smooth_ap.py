@@ -13,7 +13,7 @@ Differs from the authors' code (Andrew-Brown1/Smooth_AP, 59927ec):
   their O(N³), and never more than a few chunks of queries by N are stored;
 - the sigmoid's exponent is not clamped to ±50; the default temperature is 0.05, not 0.01.
 
-On a GPU with Triton `model.kernel.smooth_ap` computes the same without storing scores.
+On a GPU with Triton `model.kernel.fused_smooth_ap` computes the same without storing scores.
 """
 
 from typing import Literal
@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..kernel import runs_on
-from .queries import MeanOverQueries, PerQuery
+from model.kernel import runs_on
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class SmoothAP(MeanOverQueries):
@@ -61,7 +61,7 @@ class SmoothAP(MeanOverQueries):
     ) -> tuple[Tensor, Tensor | None]:
         """See `OnePass.value_and_gradient`."""
         if z_VAD.dtype == torch.float32 and runs_on(z_VAD.device):
-            from ..kernel.smooth_ap import smooth_ap
+            from model.kernel.fused_smooth_ap import smooth_ap
 
             return smooth_ap(
                 z_VAD,

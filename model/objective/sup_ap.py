@@ -12,7 +12,7 @@ Differs from the authors' code (elias-ramzi/ROADMAP, fed37d7):
 import torch
 from torch import Tensor
 
-from .queries import MeanOverQueries, PerQuery
+from model.objective.queries import MeanOverQueries, PerQuery
 
 
 class SupAP(MeanOverQueries):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .objective import Objective
+from model.objective.objective import Objective
 
 
 class VICReg(Objective):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from ..dali import DataNode, fn, types
+from pipeline.dali import DataNode, fn, types
 
 
 class Draw:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..dali import DataNode, fn, math, types
-from .augment import Augment, Draw, check_interval, check_probability
+from pipeline.augment.augment import Augment, Draw, check_interval, check_probability
+from pipeline.dali import DataNode, fn, math, types
 
 _FARTHEST = 512  # pixels from the middle of a window: more than any has
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..dali import DataNode, fn, types
-from .augment import Augment, Draw, check_probability
+from pipeline.augment.augment import Augment, Draw, check_probability
+from pipeline.dali import DataNode, fn, types
 
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B: ITU-R BT.601
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from ..dali import DataNode, fn, types
-from .augment import Draw, check_interval, check_probability
+from pipeline.augment.augment import Draw, check_interval, check_probability
+from pipeline.dali import DataNode, fn, types
 
 Resampling = Literal["warp", "resize", "supersample"]
 

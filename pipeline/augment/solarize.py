@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dali import DataNode, fn, types
-from .augment import Augment, Draw, check_probability
+from pipeline.augment.augment import Augment, Draw, check_probability
+from pipeline.dali import DataNode, fn, types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
-from .engine import Engine, Job, Progress
+from shards.engine.engine import Engine, Job, Progress
 
 _POLL = 0.2  # seconds between two looks at the workers' counters
 _STUCK = 300.0  # seconds over one image, after which a worker counts as dead

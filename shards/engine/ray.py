@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .engine import Engine, Job, Progress
-from .processes import Processes
+from shards.engine.engine import Engine, Job, Progress
+from shards.engine.processes import Processes
 
 _RETRIES = 3  # of a task whose worker or machine was lost
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shards.place import place
 from shards.source.source import Names, Sample, Source, key_from
+from shards.storage import folder_at
 
 _KEPT = ("id", "bbox", "category_id", "iscrowd", "area")
 _EMPTY: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
@@ -33,13 +33,13 @@ class COCO(Source):
         """
         self.split = split
         self.classes: list[str] = []
-        self._root = place(os.fspath(root))
+        self._root = folder_at(os.fspath(root))
         self.origin = str(self._root)
         if not self._root.exists():
             raise FileNotFoundError(
                 f"{root} is not a folder. Give the one that holds {split}/ as --root."
             )
-        folder = place(self._root.path(split))
+        folder = folder_at(self._root.path(split))
         if not split or not folder.exists():
             splits = sorted(set(next(self._root.walk())[1]) - {"annotations"})
             raise FileNotFoundError(
@@ -55,7 +55,7 @@ class COCO(Source):
         if not files:
             raise ValueError(f"{folder} holds no .jpg files. Unpack {split}.zip into {root}.")
 
-        there = place(self._root.path("annotations")).sizes()
+        there = folder_at(self._root.path("annotations")).sizes()
         facts = self._facts(there)
         missing = sorted(facts.keys() - set(files))
         if missing:

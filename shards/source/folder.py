@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from shards.place import place
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
+from shards.storage import folder_at
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm")
 EXTENSIONS += ("pnm", "jpe", "jfif", "dib", "jp2", "j2k", "jpx", "tga", "avif", "heic", "heif")
@@ -19,7 +19,7 @@ EXTENSIONS += ("jxl", "qoi", "ico", "pcx", "apng", "mpo", "jfi")
 _SPLIT = re.compile(r"(train|val|valid|validation|dev|test|unlabel+ed)[-_]?(\d{4})?", re.IGNORECASE)
 
 
-class Folder(Source):
+class ImageFolder(Source):
     """Image files in class folders, or all in one folder.
 
     Layout: ROOT/[SPLIT/]CLASS/**/*.jpg, the label being the class folder's place in
@@ -36,12 +36,12 @@ class Folder(Source):
             root: Folder that holds the class folders or the images; local, or such as s3://….
             split: Folder under root to take, such as train; empty for root itself.
         """
-        above = place(os.fspath(root))
+        above = folder_at(os.fspath(root))
         self.split = split.strip("/")
         self.origin = str(above)
         if not above.exists():
             raise FileNotFoundError(f"{above} is not a folder. Give the images' folder as --root.")
-        self._place = place(above.path(self.split)) if self.split else above
+        self._place = folder_at(above.path(self.split)) if self.split else above
         if not self._place.exists():
             raise FileNotFoundError(
                 f"{above} has no folder {split!r}; it holds "

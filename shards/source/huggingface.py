@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shards.place import is_remote
 from shards.source.labels import Labels
 from shards.source.location import split_location
 from shards.source.source import Sample, Source
+from shards.storage import is_remote
 
 
 class HuggingFace(Source):

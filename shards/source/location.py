@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shards.place import Place, is_remote, place
 from shards.source.labels import natural
+from shards.storage import Folder, folder_at, is_remote
 
-File = tuple[Place, str]
+File = tuple[Folder, str]
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
@@ -19,7 +19,7 @@ def split_location(path: str) -> File:
     folder, slash, name = rest.rpartition("/")
     if not separator:
         folder = folder or ("/" if slash else ".")
-    return place(protocol + separator + folder), name
+    return folder_at(protocol + separator + folder), name
 
 
 def find_tars(root: str | Path, split: str) -> list[File]:
@@ -31,11 +31,11 @@ def find_tars(root: str | Path, split: str) -> list[File]:
     """
     root = os.fspath(root)
     patterned = re.search(r"[*?\[{]", root) is not None
-    if not patterned or (not is_remote(root) and place(root).exists()):
+    if not patterned or (not is_remote(root) and folder_at(root).exists()):
         folder, name = split_location(root)
-        if name.endswith(".tar") and (name in folder.sizes() or not place(root).exists()):
+        if name.endswith(".tar") and (name in folder.sizes() or not folder_at(root).exists()):
             return _there([root])
-        return _of_folder(place(root), split.strip("/"))
+        return _of_folder(folder_at(root), split.strip("/"))
     if split:
         raise ValueError(
             f"--split {split} and the pattern {root} were both given; expected one of them. Write "
@@ -84,21 +84,21 @@ def glob(pattern: str) -> list[File]:
     steps = rest.split("/")
     fixed = next(i for i, step in enumerate(steps) if re.search(r"[*?\[]", step))
     top = protocol + separator + "/".join(steps[:fixed])
-    above = place(top if fixed and top else "/" if fixed else ".")
+    above = folder_at(top if fixed and top else "/" if fixed else ".")
     if not above.exists():
         raise FileNotFoundError(f"{above}, in {pattern}, is not a folder. Correct the pattern.")
     found = sorted(_fitting(above, steps[fixed:]), key=lambda name: natural(name))
-    folders: dict[str, Place] = {}
+    folders: dict[str, Folder] = {}
     files = []
     for path in found:
         folder, _, name = path.rpartition("/")
         if folder not in folders:
-            folders[folder] = place(above.path(folder)) if folder else above
+            folders[folder] = folder_at(above.path(folder)) if folder else above
         files.append((folders[folder], name))
     return files
 
 
-def _fitting(above: Place, steps: list[str]) -> Iterator[str]:
+def _fitting(above: Folder, steps: list[str]) -> Iterator[str]:
     for folder, folders, names in above.walk():
         depth = folder.count("/") + 1 if folder else 0
         if depth == len(steps) - 1:
@@ -111,7 +111,7 @@ def _fitting(above: Place, steps: list[str]) -> Iterator[str]:
 
 def _there(paths: list[str]) -> list[File]:
     """Return the files at paths, refusing paths without one; each folder is listed once."""
-    listed: dict[str, tuple[Place, dict[str, int]]] = {}
+    listed: dict[str, tuple[Folder, dict[str, int]]] = {}
     files, missing = [], []
     for path in paths:
         above, name = split_location(path)
@@ -128,13 +128,13 @@ def _there(paths: list[str]) -> list[File]:
     return files
 
 
-def _of_folder(top: Place, split: str) -> list[File]:
+def _of_folder(top: Folder, split: str) -> list[File]:
     if not top.exists():
         raise FileNotFoundError(
             f"{top} is not a folder. Give a folder of tars, or a pattern such as "
             "data/{000..009}.tar, as --root."
         )
-    folder = place(top.path(split)) if split else top
+    folder = folder_at(top.path(split)) if split else top
     names = list(folder.sizes()) if folder.exists() else []
     _refuse_compressed(folder, names)
     tars = sorted((name for name in names if name.lower().endswith(".tar")), key=natural)
@@ -148,7 +148,7 @@ def _of_folder(top: Place, split: str) -> list[File]:
     return [(folder, name) for name in tars]
 
 
-def _refuse_compressed(folder: Place, names: list[str]) -> None:
+def _refuse_compressed(folder: Folder, names: list[str]) -> None:
     for name in names:
         if _COMPRESSED.search(name):
             raise compressed(folder.path(name))

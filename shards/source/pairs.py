@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import ShardSet
-from shards.place import is_remote
-from shards.source.entries import entries
 from shards.source.source import Sample, Source, key_from
+from shards.source.tar_members import entries
+from shards.storage import is_remote
 from shards.survey import rows_of
 
 _KEY_LENGTH = 82  # with ".partner.shape.i64" it still fits the 100 bytes of a plain tar header

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.place import is_remote
 from shards.source.source import Sample, Source
+from shards.storage import is_remote
 
 SHAPE = (3, 96, 96)  # channel, column, row: images are stored column by column
 _BYTES = 3 * 96 * 96

@@ -10,11 +10,11 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import IO, Any
 
-from shards.place import Place, is_remote, place
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import split_location
 from shards.source.source import Names, Sample, Source, key_from
+from shards.storage import Folder, folder_at, is_remote
 
 _ROWS = 65536  # of Parquet, read at a time
 _TRIED = 10  # files that are looked for, to find a wrong root before anything is written
@@ -50,7 +50,7 @@ class Table(Source):
             columns: Other columns to carry over as metadata, which are held in memory. Default:
                 all; [] for none.
         """
-        self._root = place(os.fspath(root))
+        self._root = folder_at(os.fspath(root))
         self.origin = str(self._root)
         table = os.fspath(table)
         names, rows = _read_table(table)
@@ -127,7 +127,7 @@ class Table(Source):
         digest.update(b"" if self._labels is None else self._labels.tobytes())
         return digest.digest()
 
-    def _file(self, path: str) -> tuple[Place, str]:
+    def _file(self, path: str) -> tuple[Folder, str]:
         outside = path.startswith("/") or is_remote(path)
         return split_location(path) if outside else (self._root, path)
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.place import Place, is_remote
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import find_tars
-from shards.source.scan import ROLES, Convention, Scan, read_sample, scan
 from shards.source.source import Names, Sample, Source, key_from
+from shards.source.tar_samples import ROLES, Convention, Scan, read_sample, scan
+from shards.storage import Folder, is_remote
 
 _THREADS = 8  # tars at a time in a store, for which most of the scan is waiting
 _MANIFEST = "manifest.json"
@@ -231,7 +231,7 @@ def _is_last_dot(scans: list[Scan]) -> bool:
 
 
 def _refuse_several(
-    scans: list[Scan], tars: list[tuple[Place, str]], convention: Convention
+    scans: list[Scan], tars: list[tuple[Folder, str]], convention: Convention
 ) -> None:
     if convention.image:
         return
@@ -247,7 +247,7 @@ def _refuse_several(
 
 
 def _without_images(
-    scans: list[Scan], tars: list[tuple[Place, str]], convention: Convention
+    scans: list[Scan], tars: list[tuple[Folder, str]], convention: Convention
 ) -> ValueError:
     where = tars[0][0].path(tars[0][1]) + (f", … ({len(tars):,} tars)" if len(tars) > 1 else "")
     components = sum((found.components for found in scans), Counter[str]())
@@ -264,7 +264,7 @@ def _counted(components: Counter[str]) -> str:
     return (shown or "no components") + (", …" if len(components) > 8 else "")
 
 
-def _short_names(tars: list[tuple[Place, str]]) -> list[str]:
+def _short_names(tars: list[tuple[Folder, str]]) -> list[str]:
     """Name each tar by its stem, or by its path where two have the same."""
     stems = [name.rpartition(".")[0] for _, name in tars]
     if len(set(stems)) == len(stems):
@@ -291,7 +291,7 @@ def _folders_that_differ(keys: Names) -> Iterator[str]:
         yield folders[depth] if depth < len(folders) else ""
 
 
-def _classes_of(tars: list[tuple[Place, str]]) -> list[str]:
+def _classes_of(tars: list[tuple[Folder, str]]) -> list[str]:
     """Return the classes in the manifest beside the tars; [] if there is none, or two differ."""
     found: list[Any] = []
     for folder in {folder.location: folder for folder, _ in tars}.values():

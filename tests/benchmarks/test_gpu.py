@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import benchmarks.gpu.__main__ as program
-from benchmarks.gpu import report
+from benchmarks.gpu import tables
 from benchmarks.gpu.__main__ import SPARE, STAGES
-from benchmarks.gpu.box import Clock, Measurement, Place, Row, fill, needed
+from benchmarks.gpu.box import BoxedMeasurement, Clock, Row, Sizes, fill, needed
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = {"stage": "try", "gpu": None, "surroundings": {"commit": "c0ffee"}}
@@ -28,7 +28,7 @@ def silent(_: str) -> None:
 
 
 def filled(
-    path: Path, measurements: list[Measurement], seconds: float = 60.0, *, first: bool = False
+    path: Path, measurements: list[BoxedMeasurement], seconds: float = 60.0, *, first: bool = False
 ) -> Row:
     clock = Clock(time.monotonic() + seconds)
     return fill(path, HEAD, measurements, clock, first=first, say=silent)
@@ -53,8 +53,8 @@ def test_what_is_there_is_not_made_again_and_what_failed_is(tmp_path: Path) -> N
             raise ValueError("not yet")
         return {"value": name}
 
-    jobs = [Measurement(name, lambda name=name: work(name), 1.0) for name in "ab"]
-    jobs.append(Measurement("data", lambda: work("data"), 1.0, kept=False))
+    jobs = [BoxedMeasurement(name, lambda name=name: work(name), 1.0) for name in "ab"]
+    jobs.append(BoxedMeasurement("data", lambda: work("data"), 1.0, kept=False))
     first = filled(path, jobs)
     assert first["rows"]["b"]["failed"] == "ValueError: not yet" and not first["complete"]
     second = filled(path, jobs)
@@ -70,7 +70,7 @@ def test_what_is_there_is_not_made_again_and_what_failed_is(tmp_path: Path) -> N
 def test_what_crashes_takes_nothing_along(
     tmp_path: Path, work: Callable[[], Row], why: str
 ) -> None:
-    jobs = [Measurement("bad", work, 1.0), Measurement("good", lambda: {"value": 1}, 1.0)]
+    jobs = [BoxedMeasurement("bad", work, 1.0), BoxedMeasurement("good", lambda: {"value": 1}, 1.0)]
     rows = filled(tmp_path / "try.json", jobs)["rows"]
     assert why in rows["bad"]["failed"] and rows["good"]["value"] == 1
 
@@ -85,7 +85,7 @@ def test_what_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
         return {}
 
     begin = time.monotonic()
-    row = filled(tmp_path / "try.json", [Measurement("hang", hang, 0.5)], 1.5)["rows"]["hang"]
+    row = filled(tmp_path / "try.json", [BoxedMeasurement("hang", hang, 0.5)], 1.5)["rows"]["hang"]
     assert time.monotonic() - begin < 10 and "not done after" in row["failed"]
     deadline = time.monotonic() + 5
     while Path(f"/proc/{told.read_text()}").exists():
@@ -106,7 +106,7 @@ def test_what_is_being_made_ends_with_the_command(tmp_path: Path) -> None:
 
     command = os.fork()
     if command == 0:
-        filled(tmp_path / "try.json", [Measurement("hang", hang, 30.0)])
+        filled(tmp_path / "try.json", [BoxedMeasurement("hang", hang, 30.0)])
         os._exit(0)
     deadline = time.monotonic() + 10
     while not (told.exists() and told.read_text()):
@@ -121,15 +121,18 @@ def test_what_is_being_made_ends_with_the_command(tmp_path: Path) -> None:
 
 
 def test_with_too_little_time_shorter_ones_are_made(tmp_path: Path) -> None:
-    jobs = [Measurement("long", lambda: {}, 100.0), Measurement("short", lambda: {}, 1.0)]
+    jobs = [BoxedMeasurement("long", lambda: {}, 100.0), BoxedMeasurement("short", lambda: {}, 1.0)]
     record = filled(tmp_path / "try.json", jobs, 30.0)
     assert list(record["rows"]) == ["short"] and not record["complete"]
 
 
 def test_what_comes_first_is_made_alone_and_then_not_again(tmp_path: Path) -> None:
     path = tmp_path / "try.json"
-    jobs = [Measurement("a", lambda: {"n": 1}, 1.0), Measurement("b", lambda: {"n": 1}, 1.0)]
-    jobs.append(Measurement("c", lambda: {"n": time.time()}, 1.0, first=True))
+    jobs = [
+        BoxedMeasurement("a", lambda: {"n": 1}, 1.0),
+        BoxedMeasurement("b", lambda: {"n": 1}, 1.0),
+    ]
+    jobs.append(BoxedMeasurement("c", lambda: {"n": time.time()}, 1.0, first=True))
     record = filled(path, jobs, first=True)
     assert list(record["rows"]) == ["c"] and not record["complete"]
     after = filled(path, jobs)
@@ -137,7 +140,7 @@ def test_what_comes_first_is_made_alone_and_then_not_again(tmp_path: Path) -> No
 
 
 def test_what_comes_first_fits_into_the_minutes_that_are_named(tmp_path: Path) -> None:
-    place = Place(data=tmp_path, coco=None, cifar10=None, out=tmp_path, rehearsal=False)
+    place = Sizes(data=tmp_path, coco=None, cifar10=None, out=tmp_path, rehearsal=False)
     files = [(tmp_path / stage.name, stage.measurements(place)) for stage in STAGES]
     (minutes,) = re.findall(r"--minutes (\S+) --out results  ", str(program.__doc__))
     imports = 20.0
@@ -188,7 +191,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
         next(i for i, line in enumerate(lines) if text in line) for text in ("SimCLR:", "buffers,")
     )
     assert learned < buffers
-    stages = report.read(out)
+    stages = tables.read(out)
     assert list(stages) == ["feeding", "learning", "loading", "ranking", "sound"]
     assert all(stage["complete"] and stage["gpu"] is None for stage in stages.values())
     sound = stages["sound"]["rows"]
@@ -199,11 +202,11 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert sound["buffers, finish fused"]["wrong_batches"] == 0
     pixels = sound["decoded pixels, 90% asked of the decoding engine"]
     assert pixels["mean_levels"] == 0 == pixels["images_that_a_run_would_refuse"]
-    text = report.markdown(out)
+    text = tables.markdown(out)
     for heading in ("Sound", "Fed by the pipeline", "Exact Smooth-AP", "The loader alone"):
         assert f"**{heading}" in text
     assert "Failed" not in text
-    drawn = report.draw(out, tmp_path)
+    drawn = tables.draw(out, tmp_path)
     assert all(path.stat().st_size > 5_000 for path in drawn) and len(drawn) == 3
 
 
@@ -216,13 +219,13 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 
 def test_goals_are_reached_or_missed_by_the_figures(tmp_path: Path) -> None:
-    assert report.markdown(tmp_path) == report.NOTHING
+    assert tables.markdown(tmp_path) == tables.NOTHING
     kernel = {"ms_median": 15.0, "extra_bytes": 2**29, "tflops": 50.0}
     rows = {"a": {"N": 32_768, "V": 4, "forms": {"kernel float32": kernel}}}
-    (goal,) = report.goals({"ranking": {"rows": rows}})
+    (goal,) = tables.goals({"ranking": {"rows": rows}})
     assert "kernel float32: **15.0 ms, 512 MiB**, reached" in goal
     kernel["ms_median"] = 25.0
-    assert "25.0 ms, 512 MiB**, missed" in report.goals({"ranking": {"rows": rows}})[0]
+    assert "25.0 ms, 512 MiB**, missed" in tables.goals({"ranking": {"rows": rows}})[0]
 
 
 def test_what_is_known_of_a_late_measurement_is_kept(tmp_path: Path) -> None:
@@ -230,6 +233,6 @@ def test_what_is_known_of_a_late_measurement_is_kept(tmp_path: Path) -> None:
         time.sleep(60)
         return {}
 
-    job = Measurement("late", late, 0.2, rescue=lambda: {"steps": 7})
+    job = BoxedMeasurement("late", late, 0.2, rescue=lambda: {"steps": 7})
     row = filled(tmp_path / "try.json", [job], 1.0)["rows"]["late"]
     assert row["steps"] == 7 and "not done after" in row["cut_off"] and "failed" not in row

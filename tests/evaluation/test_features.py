@@ -12,7 +12,7 @@ from evaluation.score import blocks, exact_float32
 
 
 @dataclass(frozen=True)
-class Batch:
+class FakeBatch:
     image_BCHW: Tensor
     label_B: Tensor
     id_B: Tensor
@@ -34,11 +34,11 @@ class Pool(nn.Module):
         return self.drop(self.frozen(h_BF))
 
 
-def batches(N: int = 7, size: int = 3) -> list[Batch]:
+def batches(N: int = 7, size: int = 3) -> list[FakeBatch]:
     image_NCHW = torch.randn(N, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     label_N, id_N = torch.arange(N) % 3 - 1, 100 - torch.arange(N)
     return [
-        Batch(image_NCHW[i : i + size], label_N[i : i + size], id_N[i : i + size])
+        FakeBatch(image_NCHW[i : i + size], label_N[i : i + size], id_N[i : i + size])
         for i in range(0, N, size)
     ]
 

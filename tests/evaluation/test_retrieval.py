@@ -146,16 +146,16 @@ def test_view_average_precision_carries_no_gradient_and_survives_autocast():
 def test_view_average_precision_never_waits_for_the_device():
     waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
 
-    class Recorder(TorchDispatchMode):
+    class ShapeRecorder(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             called.add(func.name().split(".")[0])
             return func(*args, **(kwargs or {}))
 
     called: set[str] = set()
-    with Recorder():
+    with ShapeRecorder():
         retrieval.view_average_precision(random_embeddings(3, 8))
     assert "aten::mm" in called and not called & waits
-    with Recorder():
+    with ShapeRecorder():
         retrieval.run_views(random_embeddings(3, 8))
     assert called & waits  # the recorder does see them
 

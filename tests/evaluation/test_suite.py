@@ -14,7 +14,7 @@ from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from shards.layout import ShardSet
 from shards.source.source import Sample
-from shards.write import write
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 GROUP = ViewGroup(policy=SimCLR(), count=3, size=16)

@@ -22,9 +22,9 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name: str):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from model.kernel import pairs
+    from model.kernel import pair_tiles
 
-    kernel: Any = getattr(pairs, name)
+    kernel: Any = getattr(pair_tiles, name)
     chosen = {"K": 2, "D": 40, "FACTORED": True, "PRECISION": "tf32x3"}
     chosen |= {"ROWS": 64, "OTHERS": 16, "DEPTH": 16}
     if name == "compare":
@@ -44,7 +44,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name: str):
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[ModuleType]:
-    """`model.kernel.smooth_ap` once more, interpreted; a process of its own takes seconds."""
+    """`model.kernel.fused_smooth_ap` once more, interpreted; a process of its own takes seconds."""
     from triton import language as tl
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
     from triton.runtime.jit import JITFunction
@@ -63,14 +63,14 @@ def kernel() -> Iterator[ModuleType]:
             for name, each in vars(owner).copy().items():
                 if isinstance(each, JITFunction):
                     patch.setattr(owner, name, InterpretedFunction(each.fn))
-        for name in ("pairs", "smooth_ap"):
+        for name in ("pair_tiles", "fused_smooth_ap"):
             found = importlib.util.find_spec(f"model.kernel.{name}")
             assert found and found.loader
             interpreted = importlib.util.module_from_spec(found)
             patch.setitem(sys.modules, f"model.kernel.{name}", interpreted)
             patch.setattr(model.kernel, name, interpreted, raising=False)
             found.loader.exec_module(interpreted)
-        assert "Interpreted" in type(interpreted.pairs.pull).__name__
+        assert "Interpreted" in type(interpreted.pair_tiles.pull).__name__
         yield interpreted
 
 

@@ -11,8 +11,8 @@ from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from methods import MAKE, SIZES, Flat, batch, made
 
 from model.method import BYOL, JointEmbedding, Method, MoCo, SimSiam, SwAV
-from model.method.agreement import agreement, spread
 from model.method.swav import sinkhorn, swapped_prediction
+from model.method.view_prediction import agreement, spread
 from model.objective import SmoothAP
 from training.optimizer import build_optimizer, set_learning_rate
 

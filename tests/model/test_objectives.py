@@ -10,15 +10,7 @@ from embeddings import OBJECTIVES, aligned, embeddings, value_and_gradient
 from torch._subclasses import FakeTensorMode
 
 from model import objective
-from model.objective import (
-    BlackboxAP,
-    GroCo,
-    Objective,
-    OnePass,
-    SmoothAP,
-    VICReg,
-    queries,
-)
+from model.objective import BlackboxAP, GroCo, Objective, OnePass, SmoothAP, VICReg, queries
 
 every_objective = pytest.mark.parametrize("Each", OBJECTIVES)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.gather import gather, gather_rows, own_samples
 from model.method import JointEmbedding, Method, SwAV
 from model.objective import Objective
-from training.cache import backward_in_parts
+from training.gradient_cache import backward_in_parts
 
 WORLD_SIZE = 2
 ROWS = {0: 3, 1: 5}  # of each rank, for gather_rows

@@ -30,7 +30,7 @@ from pipeline.augment import (
     Solarize,
     SwAV,
 )
-from pipeline.augment.crop import cut
+from pipeline.augment.crop import Resampling, cut
 from pipeline.dali import Pipeline, fn, types
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
@@ -62,9 +62,7 @@ def apply(
     return np.asarray(pipe.run()[0].at(0))
 
 
-def crop(
-    setting: Crop, *, resampling: registry.crop.Resampling, seed: int = 0
-) -> NDArray[np.uint8]:
+def crop(setting: Crop, *, resampling: Resampling, seed: int = 0) -> NDArray[np.uint8]:
     """Cut V views out of one picture."""
     pipe = Pipeline(batch_size=1, num_threads=1, device_id=None)
     with pipe:
@@ -149,7 +147,7 @@ def test_the_blurs_window_is_an_odd_tenth_of_the_view(size: int, window: int) ->
 
 @pytest.mark.parametrize("resampling", ["warp", "resize"])
 def test_a_crop_of_all_the_image_is_torchvisions_resize(
-    resampling: registry.crop.Resampling,
+    resampling: Resampling,
 ) -> None:
     # Square, so that the whole image has the aspect ratio 1 that is asked for.
     whole = Crop(area=(1.0, 1.0), aspect=(1.4, 1.4), flip=0.0)
@@ -163,7 +161,7 @@ def test_a_crop_of_all_the_image_is_torchvisions_resize(
 
 
 @pytest.mark.parametrize("resampling", ["warp", "resize"])
-def test_a_flip_is_the_mirror_image_of_the_same_crop(resampling: registry.crop.Resampling) -> None:
+def test_a_flip_is_the_mirror_image_of_the_same_crop(resampling: Resampling) -> None:
     straight = crop(Crop(area=(0.3, 0.9), flip=0.0), resampling=resampling)
     mirrored = crop(Crop(area=(0.3, 0.9), flip=1.0), resampling=resampling)
     difference = np.abs(straight[:, :, ::-1].astype(int) - mirrored.astype(int))

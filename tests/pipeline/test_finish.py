@@ -313,7 +313,7 @@ def kernel_cases() -> list[tuple[list[Augment], torch.dtype]]:
 
 def kernel_differences(device: str) -> list[float]:
     """Return how far the kernel is from the definition, in each case, in standard deviations."""
-    from pipeline.kernel import finish_on_gpu
+    from pipeline.finish_kernel import finish_on_gpu
 
     draw = torch.Generator().manual_seed(0)
     found = []
@@ -340,10 +340,10 @@ def kernel_differences(device: str) -> list[float]:
 def test_triton_interpreted_does_what_the_definition_says(monkeypatch: pytest.MonkeyPatch) -> None:
     # The file once more, as a module that is interpreted; a process of its own takes seconds.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = importlib.util.find_spec("pipeline.kernel")
+    found = importlib.util.find_spec("pipeline.finish_kernel")
     assert found and found.loader
     interpreted = importlib.util.module_from_spec(found)
-    monkeypatch.setitem(sys.modules, "pipeline.kernel", interpreted)
+    monkeypatch.setitem(sys.modules, "pipeline.finish_kernel", interpreted)
     found.loader.exec_module(interpreted)
     assert "Interpreted" in type(interpreted._finish).__name__
     differences = kernel_differences("cpu")

@@ -28,7 +28,7 @@ LAWS = {
 Values = NDArray[np.float64]  # [images, views]
 
 
-class Recorder(Draw):
+class LawRecorder(Draw):
     """Keeps what an augmentation draws."""
 
     def __init__(self, views: int, seed: tuple[int, ...]) -> None:
@@ -103,7 +103,7 @@ def colors(seed: int = 0) -> dict[str, Values]:
 def blurs(seed: int = 0) -> dict[str, Values]:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = Recorder(V, (seed,))
+        draw = LawRecorder(V, (seed,))
         views = np.random.default_rng(0).integers(0, 256, (V, 20, 20, 3), dtype=np.uint8)
         frames = fn.reshape(types.Constant(views), layout="FHWC")
         blurred = Blur(probability=0.3, sigma=(0.5, 2.0)).apply(frames, draw)
@@ -244,7 +244,7 @@ def test_views_of_an_image_are_independent_and_so_are_images(name: str) -> None:
 def test_what_one_policy_draws_is_independent_of_what_else_it_draws() -> None:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = Recorder(V, (3,))
+        draw = LawRecorder(V, (3,))
         policy = SimCLR()
         shape = types.Constant(np.array([96, 96], dtype=np.int64))
         boxes = policy.crop.draw(shape, draw)

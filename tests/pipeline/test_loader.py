@@ -15,8 +15,8 @@ from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
-from shards.source import Folder
-from shards.write import write
+from shards.source import ImageFolder
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 SMALL = ViewGroup(policy=SimCLR(), count=3, size=16)
@@ -326,7 +326,7 @@ def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(
     pictures = Pictures(16, height=120, width=160)
     for index in range(16):
         Image.fromarray(pictures.pixels(index)).save(folder / f"{index}.jpg", quality=85)
-    shard_set = write(Folder(root=folder), tmp_path / "shards")
+    shard_set = write(ImageFolder(root=folder), tmp_path / "shards")
     group = ViewGroup(policy=SimCLR(), count=2, size=32)
 
     def views() -> Tensor:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from shards.layout import ShardSet, open_shards
-from shards.prepare import Preparation
 from shards.source import Copies
 from shards.source.edit import edit, kinds
 from shards.survey import rows_of
-from shards.write import write
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 COUNTS: dict[str, Any] = {"queries": 12, "distractors": 8, "backgrounds": 5}

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import shards.engine.processes
-import shards.job
+import shards.writing.tasks
 from shards.engine import Engine, Job, Processes, Report, Serial
 from shards.layout import ShardSet
 from shards.source import Sample, Source
-from shards.write import write
+from shards.writing.write import write
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +132,7 @@ class Outage(Noise):
 
 
 def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.job, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(shards.writing.tasks, "_PAUSES", (0.0, 0.0, 0.0))
     shard_set = write(Outage(errno.EIO, 3), tmp_path / "out")
     assert contents(shard_set) == contents(write(Outage(errno.EIO, 0), tmp_path / "plain"))
 
@@ -141,7 +141,7 @@ def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_source_that_is_gone_ends_the_writing_which_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(shards.job, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(shards.writing.tasks, "_PAUSES", (0.0, 0.0, 0.0))
     with pytest.raises(OSError, match="20 images in a row cannot be read"):
         write(Outage(number, 10**6), tmp_path / "out", samples_per_shard=30)
     shard_set = write(Outage(number, 0), tmp_path / "out", samples_per_shard=30)
@@ -226,7 +226,7 @@ def test_no_workers_are_refused() -> None:
 WRITER = """
 import sys
 from shards.engine import Processes
-from shards.write import write
+from shards.writing.write import write
 sys.path.insert(0, {tests!r})
 from test_engine import Noise
 class Slow(Noise):

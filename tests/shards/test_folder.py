@@ -9,7 +9,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from shards.source import Folder
+from shards.source import ImageFolder
 
 
 def save(path: Path, **settings) -> np.ndarray:
@@ -22,7 +22,7 @@ def save(path: Path, **settings) -> np.ndarray:
 def test_files_and_labels_are_those_of_torchvision(class_folders):
     root = class_folders(classes=4, per_class=3)
     oracle = torchvision.datasets.ImageFolder(str(root))
-    source = Folder(root=root)
+    source = ImageFolder(root=root)
     assert source.classes == oracle.classes
     for index, (path, label) in enumerate(oracle.samples):
         sample = source[index]
@@ -33,7 +33,7 @@ def test_files_and_labels_are_those_of_torchvision(class_folders):
 
 def test_a_split_is_a_folder_under_the_root(class_folders):
     whole = class_folders(name="data/train")
-    source = Folder(root=whole.parent, split="train")
+    source = ImageFolder(root=whole.parent, split="train")
     assert source.split == "train" and source.classes == ["class_00", "class_01", "class_02"]
     assert source[0].metadata == {"file": "train/class_00/0000.jpg"}
     assert source[0].key == "class_00/0000"
@@ -43,7 +43,7 @@ def test_a_flat_folder_has_no_labels_and_counts_like_people(tmp_path: Path):
     for name in ("img10.png", "img9.png", "img1.png", ".hidden.png"):
         save(tmp_path / name)
     (tmp_path / "readme.txt").touch()
-    source = Folder(root=tmp_path)
+    source = ImageFolder(root=tmp_path)
     assert [source[i].key for i in range(len(source))] == ["img1", "img9", "img10"]
     assert source.classes == [] and {source[i].label for i in range(3)} == {-1}
     assert source.notes == ["1 files passed over: their names are not those of images (1 .txt)"]
@@ -55,7 +55,7 @@ def test_classes_may_be_nested_linked_and_empty(tmp_path: Path):
     (tmp_path / "in" / "dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "cat" / "loop").symlink_to(tmp_path / "in" / "cat")
     (tmp_path / "in" / "eel").mkdir()
-    source = Folder(root=tmp_path / "in")
+    source = ImageFolder(root=tmp_path / "in")
     assert [source[i].key for i in range(len(source))] == ["cat/indoors/1", "dog/2"]
     assert source.classes == ["cat", "dog"]
     assert source.notes == ["no images, so no class, in eel"]
@@ -69,7 +69,7 @@ def test_every_file_with_the_name_of_an_image_is_a_sample_as_it_is(tmp_path: Pat
     (tmp_path / "h.jpg").symlink_to(tmp_path / "nowhere.jpg")
     for name in ("i.txt", "j.TXT", "jpg", "k.csv"):
         (tmp_path / name).touch()
-    source = Folder(root=tmp_path)
+    source = ImageFolder(root=tmp_path)
     assert len(source) == 8
     for index, name in enumerate(
         ("a.jpg", "b.PNG", "c.TiFf", "d.webp", "e.jpeg", "f.jpg", "g.jpg")
@@ -90,7 +90,7 @@ def test_files_that_differ_in_their_ending_alone_have_keys_of_their_own(tmp_path
         save(tmp_path / "in" / name, format="PNG")
         save(tmp_path / "in2" / "x" / name, format="PNG")
     for root, plain in ((tmp_path / "in", "b"), (tmp_path / "in2", "x/b")):
-        source = Folder(root=root)
+        source = ImageFolder(root=root)
         keys = {source[i].key for i in range(len(source))}
         assert len(keys) == len(names) and plain in keys
 
@@ -102,7 +102,7 @@ def test_it_reads_from_a_store_as_from_a_disk(class_folders):
     (root / "class_00" / "readme.txt").touch()
     root.rename(root.parent / "train")
     url = f"file://{root.parent}"  # any protocol goes through fsspec
-    local, remote = Folder(root=root.parent / "train"), Folder(root=url, split="train")
+    local, remote = ImageFolder(root=root.parent / "train"), ImageFolder(root=url, split="train")
     assert len(local) == len(remote) == 23
     for index in range(23):
         here, there = local[index], remote[index]
@@ -110,9 +110,9 @@ def test_it_reads_from_a_store_as_from_a_disk(class_folders):
         assert there.metadata["file"] == f"train/{here.metadata['file']}"
     assert local.fingerprint() == remote.fingerprint() and local.notes == remote.notes
     with pytest.raises(FileNotFoundError, match="has no folder 'val'; it holds train"):
-        Folder(root=url, split="val")
+        ImageFolder(root=url, split="val")
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        Folder(root=f"{url}/nowhere")
+        ImageFolder(root=f"{url}/nowhere")
 
 
 def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(tmp_path: Path):
@@ -120,7 +120,7 @@ def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(tmp_p
         (tmp_path / f"class{label}").mkdir()
         for number in range(1000):
             (tmp_path / f"class{label}" / f"{number:08d}.jpg").touch()
-    source = Folder(root=str(tmp_path))
+    source = ImageFolder(root=str(tmp_path))
     pickled = pickle.dumps(source)
     assert len(pickled) < 22 * len(source)  # 12 of them are the name
     again = pickle.loads(pickled)
@@ -128,9 +128,9 @@ def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(tmp_p
     assert again[1000].key == "class1/00000000" and again[1000].label == 1
     with pytest.raises(IndexError):
         source[len(source)]
-    assert again.fingerprint() == Folder(root=tmp_path).fingerprint()
+    assert again.fingerprint() == ImageFolder(root=tmp_path).fingerprint()
     (tmp_path / "class3" / "00000000.jpg").rename(tmp_path / "class4" / "a.jpg")
-    assert again.fingerprint() != Folder(root=tmp_path).fingerprint()
+    assert again.fingerprint() != ImageFolder(root=tmp_path).fingerprint()
 
 
 def test_awkward_names_give_keys_that_every_reader_agrees_on(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_awkward_names_give_keys_that_every_reader_agrees_on(tmp_path: Path):
     names += ["tab\there.jpg", "new\nline.jpg", "back\\slash.jpg", os.fsdecode(b"\xff\xfe.jpg")]
     for name in names:
         save(tmp_path / "in" / "class" / name, format="PNG")
-    source = Folder(root=tmp_path / "in")
+    source = ImageFolder(root=tmp_path / "in")
     keys = [source[i].key for i in range(len(source))]
     assert len(set(keys)) == len(names)
     assert all(len(key) <= 90 and "." not in key and key.isascii() for key in keys)
@@ -149,9 +149,9 @@ def test_awkward_names_give_keys_that_every_reader_agrees_on(tmp_path: Path):
 def test_a_root_or_split_that_does_not_exist_is_refused(class_folders):
     root = class_folders(name="data/train").parent
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        Folder(root=root / "nowhere")
+        ImageFolder(root=root / "nowhere")
     with pytest.raises(FileNotFoundError) as refused:
-        Folder(root=root, split="val")
+        ImageFolder(root=root, split="val")
     assert f"{root} has no folder 'val'; it holds train." in str(refused.value)
 
 
@@ -159,7 +159,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path):
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "notes.txt").touch()
     with pytest.raises(ValueError) as refused:
-        Folder(root=tmp_path)
+        ImageFolder(root=tmp_path)
     assert f"{tmp_path} holds no images (jpg, jpeg, png" in str(refused.value)
     assert "--root" in str(refused.value)
 
@@ -168,7 +168,7 @@ def test_splits_are_not_taken_for_classes(class_folders):
     root = class_folders(name="data/train").parent
     class_folders(name="data/test")
     with pytest.raises(ValueError) as refused:
-        Folder(root=root)
+        ImageFolder(root=root)
     assert "holds test, train, which look like splits, not like classes" in str(refused.value)
     assert "--split test" in str(refused.value)
 
@@ -177,7 +177,7 @@ def test_images_beside_class_folders_are_refused(class_folders):
     root = class_folders()
     save(root / "stray.jpg")
     with pytest.raises(ValueError) as refused:
-        Folder(root=root)
+        ImageFolder(root=root)
     assert "holds both images (stray.jpg, …) and folders of images (class_00, …)" in str(
         refused.value
     )

@@ -12,14 +12,14 @@ import pytest
 
 import shards
 from shards.layout import FORMAT, File, Manifest, Shard, ShardSet, open_shards
-from shards.seal import seal, unseal
-from shards.source import Folder
-from shards.write import write
+from shards.sealed_json import seal, unseal
+from shards.source import ImageFolder
+from shards.writing.write import write
 
 
 @pytest.fixture
 def shard_set(class_folders, tmp_path: Path) -> ShardSet:
-    return write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
+    return write(ImageFolder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
+from shards.health.leave_out import find_bad, leave_out
 from shards.layout import ShardSet, open_shards
-from shards.leave_out import find_bad, leave_out
 from shards.tar import components, index_lines
 from tests.conftest import MakeShardSet
 

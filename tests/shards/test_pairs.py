@@ -9,15 +9,15 @@ import pytest
 from numpy.typing import NDArray
 
 from shards.engine import Processes
+from shards.health.repair import repair
+from shards.health.verification import undecodable, verify
 from shards.layout import Manifest, ShardSet, open_shards
-from shards.prepare import Preparation
-from shards.repair import repair
-from shards.select import select
 from shards.source.pairs import Pairs
+from shards.subset.selection import select
 from shards.survey import lines_of, rows_of
 from shards.tar import component, components
-from shards.verify import undecodable, verify
-from shards.write import write
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 ENCODINGS = ["png", "raw", "jpeg:90"]

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 
 from pipeline.dali import Pipeline, fn, types
 from shards.image import decode, read_header
-from shards.prepare import Preparation, Unusable, prepare
-from tests.shards.torture import LETHAL, TURNED_BY_XMP, UNNOTICED, Draw, torture
+from shards.writing.prepare import Preparation, Unusable, prepare
+from tests.shards.damaged_inputs import LETHAL, TURNED_BY_XMP, UNNOTICED, DamageDraw, torture
 
 ORIGINAL = Preparation()
 
@@ -93,11 +93,11 @@ def test_every_odd_file_is_kept_repaired_or_refused_as_it_should(tmp_path: Path)
 def test_damage_that_one_decoder_passes_over_is_refused(kind: str) -> None:
     for number in range(4):
         with pytest.raises(Unusable, match="truncated or corrupt"):
-            prepare(UNNOTICED[kind](Draw(kind, number, 0)), ORIGINAL, extension=kind[:3])
+            prepare(UNNOTICED[kind](DamageDraw(kind, number, 0)), ORIGINAL, extension=kind[:3])
 
 
 def test_two_exif_blocks_which_kill_the_decoder_are_never_shown_to_it() -> None:
-    data = LETHAL(Draw("lethal", 0, 0))
+    data = LETHAL(DamageDraw("lethal", 0, 0))
     stored = prepare(data, ORIGINAL, extension="jpg")
     assert stored.repaired and stored.extension == "png"
     assert np.array_equal(as_pillow_shows(stored.data), as_pillow_shows(data))
@@ -105,7 +105,7 @@ def test_two_exif_blocks_which_kill_the_decoder_are_never_shown_to_it() -> None:
 
 @pytest.mark.parametrize("extension", TURNED_BY_XMP)
 def test_orientation_is_what_exif_says_not_xmp(extension: str) -> None:
-    data = TURNED_BY_XMP[extension](Draw("xmp", 0, 0))
+    data = TURNED_BY_XMP[extension](DamageDraw("xmp", 0, 0))
     stored = prepare(data, ORIGINAL, extension=extension)
     assert stored.data == data and not stored.remarks
     assert (stored.width, stored.height) == Image.open(io.BytesIO(data)).size

@@ -12,12 +12,12 @@ import pytest
 
 from shards.engine import Ray
 from shards.source import Sample, Source
-from shards.write import write
+from shards.writing.write import write
 
 ray = pytest.importorskip("ray", reason="the optional package ray is not installed")
 
 
-class Slow(Source):
+class SlowSource(Source):
     """Pictures that take a while, so that a worker can be killed over them."""
 
     name = "slow"
@@ -69,12 +69,12 @@ def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
             os.kill(killed[0], signal.SIGKILL)
 
     out = tmp_path / "out"
-    write(Slow(pids), out, samples_per_shard=10, engine=Ray(), progress=kill_one)
+    write(SlowSource(pids), out, samples_per_shard=10, engine=Ray(), progress=kill_one)
     assert killed and not Path(f"/proc/{killed[0]}").exists()
     workers = {int(path.name) for path in pids.iterdir()}
     assert len(workers) >= 3, "all three machines have work"
     alone = tmp_path / "alone"
-    write(Slow(), alone, samples_per_shard=10)
+    write(SlowSource(), alone, samples_per_shard=10)
     names = sorted(path.name for path in alone.iterdir())
     assert names == sorted(path.name for path in out.iterdir())
     for name in names:

@@ -12,9 +12,9 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from shards.source import sample, specimen
-from shards.source.sample import Generated, generate_coco, generate_stl10
-from shards.source.specimen import CLASSES, KINDS, portrait
+from shards.source.generated import draw, generated
+from shards.source.generated.draw import CLASSES, KINDS, portrait
+from shards.source.generated.generated import Generated, generate_coco, generate_stl10
 
 COUNTS = {"train": 300, "test": 300, "unlabeled": 12}
 SMALL = {"train": 10, "test": 10, "unlabeled": 10}
@@ -180,7 +180,7 @@ def test_coco_annotations_fit_the_files(tmp_path: Path):
 def test_a_box_is_tight_around_what_is_painted(label: int):
     for x, y in ((150.0, 120.0), (20.0, 120.0), (290.0, 230.0)):  # whole, and cut by borders
         canvas_CHW = np.zeros((3, 240, 300), np.float32)  # black: shadows do not show
-        box = specimen._specimen(canvas_CHW, label, x, y, 80.0, np.random.default_rng(label))
+        box = draw._specimen(canvas_CHW, label, x, y, 80.0, np.random.default_rng(label))
         painted = canvas_CHW.max(0) > 0.02
         rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
         tight = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 2
@@ -200,7 +200,7 @@ def test_the_source_generates_once_and_reads_by_the_stl10_source(
     assert len(first) == 10
     assert first.classes == CLASSES
     assert sorted(first[i].label for i in range(10)) == list(range(10))
-    monkeypatch.setattr(sample, "portrait", None)  # would fail if anything was drawn again
+    monkeypatch.setattr(generated, "portrait", None)  # would fail if anything was drawn again
     again = Generated(root=tmp_path, split="train+unlabeled", portion=0.01)
     assert len(again) == 40
     assert np.array_equal(again[0].image, first[0].image)
@@ -250,8 +250,8 @@ def test_an_interrupted_generator_leaves_nothing(tmp_path: Path, monkeypatch: py
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "_folds", interrupted)  # the last but one thing to be written
-    monkeypatch.setattr(sample, "_record", interrupted)
+    monkeypatch.setattr(generated, "_folds", interrupted)  # the last but one thing to be written
+    monkeypatch.setattr(generated, "_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate_stl10(tmp_path, **SMALL)
     with pytest.raises(KeyboardInterrupt):
@@ -261,11 +261,11 @@ def test_an_interrupted_generator_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 def test_a_killed_generator_leaves_nothing_that_looks_complete(tmp_path: Path):
     program = (
-        "from pathlib import Path; from shards.source.sample import generate_stl10; "
+        "from pathlib import Path; from shards.source.generated.generated import generate_stl10; "
         f"generate_stl10(Path({str(tmp_path)!r}), train=100_000)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=Path(sample.__file__).parents[2]
+        [sys.executable, "-c", program], cwd=Path(generated.__file__).parents[2]
     )
     try:
         deadline = time.monotonic() + 60
@@ -281,8 +281,8 @@ def test_a_killed_generator_leaves_nothing_that_looks_complete(tmp_path: Path):
 
 
 def test_the_slower_of_two_generators_accepts_the_same_set(tmp_path: Path):
-    with sample._written_aside(tmp_path / "stl10_binary") as aside:
-        sample._record(aside, 0, SMALL)
+    with generated._written_aside(tmp_path / "stl10_binary") as aside:
+        generated._record(aside, 0, SMALL)
         generate_stl10(tmp_path, **SMALL)
     assert (tmp_path / "stl10_binary" / "train_X.bin").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["stl10_binary"]

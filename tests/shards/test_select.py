@@ -12,11 +12,11 @@ from PIL import Image
 
 from pipeline.dali import Pipeline, fn, types
 from shards.layout import ShardSet, open_shards
-from shards.place import LocalPlace
-from shards.select import select
 from shards.source.source import Sample, Source
+from shards.storage import LocalFolder
+from shards.subset.selection import select
 from shards.survey import rows_of
-from shards.write import write
+from shards.writing.write import write
 
 # Not balanced: label 0 has 120 samples, label 1 has 60, …; of label 4 there is one.
 COUNTS = (120, 60, 30, 13, 1)
@@ -284,7 +284,7 @@ def test_unlabelled_samples_are_drawn_as_one_class(tmp_path):
 
 @pytest.mark.parametrize("after", [0, 3, 9])
 def test_a_failed_attempt_leaves_no_subset(whole, monkeypatch, after):
-    create, calls = LocalPlace.create, []
+    create, calls = LocalFolder.create, []
 
     def failing(self, name):
         calls.append(name)
@@ -293,7 +293,7 @@ def test_a_failed_attempt_leaves_no_subset(whole, monkeypatch, after):
         return create(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, "create", failing)
+        patch.setattr(LocalFolder, "create", failing)
         with pytest.raises(OSError, match="No space left"):
             select(whole, "a", fraction=0.5, rest="b")
     assert not list((Path(whole.root) / "subsets").glob("*"))
@@ -334,10 +334,10 @@ def test_subsets_in_an_object_store(request):
 
 
 def test_a_failed_attempt_in_an_object_store_leaves_no_subset(request, monkeypatch):
-    from shards.place import RemotePlace
+    from shards.storage import RemoteFolder
 
     whole = write(SOURCE, f"memory://{request.node.name}/set", samples_per_shard=50)
-    write_file = RemotePlace.write
+    write_file = RemoteFolder.write
 
     def failing(self, name, data):
         if name == "manifest.json" and self.location.endswith("/b"):
@@ -345,7 +345,7 @@ def test_a_failed_attempt_in_an_object_store_leaves_no_subset(request, monkeypat
         write_file(self, name, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemotePlace, "write", failing)
+        patch.setattr(RemoteFolder, "write", failing)
         with pytest.raises(OSError, match="the store is gone"):
             select(whole, "a", fraction=0.5, rest="b")
     for name in ("a", "b"):

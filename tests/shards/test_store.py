@@ -14,12 +14,12 @@ from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.engine import Processes
+from shards.health.repair import repair
+from shards.health.verification import verify
 from shards.layout import open_shards
-from shards.place import place
-from shards.repair import repair
-from shards.source import Folder
-from shards.verify import verify
-from shards.write import Progress, write
+from shards.source import ImageFolder
+from shards.storage import folder_at
+from shards.writing.write import Progress, write
 from tests.conftest import Pictures
 
 pytest.importorskip("s3fs", reason="the optional package s3fs is not installed")
@@ -88,11 +88,11 @@ def test_training_reads_every_sample_from_a_store(tmp_path: Path) -> None:
 
 def test_a_folder_in_a_store_is_a_source(class_folders, tmp_path: Path) -> None:
     root = class_folders(classes=2, per_class=4)
-    store = place(f"{BUCKET}/images")
+    store = folder_at(f"{BUCKET}/images")
     for path in root.rglob("*.jpg"):
         store.write(str(path.relative_to(root)), path.read_bytes())
-    there = write(Folder(root=f"{BUCKET}/images"), tmp_path / "there", samples_per_shard=3)
-    here = write(Folder(root=root), tmp_path / "here", samples_per_shard=3)
+    there = write(ImageFolder(root=f"{BUCKET}/images"), tmp_path / "there", samples_per_shard=3)
+    here = write(ImageFolder(root=root), tmp_path / "here", samples_per_shard=3)
     assert there.manifest == here.manifest
 
 

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shards.source import Folder, Sample, Table
+from shards.source import ImageFolder, Sample, Table
 from shards.source.labels import Labels
 
 
@@ -63,7 +63,7 @@ def test_samples_are_the_rows_that_pandas_wrote(root: Path, kind: str):
 
 
 def test_labels_are_those_of_the_same_files_in_folders(class_folders):
-    folder = Folder(root=class_folders(classes=12, per_class=2))
+    folder = ImageFolder(root=class_folders(classes=12, per_class=2))
     rows = [folder[index] for index in range(len(folder))]
     table = class_folders(classes=0, name="other").parent / "table.csv"
     with table.open("w", newline="") as file:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.shards.torture import UNNOTICED, Draw, good, torture
+from tests.shards.damaged_inputs import UNNOTICED, DamageDraw, good, torture
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
 nv = pytest.importorskip("nvidia.nvimgcodec")
@@ -105,7 +105,7 @@ def test_the_same_seed_repeats_and_another_changes_the_files(made, tmp_path: Pat
 @pytest.mark.parametrize("kind", UNNOTICED)
 def test_unnoticed_damage_is_noticed_by_one_decoder_of_two(kind: str):
     for number in range(3):
-        data = UNNOTICED[kind](Draw(kind, number, 0))
+        data = UNNOTICED[kind](DamageDraw(kind, number, 0))
         assert (by_pillow(data) is None) != (by_nvimgcodec(data) is None)
 
 

@@ -12,11 +12,11 @@ from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
 from shards.engine import Processes
+from shards.health.verification import verify
 from shards.layout import ShardSet
-from shards.source import Folder
-from shards.verify import verify
-from shards.write import write
-from tests.shards.torture import LETHAL, Draw, good, torture
+from shards.source import ImageFolder
+from shards.writing.write import write
+from tests.shards.damaged_inputs import LETHAL, DamageDraw, good, torture
 
 GOOD = 2000
 
@@ -25,11 +25,11 @@ GOOD = 2000
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], ShardSet]:
     folder = tmp_path_factory.mktemp("torture")
     expected = torture(folder / "in")
-    (folder / "in" / "odd_00" / "lethal.jpg").write_bytes(LETHAL(Draw("lethal", 0, 0)))
+    (folder / "in" / "odd_00" / "lethal.jpg").write_bytes(LETHAL(DamageDraw("lethal", 0, 0)))
     expected["odd_00/lethal.jpg"] = "repaired"
     good(folder / "in", GOOD)
     shard_set = write(
-        Folder(root=folder / "in"), folder / "out", samples_per_shard=150, engine=Processes(2)
+        ImageFolder(root=folder / "in"), folder / "out", samples_per_shard=150, engine=Processes(2)
     )
     return folder, expected, shard_set
 

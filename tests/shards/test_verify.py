@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import shards.watch
-import shards.write
+import shards.health.watch
+import shards.writing.write
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.engine import Processes
+from shards.health.repair import repair
+from shards.health.verification import verify
+from shards.health.watch import Watch
 from shards.layout import ShardSet, open_shards
-from shards.prepare import Preparation
-from shards.repair import repair
-from shards.select import select
-from shards.source import Folder
-from shards.verify import verify
-from shards.watch import Watch
-from shards.write import write
+from shards.source import ImageFolder
+from shards.subset.selection import select
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
 VIEWS = [ViewGroup(policy=SimCLR(), count=2, size=16)]
@@ -192,10 +192,10 @@ def test_repairing_a_sound_set_changes_nothing(copy: ShardSet) -> None:
 def test_an_undecodable_image_of_an_unverified_writing_is_found_by_deep_and_repaired(
     class_folders: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards.write, "MEASURED", 1)  # for its colours the first is decoded
+    monkeypatch.setattr(shards.writing.write, "MEASURED", 1)  # for its colours the first is decoded
     root = class_folders()
-    source = Folder(root=root)
-    key = source[int(shards.write.shuffled(12, 0)[-1])].key
+    source = ImageFolder(root=root)
+    key = source[int(shards.writing.write.shuffled(12, 0)[-1])].key
     bad = root / f"{key}.jpg"
     bad.write_bytes(bad.read_bytes()[:-100])
     how = Preparation(verify_decode=False)
@@ -221,7 +221,7 @@ def test_a_repaired_set_lists_all_that_is_in_quarantine(
 ) -> None:
     root = class_folders()
     (root / "class_00" / "0001.jpg").write_bytes(b"no image")
-    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=4)
+    shard_set = write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=4)
     flip(Path(shard_set.tars[1]), 700, 1)
     (Path(shard_set.root) / "00000.jsonl").unlink()
     assert len(repair(shard_set.root).quarantined) == 1
@@ -265,7 +265,7 @@ def test_ranks_share_the_watching(copy: ShardSet) -> None:
 
 
 def test_the_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.watch, "_GENTLE", 1000.0)  # bytes a second: minutes for a tar
+    monkeypatch.setattr(shards.health.watch, "_GENTLE", 1000.0)  # bytes a second: minutes for a tar
     shard_set = write(Pictures(20), tmp_path / "out", samples_per_shard=1)
     begin = time.monotonic()
     with Watch(shard_set) as watch:

@@ -18,9 +18,9 @@ from webdataset.compat import WebDataset as Oracle
 from webdataset.writer import ShardWriter
 
 from shards.source import Sample, WebDataset
-from shards.source.entries import entries
 from shards.source.location import expand, find_tars
 from shards.source.source import Names
+from shards.source.tar_members import entries
 
 Members = list[tuple[str, bytes]]
 
@@ -560,7 +560,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_every_remote_source_reads_from_s3(bucket: str, shards: Path, class_folders):
     import s3fs
 
-    from shards.source import COCO, Folder, Source, Table
+    from shards.source import COCO, ImageFolder, Source, Table
 
     store = s3fs.S3FileSystem()
     images = class_folders(classes=2, per_class=2)
@@ -572,7 +572,7 @@ def test_every_remote_source_reads_from_s3(bucket: str, shards: Path, class_fold
     pairs: list[tuple[Source, Source]] = [
         (WebDataset(root=shards), WebDataset(root=f"{bucket}/data")),
         (WebDataset(root=shards), WebDataset(root=f"{bucket}/d*/{{000..002}}.tar")),
-        (Folder(root=images), Folder(root=f"{bucket}/images")),
+        (ImageFolder(root=images), ImageFolder(root=f"{bucket}/images")),
         (COCO(root=images, split="class_01"), COCO(root=f"{bucket}/images", split="class_01")),
         (
             Table(root=images, table=images / "t.csv"),
@@ -585,7 +585,7 @@ def test_every_remote_source_reads_from_s3(bucket: str, shards: Path, class_fold
         assert here.fingerprint() == there.fingerprint()
     with pytest.raises(FileNotFoundError, match=r"009.tar is missing"):
         WebDataset(root=f"{bucket}/data/{{000,009}}.tar")
-    absent = [find_tars, lambda root, _: Folder(root=root)]
+    absent = [find_tars, lambda root, _: ImageFolder(root=root)]
     for find in absent:
         with pytest.raises(FileNotFoundError, match="is not a folder"):
             find(f"{bucket}/nothing", "")

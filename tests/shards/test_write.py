@@ -21,15 +21,15 @@ import wds2idx
 from PIL import Image
 from webdataset.compat import WebDataset
 
-import shards.output
-import shards.place
+import shards.storage
+import shards.writing.output
 from shards.layout import ShardSet, open_shards
-from shards.prepare import Preparation
-from shards.source import Folder, Sample, Source
-from shards.write import Progress, write
+from shards.source import ImageFolder, Sample, Source
+from shards.writing.prepare import Preparation
+from shards.writing.write import Progress, write
 
 
-class Listed(Source):
+class ListedSource(Source):
     """Samples from a list."""
 
     name = "listed"
@@ -69,7 +69,7 @@ def contents(shard_set: ShardSet) -> dict[str, bytes]:
 
 def test_webdataset_reads_back_every_byte(class_folders, tmp_path: Path):
     root = class_folders(classes=3, per_class=7)
-    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=4)
+    shard_set = write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=4)
     samples = read(shard_set)
     files = sorted(root.rglob("*.jpg"))
     assert len(samples) == len(files) == 21
@@ -82,7 +82,7 @@ def test_webdataset_reads_back_every_byte(class_folders, tmp_path: Path):
 
 
 def test_plain_tar_lists_what_the_source_holds(class_folders, tmp_path: Path):
-    shard_set = write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
+    shard_set = write(ImageFolder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
     for tar, shard in zip(shard_set.tars, shard_set.manifest.shards, strict=True):
         listed = subprocess.run(["tar", "-tf", tar], capture_output=True, text=True, check=True)
         assert listed.stderr == ""
@@ -95,7 +95,7 @@ def test_plain_tar_lists_what_the_source_holds(class_folders, tmp_path: Path):
 
 
 def test_the_index_is_that_of_dalis_own_indexer(class_folders, tmp_path: Path):
-    shard_set = write(Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
+    shard_set = write(ImageFolder(root=class_folders()), tmp_path / "out", samples_per_shard=5)
     for tar, index in zip(shard_set.tars, shard_set.indexes, strict=True):
         with wds2idx.IndexCreator(tar, str(tmp_path / "oracle.idx"), verbose=False) as oracle:
             oracle.create_index()
@@ -105,7 +105,7 @@ def test_the_index_is_that_of_dalis_own_indexer(class_folders, tmp_path: Path):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(
     class_folders, tmp_path: Path
 ):
-    source = Folder(root=class_folders(per_class=20))
+    source = ImageFolder(root=class_folders(per_class=20))
     one, same, other = (
         write(source, tmp_path / name, seed=seed, samples_per_shard=7)
         for name, seed in [("one", 3), ("same", 3), ("other", 4)]
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(
 
 
 def test_tars_carry_no_trace_of_time_or_user(class_folders, tmp_path: Path):
-    shard_set = write(Folder(root=class_folders()), tmp_path / "out")
+    shard_set = write(ImageFolder(root=class_folders()), tmp_path / "out")
     with tarfile.open(shard_set.tars[0]) as tar:
         traces = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar}
     assert traces == {(0, 0, 0, "", "", 0o444)}
@@ -128,7 +128,7 @@ def test_tars_carry_no_trace_of_time_or_user(class_folders, tmp_path: Path):
     [(1, 10, [1]), (10, 10, [10]), (11, 10, [6, 5]), (101, 25, [21, 20, 20, 20, 20])],
 )
 def test_shards_differ_by_at_most_one_sample(tmp_path: Path, samples, per_shard, counts):
-    source = Listed([pixel(f"{i}", id=i) for i in range(samples)], [])
+    source = ListedSource([pixel(f"{i}", id=i) for i in range(samples)], [])
     shard_set = write(source, tmp_path / "out", samples_per_shard=per_shard)
     assert [shard.samples for shard in shard_set.manifest.shards] == counts
     assert len(read(shard_set)) == samples
@@ -136,7 +136,7 @@ def test_shards_differ_by_at_most_one_sample(tmp_path: Path, samples, per_shard,
 
 def test_a_source_sorted_by_class_is_mixed_in_every_shard(tmp_path: Path):
     classes, per_class = 20, 100
-    source = Listed(
+    source = ListedSource(
         [pixel(f"{i}", i // per_class, i) for i in range(classes * per_class)],
         [str(label) for label in range(classes)],
     )
@@ -151,7 +151,9 @@ def test_a_source_sorted_by_class_is_mixed_in_every_shard(tmp_path: Path):
 
 
 def test_a_limit_is_a_random_subset_and_the_ids_stay(tmp_path: Path):
-    source = Listed([pixel(f"{i}", i // 100, i) for i in range(1000)], [str(i) for i in range(10)])
+    source = ListedSource(
+        [pixel(f"{i}", i // 100, i) for i in range(1000)], [str(i) for i in range(10)]
+    )
     some = read(write(source, tmp_path / "some", limit=200))
     all_ids = {k: s["id.i64"] for k, s in read(write(source, tmp_path / "all")).items()}
     assert len(some) == 200
@@ -163,7 +165,7 @@ def test_a_limit_is_a_random_subset_and_the_ids_stay(tmp_path: Path):
 
 
 def test_what_is_skipped_is_what_a_limit_of_that_number_writes(tmp_path: Path):
-    source = Listed([pixel(f"{i}", 0, i) for i in range(100)], ["only"])
+    source = ListedSource([pixel(f"{i}", 0, i) for i in range(100)], ["only"])
     train = read(write(source, tmp_path / "train", limit=60))
     held_out = read(write(source, tmp_path / "held-out", skip=60, limit=15))
     rest = read(write(source, tmp_path / "rest", skip=75))
@@ -176,7 +178,7 @@ def test_what_is_skipped_is_what_a_limit_of_that_number_writes(tmp_path: Path):
 
 def test_statistics_are_those_of_the_pixels(class_folders, tmp_path: Path):
     root = class_folders(classes=2, per_class=10, suffix="png")
-    found = write(Folder(root=root), tmp_path / "out").manifest.statistics
+    found = write(ImageFolder(root=root), tmp_path / "out").manifest.statistics
     images = [np.asarray(Image.open(path)) / 255 for path in root.rglob("*.png")]
     # Each image counts alike, as it does once views are resized.
     means = np.mean([image.mean((0, 1)) for image in images], 0)
@@ -195,7 +197,7 @@ def test_the_median_side_of_an_even_count_lies_between_the_middle_two(tmp_path: 
     (tmp_path / "in").mkdir()
     for side in (4, 6, 9, 20):
         Image.new("RGB", (side, 30)).save(tmp_path / "in" / f"{side}.png")
-    found = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
+    found = write(ImageFolder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
     assert found.median_shorter_side == 7.5
 
 
@@ -204,7 +206,7 @@ def test_sizes_are_as_shown_after_exif_orientation(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees
     Image.new("RGB", (30, 10)).save(tmp_path / "in" / "turned.jpg", exif=exif)
-    found = write(Folder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
+    found = write(ImageFolder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
     assert (found.min_width, found.min_height) == (10, 30)
 
 
@@ -215,7 +217,7 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
     bad["class_02/0000.jpg"] = cut[: len(cut) // 2]
     for name, data in bad.items():
         (root / name).write_bytes(data)
-    shard_set = write(Folder(root=root), tmp_path / "out", samples_per_shard=5)
+    shard_set = write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=5)
     account = shard_set.manifest.account
     assert (account.found, account.written, account.quarantined) == (12, 9, 3)
     assert len(read(shard_set)) == 9
@@ -231,7 +233,7 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
 
 def test_a_file_that_cannot_be_read_is_counted_and_named(class_folders, tmp_path: Path):
     root = class_folders()
-    source = Folder(root=root)
+    source = ImageFolder(root=root)
     (root / "class_01" / "0002.jpg").unlink()  # between listing and writing
     shard_set = write(source, tmp_path / "out")
     assert shard_set.manifest.account.quarantined == 1
@@ -241,7 +243,7 @@ def test_a_file_that_cannot_be_read_is_counted_and_named(class_folders, tmp_path
 
 
 def test_a_set_without_a_usable_image_is_refused(tmp_path: Path):
-    source = Listed([Sample("a", b"?", -1, 0, {}), Sample("b", b"", -1, 1, {})], [])
+    source = ListedSource([Sample("a", b"?", -1, 0, {}), Sample("b", b"", -1, 1, {})], [])
     with pytest.raises(ValueError, match=r"none of 2 images can be used; \w is (empty|not an)"):
         write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -252,11 +254,11 @@ def test_copies_are_counted_and_dropped_on_demand(class_folders, tmp_path: Path)
     copied = (root / "class_00" / "0003.jpg").read_bytes()
     for name in ("class_01/0000.jpg", "class_02/0007.jpg"):
         (root / name).write_bytes(copied)
-    counted = write(Folder(root=root), tmp_path / "counted", samples_per_shard=5)
+    counted = write(ImageFolder(root=root), tmp_path / "counted", samples_per_shard=5)
     assert counted.manifest.account.duplicates == 2
     assert counted.manifest.account.written == 24
     dropped = write(
-        Folder(root=root), tmp_path / "dropped", samples_per_shard=5, drop_duplicates=True
+        ImageFolder(root=root), tmp_path / "dropped", samples_per_shard=5, drop_duplicates=True
     )
     account = dropped.manifest.account
     assert (account.found, account.written, account.dropped, account.duplicates) == (24, 22, 2, 0)
@@ -266,7 +268,7 @@ def test_copies_are_counted_and_dropped_on_demand(class_folders, tmp_path: Path)
 
 
 def test_two_samples_of_one_key_are_refused(tmp_path: Path):
-    source = Listed([pixel(key) for key in ("a", "b", "c", "b")], [])
+    source = ListedSource([pixel(key) for key in ("a", "b", "c", "b")], [])
     with pytest.raises(ValueError) as refused:
         write(source, tmp_path / "out", samples_per_shard=1)
     assert "have the same key 'b'" in str(refused.value)
@@ -285,12 +287,12 @@ def test_two_samples_of_one_key_are_refused(tmp_path: Path):
 )
 def test_impossible_settings_are_refused(tmp_path: Path, settings: Any, says: str):
     with pytest.raises(ValueError, match=says):
-        write(Listed([pixel("a")], []), tmp_path / "out", **settings)
+        write(ListedSource([pixel("a")], []), tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
-    source = Listed([pixel("a")], [])
+    source = ListedSource([pixel("a")], [])
     (tmp_path / "empty").mkdir()
     write(source, tmp_path / "empty")
     with pytest.raises(FileExistsError, match=r"already holds a shard set.*another --out"):
@@ -313,7 +315,11 @@ def test_an_interrupted_writing_goes_on_and_rewrites_nothing(class_folders, tmp_
         if progress.samples == 7:
             raise KeyboardInterrupt
 
-    source, out, partial = Folder(root=class_folders()), tmp_path / "out", tmp_path / "out.partial"
+    source, out, partial = (
+        ImageFolder(root=class_folders()),
+        tmp_path / "out",
+        tmp_path / "out.partial",
+    )
     with pytest.raises(KeyboardInterrupt):
         write(source, out, samples_per_shard=2, progress=interrupt)
     assert not out.exists()
@@ -339,7 +345,7 @@ def test_an_interrupted_writing_goes_on_and_rewrites_nothing(class_folders, tmp_
     ],
 )
 def test_a_writing_with_other_settings_does_not_go_on(class_folders, tmp_path: Path, other: Any):
-    source = Folder(root=class_folders())
+    source = ImageFolder(root=class_folders())
     _break_off(source, tmp_path / "out")
     name = next(iter(other))
     with pytest.raises(ValueError, match=f"unfinished writing with another {name}.*Repeat the"):
@@ -348,23 +354,25 @@ def test_a_writing_with_other_settings_does_not_go_on(class_folders, tmp_path: P
 
 def test_a_writing_of_another_list_of_files_does_not_go_on(class_folders, tmp_path: Path):
     root = class_folders()
-    _break_off(Folder(root=root), tmp_path / "out")
+    _break_off(ImageFolder(root=root), tmp_path / "out")
     (root / "class_00" / "0000.jpg").rename(root / "class_00" / "other.jpg")
     with pytest.raises(ValueError, match="unfinished writing with another fingerprint"):
-        write(Folder(root=root), tmp_path / "out", samples_per_shard=2)
+        write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=2)
 
 
 def test_another_source_of_the_same_names_does_not_go_on(class_folders, tmp_path: Path):
     one, other = class_folders(name="one"), class_folders(name="other")
-    _break_off(Folder(root=one), tmp_path / "out")
+    _break_off(ImageFolder(root=one), tmp_path / "out")
     with pytest.raises(ValueError, match="unfinished writing with another fingerprint"):
-        write(Folder(root=other), tmp_path / "out", samples_per_shard=2)
+        write(ImageFolder(root=other), tmp_path / "out", samples_per_shard=2)
 
 
 def test_a_kill_just_before_the_end_is_taken_up(class_folders, tmp_path: Path, monkeypatch):
-    source, out = Folder(root=class_folders()), tmp_path / "out"
+    source, out = ImageFolder(root=class_folders()), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(shards.output.os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(
+            shards.writing.output.os, "rename", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        )
         with pytest.raises(KeyboardInterrupt):
             write(source, out, samples_per_shard=2)
     assert (tmp_path / "out.partial" / "manifest.json").exists()
@@ -376,7 +384,7 @@ def test_a_file_whose_name_is_not_unicode_is_written_and_quarantined_by_name(tmp
     folder.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(folder / "good.png")
     (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"?")
-    shard_set = write(Folder(root=tmp_path / "in"), tmp_path / "out")
+    shard_set = write(ImageFolder(root=tmp_path / "in"), tmp_path / "out")
     assert shard_set.manifest.classes == ["caf\\udce9"]
     assert shard_set.manifest.account.quarantined == 1
     assert open_shards(tmp_path / "out") == shard_set
@@ -394,7 +402,7 @@ def _break_off(source: Source, out: Path) -> None:
 def test_a_full_disk_is_said_and_the_writing_goes_on_later(
     class_folders, tmp_path: Path, monkeypatch
 ):
-    source, out = Folder(root=class_folders()), tmp_path / "out"
+    source, out = ImageFolder(root=class_folders()), tmp_path / "out"
     synced = []
 
     def full(descriptor: int) -> None:
@@ -403,7 +411,7 @@ def test_a_full_disk_is_said_and_the_writing_goes_on_later(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.place.os, "fsync", full)
+        patch.setattr(shards.storage.os, "fsync", full)
         with pytest.raises(OSError) as refused:
             write(source, out, samples_per_shard=2)
     assert refused.value.errno == errno.ENOSPC
@@ -418,13 +426,13 @@ def test_a_killed_writer_leaves_nothing_that_opens_and_does_not_stand_in_the_way
     root, out = class_folders(), tmp_path / "out"
     program = f"""
 import pathlib, time
-from shards.source import Folder
-from shards.write import write
+from shards.source import ImageFolder
+from shards.writing.write import write
 def progress(progress):
     if progress.samples == 11:
         print("eleven of twelve", flush=True)
         time.sleep(60)
-write(Folder(root={str(root)!r}), pathlib.Path({str(out)!r}), samples_per_shard=3,
+write(ImageFolder(root={str(root)!r}), pathlib.Path({str(out)!r}), samples_per_shard=3,
       progress=progress)
 """
     writer = subprocess.Popen(
@@ -432,7 +440,7 @@ write(Folder(root={str(root)!r}), pathlib.Path({str(out)!r}), samples_per_shard=
     )
     assert writer.stdout is not None and writer.stdout.readline() == b"eleven of twelve\n"
     with pytest.raises(FileExistsError, match="is being written by another process"):
-        write(Folder(root=root), out, samples_per_shard=3)
+        write(ImageFolder(root=root), out, samples_per_shard=3)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
 
@@ -442,14 +450,17 @@ write(Folder(root={str(root)!r}), pathlib.Path({str(out)!r}), samples_per_shard=
         open_shards(out)
     with pytest.raises(FileNotFoundError, match=r"3 shards but no manifest.*did not finish"):
         open_shards(partial)
-    assert len(write(Folder(root=root), out, samples_per_shard=3)) == 12
+    assert len(write(ImageFolder(root=root), out, samples_per_shard=3)) == 12
     assert not partial.exists()
 
 
 def test_progress_counts_every_sample_once(class_folders, tmp_path: Path):
     calls: list[Progress] = []
     write(
-        Folder(root=class_folders()), tmp_path / "out", samples_per_shard=5, progress=calls.append
+        ImageFolder(root=class_folders()),
+        tmp_path / "out",
+        samples_per_shard=5,
+        progress=calls.append,
     )
     counts = [call.samples for call in calls]
     assert counts == sorted(counts) and set(counts) == set(range(13))
@@ -458,14 +469,14 @@ def test_progress_counts_every_sample_once(class_folders, tmp_path: Path):
 
 
 def test_a_shard_can_be_written_in_another_process(class_folders):
-    source = Folder(root=class_folders())
+    source = ImageFolder(root=class_folders())
     copy = pickle.loads(pickle.dumps(source))
     assert copy[5] == source[5]
 
 
 def test_shards_needs_no_torch():
     program = (
-        "import sys, shards.write, shards.layout, shards.source\n"
+        "import sys, shards.writing.write, shards.layout, shards.source\n"
         "assert not {'torch', 'torchvision', 'nvidia'} & set(sys.modules), 'imported'"
     )
     root = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from PIL import Image
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import RECIPE, finish, texts
-from tools import bench, measure
+from tools import bench
+from training import throughput
 from training.command import run_command
 
 VIEWS, BATCH_SIZE = 4, 8  # of RECIPE
@@ -89,7 +90,7 @@ def test_a_part_alone(
     more = ["--seconds", "0.2", "--rounds", "1", "--json", str(out)]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     # In this process one thread computes: several wait long for each other on a busy machine.
-    monkeypatch.setattr(measure, "default_threads", lambda: 1)
+    monkeypatch.setattr(throughput, "default_threads", lambda: 1)
     monkeypatch.setattr(sys, "argv", ["bench", what, *flags, *more])
     threads = torch.get_num_threads()
     bench.main()

@@ -18,10 +18,11 @@ from rich.console import Console
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import CPU, RECIPE, losses, texts
-from tools import chart, compare, standing, trial
-from tools.pilot import Budget, Pace, pace_of
-from tools.plan import Plan
-from tools.variant import Variant, check_terms, terms, variants
+from tools.compare import __main__ as compare
+from tools.compare import chart, standing, trial
+from tools.compare.plan import Plan
+from tools.compare.run_length import RunLength, StepTime, pace_of
+from tools.compare.variants import Variant, check_terms, terms, variants
 from training.command import run_command
 from training.monitor import records
 from training.settings import parse
@@ -219,23 +220,23 @@ def test_a_pilot_tells_its_start_from_its_pace() -> None:
     steps = [{"step": at, "seconds": 3 + at / 4} for at in range(10, 60, 10)]
     pace = pace_of(steps)
     assert (pace.seconds_per_step, pace.start_up) == pytest.approx((0.25, 3.0))
-    assert Budget(seconds=100).steps(99, pace) == int((97 - 3) / 0.25)
+    assert RunLength(seconds=100).steps(99, pace) == int((97 - 3) / 0.25)
     # What compiles as late as the second record is start too.
     late = pace_of([{"step": 1, "seconds": 0.1}, {"step": 2, "seconds": 3.0}, *steps])
     assert (late.seconds_per_step, late.start_up) == pytest.approx((0.25, 3.0), rel=0.2)
-    assert pace_of([{"step": 4, "seconds": 8.0}]) == Pace(2.0, 0.0)
+    assert pace_of([{"step": 4, "seconds": 8.0}]) == StepTime(2.0, 0.0)
 
 
 def test_a_budget_of_image_views_counts_every_view() -> None:
-    assert Budget(image_views=10_000).steps(64 * 4, None) == 39
+    assert RunLength(image_views=10_000).steps(64 * 4, None) == 39
     with pytest.raises(ValueError, match="a step takes 256 image views"):
-        Budget(image_views=255).steps(64 * 4, None)
+        RunLength(image_views=255).steps(64 * 4, None)
     with pytest.raises(ValueError, match="exactly one"):
-        Budget()
+        RunLength()
     with pytest.raises(ValueError, match="exactly one"):
-        Budget(seconds=1, image_views=1)
+        RunLength(seconds=1, image_views=1)
     with pytest.raises(ValueError, match="seconds=-1, but the budget must be above 0"):
-        Budget(seconds=-1)
+        RunLength(seconds=-1)
 
 
 def test_a_pilot_of_what_is_evaluated_by_copies_evaluates_nothing(
@@ -246,7 +247,7 @@ def test_a_pilot_of_what_is_evaluated_by_copies_evaluates_nothing(
     assert terms(variant.resolved)["evaluation"]["queries"] == "queries"
     plan = Plan(
         **{"out": tmp_path, "compared": [variant], "samples": {}, "seeds": [0], "points": 1},
-        **{"budget": Budget(seconds=9, image_views=None), "processes": 1, "allowed": {}},
+        **{"budget": RunLength(seconds=9, image_views=None), "processes": 1, "allowed": {}},
         more=[*more, *sets],
         command="",
     )

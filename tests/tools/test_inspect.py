@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from shards.copies import groups_of_copies
+from shards.duplicates import groups_of_copies
 from shards.layout import ShardSet, open_shards
-from shards.prepare import Preparation
-from shards.select import select
 from shards.source.source import Sample, Source
+from shards.subset.selection import select
 from shards.survey import survey
-from shards.write import write
-from tools import inspect
-from tools.report import aspect_bins, bar, bins_of, show
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
+from tools.inspect import __main__ as inspect
+from training.terminal import aspect_bins, bar, bins_of, show
 
 Inspect = Callable[..., str]
 
@@ -192,7 +192,7 @@ def test_bare_pixels_and_small_sets_are_drawn_too(run, tmp_path):
 
 
 def test_a_picture_that_no_longer_decodes_is_named_on_the_sheet(tmp_path):
-    from tools.sheet import contact_sheet, pictures
+    from tools.inspect.sheet import contact_sheet, pictures
 
     whole = write(Known(), tmp_path / "set", limit=20)
     tar = Path(whole.tars[0])

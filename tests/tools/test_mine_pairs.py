@@ -12,18 +12,18 @@ from PIL import Image
 
 from evaluation.features import embed
 from pipeline.images import Images
+from shards.health.verification import verify
 from shards.layout import ShardSet, open_shards
 from shards.source.source import Sample
 from shards.survey import lines_of, rows_of
 from shards.tar import component
-from shards.verify import verify
-from shards.write import write
+from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
-from tools.encoder import open_encoder
-from training.run import checkpoint, folder, tree
+from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
+from training.trained import open_encoder
 
 SAMPLES = 32
 
@@ -48,12 +48,12 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("miner") / "run"
     settings = parse(arguments(shard_set, run, "--steps", "1")[1:])
     method = settings.config.method
-    folder.prepare(run, settings, taken=False)
+    run_folder.prepare(run, settings, taken=False)
     parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
-        checkpoint.write_part(run, 0, name, tree.pieces(part))
+        checkpoint.write_part(run, 0, name, state_file.pieces(part))
     checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
-    folder.export(run, method.encoder, {"size": 24, "step": 0})
+    run_folder.export(run, method.encoder, {"size": 24, "step": 0})
     return run
 
 

@@ -17,11 +17,11 @@ from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import RECIPE, finish
-from tools import measure, tune
-from tools.measure import Measurement, Workload
-from training import tuned
+from tools import tune
+from training import machine_settings, throughput
 from training.command import run_command
 from training.settings import parse
+from training.throughput import Measurement, Workload
 
 START = replace(Tuning().filled(batch_size=8), threads=2)
 PLAN: list[tuple[str, list[Any]]] = [
@@ -49,7 +49,7 @@ def searched(
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "default_threads", lambda: 4)
     # In this process one thread computes: several wait long for each other on a busy machine.
-    monkeypatch.setattr(measure, "default_threads", lambda: 1)
+    monkeypatch.setattr(throughput, "default_threads", lambda: 1)
 
 
 def test_the_fastest_of_all_settings_is_found() -> None:
@@ -162,7 +162,7 @@ def test_train_takes_what_was_found(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = parse([*flags, "--run", str(tmp_path / "run"), "--steps", "1"]).config
-    tuning, source = tuned.resolve(
+    tuning, source = machine_settings.resolve(
         config,
         shard_set,
         device=torch.device("cpu"),
@@ -170,7 +170,7 @@ def test_train_takes_what_was_found(
         ranks_per_node=1,
         continued=False,
     )
-    assert source == str(path) and tuning == tuned.read(path)
+    assert source == str(path) and tuning == machine_settings.read(path)
 
 
 def test_a_pipeline_that_cannot_be_built_is_skipped_with_its_reason(
@@ -199,7 +199,7 @@ def test_a_pipeline_that_cannot_be_built_is_skipped_with_its_reason(
     printed = capsys.readouterr().out
     assert "failed: no such operator" in printed and f"--tuned {out}" in printed
     assert "threads" not in printed and "prefetch" not in printed
-    assert (tuned.read(out).threads, tuned.read(out).prefetch) == (1, 1)
+    assert (machine_settings.read(out).threads, machine_settings.read(out).prefetch) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@
                                       of the files above
     RUN/checkpoints/.00000500.partial being written; removed by the next writer
 
-Nothing is loaded that could run code: `training.run.tree` is safetensors and JSON.
+Nothing is loaded that could run code: `training.run.state_file` is safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.place import open_regular
-
-from ..course import Course
-from . import durable, tree
+from shards import durable
+from training.course import Course
+from training.run import state_file
 
 FOLDER = "checkpoints"
 RECORD = "checkpoint.json"
@@ -68,7 +67,7 @@ class Checkpoint:
 
     def _load(self, name: str) -> Any:
         try:
-            return tree.loads(durable.read(self.root / name))
+            return state_file.loads(durable.read(self.root / name))
         except ValueError as error:
             raise ValueError(f"{self.root / name}: {error}") from error
 
@@ -233,5 +232,5 @@ def _complete(run: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
+    with durable.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.loader import Batch
-
-from . import durable, tree
+from shards import durable
+from training.run import state_file
 
 FOLDER = "dumps"
 
@@ -63,10 +63,10 @@ def write(
     state |= {"views": list(views), "id": id_B}
     path = run / FOLDER / f"{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    held = tree.to_host(state)
+    held = state_file.to_host(state)
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # the copies are under way
-    durable.replace(path, tree.pieces(held))
+    durable.replace(path, state_file.pieces(held))
     return path
 
 
@@ -111,7 +111,7 @@ def read(path: Path) -> Dump:
         ValueError: it is no dump.
     """
     try:
-        state: dict[str, Any] = tree.loads(durable.read(path))
+        state: dict[str, Any] = state_file.loads(durable.read(path))
         return Dump(
             step=int(state["step"]),
             rank=int(state["rank"]),

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..command import LESS_MEMORY, out_of_memory
-from ..stream import Lasting
-from . import durable
+from shards import durable
+from training.command import LESS_MEMORY, out_of_memory
+from training.stream import Lasting
 
 NAME = "failure.json"
 RANKS = "ranks"
@@ -36,7 +36,7 @@ _LINES = 50
 
 
 @dataclass
-class Place:
+class Phase:
     """Where a run is, for those who watch it from outside the step loop."""
 
     prepared: bool = False
@@ -57,14 +57,14 @@ class Place:
 
 
 @contextmanager
-def reported(run: Path, *, rank: int) -> Iterator[Place]:
+def reported(run: Path, *, rank: int) -> Iterator[Phase]:
     """Leave a word in the run's folder if what happens inside ends with an error.
 
     Args:
         run: the run's folder.
         rank: this process.
     """
-    place = Place(earlier=_identity(run / NAME))
+    place = Phase(earlier=_identity(run / NAME))
     try:
         yield place
     except (Exception, KeyboardInterrupt) as error:
@@ -128,7 +128,7 @@ def keep_stderr(run: Path, rank: int) -> None:
 
 
 def write(
-    run: Path, place: Place, *, what: str, where: str, rank: int, remedy: str, **more: Any
+    run: Path, place: Phase, *, what: str, where: str, rank: int, remedy: str, **more: Any
 ) -> None:
     """Say why the run ended, unless the folder cannot be written, or another rank has said it.
 
@@ -154,7 +154,7 @@ def write(
         sys.stderr.write(f"warning: {run / NAME} could not be written: {error}\n")
 
 
-def write_error(run: Path, error: BaseException, place: Place, *, rank: int) -> None:
+def write_error(run: Path, error: BaseException, place: Phase, *, rank: int) -> None:
     """Say that an exception ended the run; see `write`."""
     frames = traceback.extract_tb(error.__traceback__)
     write(

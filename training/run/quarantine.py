@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from shards import durable
+from shards.health.leave_out import find_bad, leave_out
 from shards.layout import ShardSet
-from shards.leave_out import find_bad, leave_out
-
-from . import durable
 
 NAME = "quarantine.json"
 

@@ -10,7 +10,7 @@ TIME = 1  # among signals' numbers: 1, SIGHUP, is none that is caught here
 
 
 class Stop:
-    """Turns signals into a wish, on which the ranks agree through `training.run.ranks`.
+    """Turns signals into a wish, on which the ranks agree through `training.run.agreement`.
 
     The first signal asks for a checkpoint and a clean end; a second Ctrl-C ends at once.
     """

@@ -22,8 +22,9 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any
 
-from ..launch import AGAIN
-from . import failure
+from shards import durable
+from training.launch import AGAIN
+from training.run import failure
 
 _PERIOD = 5.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds for the last word, which a disk that has gone never takes
@@ -44,7 +45,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, run: Path, place: failure.Place, *, rank: int, world_size: int, limit: float
+        self, run: Path, place: failure.Phase, *, rank: int, world_size: int, limit: float
     ) -> None:
         self._run, self._place = run, place
         self._rank, self._world_size, self._limit = rank, world_size, limit
@@ -100,11 +101,10 @@ class Watchdog:
         told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
         told |= {"process": os.getpid(), "host": socket.gethostname()}
         path = self._path(self._rank)
-        partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(told))
-            os.replace(partial, path)
+            with durable.replaced(path) as partial:
+                partial.write_text(json.dumps(told))
         except OSError:  # a full disk is no hang
             return
 

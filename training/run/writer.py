@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, tree
-from .ranks import Ranks
+from training.run import checkpoint, state_file
+from training.run.agreement import Agreement
 
 _NOT_SAVED = (
     "step {:,} could not be saved; training goes on, and what was saved before is untouched"
@@ -48,7 +48,9 @@ class Writer:
         self._news: list[str] = []
         self._defect: Exception | None = None
 
-    def save(self, *, step: int, seconds: float, parts: Mapping[str, Any], ranks: Ranks) -> None:
+    def save(
+        self, *, step: int, seconds: float, parts: Mapping[str, Any], agreement: Agreement
+    ) -> None:
         """Copy the parts of this process, and start to write them.
 
         Every rank calls this at the same step. If the checkpoint before is not on the disk yet,
@@ -58,11 +60,11 @@ class Writer:
             step: number of updates done, above 0.
             seconds: training time so far.
             parts: nested state by file name.
-            ranks: how the processes agree.
+            agreement: how the processes agree.
         """
-        self.settle(ranks)
+        self.settle(agreement)
         self._open, self._seconds = step, seconds
-        copies = {name: tree.to_host(state) for name, state in parts.items()}
+        copies = {name: state_file.to_host(state) for name, state in parts.items()}
         copied = None
         if torch.cuda.is_available():
             copied = torch.cuda.Event()
@@ -94,24 +96,24 @@ class Writer:
         news, self._news = self._news, []
         return news
 
-    def settle(self, ranks: Ranks) -> int:
+    def settle(self, agreement: Agreement) -> int:
         """Wait until what is being saved is on the disk; return the newest step that is.
 
         Every rank calls this at the same step.
         """
         self._wait()
         if self._open:
-            told = ranks.agree([0, *self.told()])
+            told = agreement.agree([0, *self.told()])
             self._news = self.heed(told[1:])
             self._wait()
-        return ranks.agree([self._committed, 0, 0])[0]  # rank 0 knows
+        return agreement.agree([self._committed, 0, 0])[0]  # rank 0 knows
 
     def _write(self, step: int, copies: dict[str, Any], copied: torch.cuda.Event | None) -> None:
         try:
             if copied is not None:
                 copied.synchronize()
             for name in list(copies):
-                checkpoint.write_part(self._run, step, name, tree.pieces(copies.pop(name)))
+                checkpoint.write_part(self._run, step, name, state_file.pieces(copies.pop(name)))
             self._finished = step
         except OSError as error:
             self._failed = step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...dali import DataNode, fn
-from ..augment import Augment, Draw
-from ..blur import Blur
-from ..color import Color
-from ..crop import Crop
-from ..solarize import Solarize
+from pipeline.augment.augment import Augment, Draw
+from pipeline.augment.blur import Blur
+from pipeline.augment.color import Color
+from pipeline.augment.crop import Crop
+from pipeline.augment.solarize import Solarize
+from pipeline.dali import DataNode, fn
 
 
 class Policy:

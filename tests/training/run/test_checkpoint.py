@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.run import checkpoint, tree
+from training.run import checkpoint, state_file
 
 
 def save(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -14,7 +14,7 @@ def save(run: Path, step: int) -> dict[str, torch.Tensor]:
     own = {"random": checkpoint.random_state()}
     parts = {checkpoint.METHOD: method, checkpoint.OPTIMIZER: optimizer}
     for name, part in {**parts, checkpoint.rank_file(0): own}.items():
-        checkpoint.write_part(run, step, name, tree.pieces(part))
+        checkpoint.write_part(run, step, name, state_file.pieces(part))
     facts = {"seconds": step / 2, "world_size": 1, "machine": "cpu, no"}
     checkpoint.commit(run, step, facts)
     return method
@@ -67,7 +67,7 @@ def test_damage_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_without_a_part_there_is_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
     for name in (checkpoint.METHOD, checkpoint.OPTIMIZER, checkpoint.rank_file(0)):
-        checkpoint.write_part(tmp_path, 2, name, tree.pieces({}))
+        checkpoint.write_part(tmp_path, 2, name, state_file.pieces({}))
     with pytest.raises(OSError, match="rank-1"):
         checkpoint.commit(tmp_path, 2, {"seconds": 1.0, "world_size": 2, "machine": "cpu, no"})
     found = checkpoint.newest(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.run import folder
+from training.run import run_folder
 from training.run.checkpoint import Checkpoint
 from training.settings import parse
 
@@ -15,37 +15,37 @@ LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(ValueError, match=r"no config.yaml.*new or empty folder"):
-        folder.check(tmp_path, parse(LEAST))
+        run_folder.check(tmp_path, parse(LEAST))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_the_runs_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        folder.check(tmp_path / "run", parse(LEAST))
+        run_folder.check(tmp_path / "run", parse(LEAST))
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    folder.prepare(run, parse(LEAST), taken=folder.take(run))
+    run_folder.prepare(run, parse(LEAST), taken=run_folder.take(run))
     with pytest.raises(ValueError, match=r"another process is training in .*run"):
-        folder.take(run)
+        run_folder.take(run)
 
 
 def test_of_two_that_begin_a_run_at_once_one_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first, second = folder.take(run), folder.take(run)
-    folder.prepare(run, parse(LEAST), taken=first)
+    first, second = run_folder.take(run), run_folder.take(run)
+    run_folder.prepare(run, parse(LEAST), taken=first)
     with pytest.raises(ValueError, match=r"another process is training in .*run"):
-        folder.prepare(run, parse(LEAST), taken=second)
+        run_folder.prepare(run, parse(LEAST), taken=second)
 
 
 def test_a_run_that_began_and_ended_meanwhile_is_not_begun_anew(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    taken = folder.take(run)
+    taken = run_folder.take(run)
     save(run)
     with pytest.raises(ValueError, match=r"has trained in .* since this one began"):
-        folder.prepare(run, parse(LEAST), taken=taken)
+        run_folder.prepare(run, parse(LEAST), taken=taken)
 
 
 def save(run: Path) -> None:
@@ -58,12 +58,12 @@ def save(run: Path) -> None:
 
 def test_a_configuration_may_change_until_something_is_saved(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    folder.prepare(run, parse(LEAST), taken=False)
-    folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    run_folder.prepare(run, parse(LEAST), taken=False)
+    run_folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
     save(run)
     with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 here"):
-        folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
-    folder.check(run, parse([*LEAST, "--log_every", "3"]))
+        run_folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
+    run_folder.check(run, parse([*LEAST, "--log_every", "3"]))
 
 
 @pytest.mark.parametrize(
@@ -78,21 +78,21 @@ def test_other_processes_and_other_arithmetic_do_not_continue(
     world_size: int, machine: str, words: str
 ) -> None:
     saved = Checkpoint(root=Path("c"), step=1, seconds=1, world_size=1, machine="cpu, bf16")
-    folder.check_continues(saved, 1, "cpu, bf16")
+    run_folder.check_continues(saved, 1, "cpu, bf16")
     with pytest.raises(ValueError, match=words):
-        folder.check_continues(saved, world_size, machine)
+        run_folder.check_continues(saved, world_size, machine)
 
 
-@pytest.mark.parametrize("name", [folder.CONFIG, folder.ENCODER])
+@pytest.mark.parametrize("name", [run_folder.CONFIG, run_folder.ENCODER])
 def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises((ValueError, OSError)):
-        folder.read_config(tmp_path) if name == folder.CONFIG else folder.read_export(
+        run_folder.read_config(tmp_path) if name == run_folder.CONFIG else run_folder.read_export(
             tmp_path / name
         )
 
 
 def test_a_configuration_nested_without_end_is_no_yaml(tmp_path: Path) -> None:
-    (tmp_path / folder.CONFIG).write_text("views: " + "[" * 5000)
+    (tmp_path / run_folder.CONFIG).write_text("views: " + "[" * 5000)
     with pytest.raises(ValueError, match="is no YAML"):
-        folder.read_config(tmp_path)
+        run_folder.read_config(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 
 from training.launch import AGAIN
 from training.run import failure, watchdog
-from training.run.failure import Place
+from training.run.failure import Phase
 from training.run.watchdog import Watchdog
 
 
@@ -41,7 +41,7 @@ def in_time(child: int, *, seconds: float = 20) -> int:
 
 
 def hang(run: Path, *, limit: float = 0.4, world_size: int = 1, steps: int = 0) -> None:
-    place = Place(prepared=True)
+    place = Phase(prepared=True)
     with Watchdog(run, place, rank=0, world_size=world_size, limit=limit):
         for step in range(steps):
             place.enter("step", step=step)
@@ -61,7 +61,7 @@ def test_a_hang_is_named_and_ends_the_process(tmp_path: Path) -> None:
 
 def test_before_the_folder_is_this_run_s_it_is_left_alone(tmp_path: Path) -> None:
     def work() -> None:
-        place = Place()
+        place = Phase()
         place.enter("meeting of the ranks")
         with Watchdog(tmp_path / "run", place, rank=0, world_size=2, limit=0.4):
             time.sleep(60)
@@ -113,7 +113,7 @@ def test_a_disk_that_has_gone_does_not_keep_it_from_ending(
 
 def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
     def work() -> None:
-        place = Place(prepared=True)
+        place = Phase(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.5):
             for step in range(8):
                 place.enter("step", step=step)
@@ -129,7 +129,7 @@ def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
 
 def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None:
     def work() -> None:
-        place = Place(prepared=True)
+        place = Phase(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4):
             place.enter("step", step=12)
             time.sleep(0.3)
@@ -163,7 +163,7 @@ def test_nothing_keeps_it_from_ending(
     monkeypatch.setattr(watchdog, "_PATIENCE", 0.5)
 
     def work() -> None:
-        place = Place(prepared=True)
+        place = Phase(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4):
             place.enter("data")
             if harm == "stderr is broken":
@@ -182,7 +182,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path) ->
     child = os.fork()
     if child == 0:
         sys.stderr = io.StringIO()
-        place = Place(prepared=True)
+        place = Phase(prepared=True)
         with Watchdog(tmp_path, place, rank=0, world_size=1, limit=1.2):
             place.enter("step")
             time.sleep(0.9)

@@ -11,21 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from training.run import checkpoint, durable
-from training.run.ranks import Ranks
+from training.run import checkpoint
+from training.run.agreement import Agreement
 from training.run.writer import Writer
 
 FACTS = {"world_size": 1, "machine": "cpu, no"}
 # What a checkpoint is made of, besides opening: each changes the disk, or asks it to remember.
 CALLS = ("open", "write", "fsync", "close", "mkdir", "rename", "unlink", "rmdir")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_blocks() -> Iterator[None]:
-    """Make even these small files of several writes, the first ones past the cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable, "_BLOCK", 4096)
-        yield
 
 
 def parts(step: int) -> dict[str, Any]:
@@ -39,9 +31,12 @@ def parts(step: int) -> dict[str, Any]:
 def save(run: Path, step: int, *, keep: int = 1, keep_every: int = 0) -> int:
     """Write one checkpoint in a process's life of its own; return the step that is on the disk."""
     checkpoint.clean(run)
-    writer, ranks = Writer(run, rank=0, facts=FACTS, keep=keep, keep_every=keep_every), Ranks(3)
-    writer.save(step=step, seconds=1.0, parts=parts(step), ranks=ranks)
-    return writer.settle(ranks)
+    writer, agreement = (
+        Writer(run, rank=0, facts=FACTS, keep=keep, keep_every=keep_every),
+        Agreement(3),
+    )
+    writer.save(step=step, seconds=1.0, parts=parts(step), agreement=agreement)
+    return writer.settle(agreement)
 
 
 def newest(run: Path) -> int:
@@ -58,15 +53,15 @@ def names(run: Path) -> list[str]:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
-    writer, ranks = Writer(tmp_path, rank=0, facts=FACTS, keep=2), Ranks(3)
+    writer, agreement = Writer(tmp_path, rank=0, facts=FACTS, keep=2), Agreement(3)
     weight = torch.zeros(3)
     for step in range(1, 200):
         weight += 1
         if step in (10, 20):
             state = {**parts(step), checkpoint.METHOD: {"weight": weight}}
-            writer.save(step=step, seconds=1.0, parts=state, ranks=ranks)
-        assert writer.heed(ranks.exchange([0, *writer.told()])[1:]) == []
-    assert writer.settle(ranks) == 20
+            writer.save(step=step, seconds=1.0, parts=state, agreement=agreement)
+        assert writer.heed(agreement.exchange([0, *writer.told()])[1:]) == []
+    assert writer.settle(agreement) == 20
     assert newest(tmp_path) == 20 and names(tmp_path) == ["00000010", "00000020"]
 
 
@@ -116,7 +111,7 @@ def intercept(monkeypatch: pytest.MonkeyPatch, at: Callable[[int, str], None]) -
 
         def call(*args: Any, _name: str = name, _real: Any = real, **kwargs: Any) -> Any:
             caller = sys._getframe(1).f_code.co_filename
-            if any(part in caller for part in ("training/", "pathlib", "shutil")):
+            if any(part in caller for part in ("training/", "shards/", "pathlib", "shutil")):
                 at(next(count), _name)
             return _real(*args, **kwargs)
 
@@ -183,22 +178,22 @@ def test_killed_before_any_call_the_checkpoint_before_it_loads(tmp_path: Path, c
 def test_a_part_that_fails_is_told_and_the_next_one_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    writer, ranks = Writer(tmp_path, rank=0, facts=FACTS, keep=1), Ranks(3)
-    writer.save(step=1, seconds=1.0, parts=parts(1), ranks=ranks)
-    assert writer.settle(ranks) == 1
+    writer, agreement = Writer(tmp_path, rank=0, facts=FACTS, keep=1), Agreement(3)
+    writer.save(step=1, seconds=1.0, parts=parts(1), agreement=agreement)
+    assert writer.settle(agreement) == 1
     with pytest.MonkeyPatch.context() as patch:
 
         def full(*_: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patch.setattr(os, "write", full)
-        writer.save(step=2, seconds=1.0, parts=parts(2), ranks=ranks)
-        assert writer.settle(ranks) == 1
+        writer.save(step=2, seconds=1.0, parts=parts(2), agreement=agreement)
+        assert writer.settle(agreement) == 1
     news = " ".join(writer.heed((0, 0)))
     assert "No space left" in news and "step 2 could not be saved; training goes on" in news
     assert names(tmp_path) == ["00000001"]
-    writer.save(step=3, seconds=1.0, parts=parts(3), ranks=ranks)
-    assert writer.settle(ranks) == 3 == newest(tmp_path)
+    writer.save(step=3, seconds=1.0, parts=parts(3), agreement=agreement)
+    assert writer.settle(agreement) == 3 == newest(tmp_path)
 
 
 class Told:
@@ -215,7 +210,7 @@ def test_nothing_is_found_before_every_rank_has_written_its_part(tmp_path: Path)
     facts = {**FACTS, "world_size": 2}
     writer = Writer(tmp_path, rank=0, facts=facts, keep=1)
     other: Any = Told([0, 0, 0])
-    writer.save(step=5, seconds=1.0, parts=parts(5), ranks=other)
+    writer.save(step=5, seconds=1.0, parts=parts(5), agreement=other)
     assert writer.settle(other) == 0
     assert checkpoint.newest(tmp_path) is None
     checkpoint.write_part(tmp_path, 5, checkpoint.rank_file(1), [])
@@ -226,7 +221,7 @@ def test_nothing_is_found_before_every_rank_has_written_its_part(tmp_path: Path)
 def test_what_another_rank_could_not_write_is_given_up_by_all(tmp_path: Path):
     writer = Writer(tmp_path, rank=0, facts={**FACTS, "world_size": 2}, keep=1)
     failed: Any = Told([0, 0, 5])
-    writer.save(step=5, seconds=1.0, parts=parts(5), ranks=failed)
+    writer.save(step=5, seconds=1.0, parts=parts(5), agreement=failed)
     assert writer.settle(failed) == 0
     assert names(tmp_path) == []
     assert "step 5 could not be saved" in " ".join(writer.heed((0, 0)))

@@ -1,0 +1,50 @@
+"""BYOL's augmentation, an asymmetric pair.
+
+Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
+https://arxiv.org/abs/2006.07733, appendix B, table 6; `google-deepmind/deepmind-research`,
+byol/utils/augmentations.py.
+
+Differs from the authors' code: bilinear interpolation with a filter against aliasing for bicubic;
+brightness is multiplied, theirs adds up to 0.4 of white; one order of the colour changes, theirs is
+random.
+"""
+
+from __future__ import annotations
+
+from pipeline.augment.blur import Blur
+from pipeline.augment.color import Color
+from pipeline.augment.crop import Crop
+from pipeline.augment.policy.policy import Policy
+from pipeline.augment.solarize import Solarize
+
+
+class BYOL(Policy):
+    """BYOL's asymmetric pair: the first view always blurred, the second solarised at times.
+
+    Grill et al. 2020, https://arxiv.org/abs/2006.07733. The pair is two view groups of one view:
+    `views` with BYOL, `more_views` with BYOL and `second: true`.
+
+    Args:
+        second: the second view of the pair: blur 0.1 and solarise 0.2, for 1 and 0.
+        area: smallest and largest part of the image's area that a view shows.
+        flip: probability of a horizontal flip.
+        blur_window: width of the blur's filter in pixels, odd; by default, as in the paper, a
+            tenth of the view's size.
+    """
+
+    def __init__(
+        self,
+        *,
+        second: bool = False,
+        area: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        blur_window: int | None = None,
+    ) -> None:
+        super().__init__(
+            crop=Crop(area=area, flip=flip),
+            augments=(
+                Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+                Blur(probability=0.1 if second else 1.0, window=blur_window),
+                Solarize(probability=0.2 if second else 0.0),
+            ),
+        )

@@ -1,0 +1,61 @@
+"""DINO's augmentation: two global views, asymmetric as BYOL's, and local ones.
+
+Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, "Emerging Properties in Self-Supervised
+Vision Transformers", ICCV 2021, https://arxiv.org/abs/2104.14294; `facebookresearch/dino`,
+main_dino.py: two global views of 224 px and, by default, eight local ones of 96.
+
+Differs from the authors' code: bilinear interpolation with a filter against aliasing for Pillow's
+bicubic; a window for the blur, which Pillow's has not.
+"""
+
+from __future__ import annotations
+
+from pipeline.augment.blur import Blur
+from pipeline.augment.color import Color
+from pipeline.augment.crop import Crop
+from pipeline.augment.policy.policy import Policy
+from pipeline.augment.solarize import Solarize
+
+
+class DINO(Policy):
+    """DINO's views: a global one always blurred, a second one solarised at times, local ones.
+
+    Caron et al. 2021, https://arxiv.org/abs/2104.14294. Three view groups: one view with DINO, one
+    with `second: true`, and the small ones with `local: true`.
+
+    Args:
+        second: the second global view: blur 0.1 and solarise 0.2, for 1 and 0.
+        local: the local views: areas 0.05..0.4, blur 0.5, no solarisation.
+        area: smallest and largest part of the image's area that a view shows; by default that of
+            the authors' code, 0.4..1 and 0.05..0.4. They recommend 0.14..1 without local views,
+            and 0.25 as the limit between the two for vision transformers.
+        flip: probability of a horizontal flip.
+        blur_window: width of the blur's filter in pixels, odd; by default a tenth of the view's
+            size.
+
+    Raises:
+        ValueError: a view that is second and local.
+    """
+
+    def __init__(
+        self,
+        *,
+        second: bool = False,
+        local: bool = False,
+        area: tuple[float, float] | None = None,
+        flip: float = 0.5,
+        blur_window: int | None = None,
+    ) -> None:
+        if second and local:
+            raise ValueError(
+                "second=true and local=true: only a global view is the first or second one of its "
+                "pair; set one of them to false."
+            )
+        super().__init__(
+            crop=Crop(area=area or ((0.05, 0.4) if local else (0.4, 1.0)), flip=flip),
+            augments=(
+                Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+                Blur(probability=0.5 if local else 0.1 if second else 1.0, window=blur_window),
+                Solarize(probability=0.2 if second else 0.0),
+            ),
+        )

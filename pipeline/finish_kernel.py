@@ -1,0 +1,112 @@
+"""`pipeline.finish` as one Triton kernel; tested against it, by Triton's interpreter too."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pipeline.finish import MEAN, STD, Finish
+
+_PIXELS = 1024  # per program
+
+
+def finish_on_gpu(finish: Finish, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+    """Return the finished views; see `pipeline.finish.Finish`."""
+    out_NPC = torch.empty(pixels_NPC.shape, dtype=finish.dtype, device=pixels_NPC.device)
+    views, pixels, _ = pixels_NPC.shape
+    # One row of numbers a view: the map, its shift, the hue, the threshold.
+    row = torch.zeros(views, 12, device=pixels_NPC.device)
+    if finish.color is not None:
+        assert factors_NF is not None
+        map_N33, lift_N = finish.color_maps(factors_NF)
+        row[:, :9] = map_N33.flatten(1)
+        row[:, 9] = lift_N * finish.pivot(pixels_NPC)
+        row[:, 10] = factors_NF[:, 3]
+    if finish.solarize is not None:
+        assert factors_NF is not None
+        row[:, 11] = factors_NF[:, -1]
+    kernel: Any = _finish
+    # Triton launches on the current device, whatever its arguments lie on.
+    with torch.cuda.device(pixels_NPC.device) if pixels_NPC.is_cuda else nullcontext():
+        kernel[views, triton.cdiv(pixels, _PIXELS)](
+            pixels_NPC,
+            row,
+            out_NPC,
+            pixels,
+            *MEAN,
+            *STD,
+            COLOR=finish.color is not None,
+            HSV=finish.color is not None and finish.color.hue_space == "hsv",
+            SOLARIZE=finish.solarize is not None,
+            BLOCK=_PIXELS,
+        )
+    return out_NPC
+
+
+@triton.jit
+def _finish(
+    source,
+    rows,
+    target,
+    pixels,
+    mean_r,
+    mean_g,
+    mean_b,
+    std_r,
+    std_g,
+    std_b,
+    COLOR: tl.constexpr,
+    HSV: tl.constexpr,
+    SOLARIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    view = tl.program_id(0).to(tl.int64)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    at = (view * pixels + pixel) * 3
+    row = rows + view * 12
+    r = tl.load(source + at, mask=inside, other=0).to(tl.float32)
+    g = tl.load(source + at + 1, mask=inside, other=0).to(tl.float32)
+    b = tl.load(source + at + 2, mask=inside, other=0).to(tl.float32)
+    if COLOR:
+        shift = tl.load(row + 9)
+        red = r * tl.load(row) + g * tl.load(row + 3) + b * tl.load(row + 6) + shift
+        green = r * tl.load(row + 1) + g * tl.load(row + 4) + b * tl.load(row + 7) + shift
+        blue = r * tl.load(row + 2) + g * tl.load(row + 5) + b * tl.load(row + 8) + shift
+        r = tl.minimum(tl.maximum(red, 0.0), 255.0)
+        g = tl.minimum(tl.maximum(green, 0.0), 255.0)
+        b = tl.minimum(tl.maximum(blue, 0.0), 255.0)
+    if HSV:
+        value = tl.maximum(tl.maximum(r, g), b)
+        chroma = value - tl.minimum(tl.minimum(r, g), b)
+        inverse = 1.0 / tl.maximum(chroma, 1e-6)
+        from_r, from_g, from_b = (value - r) * inverse, (value - g) * inverse, (value - b) * inverse
+        sextant = tl.where(
+            r == value,
+            from_b - from_g,
+            tl.where(g == value, 2 + from_r - from_b, 4 + from_g - from_r),
+        )
+        sextant += 6 * tl.load(row + 10)
+        r = _channel(5, sextant, value, chroma)
+        g = _channel(3, sextant, value, chroma)
+        b = _channel(1, sextant, value, chroma)
+    if SOLARIZE:
+        threshold = tl.load(row + 11)
+        r = tl.where(r >= threshold, 255 - r, r)
+        g = tl.where(g >= threshold, 255 - g, g)
+        b = tl.where(b >= threshold, 255 - b, b)
+    tl.store(target + at, (r - mean_r) / std_r, mask=inside)
+    tl.store(target + at + 1, (g - mean_g) / std_g, mask=inside)
+    tl.store(target + at + 2, (b - mean_b) / std_b, mask=inside)
+
+
+@triton.jit
+def _channel(n, sextant, value, chroma):
+    k = n + sextant
+    k = k - 6 * tl.floor(k / 6)
+    return value - chroma * tl.minimum(tl.maximum(tl.minimum(k, 4 - k), 0.0), 1.0)

@@ -1,0 +1,101 @@
+"""What is stored of a sample: read from the tars, and decoded, whole or in part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.augment.crop import Boxes
+from pipeline.dali import DataNode, fn, math, types
+from pipeline.tuning import Tuning
+from shards.layout import PARTNER, ShardSet
+
+
+def read(
+    shard_set: ShardSet, *, images: int = 1, **settings: Any
+) -> tuple[list[list[DataNode]], DataNode, DataNode]:
+    """Return what is stored of each image (see `decode`), the id and the label, on the CPU.
+
+    Of a pair set's two images the partner is the second; with `images=1` it is not read.
+    """
+    raw = shard_set.manifest.raw
+    image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
+    each, types_of_each = len(image), [types.UINT8, *[types.INT64] * (len(image) - 1)]
+    if images > 1:  # a subset's partners may have extensions that its images do not have
+        partner = image if raw else ["jpg;png"]
+        image += [re.sub(r"(^|;)", rf"\1{PARTNER}", extensions) for extensions in partner]
+    outputs = fn.readers.webdataset(
+        # DALI would take 1 MiB for each component of each sample in the shuffle buffer, 24 GiB for
+        # 8,192 of 3, and free it as soon as they are mapped: a limit on address space refuses it,
+        # and where there is none, tensors wander over it and the memory in use grows for hours.
+        tensor_init_bytes=1,
+        paths=shard_set.tars,
+        index_paths=shard_set.indexes,
+        ext=[*image, "id.i64", "y.i64"],
+        dtypes=[*types_of_each * images, types.INT64, types.INT64],
+        missing_component_behavior="error",
+        **settings,
+    )
+    *parts, id_B, label_B = outputs
+    return [parts[i * each : (i + 1) * each] for i in range(images)], id_B, label_B
+
+
+def shape_of(stored: list[DataNode]) -> DataNode:
+    """Return height and width of an image, int64 [2], on the CPU, before it is decoded."""
+    return (stored[1] if len(stored) == 2 else fn.peek_image_shape(stored[0]))[:2]
+
+
+def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
+    """Return the image, uint8 [H, W, 3], on the device."""
+    if len(stored) == 2:  # bare pixels, and their shape
+        pixels, shape = stored
+        image = fn.reshape(pixels, shape=shape, layout="HWC")
+        return image.gpu() if gpu else image
+    if not gpu or tuning.decode == "cpu":
+        image = fn.decoders.image(stored[0], device="cpu", output_type=types.RGB)
+        return image.gpu() if gpu else image
+    cache: dict[str, Any] = {}
+    if tuning.decode == "cache":
+        cache = {"cache_size": cache_mib, "cache_type": "threshold", "cache_threshold": 0}
+    return fn.decoders.image(
+        stored[0],
+        device="mixed",
+        output_type=types.RGB,
+        hw_decoder_load=tuning.hw_decoder_load,
+        # What the CPU decoders do always: without it GPU and CPU pixels differ.
+        jpeg_fancy_upsampling=True,
+        **cache,
+    )
+
+
+def decode_surroundings(
+    encoded: DataNode, shape: DataNode, boxes: Sequence[Boxes], sizes: Sequence[int]
+) -> tuple[DataNode, list[Boxes]]:
+    """Return the smallest part of an image that all crops are made of, and where they lie in it.
+
+    Bit for bit the part of the whole image. It includes what the filter that scales a crop down
+    reads beyond its edges, so that the crops are the same but for the rounding of coordinates.
+    """
+    anchor, extent = [], []
+    for axis, (begin, length) in enumerate((("top", "height"), ("left", "width"))):
+        first, last = fn.cast(shape[axis], dtype=types.FLOAT), 0.0
+        for box, size in zip(boxes, sizes, strict=True):
+            begin_V, length_V = getattr(box, begin), getattr(box, length)
+            reach_V = 1 + length_V / size
+            first = math.min(first, fn.reductions.min(begin_V - reach_V))
+            last = math.max(last, fn.reductions.max(begin_V + length_V + reach_V))
+        first = math.max(math.floor(first), 0.0)
+        anchor.append(first)
+        extent.append(math.min(math.ceil(last), shape[axis]) - first)
+    image = fn.decoders.image_slice(
+        encoded,
+        fn.stack(*anchor),
+        fn.stack(*extent),
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        device="cpu",
+        output_type=types.RGB,
+    )
+    return image, [box.moved(*anchor) for box in boxes]

@@ -1,0 +1,108 @@
+"""Files that nobody finds before they are whole and on the disk.
+
+Every system call of a checkpoint is one of this file's, or a mkdir, a rename or a removal in
+`training.run.checkpoint`: tests make each of them fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading that has an end: no device, no pipe, and no link to one.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits else
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write a new file, piece after piece, and wait until it is on the disk.
+
+    Raises:
+        OSError: the disk refused, or there is such a file.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest.nbytes:
+                written = os.write(descriptor, rest)
+                if not written:
+                    raise OSError(errno.EIO, "the disk takes nothing more")
+                rest = rest[written:]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> bytes:
+    """Return a file's content; see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write a file of which, after a crash, either the old or the new content is there.
+
+    A file that has that content already is left alone, so that a full disk matters less.
+
+    Raises:
+        OSError: the disk refused; the old content is untouched.
+    """
+    if _holds(path, pieces):
+        return
+    with replaced(path) as partial:
+        write(partial, pieces)
+    sync(path.parent)
+
+
+@contextmanager
+def replaced(path: Path, *, suffix: str = "partial") -> Iterator[Path]:
+    """Give the path of a new file beside `path`, which takes its place if nothing fails inside.
+
+    This alone does not wait for the disk.
+
+    Args:
+        path: the file; it has its old content until then.
+        suffix: of the new file's name; one of its own where several processes may write at once.
+    """
+    partial = path.with_name(f".{path.name}.{suffix}")
+    try:
+        partial.unlink(missing_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _holds(path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
+    try:
+        if path.stat().st_size != sum(len(piece) for piece in pieces):
+            return False
+        return read(path) == b"".join(pieces)
+    except (OSError, ValueError):
+        return False
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Is a shard set what was written? Verified, watched while training, repaired."""

@@ -1,0 +1,77 @@
+"""Samples that turn out unreadable while training: named, and left out of the index.
+
+    tars, as they are ─▶ find_bad ─▶ {shard: {key: why}} ─▶ leave_out ─▶ a set without them,
+                                                            with indexes in the run's folder
+
+Nothing of the shard set is touched: it may be on a disk that cannot be written, and other runs may
+be reading it. `shards.health.repair` mends the set itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from shards import durable
+from shards.health.verification import CheckShard, nobody
+from shards.layout import ShardSet
+from shards.tar import components, index_lines, index_text
+
+Bad = Mapping[str, Mapping[str, str]]
+"""{shard: {key: why}}."""
+
+
+def find_bad(shard_set: ShardSet) -> dict[str, dict[str, str]]:
+    """Return the samples that training cannot use, by shard and key, with the reason.
+
+    Tars that are not what was written are looked at first; if all are, every image is decoded.
+    """
+    job = CheckShard(
+        shard_set.place, shard_set.tar_place, deep=False, partners=shard_set.manifest.partners
+    )
+    shards = shard_set.manifest.shards
+    changed = [shard for shard in shards if job(shard, nobody)]
+    deep = replace(job, deep=True)
+    found: dict[str, dict[str, str]] = {}
+    for shard in changed or shards:
+        for problem in deep(shard, nobody):
+            if problem.key:
+                found.setdefault(shard.name, {})[problem.key] = problem.what
+    return found
+
+
+def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
+    """Return a shard set without some of its samples.
+
+    Args:
+        shard_set: which stays as it is.
+        bad: what is left out.
+        folder: where the indexes of their shards are written, this process's own.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, replaced = [], dict(shard_set.replaced)
+    for shard, index in zip(shard_set.manifest.shards, shard_set.indexes, strict=True):
+        keys = bad.get(shard.name, {})
+        if keys:
+            with shard_set.place.open(Path(index).name) as file:
+                lines = index_lines(file.read())
+            lines = [line for line in lines if _key(line) not in keys]
+            if not lines:
+                continue
+            path, text = folder / f"{shard.name}.idx", index_text(lines)
+            durable.replace(path, [text])
+            replaced[shard.name] = str(path)
+            shard = replace(shard, samples=len(lines))
+        shards.append(shard)
+    if not shards:
+        raise ValueError(f"no sample of {shard_set.root} can be read; copy it again.")
+    samples = sum(shard.samples for shard in shards)
+    manifest = replace(shard_set.manifest, shards=shards, samples=samples)
+    return replace(shard_set, manifest=manifest, replaced=replaced)
+
+
+def _key(line: str) -> str:
+    (_, _, _, name), *_ = components(line)
+    return name.partition(".")[0]

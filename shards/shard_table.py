@@ -1,0 +1,236 @@
+"""A shard's table, NNNNN.jsonl: what is in its tar, a line a sample, and what became of the rest.
+
+The first line is about the shard: its files' sizes and hashes, what was seen of its images, what
+was quarantined. It is written after tar and index, so its presence means that the shard is
+complete. It is sealed (see `shards.sealed_json`), so it can be trusted without the manifest.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.layout import FORMAT, File, Shard, Statistics, from_json
+from shards.sealed_json import seal, unseal
+from shards.tar import file_of
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One sample of a tar."""
+
+    key: str
+    id: int
+    label: int
+    image: str
+    """Extension of the image."""
+    width: int
+    height: int
+    offset: int
+    """Where the sample begins in the tar, at the header of its first file."""
+    bytes: int
+    """Up to the next sample."""
+    crc32: int
+    """Of all these bytes."""
+    content: str
+    """Hash of the image as the source had it, 128 bits of BLAKE2b in hexadecimal."""
+    repaired: bool = False
+    """Whether it is not the source's own bytes under their own extension."""
+    remarks: Sequence[str] = ()
+    """What was done to it, or is to be known."""
+
+    def to_json(self) -> str:
+        """Return the line of the table; what is false or empty is left out of its end."""
+        values = {name: getattr(self, name) for name in SampleRow.__slots__}
+        for name in ("repaired", "remarks"):
+            if not values[name]:
+                del values[name]
+        return json.dumps(values, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that could not be written."""
+
+    origin: str
+    """Its file or key in the source."""
+    reason: str
+    """One of a few: empty, not an image, truncated or corrupt, …"""
+    detail: str
+    file: str
+    """Where its bytes are kept, relative to the shard set; "" if they could not be read."""
+
+
+@dataclass
+class Seen:
+    """What was seen of a shard's samples; that of several shards adds up, in their order."""
+
+    samples: int = 0
+    repaired: int = 0
+    extensions: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    shorter_sides: dict[str, int] = field(default_factory=dict)
+    widths: list[int] = field(default_factory=list)  # smallest, largest
+    heights: list[int] = field(default_factory=list)
+    measured: int = 0  # images behind the sums below
+    sum: list[float] = field(default_factory=lambda: [0.0] * 3)  # of images' means, per channel
+    sum_of_squares: list[float] = field(default_factory=lambda: [0.0] * 3)
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+    def add(self, other: "Seen") -> None:
+        """Take in what was seen of the shards that follow."""
+        self.samples += other.samples
+        self.repaired += other.repaired
+        for name in ("extensions", "remarks", "shorter_sides"):
+            setattr(self, name, dict(Counter(getattr(self, name)) + Counter(getattr(other, name))))
+        self.widths = _span(self.widths + other.widths)
+        self.heights = _span(self.heights + other.heights)
+        self.measured += other.measured
+        self.sum = [a + b for a, b in zip(self.sum, other.sum, strict=True)]
+        pairs = zip(self.sum_of_squares, other.sum_of_squares, strict=True)
+        self.sum_of_squares = [a + b for a, b in pairs]
+        self.quarantined += other.quarantined
+
+    def see(self, row: SampleRow) -> None:
+        """Count one sample."""
+        self.samples += 1
+        self.repaired += row.repaired
+        for counts, names in (
+            (self.extensions, (row.image,)),
+            (self.shorter_sides, (str(min(row.width, row.height)),)),
+            (self.remarks, row.remarks),
+        ):
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
+        self.widths = _span([*self.widths, row.width])
+        self.heights = _span([*self.heights, row.height])
+
+    def statistics(self) -> Statistics:
+        """Return what the manifest says about the images."""
+        images = max(self.measured, 1)
+        mean = np.array(self.sum) / images
+        std = np.sqrt(np.maximum(np.array(self.sum_of_squares) / images - mean**2, 0))
+        sides = sorted((int(side), count) for side, count in self.shorter_sides.items())
+        up_to = np.cumsum([count for _, count in sides])
+        # The two middle samples, counted from 0; the same one if their number is odd.
+        middle = np.searchsorted(up_to, [(self.samples - 1) // 2, self.samples // 2], side="right")
+        return Statistics(
+            median_shorter_side=float(np.mean([sides[i][0] for i in middle])),
+            min_width=self.widths[0],
+            max_width=self.widths[-1],
+            min_height=self.heights[0],
+            max_height=self.heights[-1],
+            mean=[round(value, 6) for value in mean.tolist()],
+            std=[round(value, 6) for value in std.tolist()],
+            images=self.measured,
+        )
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """A shard's table, read."""
+
+    shard: Shard
+    seen: Seen
+    rows: list[SampleRow]
+    task: str
+    """Digest of what was to be written."""
+
+
+def write_table(
+    name: str, tar: File, index: File, seen: Seen, rows: list[SampleRow], task: str = ""
+) -> tuple[bytes, Shard]:
+    """Return the text of a table, and the shard's entry in the manifest.
+
+    Args:
+        name: Of the shard.
+        tar: Its tar.
+        index: Its index.
+        seen: What was seen of its samples.
+        rows: Its samples.
+        task: Digest of what was to be written; a writing goes on only after the same.
+    """
+    lines = "".join(f"{row.to_json()}\n" for row in rows).encode()
+    head = seal(
+        {
+            "format": FORMAT,
+            "shard": name,
+            "samples": len(rows),
+            "tar": asdict(tar),
+            "index": asdict(index),
+            "rows": hashlib.sha256(lines).hexdigest(),
+            "seen": asdict(seen),
+            "task": task,
+        }
+    )
+    text = head.encode() + lines
+    return text, Shard(name, len(rows), tar, index, file_of(text))
+
+
+def task_of(text: bytes) -> str:
+    """Return the digest of the task that a table is the result of; `read_head` vouches for it."""
+    return str(json.loads(text.partition(b"\n")[0]).get("task", ""))
+
+
+def read_head(text: bytes) -> tuple[Shard, Seen]:
+    """Read what a table says about its shard; the rows are checked, but not read.
+
+    Raises:
+        ValueError: What is wrong with it, without the name of the file.
+    """
+    head, _, lines = text.partition(b"\n")
+    try:
+        values: dict[str, Any] = unseal(head.decode() + "\n")
+    except UnicodeDecodeError:
+        raise ValueError("is not text") from None
+    if values.get("format") != FORMAT:
+        raise ValueError(f"has format {values.get('format')!r}; expected {FORMAT}")
+    if hashlib.sha256(lines).hexdigest() != values.get("rows"):
+        raise ValueError("was changed after it was written: its lines do not fit their hash")
+    shard = Shard(
+        name=from_json(values.get("shard"), str),
+        samples=from_json(values.get("samples"), int),
+        tar=from_json(values.get("tar"), File),
+        index=from_json(values.get("index"), File),
+        table=file_of(text),
+    )
+    return shard, from_json(values.get("seen"), Seen)
+
+
+def read_rows(text: bytes) -> list[SampleRow]:
+    """Read a table's samples; `read_head` or a hash must have vouched for the text."""
+    return [SampleRow(**values) for values in read_values(text)]
+
+
+def read_values(text: bytes) -> list[dict[str, Any]]:
+    """Read a table's samples as plain values, which takes half the time."""
+    _, _, lines = text.partition(b"\n")
+    return json.loads(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
+
+
+def read_table(text: bytes) -> ShardTable:
+    """Read a table.
+
+    Raises:
+        ValueError: What is wrong with it, without the name of the file.
+    """
+    shard, seen = read_head(text)
+    return ShardTable(shard, seen, read_rows(text), task_of(text))
+
+
+def key_hash(key: str) -> int:
+    """Return 64 bits of a key's hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def plain(text: str) -> str:
+    """Return a text that any file can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _span(values: list[int]) -> list[int]:
+    return [min(values), max(values)] if values else []

@@ -1,0 +1,1 @@
+"""The generated data set: labelled pictures that are drawn on the spot."""

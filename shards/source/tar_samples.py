@@ -1,0 +1,281 @@
+"""What is in the tars of a WebDataset: found by their headers, and read again by its place."""
+
+import errno
+import io
+import json
+import math
+import sys
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from tarfile import BLOCKSIZE
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.source.folder import EXTENSIONS
+from shards.source.location import compressed
+from shards.source.source import Names
+from shards.source.tar_members import Damaged, Entry, entries
+from shards.storage import Folder
+
+TEXT_BYTES = 65536  # longer components are not carried over
+ROLES = 32  # most names of images in a sample, before they are taken for parts of file names
+_TEXT = {"json", "jsn", "txt", "text", "caption", "captions", "transcript", "url", "id", "cls"}
+_TEXT |= {"cls2", "index", "idx", "inx", "lang", "tag", "tags", "html", "xml", "yaml", "yml", "csv"}
+_ID, _SHAPE = "id.i64", "shape.i64"
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+_32_BITS = 1 << 32
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How the names of a tar's members are understood."""
+
+    last_dot: bool
+    """Whether the key ends at the last dot of the base name, not at the first."""
+    image: tuple[str, ...]
+    """The components that may be the image, best first; () for whatever is one by its ending."""
+    label: str | None
+    """A component, "COMPONENT:FIELD" for a field of JSON, "folder", or None for y.i64 or cls."""
+    undecided: bool = False
+    """Stop as soon as it is clear that keys do not end at the first dot."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The components that may hold the label."""
+        return ("y.i64", "cls") if self.label is None else (self.label.partition(":")[0],)
+
+
+@dataclass
+class Scan:
+    """What one tar holds. The lists have one entry a sample."""
+
+    keys: Names = field(default_factory=Names)
+    starts: "array[int]" = field(default_factory=lambda: array("q"))
+    """Offset of the first header that is needed of the sample."""
+    spans: "array[int]" = field(default_factory=lambda: array("I"))
+    """Bytes from there to the end of the last member that is needed."""
+    image_offsets: "array[int]" = field(default_factory=lambda: array("I"))
+    """Of the image's bytes, from that start."""
+    labels: list[str | None] = field(default_factory=list)
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
+    """Of those samples that have one."""
+    components: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    """Components that are not carried over."""
+    several: Counter[str] = field(default_factory=Counter)
+    """Names of images in samples that have more than one."""
+    example: tuple[str, list[str]] | None = None
+    """Key and images of the first of those."""
+    without_image: int = 0
+    apart: int = 0
+    """Of those: the image of that key lies elsewhere in the tar."""
+    links: int = 0
+    damage: str = ""
+
+
+@dataclass(slots=True)
+class _Member:
+    component: str
+    entry: Entry
+    data: bytes | None
+
+
+def split_name(name: str, last_dot: bool) -> tuple[str, str] | None:
+    """Return key and component of a member's name; None for what is no component by its name."""
+    while name.startswith("./"):
+        name = name[2:]
+    folder, slash, base = name.lstrip("/").rpartition("/")
+    if any(part.startswith(".") for part in (*folder.split("/"), base)):
+        return None
+    stem, _, component = base.rpartition(".") if last_dot else base.partition(".")
+    return (f"{folder}{slash}{stem}", component.lower()) if stem and component else None
+
+
+def scan(folder: Folder, name: str, convention: Convention) -> Scan:
+    """Read the headers of a tar, and the labels.
+
+    Members of a sample lie side by side, as WebDataset has it: a member with another key, or with
+    a component that the sample has already, begins the next sample.
+
+    Raises:
+        ValueError: It is compressed, or a label cannot be read.
+        OSError: It cannot be opened.
+    """
+    found = Scan()
+    wanted = {*convention.labels, _ID}
+    seen: set[str] = set()  # keys with an image
+    orphans: list[str] = []
+    key, sample = "", dict[str, _Member]()
+
+    def finish() -> None:
+        if sample and _add(found, key, sample, convention, folder.path(name)):
+            seen.add(key)
+        elif sample:
+            orphans.append(key)
+
+    with folder.open(name) as file:
+        if file.read(6).startswith(_MAGIC):
+            raise compressed(folder.path(name))
+        try:
+            for entry in entries(file, file.seek(0, 2)):
+                if entry.kind != "file":
+                    found.links += entry.kind == "other"
+                    continue
+                names = split_name(entry.name, convention.last_dot)
+                if not names:
+                    continue
+                if names[0] != key or names[1] in sample:
+                    finish()
+                    if convention.undecided and len(found.several) > ROLES:
+                        return found
+                    key, sample = names[0], {}
+                data = None
+                if names[1] in wanted:
+                    file.seek(entry.offset)
+                    data = file.read(entry.size)
+                sample[names[1]] = _Member(names[1], entry, data)
+            finish()
+        except Damaged as damage:
+            found.damage = str(damage)
+            names = split_name(damage.before, convention.last_dot)
+            # Else the sample before it may lack what is damaged, such as its label.
+            if damage.at_end or (names and names[0] != key):
+                finish()
+    found.without_image = len(orphans)
+    found.apart = sum(key in seen for key in orphans)
+    return found
+
+
+def _add(
+    found: Scan,
+    key: str,
+    sample: dict[str, _Member],
+    convention: Convention,
+    path: str,
+) -> bool:
+    """Add a sample; False if it has no image."""
+    for component in sample:
+        if component in found.components or len(found.components) < 1000:
+            found.components[component] += 1
+    image = _image_of(found, key, sample, convention)
+    if image is None:
+        return False
+    used = [image.entry]
+    for component, member in sample.items():
+        if _is_text(component, member.entry.size) or component == _SHAPE:
+            used.append(member.entry)
+        elif component not in (image.component, _ID, *convention.labels):
+            kind = component if len(found.left) < 100 else component.rpartition(".")[2]
+            found.left[kind] += 1
+    start = min(entry.header for entry in used)
+    if image.entry.offset + image.entry.size - start >= _32_BITS:
+        return False
+    found.keys.append(key)
+    found.starts.append(start)
+    span = max(entry.offset + entry.size for entry in used) - start
+    found.spans.append(min(span, _32_BITS - 1))
+    found.image_offsets.append(image.entry.offset - start)
+    found.labels.append(_label_of(sample, convention, f"{key} in {path}"))
+    if _ID in sample:
+        found.ids.append(_number(sample[_ID], f"{key} in {path}"))
+    return True
+
+
+def _image_of(
+    found: Scan, key: str, sample: dict[str, _Member], convention: Convention
+) -> _Member | None:
+    images = [
+        component
+        for component in sample
+        if component.rpartition(".")[2] in EXTENSIONS or (component == "rgb" and _SHAPE in sample)
+    ]
+    if len(images) > 1:
+        found.example = found.example or (key, images)
+        found.several.update(images)
+    chosen = [name for name in convention.image or images if name in sample]
+    return sample[chosen[0]] if chosen else None
+
+
+def _is_text(component: str, size: int) -> bool:
+    return component.rpartition(".")[2] in _TEXT and size <= TEXT_BYTES
+
+
+def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> str | None:
+    """Return the label as a text, one object for all that have it."""
+    member = next((sample[name] for name in convention.labels if name in sample), None)
+    if member is None or member.data is None:
+        return None
+    if member.component.rpartition(".")[2] == "i64":
+        return sys.intern(str(_number(member, what)))
+    try:
+        text = member.data.decode()
+        if convention.label is None or ":" not in convention.label:
+            return sys.intern(text.strip())
+        read = json.loads(text)
+        value = read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
+        return None if value is None else sys.intern(str(value))
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"the label {member.component} of {what} is not the text expected there. Choose "
+            "another component as --label, or repair it."
+        ) from None
+
+
+def _number(member: _Member, what: str) -> int:
+    if member.data is None or len(member.data) != 8:
+        raise ValueError(
+            f"{member.component} of {what} has {member.entry.size} bytes; expected 8, a number "
+            "little endian. Write the tar again, or choose another component as --label."
+        )
+    return int.from_bytes(member.data, "little", signed=True)
+
+
+def read_sample(
+    folder: Folder, name: str, start: int, span: int, image_offset: int, last_dot: bool
+) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any]]:
+    """Return a sample's image, the name of its member, and its components that are text.
+
+    Raises:
+        OSError: The tar cannot be read there.
+    """
+    data = folder.read(name, start, span)
+    if len(data) < span:
+        raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
+    data += bytes(-span % BLOCKSIZE + BLOCKSIZE)  # padding and an end mark
+    image, shape, path, texts = b"", b"", "", dict[str, Any]()
+    try:
+        for entry in entries(io.BytesIO(data), len(data)):
+            names = split_name(entry.name, last_dot) if entry.kind == "file" else None
+            content = data[entry.offset : entry.offset + entry.size]
+            if entry.offset == image_offset:
+                image, path = content, entry.name
+            elif names and names[1] == _SHAPE:
+                shape = content
+            elif names and _is_text(names[1], entry.size):
+                texts |= _text(names[1], content)
+    except Damaged as damage:
+        raise OSError(errno.EIO, f"{folder.path(name)} {damage}") from None
+    if not path:
+        raise OSError(errno.EIO, f"{folder.path(name)} has changed since it was listed")
+    if shape and path.endswith(".rgb"):
+        sides = [int.from_bytes(shape[i : i + 8], "little") for i in range(0, len(shape), 8)]
+        if len(sides) != 3 or sides[2] != 3 or math.prod(sides) != len(image):
+            raise OSError(errno.EIO, f"{len(image):,} bytes do not fit the shape {sides}", path)
+        return np.frombuffer(image, np.uint8).reshape(sides), path, texts
+    return image, path, texts
+
+
+def _text(component: str, content: bytes) -> dict[str, Any]:
+    """Return {component: text or what JSON says}; {} for what is not text at all."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return {}
+    try:
+        is_json = component.rpartition(".")[2] in ("json", "jsn")
+        return {component: json.loads(text) if is_json else text}
+    except (ValueError, RecursionError):
+        return {component: text}

@@ -1,0 +1,1 @@
+"""Subsets of a shard set, which copy no image."""

@@ -1,0 +1,1 @@
+"""From a data set to a shard set: prepared, shuffled, packed, and complete or not there."""

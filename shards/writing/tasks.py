@@ -1,0 +1,228 @@
+"""The two tasks of writing: one shard, and the hashes of a run of images. Any process does them."""
+
+import errno
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.engine import Job, Report
+from shards.image import colours
+from shards.layout import PARTNER, QUARANTINE
+from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
+from shards.source.source import Sample, Source
+from shards.storage import Folder
+from shards.tar import TarWriter, file_of, index_text, label_bytes
+from shards.writing.prepare import Preparation, Stored, Unusable, prepare
+
+# What is wrong with a file, not with the disk or the network that it is on.
+_OF_THE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+}
+_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read what else may be an outage
+_LOST = 20  # images in a row that cannot be read: then it is not they
+_DEADLY = 5  # images of one shard that end their process: then it is not they
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write."""
+
+    name: str
+    """File name without extension."""
+    positions: NDArray[np.integer]
+    """In the source, in the order to write."""
+    measured: NDArray[np.bool_]
+    """True where an image's colours count for the statistics."""
+    deadly: frozenset[int] = frozenset()
+    """Positions whose images end the process that decodes them."""
+    unread: frozenset[int] = frozenset()
+    """Positions that end the process that reads them."""
+
+    def digest(self) -> str:
+        """Return a hash of what is to be written."""
+        return hashlib.sha256(self.positions.astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class WriteShard(Job):
+    """Writes the tar, the index and the table of a shard."""
+
+    source: Source
+    place: Folder
+    preparation: Preparation
+
+    def __call__(self, task: ShardTask, report: Report) -> None:
+        """Write a shard; an earlier attempt's files are replaced by the same bytes."""
+        seen, rows = Seen(), []
+        lost_in_a_row = 0
+        with self.place.create(f"{task.name}.tar") as file:
+            tar = TarWriter(file)
+            for done, position in enumerate(task.positions.tolist()):
+                report(done, tar.length)
+                if position in task.unread:
+                    detail = "reading it ended the process, twice"
+                    seen.quarantined.append(
+                        Quarantined(f"position {position}", "deadly", detail, "")
+                    )
+                    continue
+                try:
+                    sample = self._read(position)
+                    lost_in_a_row = 0
+                except OSError as error:
+                    lost_in_a_row += 1
+                    if lost_in_a_row == _LOST:
+                        raise OSError(
+                            error.errno,
+                            f"{_LOST} images in a row cannot be read, the last with {error}: the "
+                            "source seems to be gone. What is complete stays; bring the source "
+                            "back and repeat the command.",
+                        ) from None
+                    origin = plain(str(error.filename or f"position {position}"))
+                    detail = plain(error.strerror or str(error))
+                    seen.quarantined.append(Quarantined(origin, "unreadable", detail, ""))
+                    continue
+                try:
+                    row = self._add(tar, sample, seen, bool(task.measured[done]), position, task)
+                except Unusable as error:
+                    seen.quarantined.append(self._quarantine(task.name, done, sample, error))
+                else:
+                    rows.append(row)
+            report(-1, tar.length)
+            tar_file = tar.finish()
+        index = index_text(tar.lines)
+        self.place.write(f"{task.name}.idx", index)
+        # The table comes last: where it is, the shard is complete.
+        text, _ = write_table(task.name, tar_file, file_of(index), seen, rows, task.digest())
+        self.place.write(f"{task.name}.jsonl", text)
+        report(len(task.positions), tar.length)
+
+    def without(self, task: ShardTask, done: int) -> ShardTask:
+        """Return the task with one image more that is to be quarantined undecoded, then unread."""
+        position = int(task.positions[min(done, len(task.positions) - 1)])
+        if len(task.deadly) == _DEADLY:
+            raise OSError(
+                errno.EIO,
+                f"{_DEADLY} images of shard {task.name} ended the process that decodes them: not "
+                "they, but the decoder seems broken. Is nvidia-nvimgcodec installed for this "
+                "machine? What is complete stays, and the same command goes on.",
+            )
+        if position in task.deadly:
+            return replace(task, unread=task.unread | {position})
+        return replace(task, deadly=task.deadly | {position})
+
+    def _read(self, position: int) -> Sample:
+        """Return a sample; what may be an outage rather than the file's own fault is waited for."""
+        for pause in (*_PAUSES, None):
+            try:
+                return self.source[position]
+            except OSError as error:
+                if error.errno in _OF_THE_FILE or pause is None:
+                    raise
+                time.sleep(pause)
+            except ValueError as error:
+                raise ValueError(f"sample {position} of the source: {error}") from None
+        raise AssertionError
+
+    def _add(
+        self, tar: TarWriter, sample: Sample, seen: Seen, measure: bool, at: int, task: ShardTask
+    ) -> SampleRow:
+        if at in task.deadly:
+            raise Unusable("deadly", "its decoder ended the process, twice")
+        stored = prepare(
+            sample.image, self.preparation, extension=sample.extension, measure=measure
+        )
+        partner = self._partner(sample)
+        if measure and stored.pixels is not None:
+            mean, squares = colours(stored.pixels)
+            seen.measured += 1
+            seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
+            seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
+        start, length, crc32 = tar.add(sample.key, _components(sample, stored, partner))
+        row = SampleRow(
+            key=sample.key,
+            id=sample.id,
+            label=sample.label,
+            image=stored.extension,
+            width=stored.width,
+            height=stored.height,
+            offset=start,
+            bytes=length,
+            crc32=crc32,
+            content=content_hash(sample).hex(),
+            repaired=stored.repaired,
+            remarks=stored.remarks,
+        )
+        seen.see(row)
+        return row
+
+    def _partner(self, sample: Sample) -> Stored | None:
+        if sample.partner is None:
+            return None
+        try:
+            return prepare(sample.partner, self.preparation)
+        except Unusable as error:
+            raise Unusable(error.reason, f"its partner: {error.detail}") from None
+
+    def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
+        """Keep the bytes of an image that cannot be stored, under a name that says where from."""
+        origin = str(sample.metadata.get("file", sample.key))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
+        file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
+        data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+        self.place.write(file, data)
+        return Quarantined(plain(origin), error.reason, plain(error.detail), file)
+
+
+@dataclass(frozen=True)
+class HashContents(Job):
+    """Hashes the images of a run of positions."""
+
+    source: Source
+
+    def __call__(self, task: NDArray[np.integer], report: Report) -> bytes:
+        """Return the hashes, 16 bytes each."""
+        hashes = []
+        for done, position in enumerate(task.tolist()):
+            report(done, 0)
+            try:
+                hashes.append(content_hash(self.source[position]))
+            except OSError:  # like no other; writing names it
+                hashes.append(b"unread" + position.to_bytes(10, "little"))
+        report(len(task), 0)
+        return b"".join(hashes)
+
+
+def content_hash(sample: Sample) -> bytes:
+    """Return 128 bits of a hash of an image as the source has it."""
+    shape = b"" if isinstance(sample.image, bytes) else repr(sample.image.shape).encode()
+    data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+    return hashlib.blake2b(data, digest_size=16, person=shape[:16]).digest()
+
+
+def _components(sample: Sample, stored: Stored, partner: Stored | None) -> list[tuple[str, bytes]]:
+    """Return the files of a sample by extension, in the order of the tar."""
+    metadata = sample.metadata
+    if stored.repaired:
+        metadata = {**metadata, "repaired": list(stored.remarks)}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    return [
+        ("id.i64", label_bytes(sample.id)),
+        *_image("", stored),
+        ("json", text.encode("utf-8", "backslashreplace")),
+        *(_image(PARTNER, partner) if partner is not None else []),
+        ("y.i64", label_bytes(sample.label)),
+    ]
+
+
+def _image(prefix: str, stored: Stored) -> list[tuple[str, bytes]]:
+    shape = label_bytes(stored.height, stored.width, 3)
+    return [
+        (prefix + stored.extension, stored.data),
+        *([(f"{prefix}shape.i64", shape)] if stored.extension == "rgb" else []),
+    ]

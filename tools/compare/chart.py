@@ -1,0 +1,126 @@
+"""The chart of a comparison: accuracy against training seconds, and against image views."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from shards import durable
+from tools.compare.standing import LEARNED, RANDOM, labels, main_figure, spread, views_text
+
+# Nine that people with any eyes tell apart, by Okabe and Ito and by Tol; a tenth has another dash.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+COLOURS += ("#56b4e9", "#882255", "#222222", "#999933")
+MARKERS = "osD^vPX*p"
+DASHES = ("-", "--", ":", "-.")
+INK, QUIET = "#1f2328", "#6e7781"
+Point = tuple[float, float, float, float]
+
+
+def available() -> bool:
+    """Whether a chart can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[Point]:
+    """Return one line: at each evaluation the mean over seeds, and where the seeds lie.
+
+    Args:
+        runs: of one variant, one a seed.
+        figure: what is drawn, such as knn_top1.
+        across: seconds or image_views.
+
+    Returns:
+        Points (x, mean, least, most). Online evaluations are matched by step, and the final ones
+        with each other, though a run that was cut off has its own at another step.
+    """
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for point in run["curve"][:-1]:
+            groups.setdefault(point["step"], []).append(point)
+    groups["final"] = [run["curve"][-1] for run in runs]
+    found: list[Point] = []
+    for points in groups.values():
+        values = [point[figure] for point in points if figure in point]
+        if len(values) == len(runs):  # else the line would jump where a seed is missing
+            x = mean(point[across] for point in points)
+            found.append((x, mean(values), min(values), max(values)))
+    return sorted(found)
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Draw all variants with a finished run as a PNG; those that end highest are named first."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
+
+    figure, called = main_figure(record), labels(record)
+    done = [run for run in record["runs"] if "final" in run and figure in run["final"]]
+    lines = {v["name"]: [r for r in done if r["variant"] == v["name"]] for v in record["variants"]}
+    ends = {name: mean(r["final"][figure] for r in runs) for name, runs in lines.items() if runs}
+    floors = [f["figures"][figure] for f in record["random"] if figure in f.get("figures", {})]
+
+    chart, panels = pyplot.subplots(
+        1, 2, figsize=(12, 5), dpi=150, sharey=True, layout="constrained"
+    )
+    for axes, across in zip(panels, ("seconds", "image_views"), strict=True):
+        if floors:
+            axes.axhline(100 * mean(floors), color=QUIET, linewidth=1, linestyle=(0, (5, 3)))
+        for number, name in enumerate(lines):
+            if name not in ends:
+                continue
+            style = style_of(number)
+            points = curve(lines[name], figure, across)
+            x, middle, least, most = (list(side) for side in zip(*points, strict=True))
+            middle, least, most = ([100 * y for y in ys] for ys in (middle, least, most))
+            if len(lines[name]) > 1:
+                axes.fill_between(x, least, most, color=style["color"], alpha=0.12, linewidth=0)
+            axes.plot(x, middle, linewidth=1.6, markersize=4.5, **style)
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlim(left=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK)
+    panels[0].set_ylabel(LEARNED[figure].replace(" %", " (%)"))
+    panels[0].set_xlabel("training seconds")
+    panels[1].set_xlabel("image views")
+    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: views_text(x)))
+
+    handles, texts = [], []
+    for name in sorted(ends, key=lambda name: -ends[name]):
+        style = style_of(list(lines).index(name))
+        handles.append(Line2D([], [], linewidth=1.6, markersize=4.5, **style))
+        middle, deviation = spread([run["final"][figure] for run in lines[name]])
+        beside = "" if deviation is None else f" ± {100 * deviation:.1f}"
+        texts.append(f"{100 * middle:.1f}{beside}  {called[name]}")
+    if floors:
+        handles.append(Line2D([], [], color=QUIET, linewidth=1, linestyle=(0, (5, 3))))
+        texts.append(f"{100 * mean(floors):.1f}  {RANDOM}")
+    chart.legend(
+        handles, texts, loc="outside right upper", frameon=False, fontsize=9.5, labelspacing=0.7
+    )
+    seeds = len(record["seeds"])
+    band = f": mean of {seeds} seeds, shaded from the least to the most" if seeds > 1 else ""
+    budget = record["budget"]
+    length = "equal image views"
+    if "seconds" in budget:
+        length = f"{budget['seconds']:g} s of training each"
+    chart.suptitle(f"{length}{band}", x=0.01, ha="left", size=11, color=INK)
+    with durable.replaced(path) as partial:
+        chart.savefig(partial, format="png")
+    pyplot.close(chart)
+
+
+def style_of(number: int) -> dict[str, Any]:
+    """Return how the line of a variant looks."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+    }

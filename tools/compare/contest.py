@@ -1,0 +1,319 @@
+"""A comparison from its first pilot to its last run; what is there already is not done again.
+
+encoders as they begin ─▶ pilots: seconds a step ─▶ for every seed: for every variant: a run
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.status import Status
+
+from shards import durable
+from tools.bench import without_absolute_paths
+from tools.compare import run_length, trial
+from tools.compare.plan import Plan
+from tools.compare.standing import LEARNED, RANDOM, main_of
+from tools.compare.trial import Failed
+from tools.compare.variants import Variant, summary, terms
+from training.config import gpu_available
+from training.monitor import METRICS, records
+from training.run import checkpoint, run_folder
+from training.settings import Settings
+from training.throughput import machine
+
+RESULT = "comparison.json"
+
+
+class Contest:
+    """Does what a plan says.
+
+    Args:
+        plan: what is to be done.
+        console: where to say what happens.
+
+    Raises:
+        ValueError: the folder holds another comparison, or runs with other settings.
+    """
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.errors: dict[str, str] = {}
+        """{what failed in this call: why}."""
+        self._plan, self._console = plan, console
+        self._status: Status | None = None
+        check(plan)
+        self._surroundings = _machine()  # before the runs: it holds the load of others
+
+    def run(self) -> None:
+        """Do what is missing; the result is written whenever something has ended.
+
+        Raises:
+            ValueError: a budget is too small for a variant.
+            Stopped: a signal came; the running child has saved and ended.
+        """
+        plan = self._plan
+        self.write()
+        watched = self._console.status("") if self._console.is_terminal else nullcontext()
+        with watched as self._status:
+            for variant in plan.floors():
+                for seed in plan.seeds:
+                    self._floor(variant, seed)
+            if plan.budget.seconds is not None:
+                for variant in plan.compared:
+                    self._pilot(variant)
+            lengths = {variant.name: plan.length(variant) for variant in plan.compared}
+            self.write()
+            # Recipes alternate, so that a busy hour of the machine meets all of them.
+            todo = [(variant, seed) for seed in plan.seeds for variant in plan.compared]
+            for number, (variant, seed) in enumerate(todo, start=1):
+                steps = lengths[variant.name]
+                if steps is not None:  # else its pilot failed
+                    self._run(variant, seed, steps, f"run {number} of {len(todo)}: ")
+                    self.write()
+
+    def record(self) -> dict[str, Any]:
+        """Return all that is known, from the files of the runs, without absolute paths."""
+        plan = self._plan
+        agreed = terms(plan.compared[0].resolved)
+        facts = {
+            "command": plan.command,
+            "budget": plan.budget.facts(),
+            "seeds": list(plan.seeds),
+            "points": plan.points,
+            "processes": plan.processes,
+            "agreed": {name: agreed[name] for name in agreed if name not in plan.allowed},
+            "allowed": plan.allowed,
+            "surroundings": self._surroundings,
+            "variants": [self._variant(variant) for variant in plan.compared],
+            "random": [self._random(v, seed) for v in plan.floors() for seed in plan.seeds],
+            "runs": [self._entry(v, seed) for v in plan.compared for seed in plan.seeds],
+        }
+        return without_absolute_paths(facts)
+
+    def write(self) -> dict[str, Any]:
+        """Write the record to OUT/comparison.json, and return it."""
+        record = self.record()
+        _write_json(self._plan.out / RESULT, record)
+        return record
+
+    # ── the children ────────────────────────────────────────────────────────────────────────────
+
+    def _floor(self, variant: Variant, seed: int) -> None:
+        """Evaluate the weights that a variant begins with."""
+        found = self._plan.random(variant, seed)
+        place = found.with_suffix("")
+        text = with_values(variant, seed=seed, run=str(place)).yaml()
+        config = place / run_folder.CONFIG
+        if found.exists() and config.exists() and config.read_text() == text:
+            return
+        found.unlink(missing_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+        config.write_text(text)
+        name, command = _floor_name(variant, seed), self._plan.random_command(variant, seed)
+        self._child(name, command, None)
+
+    def _pilot(self, variant: Variant) -> None:
+        """Measure the seconds of a step, unless a variant with equal steps has had its pilot."""
+        found = self._plan.pilot(variant)
+        run = found.with_suffix("")
+        name = _pilot_name(found)
+        if found.exists() or name in self.errors:
+            return
+        steps: list[dict[str, Any]] = []
+        for log_every in (variant.resolved["log_every"], 1):  # the latter for slow steps alone
+            shutil.rmtree(run, ignore_errors=True)  # of a pilot that was stopped
+            command = self._plan.pilot_command(variant, log_every=log_every)
+            if not self._child(name, command, run):
+                return
+            steps = [record for record in records(run) if "loss" in record]
+            if len(steps) >= run_length.RECORDS:
+                break
+        trial.drop_checkpoints(run)
+        (run / run_folder.ENCODER).unlink()
+        facts = asdict(run_length.pace_of(steps)) | {
+            "steps": steps[-1]["step"],
+            "command": shown(command),
+        }
+        _write_json(found, facts)
+        self._say(f"{name}: {1000 * facts['seconds_per_step']:.3g} ms a step")
+
+    def _run(self, variant: Variant, seed: int, steps: int, place: str) -> None:
+        """Train, unless it is done."""
+        run, name = self._plan.run(variant, seed), _run_name(variant, seed)
+        if not trial.finished(run):
+            command = self._plan.run_command(variant, seed, steps)
+            if not self._child(name, command, run, place):
+                return
+            if not trial.finished(run):
+                self.errors[name] = "it ended without a final evaluation"
+                return
+        trial.drop_checkpoints(run)
+        figures = self._figures(variant, seed)
+        main = main_of(figures["final"])
+        heading, value = LEARNED[main].removesuffix(" %"), 100 * figures["final"][main]
+        end = f"{figures['steps']:,} steps in {figures['seconds']:.1f} s"
+        self._say(f"{place}{name}: {heading} {value:.1f} %, {end}")
+
+    def _child(self, name: str, command: list[str], run: Path | None, place: str = "") -> bool:
+        """Run a child process and return whether it succeeded; a failure is said and kept."""
+        log = self._plan.out / "logs" / f"{name.replace(', ', '-').replace(' ', '-')}.log"
+        if self._status is None:
+            self._say(f"{place}{name} …")
+
+        def tick() -> None:
+            if self._status is not None:
+                self._status.update(f"{place}{name}{_progress(run)}")
+
+        tick()
+        try:
+            trial.call(command, log, tick)
+        except Failed as failed:
+            self.errors[name] = str(failed)
+            self._say(f"FAILED {place}{name}: {failed} (all that it said: {log})")
+            return False
+        return True
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    # ── what was found ──────────────────────────────────────────────────────────────────────────
+
+    def _variant(self, variant: Variant) -> dict[str, Any]:
+        facts = {
+            "name": variant.name,
+            "recipe_name": variant.recipe.stem,
+            "recipe": str(variant.recipe),
+            "flags": list(variant.flags),
+            "settings": summary(variant.resolved),
+            "views_of_first_group": variant.resolved["views"]["count"],
+            "resolved": variant.resolved,
+        }
+        if self._plan.budget.seconds is not None:
+            facts["pilot"] = self._plan.pace(variant)
+            if error := self.errors.get(_pilot_name(self._plan.pilot(variant))):
+                facts["error"] = f"its pilot failed: {error}"
+        return facts
+
+    def _random(self, variant: Variant, seed: int) -> dict[str, Any]:
+        facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
+        facts["command"] = shown(self._plan.random_command(variant, seed))
+        found = self._plan.random(variant, seed)
+        if error := self.errors.get(_floor_name(variant, seed)):
+            facts["error"] = error
+        elif found.exists():
+            values = json.loads(found.read_text())
+            numbers = {k: v for k, v in values.items() if isinstance(v, float)}
+            facts["figures"] = numbers
+        return facts
+
+    def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
+        facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
+        steps = self._plan.length(variant)
+        if steps is not None:
+            facts["command"] = shown(self._plan.run_command(variant, seed, steps))
+        if trial.finished(self._plan.run(variant, seed)):
+            return facts | self._figures(variant, seed)
+        if error := self.errors.get(_run_name(variant, seed)):
+            facts["error"] = error
+        return facts
+
+    def _figures(self, variant: Variant, seed: int) -> dict[str, Any]:
+        run, size = self._plan.run(variant, seed), variant.resolved["batch_size"]
+        total = run_folder.read_config(run)["steps"]
+        return trial.result(run, batch_size=size, views=variant.views, total_steps=total)
+
+
+def check(plan: Plan) -> None:
+    """Refuse a folder that holds something else than a part of this comparison.
+
+    More recipes, variants and seeds may be asked for than were there before.
+
+    Raises:
+        ValueError: what differs.
+    """
+    path = plan.out / RESULT
+    if path.exists():
+        then = json.loads(path.read_text())
+        now = {"budget": plan.budget.facts(), "processes": plan.processes}
+        for name, value in now.items():
+            if then[name] != value:
+                raise ValueError(
+                    f"{plan.out} holds a comparison with {name} {then[name]}, this one has "
+                    f"{value}; give another --out."
+                )
+    for variant in plan.compared:
+        for seed in plan.seeds:
+            run = plan.run(variant, seed)
+            if not trial.finished(run) and not (run / checkpoint.FOLDER).exists():
+                continue
+            changed = with_values(variant, seed=seed).changed(run_folder.read_config(run))
+            changed = [text for text in changed if text.split(":")[0] not in ("steps", "epochs")]
+            if changed:
+                raise ValueError(
+                    f"{run} was trained with other settings ({'; '.join(changed)}); give another "
+                    "--out, or remove that folder to train it again."
+                )
+
+
+def with_values(variant: Variant, **values: Any) -> Settings:
+    """Return the settings of a variant with some values replaced, as plain ones."""
+    return replace(variant.settings, resolved=variant.resolved | values)
+
+
+def shown(command: list[str]) -> str:
+    """Return a command as a person would type it, on one line."""
+    return shlex.join(["python" if w == sys.executable else w for w in command])
+
+
+def _floor_name(variant: Variant, seed: int) -> str:
+    return f"{RANDOM} of {variant.name}, seed {seed}"
+
+
+def _pilot_name(found: Path) -> str:
+    return f"pilot {found.stem}"
+
+
+def _run_name(variant: Variant, seed: int) -> str:
+    return f"{variant.name}, seed {seed}"
+
+
+def _progress(run: Path | None) -> str:
+    """Return the newest step of a run in words; its file may be being written."""
+    if run is None or not (run / METRICS).exists():
+        return " …"
+    for line in reversed((run / METRICS).read_text().splitlines()):
+        try:
+            record: Mapping[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        if "loss" in record:
+            return f", step {record['step']:,}, {record['seconds']:.0f} s of training"
+    return " …"
+
+
+def _machine() -> dict[str, Any]:
+    """Return what figures depend on; a child asks for the GPU, so that none of it is held here."""
+    facts = machine(torch.device("cpu"))
+    if gpu_available():
+        ask = "import torch; print(torch.cuda.get_device_name())"
+        facts["gpu"] = subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return facts
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    durable.replace(path, [text.encode()])

@@ -1,0 +1,327 @@
+"""Who stands where: means and deviations over seeds, as tables for a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+# What the encoder learned: {figure: heading}; accuracies are in percent, and the more the better.
+LEARNED = {
+    "knn_top1": "k-NN %",
+    "linear_top1": "linear %",
+    "view_map": "view mAP %",
+    "label_map": "label mAP %",
+    "copy_map": "copy µAP %",
+    "copy_z_map": "copy µAP by z %",
+    "effective_dimension": "dim.",
+}
+# What that took: {figure: heading}.
+COST = {
+    "steps": "steps",
+    "image_views": "image views",
+    "seconds": "seconds",
+    "images_per_second": "images/s",
+    "memory_gib": "GiB",
+    "data_wait": "waiting %",
+}
+SETTINGS = {
+    "method": "method",
+    "objective": "objective",
+    "views": "views",
+    "batch_size": "batch",
+    "optimizer": "optimizer",
+    "learning_rate": "rate",
+    "weight_decay": "decay",
+    "warmup_epochs": "warm-up",
+}
+CUT = 0.02  # of the schedule that a run may lack before it is said
+RANDOM = "random encoder"
+Spread = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A variant, or the encoder that was not trained, over its seeds."""
+
+    label: str
+    figures: dict[str, Spread]
+    complete: bool
+    """With every seed."""
+    trained: bool = True
+    marks: str = ""
+    notes: list[str] = field(default_factory=list)
+    """What is to be said below the table."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, its cells, and which of them is to stand out."""
+
+    heading: str
+    cells: list[str]
+    best: int | None = None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and standard deviation (of the sample: n - 1); none of a single value."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def main_figure(record: Mapping[str, Any]) -> str:
+    """Return the figure that rows are sorted by and the chart shows; see `main_of`."""
+    return main_of(set().union(*(run.get("final", ()) for run in record["runs"])))
+
+
+def main_of(figures: Collection[str]) -> str:
+    """Return the figure that says most: k-NN, if there are labels; else copies found, if sought."""
+    return next((name for name in ("knn_top1", "copy_map") if name in figures), "view_map")
+
+
+def labels(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return {name of a variant: what it is called}, without what all of them begin with."""
+    stems = {variant["name"]: variant["recipe_name"] for variant in record["variants"]}
+    if len(stems) == 1:
+        return {name: name for name in stems}
+    if len(set(stems.values())) == 1:
+        return {name: name[len(stem) :].lstrip("-") for name, stem in stems.items()}
+    words = [stem.split("_") for stem in stems.values()]
+    alike, most = 0, min(map(len, words)) - 1  # of each, a word is left
+    while alike < most and len({each[alike] for each in words}) == 1:
+        alike += 1
+    begin = len("".join(f"{word}_" for word in words[0][:alike]))
+    return {name: name[begin:] for name in stems}
+
+
+def rows(record: Mapping[str, Any]) -> list[Standing]:
+    """Return what is known so far, the best first, the encoder that was not trained last."""
+    names, main = labels(record), main_figure(record)
+    found = [_row(record, variant, names[variant["name"]]) for variant in record["variants"]]
+    found.sort(key=lambda row: -row.figures.get(main, (-1.0,))[0])
+    floors: dict[str, list[dict[str, float]]] = {}
+    for floor in record["random"]:
+        floors.setdefault(floor["variant"], [])
+        if "figures" in floor:
+            floors[floor["variant"]].append(floor["figures"])
+    for name, figures in floors.items():
+        label = RANDOM if len(floors) == 1 else f"{RANDOM} of {names[name]}"
+        found.append(Standing(label, _spreads(figures, LEARNED), complete=True, trained=False))
+    return found
+
+
+def columns(found: Sequence[Standing], figures: Mapping[str, str]) -> list[Column]:
+    """Return the columns of these figures, without those that nobody has."""
+    kept: list[Column] = []
+    for name, heading in figures.items():
+        known = [row.figures.get(name) for row in found]
+        if not any(known):
+            continue
+        # A variant that failed with a seed is not the best because of the others.
+        whole = [row.trained and row.complete for row in found]
+        trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
+        best = None
+        if name in LEARNED and name != "effective_dimension" and len(trained) > 1:
+            best = max(trained, key=lambda i: trained[i])
+        kept.append(Column(heading, [FORMATS[name](v) if v else "" for v in known], best))
+    return kept
+
+
+def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[Column]]:
+    """Return the settings in which all variants agree as a line, and columns of the others."""
+    found = [variant["settings"] for variant in record["variants"]]
+    alike, apart = [], []
+    for name, heading in SETTINGS.items():
+        values = [each[name] for each in found]
+        cells = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+        if len(set(cells)) > 1:
+            apart.append(Column(heading, cells))
+        elif cells[0]:
+            alike.append(f"{heading} {cells[0]}")
+    return f"alike: {', '.join(alike)}" if alike else "", apart
+
+
+def title(record: Mapping[str, Any]) -> str:
+    """Return what was compared, in a line."""
+    budget, seeds = record["budget"], len(record["seeds"])
+    if "seconds" in budget:
+        length = f"{budget['seconds']:g} s of training"
+    else:
+        length = f"{views_text(budget['image_views'])} image views"
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return f"{length} each, {over}"
+
+
+def subtitle(record: Mapping[str, Any]) -> str:
+    """Return what was alike for all, in a line."""
+    agreed, around = record["agreed"], record["surroundings"]
+    encoder = (agreed.get("encoder") or {}).get("class_path", "").rpartition(".")[2]
+    where = around.get("gpu") or f"{around['cores']} CPU cores"
+    test = agreed.get("evaluation", {}).get("test")
+    parts = [encoder, agreed.get("shards"), test and f"evaluated on {test}", where]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def notes(record: Mapping[str, Any], found: Sequence[Standing]) -> list[str]:
+    """Return what is to be said below the table."""
+    said = [note for row in found for note in row.notes]
+    for floor in record["random"]:
+        if "error" in floor:
+            said.append(f"{RANDOM}, seed {floor['seed']}: {floor['error']}")
+    for name, texts in record["allowed"].items():
+        said.append(f"not alike, as --allow_differences says: {name}: {'; '.join(texts)}")
+    counts = {v["views_of_first_group"] for v in record["variants"]}
+    if len(counts) > 1:
+        listed = ", ".join(map(str, sorted(counts)))
+        said.append(
+            f"view mAP and dim. are of each recipe's own number of views ({listed}): compare them "
+            "between equal numbers only"
+        )
+    if any(not row.trained for row in found):
+        said.append(f"{RANDOM}: the weights that the runs of these seeds began with")
+    return said
+
+
+# ── for a terminal and for Markdown ───────────────────────────────────────────────────────────────
+
+
+def show(record: Mapping[str, Any], console: Console) -> None:
+    """Print the tables: learned and cost beside each other if there is room, else one below."""
+    found = rows(record)
+    learned, cost = columns(found, LEARNED), columns(found, COST)
+    names = [f"{row.label}{row.marks}" for row in found]
+    quiet = [not row.trained for row in found]
+    console.print(Text(f"{title(record)}\n{subtitle(record)}", style="bold"))
+    whole = _table(names, quiet, [*learned, *cost])
+    free = console.options.update(max_width=sys.maxsize)  # else its wish ends at the console's
+    if Measurement.get(console, free, whole).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(_table(names, quiet, learned))
+        trained = sum(row.trained for row in found)
+        short = [Column(c.heading, c.cells[:trained]) for c in cost]
+        console.print(_table(names[:trained], quiet[:trained], short))
+    alike, apart = settings_columns(record)
+    if apart:
+        own = list(labels(record).values())
+        console.print(_table(own, [False] * len(own), apart))
+    if alike:
+        console.print(alike, soft_wrap=True, markup=False)
+    for note in notes(record, found):
+        console.print(note, soft_wrap=True, markup=False)
+
+
+def markdown(record: Mapping[str, Any], chart: str | None = None) -> str:
+    """Return the same as Markdown."""
+    found = rows(record)
+    names = [f"{row.label}{row.marks}" for row in found]
+    alike, apart = settings_columns(record)
+    parts = [
+        f"**{title(record)}**  \n{subtitle(record)}",
+        _markdown(names, [*columns(found, LEARNED), *columns(found, COST)]),
+    ]
+    if chart:
+        parts.append(f"![accuracy against seconds and image views]({chart})")
+    if apart:
+        parts.append(_markdown(list(labels(record).values()), apart))
+    said = [*([alike] if alike else []), *notes(record, found)]
+    if said:
+        parts.append("\n".join(f"- {note}" for note in said))
+    parts.append(f"`{record['command']}`")
+    return "\n\n".join(parts) + "\n"
+
+
+def views_text(count: float) -> str:
+    """Return a number of image views with three digits."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:g}"
+
+
+def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> Standing:
+    mine = [run for run in record["runs"] if run["variant"] == variant["name"]]
+    done = [run for run in mine if "final" in run]
+    said, marks = [], ""
+    cut = {
+        run["seed"]: run["steps"] / run["total_steps"]
+        for run in done
+        if run["steps"] < (1 - CUT) * run["total_steps"]
+    }
+    if cut:
+        marks += " †"
+        which = ", ".join(f"seed {seed} at {share:.0%}" for seed, share in cut.items())
+        said.append(f"† {label}: cut off by --seconds before the schedule's end: {which}")
+    complete = len(done) == len(record["seeds"])
+    if not complete:
+        marks += f" ({len(done)} of {len(record['seeds'])})"
+    said += [f"{label}, seed {run['seed']}: {run['error']}" for run in mine if "error" in run]
+    if "error" in variant:
+        said.append(f"{label}: {variant['error']}")
+    figures = [run["final"] | {name: run[name] for name in COST} for run in done]
+    values = _spreads(figures, {**LEARNED, **COST})
+    return Standing(label, values, complete, marks=marks, notes=said)
+
+
+def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:
+    known = {name: [f[name] for f in figures if name in f] for name in names}
+    return {name: spread(values) for name, values in known.items() if values}
+
+
+def _table(names: Sequence[str], quiet: Sequence[bool], shown: Sequence[Column]) -> Table:
+    table = Table(header_style="bold cyan", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    for column in shown:
+        number = column.heading not in ("method", "objective", "views", "optimizer")
+        table.add_column(column.heading, justify="right" if number else "left", no_wrap=number)
+    for place, name in enumerate(names):
+        cells = [
+            Text(column.cells[place], style="bold" if column.best == place else "")
+            for column in shown
+        ]
+        table.add_row(Text(name), *cells, style="dim" if quiet[place] else None)
+    return table
+
+
+def _markdown(names: Sequence[str], shown: Sequence[Column]) -> str:
+    lines = [["", *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
+    for place, name in enumerate(names):
+        cells = [
+            f"**{column.cells[place]}**" if column.best == place else column.cells[place]
+            for column in shown
+        ]
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(text: Callable[[float], str]) -> Callable[[Spread], str]:
+    return lambda value: text(value[0])
+
+
+def _spread_text(scale: float) -> Callable[[Spread], str]:
+    def text(value: Spread) -> str:
+        middle, deviation = value
+        return f"{scale * middle:.1f}" + (
+            "" if deviation is None else f" ± {scale * deviation:.1f}"
+        )
+
+    return text
+
+
+FORMATS: dict[str, Callable[[Spread], str]] = {
+    **dict.fromkeys(LEARNED, _spread_text(100)),
+    "effective_dimension": _spread_text(1),
+    "steps": _number(lambda steps: f"{steps:,.0f}"),
+    "image_views": _number(views_text),
+    "seconds": _number(lambda seconds: f"{seconds:,.1f}"),
+    "images_per_second": _number(lambda rate: f"{rate:,.0f}"),
+    "memory_gib": _number(lambda gib: f"{gib:.1f}"),
+    "data_wait": _number(lambda share: f"{100 * share:.1f}"),
+}

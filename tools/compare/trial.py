@@ -1,0 +1,196 @@
+"""One run of a comparison: train.py as a child process, and what it left in its folder.
+
+A run is finished when its encoder is exported, which train.py does last; its checkpoints are
+dropped then. Everything is read from the run's own files: there is no second account to disagree.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from training.launch import end_with_parent
+from training.monitor import records
+from training.run import checkpoint, run_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+TICK = 0.5  # seconds between two looks at a child
+
+
+class Stopped(BaseException):
+    """A signal asked this program to end; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Failed(Exception):
+    """A child process failed; the text is its exit status and last word."""
+
+
+# ── what a run left ───────────────────────────────────────────────────────────────────────────────
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has reached its end."""
+    return (run / run_folder.ENCODER).exists() and bool(_finals(records(run)))
+
+
+def drop_checkpoints(run: Path) -> None:
+    """Remove what only a run that goes on would need."""
+    shutil.rmtree(run / checkpoint.FOLDER, ignore_errors=True)
+
+
+def result(run: Path, *, batch_size: int, views: int, total_steps: int) -> dict[str, Any]:
+    """Return the figures of a finished run.
+
+    Speed and waiting are those after the first record, which holds the start of the pipeline.
+    Evaluations are given the training seconds of their step, between two records by interpolation.
+
+    Args:
+        run: its folder.
+        batch_size: samples a step.
+        views: views of a sample.
+        total_steps: length of its schedule.
+    """
+    found = records(run)
+    steps = [record for record in found if "loss" in record]
+    evaluations = [record for record in found if "evaluation" in record]
+    final = _finals(found)[-1]
+    first, last = steps[0], steps[-1]
+    laps = steps[1:]
+    if not laps:  # there is nothing else
+        first, laps = {"step": 0, "seconds": 0.0}, steps
+    done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    waited = sum(
+        lap["data_wait"] * (lap["seconds"] - before["seconds"])
+        for before, lap in pairwise([first, *laps])
+    )
+    points = [r for r in evaluations if r["evaluation"] == "online" and r["step"] < last["step"]]
+    return {
+        "steps": last["step"],
+        "total_steps": total_steps,
+        "seconds": last["seconds"],
+        "image_views": last["step"] * batch_size * views,
+        "images_per_second": done * batch_size / spent,
+        "data_wait": waited / spent,
+        "memory_gib": max(record["memory_gib"] for record in steps),
+        "final": {k: v for k, v in final.items() if k not in ("step", "evaluation")},
+        "curve": [
+            {
+                "step": point["step"],
+                "seconds": seconds_at(point["step"], steps),
+                "image_views": point["step"] * batch_size * views,
+            }
+            | {k: v for k, v in point.items() if k not in ("step", "evaluation")}
+            for point in [*points, final]
+        ],
+    }
+
+
+def seconds_at(step: int, steps: Sequence[dict[str, Any]]) -> float:
+    """Return the training seconds at a step, by interpolation between records."""
+    before, before_seconds = 0, 0.0
+    for record in steps:
+        if record["step"] >= step:
+            share = (step - before) / (record["step"] - before)
+            return before_seconds + share * (record["seconds"] - before_seconds)
+        before, before_seconds = record["step"], record["seconds"]
+    return before_seconds
+
+
+def _finals(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in found if record.get("evaluation") == "final"]
+
+
+# ── the child ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def launch(processes: int) -> list[str]:
+    """Return the beginning of the command line that trains with this many processes.
+
+    One process needs no launcher, and without it no person's default settings of Accelerate.
+    """
+    program = "train.py" if Path("train.py").resolve() == ROOT / "train.py" else ROOT / "train.py"
+    if processes == 1:
+        return [sys.executable, str(program)]
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
+    return [accelerate, "launch", "--quiet", *several, str(program)]
+
+
+def call(command: Sequence[str], log: Path, on_tick: Callable[[], None]) -> None:
+    """Run a child process to its end; its output goes to a file.
+
+    Args:
+        command: what to run.
+        log: where its output is appended.
+        on_tick: called twice a second.
+
+    Raises:
+        Failed: with its exit status and the last line that it wrote.
+        Stopped: a signal came; the child has been told, has saved and ended.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        begin = output.tell()
+        child = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+                ),
+                "PYTHONUNBUFFERED": "1",
+                "COLUMNS": "160",
+            },
+            start_new_session=True,  # Ctrl-C reaches it through us alone, once
+            preexec_fn=end_with_parent,  # no run outlives this program unseen
+        )
+        try:
+            while True:
+                try:
+                    code = child.wait(TICK)
+                    break
+                except subprocess.TimeoutExpired:
+                    on_tick()
+        except BaseException:
+            _end(child)
+            raise
+    if code:
+        raise Failed(f"{_status(code)}: {last_word(log, begin)}")
+
+
+def last_word(log: Path, begin: int = 0) -> str:
+    """Return the last line of a log that says what was wrong, or its last one."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        text = file.read().decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() and not line.startswith("File ")]
+    return ((errors or lines)[-1:] or ["it wrote nothing"])[0]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask a child to save and end, and wait; a second signal ends it at once."""
+    try:
+        child.terminate()
+        child.wait()
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+
+
+def _status(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"

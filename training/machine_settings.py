@@ -1,0 +1,120 @@
+"""Which settings of the machine a run uses: given, kept from its beginning, tuned, or defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from pipeline.tuning import Tuning
+from shards import durable
+from shards.layout import ShardSet
+from training.config import Config
+
+NAME = "tuning.yaml"  # in a run's folder: what it began with
+
+
+def resolve(
+    config: Config,
+    shard_set: ShardSet,
+    *,
+    device: torch.device,
+    batch_size_per_rank: int,
+    ranks_per_node: int,
+    continued: bool,
+) -> tuple[Tuning, str]:
+    """Return the settings, none missing, and in a word where they come from.
+
+    A run that is continued keeps those that move pixels, whatever was tuned since. Files may differ
+    between machines: with several ranks, the first one's answer counts.
+
+    Raises:
+        ValueError: a file cannot be read, or holds something else.
+    """
+    tuning, sources = config.tuning, []
+    if tuning != Tuning():
+        sources.append("flags")
+    if continued:
+        tuning = tuning.over(kept(config.run))
+    if config.tuned not in ("none", "None"):
+        if config.tuned == "auto":
+            path = path_for(config, shard_set, device, batch_size_per_rank, ranks_per_node)
+        else:
+            path = Path(config.tuned)
+        if path.exists() or config.tuned != "auto":
+            tuning = tuning.over(read(path))
+            sources.append(str(path))
+    filled = tuning.filled(batch_size=batch_size_per_rank, ranks_per_node=ranks_per_node)
+    return filled, " and ".join(sources) or "defaults"
+
+
+def kept(run: Path) -> Tuning:
+    """Return of a run's settings those that move pixels: it is continued and evaluated with them.
+
+    Raises:
+        ValueError: its file holds something else.
+    """
+    if not (run / NAME).exists():
+        return Tuning()
+    then = read(run / NAME)
+    return Tuning(decode=then.decode, hw_decoder_load=then.hw_decoder_load, finish=then.finish)
+
+
+def path_for(
+    config: Config,
+    shard_set: ShardSet,
+    device: torch.device,
+    batch_size_per_rank: int,
+    ranks_per_node: int,
+) -> Path:
+    """Return where the settings for this machine and load are kept: in the user's cache folder."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    cores = len(os.sched_getaffinity(0))
+    load = {
+        "device": name,
+        "cores": cores,
+        "ranks_per_node": ranks_per_node,
+        "raw": shard_set.manifest.raw,
+        "shorter_side": shard_set.manifest.statistics.median_shorter_side,
+        "groups": [(g.count, g.size, g.resampling, repr(g.policy)) for g in config.groups],
+        "batch_size_per_rank": batch_size_per_rank,
+    }
+    digest = hashlib.sha256(json.dumps(load, sort_keys=True).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    short = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return cache / "viewrank" / f"{short}-{cores}-cores-{digest}.yaml"
+
+
+def write(path: Path, tuning: Tuning, *, remarks: Mapping[str, Any] | None = None) -> None:
+    """Write settings that `read` reads; the remarks become comments."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = "".join(f"# {name}: {value}\n" for name, value in (remarks or {}).items())
+    text = head + yaml.safe_dump(asdict(tuning), sort_keys=False)
+    durable.replace(path, [text.encode()])
+
+
+def read(path: Path) -> Tuning:
+    """Return the settings of a file.
+
+    Raises:
+        ValueError: it is missing, or not what `write` writes.
+    """
+    try:
+        values = yaml.safe_load(durable.read(path))
+        arguments = ArgumentParser(exit_on_error=False)
+        arguments.add_class_arguments(Tuning)
+        return Tuning(**vars(arguments.parse_object(values)))
+    except Exception as error:  # the file system's, YAML's, jsonargparse's
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} holds no settings of the pipeline ({reason}). Write it with python -m "
+            "tools.tune, remove it, or set --tuned none."
+        ) from error

@@ -1,0 +1,356 @@
+"""What a step will need of the device's memory, reckoned before the first one.
+
+    loader       DALI's buffers and the finished views, by a formula: see `loader_bytes`
+    model        weights, gradients, optimizer, running copies: counted
+    activations  what forward and backward pass hold at worst  ┐ followed through a step on fake
+    objective    of that, what the objective adds              ┘ tensors, of the real shapes
+
+Fake tensors have shapes but no data. So a step of any batch is followed in a few tenths of a second
+(a real one of 2 or 3 images takes 15 to 40 times as long on the CPU), nothing is extrapolated, and
+weights, batch-norm statistics and random numbers stay as they are. Seen is what each operator
+returns until it is freed; not seen is what a kernel needs while it runs, hence
+`MemoryForecast.usable`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model.method import JointEmbedding, Method
+from model.method.method import large
+from model.objective import Objective
+from pipeline.loader import Loader
+from training.config import Config
+
+GIB = 2**30
+# Left alone: kernels' scratch, libraries' own, gaps between tensors. On the CPU training took 0.2
+# to 0.4 GiB more than foretold, whatever the batch (benchmarks/results/memory-budget-cpu.json).
+FULL, SPARE = 0.95, 0.4 * GIB
+STATES = {"adamw": 2, "sgd": 1, "lars": 1}  # what an optimizer keeps, in sizes of the weights
+LONGER = 1.5  # an image's longer side by its shorter one, where only that is known
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes that one rank needs on its device, and those that it may have."""
+
+    loader: int
+    model: int
+    activations: int
+    objective: int
+    capacity: int
+    unknown: str = ""
+    """Why activations and objective could not be followed, if so; then they are 0."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.loader + self.model + self.activations + self.objective
+
+    @property
+    def usable(self) -> int:
+        """What of the capacity may be planned with."""
+        return max(0, round(min(FULL * self.capacity, self.capacity - SPARE)))
+
+    def describe(self) -> str:
+        """Return one line for the header."""
+        names = ("loader", "model", "activations", "objective")
+        parts = " + ".join(
+            f"{name} {_gib(getattr(self, name))}" for name in names[: 2 if self.unknown else 4]
+        )
+        line = f"{parts} = {_gib(self.total)} of {_gib(self.capacity)} GiB"
+        return line + (f"; a step's own is not known ({self.unknown})" if self.unknown else "")
+
+
+def forecast(
+    config: Config,
+    method: Method,
+    loader: Loader,
+    *,
+    ranks_here: int = 1,
+    batch_size_per_rank: int | None = None,
+) -> MemoryForecast:
+    """Return what this rank will need, and has.
+
+    Args:
+        config: of the run.
+        method: on its device, not wrapped. If its encoder is compiled, the uncompiled one is
+            followed: an upper bound, since the compiler only saves intermediates.
+        loader: whose batches are trained on.
+        ranks_here: processes on this machine; on the CPU they share its memory.
+        batch_size_per_rank: another than the loader's.
+    """
+    B = batch_size_per_rank or loader.batch_size_per_rank
+    trained = _bytes(p for p in method.parameters() if p.requires_grad)
+    held = _bytes(method.parameters()) + _bytes(method.buffers())
+    copies = 1 + STATES[config.optimizer]
+    copies += loader.world_size > 1  # what distributed data parallel averages gradients in
+    unknown, activations, objective = "", 0, 0
+    try:
+        with config.uncompiled():
+            part = min(B, config.micro_batch_size_per_rank(loader.world_size) or B)
+            step, objective = _follow(method, loader, B, part, config.autocast())
+        # Gradients are in the step, but counted with the model.
+        activations = max(0, step - trained - objective)
+    except Exception as error:  # a method of any kind, such as one whose shapes depend on values
+        unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    return MemoryForecast(
+        loader=loader_bytes(loader, B),
+        model=held + copies * trained,
+        activations=activations,
+        objective=objective,
+        capacity=held + _free(loader.device) // (1 if loader.device.type == "cuda" else ranks_here),
+        unknown=unknown,
+    )
+
+
+def refuse(
+    budget: MemoryForecast, at: Callable[[int], MemoryForecast], *, batch_size: int, world_size: int
+) -> None:
+    """Refuse a batch that will not fit.
+
+    Args:
+        budget: of this batch.
+        at: the budget of another number of samples on each rank.
+        batch_size: samples a step over all ranks.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: what is needed, what there is, and the largest batch that fits.
+    """
+    if budget.total <= budget.usable:
+        return
+    smallest = 1 if world_size > 1 else 2  # samples are compared with others
+    fitting, too_large = smallest - 1, batch_size // world_size
+    while too_large - fitting > 1:
+        middle = (fitting + too_large) // 2
+        if at(middle).total <= budget.usable:  # not what has become free or was taken meanwhile
+            fitting = middle
+        else:
+            too_large = middle
+    if fitting >= smallest:
+        remedy = f"The largest that fits: --batch_size {fitting * world_size}."
+    else:
+        remedy = (
+            f"Not even {smallest * world_size} images fit: fewer views (--views.count), smaller "
+            "ones (--views.size) or a smaller encoder may."
+        )
+    ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
+    raise ValueError(
+        f"batch_size={batch_size} needs more memory{ranks} than there is: {budget.describe()}, "
+        f"of which {_gib(budget.usable)} can be planned with. {remedy} --no_check_memory tries it."
+    )
+
+
+def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
+    """Return the bytes of a loader's buffers on its device.
+
+    With u the uint8 views of a batch (B · V · S · S · 3, summed over groups), d its decoded images
+    and f its finished views:
+
+        u · (prefetch + 2 held back + 2 in work) + f · (1 trained on + 1 made) + d · 4
+
+    and 4 u for supersampling's larger views, on a GPU 4 u for the blur's float32 scratch. With
+    `Tuning.finish="dali"` the finished views take the place of the held and the waiting u. A decode
+    cache is all of the set, at the largest image's size: DALI takes that at once.
+
+    d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work
+    and the 4 d were found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI
+    decodes ahead of the crops. The shuffle buffer is the page cache's and not counted, nor is the
+    host's memory on a GPU.
+    """
+    B = batch_size_per_rank or loader.batch_size_per_rank
+    tuning, gpu = loader.tuning, loader.device.type == "cuda"
+    statistics = loader.shard_set.manifest.statistics
+    assert tuning.prefetch, "a filled Tuning"
+    shorter = statistics.median_shorter_side
+    longer = min(LONGER * shorter, max(statistics.max_width, statistics.max_height))
+    images = 2 if loader.shard_set.manifest.partners else 1  # a pair is decoded whole
+    total = images * 4 * B * 3 * shorter * longer
+    for group in loader.groups:
+        values = B * group.count * group.size**2 * 3
+        waiting = values * (tuning.prefetch + 2)
+        if tuning.finish == "fused":
+            total += waiting + 2 * values * loader.dtype.itemsize
+        else:
+            total += waiting * loader.dtype.itemsize
+        total += 2 * values
+        if group.resampling_for(loader.shard_set, loader.device)[0] == "supersample":
+            total += 4 * values
+        if gpu:
+            total += 4 * values
+    if gpu and tuning.decode == "cache" and not loader.shard_set.manifest.raw:
+        largest = statistics.max_width * statistics.max_height * 3
+        total += images * len(loader.shard_set) * largest
+    return round(total)
+
+
+def _follow(
+    method: Method, loader: Loader, B: int, part: int, autocast: torch.dtype | None
+) -> tuple[int, int]:
+    """Return the bytes of a step at worst, gradients included, and those of its objective.
+
+    With `part` below B the step is taken in parts, as `training.gradient_cache` does.
+    Collectives need no other rank: PyTorch has fake ones for fake tensors.
+    """
+    fake, alive = FakeTensorMode(allow_non_fake_inputs=True), _Alive()
+    real = chain(method.named_parameters(), method.named_buffers())
+    state: dict[str, Tensor] = {name: fake.from_tensor(tensor) for name, tensor in real}
+    with fake:
+        views = tuple(
+            torch.empty(
+                (part, group.count, group.size, group.size, 3),
+                dtype=loader.dtype,
+                device=loader.device,
+            ).permute(1, 0, 4, 2, 3)
+            for group in loader.groups
+        )
+        trained = [tensor for tensor in state.values() if tensor.requires_grad]
+        alive.ignore((*state.values(), *views))
+        precision = torch.autocast(loader.device.type, autocast, enabled=autocast is not None)
+        with alive, alive.inside(method), torch.enable_grad():
+            inputs: tuple[Any, ...] = (views,)
+            if part < B:
+                inputs = (views, None, _cached_gradient(method, state, views, B, precision))
+            with precision:
+                output = functional_call(method, state, inputs)
+            gradients = torch.autograd.grad(output.loss, trained, allow_unused=True)
+            del gradients
+    return alive.peak, alive.objective
+
+
+def _cached_gradient(
+    method: Method, state: dict[str, Tensor], views: tuple[Tensor, ...], B: int, precision: Any
+) -> Tensor:
+    """Follow the first passage of gradient caching; return dL/dz of one part."""
+    assert isinstance(method, JointEmbedding)
+    with torch.no_grad(), precision:
+        z_VPD = functional_call(method, state, (views,)).z_VAD
+    z_VBD = z_VPD.new_empty(len(z_VPD), B, z_VPD.shape[-1]).requires_grad_()
+    loss = method.compare(z_VBD, large_views=sum(map(len, large(views)))).loss
+    return torch.autograd.grad(loss, z_VBD)[0][:, : views[0].shape[1]]
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators make, until each is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = self.objective = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def ignore(self, tensors: tuple[Tensor, ...]) -> None:
+        """Leave these out, and what shares their memory; they must live as long as this."""
+        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    @contextmanager
+    def inside(self, method: nn.Module) -> Iterator[None]:
+        """Note what the method's objectives add to what there was when they began."""
+        begin, outside = 0, 0
+
+        def enter(*_: Any) -> None:
+            nonlocal begin, outside
+            begin, outside, self.peak = self.bytes, self.peak, self.bytes
+
+        def leave(*_: Any) -> None:
+            self.objective = max(self.objective, self.peak - begin)
+            self.peak = max(self.peak, outside)
+
+        handles = []
+        for module in method.modules():
+            if isinstance(module, Objective):
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata  # its address; PyTorch's own weak references use it
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, partial(self._forget, key, storage.nbytes())).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.2g}"
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _free(device: torch.device) -> int:
+    """Return the bytes that can still be had, once tensors that are alive are left as they are."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(available, *_cgroups_free())
+
+
+def _cgroups_free(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Return what is left in each control group that limits this process, of either version.
+
+    A group's usage includes the page cache, which gives way.
+    """
+    free: list[int] = []
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, limit, usage, prefix = root, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        for folder in (inner, *inner.parents):  # a container may see its own group as the root
+            try:
+                allowed, used = ((folder / name).read_text().strip() for name in (limit, usage))
+                rows = (folder / "memory.stat").read_text().splitlines()
+            except OSError:  # no such group here, or the root, which has no limit
+                allowed, used, rows = "max", "", []
+            if allowed != "max":
+                bytes_of = {name: int(value) for name, value in (row.split() for row in rows)}
+                cached = bytes_of[f"{prefix}active_file"] + bytes_of[f"{prefix}inactive_file"]
+                free.append(int(allowed) - int(used) + cached)
+            if folder == base:
+                break
+    return free

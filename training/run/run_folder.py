@@ -1,0 +1,195 @@
+"""The run's folder: one configuration, kept; another one is refused.
+
+    RUN/config.yaml           the resolved configuration: a recipe that repeats the run
+    RUN/metrics.jsonl         one record a line: training steps and evaluations
+    RUN/checkpoints/          see `training.run.checkpoint`
+    RUN/encoder.safetensors   the trained encoder's weights, under torchvision's names where it has
+                              them
+    RUN/ranks/, failure.json  see `training.run.failure`
+    RUN/dumps/                see `training.run.dump`
+    RUN/.lock                 empty; locked as long as a process trains in the folder
+
+What exists in it is whole: everything is written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import yaml
+from torch import Tensor
+
+from model.encoder import Encoder
+from shards import durable
+from training.run.checkpoint import Checkpoint, exists
+from training.settings import RESHAPABLE, Settings
+
+CONFIG = "config.yaml"
+ENCODER = "encoder.safetensors"
+LOCK = ".lock"
+
+
+def check(run: Path, settings: Settings) -> None:
+    """Refuse a folder that is not this run's.
+
+    Raises:
+        ValueError: the folder holds another configuration, or something that is no run.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
+    if (run / CONFIG).exists():
+        changed = settings.changed(read_config(run))
+        if changed and exists(run):  # without a checkpoint there is nothing to lose
+            reshapable = all(line.partition(":")[0] in RESHAPABLE for line in changed)
+            more = " --reshape_data true goes on with these, the epoch begun anew."
+            raise ValueError(
+                f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
+                "another --run for a new run, or the old settings to continue this one."
+                + (more if reshapable else "")
+            )
+    elif any(path.suffix != ".partial" and path.name != LOCK for path in run.iterdir()):
+        raise ValueError(
+            f"{run} holds files but no {CONFIG}, so it is no run of viewrank; give a new or empty "
+            "folder as --run."
+        )
+
+
+def take(run: Path) -> bool:
+    """Take a run's folder for this process until it ends, however it ends.
+
+    To be done before anything in it is read: nothing changes there any more.
+
+    Returns:
+        False if there is no such run yet.
+
+    Raises:
+        ValueError: another process is training in it.
+    """
+    if not (run / CONFIG).exists():
+        return False
+    _lock(run)
+    return True
+
+
+def _lock(run: Path) -> None:
+    # Opened for writing: NFS locks no other files across hosts. A link would lead outside.
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # The file stays, but there is nothing to clean up: the lock goes with the process.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"another process is training in {run}. Wait for it to end, or give another --run."
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        sys.stderr.write(
+            f"warning: {run / LOCK} cannot be locked ({error.strerror}), so nothing keeps a second "
+            "process from training in that folder\n"
+        )
+
+
+def prepare(run: Path, settings: Settings, *, taken: bool) -> None:
+    """Write the run's configuration into its folder; of a new run, make and take that first.
+
+    Args:
+        run: the run's folder.
+        settings: of the run.
+        taken: what `take` returned, before this run looked for checkpoints.
+
+    Raises:
+        ValueError: another process is training in it, or has trained there meanwhile.
+    """
+    if not taken:
+        run.mkdir(parents=True, exist_ok=True)
+        _lock(run)
+        if exists(run):
+            raise ValueError(
+                f"another process has trained in {run} since this one began. The same command "
+                "continues that run; give another --run for a new one."
+            )
+    durable.replace(run / CONFIG, [settings.yaml().encode()])
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the saved configuration of a run as plain values.
+
+    Raises:
+        ValueError: it is missing or no YAML mapping.
+    """
+    path = run / CONFIG
+    try:
+        values = yaml.safe_load(durable.read(path))
+    except FileNotFoundError:
+        raise ValueError(f"{run} holds no {CONFIG}, so it is no run of viewrank.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no settings.")
+    return values
+
+
+def check_continues(saved: Checkpoint, world_size: int, machine: str) -> None:
+    """Refuse to continue with another number of processes, or with other arithmetic.
+
+    Raises:
+        ValueError: what differs.
+    """
+    if saved.world_size != world_size:
+        raise ValueError(
+            f"{saved.root} was saved by {saved.world_size} processes, this run has {world_size}: "
+            f"each process continues its own part of the samples. Launch {saved.world_size}, or "
+            "set --reshape_data true to begin the epoch anew."
+        )
+    if saved.machine != machine:
+        raise ValueError(
+            f"{saved.root} was saved on {saved.machine}, this run has {machine}: it would not be "
+            "the same run. Set --device and --mixed_precision as they were, or give another --run."
+        )
+
+
+def export(run: Path, encoder: Encoder, facts: dict[str, Any]) -> Path:
+    """Write the encoder's weights for use elsewhere; returns the path.
+
+    Args:
+        run: the run's folder.
+        encoder: its `network` is exported without that prefix, so that a torchvision model takes
+            the weights as they are (`strict=False`, for it has a classifier besides).
+        facts: written into the file's metadata.
+    """
+    tensors = {
+        name.removeprefix("network."): tensor.contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }
+    path = run / ENCODER
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    durable.replace(path, [safetensors.torch.save(tensors, metadata=metadata)])
+    return path
+
+
+def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `export` wrote: the weights, under the encoder's own names, and the facts.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    content = durable.read(path)
+    try:
+        tensors = safetensors.torch.load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = {n: json.loads(text) for n, text in metadata.get("__metadata__", {}).items()}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
+        ) from None
+    return {f"network.{name}": tensor for name, tensor in tensors.items()}, facts

@@ -1,0 +1,293 @@
+"""How fast the pipeline, the training step and both together are: for `bench` and `tune`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pipeline.graph import ViewGroup
+from pipeline.loader import Batch, Loader
+from pipeline.profile import synchronize
+from pipeline.tuning import Tuning, default_threads, float_type
+from shards.layout import open_shards
+from training.config import Config
+from training.figures import utilization
+from training.settings import Settings, parse, parser
+from training.step import Step
+from training.surroundings import surroundings
+
+GIB = 2**30
+PACKAGES = ("torch", "torchvision", "accelerate")
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one of them is there
+LEAST = 2  # batches that are timed, however long they take
+RATE = 0.0  # learning rate: the same work as any other, and the weights stay as they are
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Some batches, one after the other."""
+
+    batches: int
+    seconds: float
+    waited: float
+    """Seconds of them in which the step, or nothing, waited for data; see `wait_seconds`."""
+    host: float
+    """Seconds of them that this process was inside the loader."""
+    utilization: float | None = None
+    """Share of the last second of them in which the GPU computed, if it can be asked."""
+
+    @property
+    def seconds_a_batch(self) -> float:
+        """Mean duration of a batch."""
+        return self.seconds / self.batches
+
+
+class Workload:
+    """A recipe on this machine, in one process: what loaders and steps are made from.
+
+    Args:
+        config: the recipe.
+
+    Raises:
+        ValueError: several processes were launched, or the shard set cannot be opened.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but this tool measures one process; start "
+                "it with python, without accelerate launch."
+            )
+        self.config = config
+        self.shard_set = open_shards(config.shards)
+        self.precision = config.precision()
+        # As in train.py.
+        self._accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=self.precision)
+        self.device: torch.device = self._accelerator.device
+        if self.device.type == "cpu":
+            torch.set_num_threads(default_threads())
+        self.views = sum(group.count for group in config.groups)
+
+    def loader(
+        self,
+        tuning: Tuning,
+        *,
+        groups: Sequence[ViewGroup] | None = None,
+        shuffle_buffer: int | None = None,
+    ) -> Loader:
+        """Return a loader like that of training.
+
+        Args:
+            tuning: how it runs.
+            groups: other view groups than the recipe's.
+            shuffle_buffer: another one than the recipe's.
+        """
+        config = self.config
+        return Loader(
+            self.shard_set,
+            groups or config.groups,
+            batch_size_per_rank=config.batch_size,
+            device=self.device,
+            seed=config.seed,
+            dtype=float_type(self.device, config.autocast()),
+            shuffle_buffer=shuffle_buffer or config.shuffle_buffer,
+            tuning=tuning,
+        )
+
+    @cached_property
+    def step(self) -> Step:
+        """The training step, made when it is first asked for."""
+        return Step(self.config, self._accelerator)
+
+
+def measure(
+    turn: Callable[[], object],
+    seconds: float,
+    device: torch.device,
+    *,
+    loader: Loader | None = None,
+) -> Measurement:
+    """Time turns, after those that fill the loader's queue; wait for the device at the end only.
+
+    Args:
+        turn: what is done for each batch: `pipeline_turn`, `step_turn` or `feed_turn`.
+        seconds: how long, warming up included; two batches are timed however long they take.
+        device: where it is done.
+        loader: the one that the turns take from.
+    """
+    begin, warm = time.perf_counter(), 0
+    # Batches that lay in the queue already would be counted as made in no time.
+    wanted = 1 + ((loader.tuning.prefetch or 0) if loader else 1)
+    while warm == 0 or (warm < wanted and time.perf_counter() - begin < seconds / 2):
+        turn()
+        warm += 1
+    synchronize(device)
+
+    waited, host = _clocks(loader)
+    start, batches = time.perf_counter(), 0
+    while batches < LEAST or time.perf_counter() - begin < seconds:
+        turn()
+        batches += 1
+    used = utilization(device).get("gpu_utilization")
+    synchronize(device)
+    elapsed = time.perf_counter() - start
+    waited_now, host_now = _clocks(loader)
+    return Measurement(batches, elapsed, waited_now - waited, host_now - host, used)
+
+
+def pipeline_turn(loader: Loader) -> Callable[[], object]:
+    """Return a function that takes a batch and drops it."""
+    batches = endless(loader)
+    return lambda: next(batches)
+
+
+def step_turn(step: Step, views: tuple[Tensor, ...]) -> Callable[[], object]:
+    """Return a function that trains on always the same batch."""
+    return lambda: step(views, learning_rate=RATE)
+
+
+def feed_turn(loader: Loader, step: Step) -> Callable[[], object]:
+    """Return a function that trains on the next batch."""
+    batches = endless(loader)
+
+    def turn() -> None:
+        with record_function("loader"):
+            batch = next(batches)
+        with record_function("step"):
+            step(batch.views, learning_rate=RATE)
+
+    return turn
+
+
+def endless(loader: Loader) -> Iterator[Batch]:
+    """Return the batches of one epoch after the other, as training takes them."""
+    return chain.from_iterable(repeat(loader))
+
+
+def cached(loader: Loader) -> tuple[Tensor, ...]:
+    """Return the views of the next batch as copies on the device, laid out as the loader's are."""
+    return tuple(views.clone() for views in next(endless(loader)).views)
+
+
+def fill_cache(loader: Loader, seconds: float = math.inf) -> bool:
+    """Take an epoch if decoded images are kept, so that all are; false if time ran out before."""
+    if loader.tuning.decode != "cache" or loader.device.type != "cuda":
+        return True
+    deadline = time.perf_counter() + seconds
+    for _ in loader:
+        synchronize(loader.device)  # else the host would be ahead of the clock
+        if time.perf_counter() > deadline:
+            return False
+    return True
+
+
+def settle(loader: Loader, last: Measurement) -> None:
+    """Wait until the loader has filled its queue, so that what comes next has the cores alone."""
+    time.sleep(((loader.tuning.prefetch or 0) + 1) * last.seconds_a_batch)
+    synchronize(loader.device)
+
+
+def write_trace(
+    turn: Callable[[], object], path: Path, device: torch.device, *, batches: int = 5
+) -> None:
+    """Write what some turns do, for https://ui.perfetto.dev or chrome://tracing.
+
+    Args:
+        turn: one batch, warmed up.
+        path: JSON to write.
+        device: where it is done.
+        batches: how many turns.
+    """
+    turn()
+    synchronize(device)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    else:
+        # To the profiler it is an error that there is no GPU.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    with profile(activities=activities) as profiler:
+        for _ in range(batches):
+            turn()
+        synchronize(device)
+    profiler.export_chrome_trace(str(path))
+
+
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """Return the most memory of this process on the host, and what is in use of the GPU's.
+
+    The latter is next to the most too: neither DALI nor PyTorch gives memory back by itself. It
+    holds what other processes use of that GPU.
+    """
+    most = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 3)}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        most["gpu"] = round((total - free) / GIB, 3)
+    return most
+
+
+def milliseconds(ms: float) -> str:
+    """Return milliseconds for people, with three digits or more."""
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what figures depend on: hardware, versions, commit."""
+    installed = []
+    for package in (*PACKAGES, *DALI):
+        with contextlib.suppress(PackageNotFoundError):
+            version(package)
+            installed.append(package)
+    try:
+        found = surroundings(*installed)
+    except OSError as error:  # no git, no /proc: that ends no measurement
+        found = {"incomplete": str(error)}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
+
+
+def recipe_parser(prog: str, description: str) -> ArgumentParser:
+    """Return train.py's command line for a tool that trains nothing and makes no run folder."""
+    command_line = parser(prog, description)
+    command_line.set_defaults({"run": Path(".")})
+    return command_line
+
+
+def parse_recipe(command_line: ArgumentParser, arguments: Sequence[str]) -> Settings:
+    """Read a command line of `recipe_parser`; length and trackers of the recipe are set aside."""
+    unused = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
+    return parse([*arguments, *unused], command_line=command_line)
+
+
+def check_writable(options: dict[str, Any], *names: str) -> None:
+    """Refuse files that cannot be written, before anything is measured.
+
+    Raises:
+        ValueError: a file's folder does not exist, or it is a folder itself.
+    """
+    for name in names:
+        path: Path | None = options[name]
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is no folder; --{name} FILE is written into one.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder; --{name} names a file.")
+
+
+def _clocks(loader: Loader | None) -> tuple[float, float]:
+    return (loader.wait_seconds(), loader.host_seconds()) if loader else (0.0, 0.0)
