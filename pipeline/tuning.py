@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from pipeline.setting import setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -19,18 +21,20 @@ class Tuning:
     None is what `python -m tools.tune` found for this machine and load, or else a default.
     """
 
-    threads: int | None = None
+    threads: int | None = setting(None, resume="free", compare="costs")
     """CPU threads of this rank's pipeline; by default, its share of the cores."""
-    prefetch: int | None = None
+    prefetch: int | None = setting(None, resume="free", compare="costs")
     """Batches that are made ahead; by default 2."""
-    decode: Literal["gpu", "cpu", "cache"] | None = None
+    decode: Literal["gpu", "cpu", "cache"] | None = setting(
+        None, resume="reshaped", compare="costs"
+    )
     """With a GPU: decode JPEGs there (the default); on the CPU; or there once, and keep the decoded
     images in the GPU's memory."""
-    hw_decoder_load: float | None = None
+    hw_decoder_load: float | None = setting(None, resume="same", compare="costs")
     """Share of the JPEGs that a GPU's decoding engine takes, its cores the rest; by default 0.9."""
-    minibatch: int | None = None
+    minibatch: int | None = setting(None, resume="free", compare="costs")
     """Images that the GPU resizes in one launch; by default, all of a batch."""
-    finish: Literal["fused", "dali"] | None = None
+    finish: Literal["fused", "dali"] | None = setting(None, resume="reshaped", compare="costs")
     """fused, the default: views leave DALI as uint8; colours, solarisation and normalisation are
     one pass on the training stream. dali: DALI does all of it, ahead of time."""
 

@@ -209,7 +209,7 @@ def prepare(root: Path) -> None:
     for name, part in {**parts, checkpoint.rank_file(0): checkpoint.random_state()}.items():
         checkpoint.write_part(run, 5, name, state_file.pieces(part))
     checkpoint.commit(run, 5, {"seconds": 1.0, "world_size": 1, "machine": "cpu, no"})
-    run_folder.export(run, method.encoder, {"size": 24})
+    run_folder.export(run, method.encoder, size=24, step=5)
     views = [torch.rand(2, 4, 3, 8, 8)]
     ids = torch.arange(4)
     dump.write(run, step=3, rank=0, world_size=1, method=method, views=views, id_B=ids)

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
     "training": {
         "accelerate",
+        "evaluation",
         "training",
         "model",
         "pipeline",

@@ -123,17 +123,17 @@ def test_other_batches_are_refused_or_begin_the_epoch_anew(
     code, _, err = train(shard_set, run, *more, "--batch_size", "14")
     assert code == 2 and "batch_size: 8 there, 14 here" in err
     before = losses(run)[:7]
-    # Two of the second epoch's five steps were done; it begins anew with three of 14 samples.
+    # Two of the second epoch's five steps were done; it begins again with three of 14 samples.
     command = arguments(shard_set, run, *more, "--batch_size", "14", "--reshape_data", "true")
     code, out, err = finish([str(BIN / "accelerate"), *TWO, *command])
     assert code == 0, out + err
-    assert "epoch 1 begins anew, of 3 steps of 14 samples" in out
+    assert "epoch 1 begins again, of 3 steps of 14 samples" in out
     assert losses(run)[:7] == before and losses(run)[-1][0] == 7 + 2 * 3
     assert [r["epoch"] for r in records(run) if "loss" in r][7:] == pytest.approx(
         [1 + step / 3 for step in range(1, 7)], abs=1e-3
     )
     saved = checkpoint.newest(run)
-    assert saved is not None and (saved.world_size, saved.course.step) == (2, 7)
+    assert saved is not None and (saved.world_size, saved.since.step) == (2, 7)
 
 
 def test_a_sample_that_cannot_be_read_is_left_out_and_the_run_goes_on(
@@ -150,7 +150,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_the_run_goes_on(
     code, out, err = train(open_shards(damaged), run, *more, "--max_bad_samples", "1")
     assert code == 0, out + err
     assert f"left out from now on: 00003.tar, sample {key} has other bytes" in err
-    assert "without the 1 samples in" in out and "begins anew" in out
+    assert "without the 1 samples in" in out and "begins again" in out
     assert records(run)[-1]["step"] >= 15
     code, out, err = train(open_shards(damaged), run, *more)
     assert code == 0 and "finished" in out, out + err

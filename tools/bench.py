@@ -26,9 +26,8 @@ from rich.text import Text
 
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
-from training import machine_settings
+from training import header, machine_settings
 from training.command import run_command
-from training.header import header
 from training.settings import Settings
 from training.throughput import (
     Measurement,
@@ -256,11 +255,10 @@ def _relative(word: str) -> str:
 
 def show_header(console: Console, workload: Workload, loader: Loader, source: str) -> None:
     """Print what is measured, in the lines that train.py begins with."""
-    rows = header(workload.config, loader, workload.precision, len(loader), source)
+    rows = header.workload(workload.config, loader, workload.precision, source)
     grid = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        if name not in ("run", "length"):
-            grid.add_row(name, Text(text))
+        grid.add_row(name, Text(text))
     console.print(grid)
 
 

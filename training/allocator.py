@@ -22,7 +22,7 @@ def limit_arenas() -> None:
 def give_back() -> None:
     """Give what is free back to the system: after what a run does seldom.
 
-    Takes milliseconds, and what is needed again is found anew.
+    Takes milliseconds; memory that is needed again is asked for again.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

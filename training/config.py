@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,146 +13,141 @@ import torch
 
 from model.method import JointEmbedding, Method
 from pipeline.graph import ViewGroup
+from pipeline.setting import setting
 from pipeline.tuning import Tuning
+
+_LENGTH = "--seconds or --image_views"  # of a comparison
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that a run depends on."""
 
-    shards: str
+    shards: str = setting(resume="reshaped", compare="costs")
     """Shard set to train on, made by `python -m tools.shard`: a folder, or a URL like s3://…"""
-    run: Path
+    run: Path = setting(resume="free", compare="set", flag="--out")
     """Folder of the run: configuration, metrics, checkpoints. The same command continues it."""
 
-    views: ViewGroup
+    views: ViewGroup = setting(resume="same", compare="costs")
     """The views of every sample."""
-    more_views: list[ViewGroup] = field(default_factory=list)
+    more_views: list[ViewGroup] = setting(factory=list, resume="same", compare="costs")
     """Further view groups of the same decoded image: small crops, or a second policy."""
-    batch_size: int = 256
+    batch_size: int = setting(256, resume="reshaped", compare="costs", above=0)
     """Samples a step over all ranks; times the views, this is how many embeddings are ranked."""
 
-    micro_batch_size: int | None = None
-    """Samples over all ranks whose activations exist at once; none, the whole batch. The gradient
-    stays that of the whole batch, for a third more time (gradient caching), but batch norm sees
+    micro_batch_size: int | None = setting(None, resume="reshaped", compare="costs", above=0)
+    """Samples over all ranks whose activations exist at once; None: the whole batch. The gradient
+    stays that of the whole batch and takes a third more time (gradient caching). Batch norm sees
     micro-batches."""
 
-    method: Method
+    method: Method = setting(resume="same", compare="costs")
     """Training method with its encoder and objective."""
 
-    optimizer: Literal["sgd", "adamw", "lars"] = "adamw"
+    optimizer: Literal["sgd", "adamw", "lars"] = setting("adamw", resume="same", compare="costs")
     """Norms and biases get no weight decay."""
-    learning_rate: float = 1e-3
+    learning_rate: float = setting(1e-3, resume="same", compare="free", above=0)
     """Highest learning rate, after the warm-up."""
-    weight_decay: float = 1e-4
+    weight_decay: float = setting(1e-4, resume="same", compare="free", at_least=0)
     """Decoupled in adamw, part of the gradient in sgd and lars."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, resume="same", compare="free", at_least=0)
     """Of sgd and lars; the first moment of adamw."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = setting(0.0, resume="same", compare="free", at_least=0)
     """Epochs of linear warm-up; a cosine to zero follows."""
-    clip_gradient_norm: float | None = None
-    """Largest norm of the whole gradient; none leaves it as it is."""
-    max_skipped_steps: int = 10
-    """A step whose gradient is not finite changes nothing and is counted; after so many in a row,
-    up to a record or a checkpoint, the run ends and leaves a dump for `python -m tools.replay`."""
+    clip_gradient_norm: float | None = setting(None, resume="same", compare="costs", above=0)
+    """Largest norm of the whole gradient; None leaves it as it is."""
+    max_skipped_steps: int = setting(10, resume="free", compare="costs", above=0)
+    """A step whose gradient is not finite changes nothing and is counted. After so many in a row,
+    the run ends at its next record and leaves a dump for `python -m tools.replay`."""
 
-    epochs: float | None = None
+    epochs: float | None = setting(None, resume="same", compare="set", flag=_LENGTH, above=0)
     """Length of the run in passes over the shard set; give this or `steps`."""
-    steps: int | None = None
+    steps: int | None = setting(None, resume="same", compare="set", flag=_LENGTH, above=0)
     """Length of the run in optimizer steps; give this or `epochs`."""
-    max_seconds: float | None = None
+    max_seconds: float | None = setting(
+        None, resume="free", compare="set", flag="--seconds", above=0
+    )
     """Stop earlier after this much training time, resumed parts included."""
 
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", resume="same", compare="costs")
     """auto is the GPU if there is one."""
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
+        "auto", resume="same", compare="costs"
+    )
     """Precision of the networks; scores and losses are float32 always. auto is bf16 where the GPU
     or the CPU (AMX) multiplies it in hardware, else no."""
-    compile: bool = False
+    compile: bool = setting(False, resume="same", compare="costs", switch=True)
     """Compile the encoder with torch.compile; evaluations run it as it is written."""
-    deterministic: bool = False
-    """On a GPU, kernels that give the same bits each time, where PyTorch has them, and a warning
-    where not: a run that is continued is then the uninterrupted one to the bit, as it is on the CPU
-    anyway; slower."""
-    sync_batch_norm: bool = True
+    deterministic: bool = setting(False, resume="same", compare="costs")
+    """On a GPU, use kernels that give the same bits each time, and warn where PyTorch has none.
+    Slower. A continued run then equals the uninterrupted one to the bit, as it always does on the
+    CPU."""
+    sync_batch_norm: bool = setting(True, resume="same", compare="costs", switch=True)
     """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
-    seed: int = 0
+    seed: int = setting(0, resume="same", compare="set", flag="--seeds", at_least=0)
     """Of the weights, the order of the samples and every view."""
-    shuffle_buffer: int = 8192
+    shuffle_buffer: int = setting(8192, resume="reshaped", compare="costs", above=0)
     """Samples held for shuffling, on top of the shuffled order of the shards."""
-    tuning: Tuning = field(default_factory=Tuning)
+    tuning: Tuning = setting(factory=Tuning, resume="same", compare="costs")
     """How the pipeline runs on this machine."""
-    tuned: str = "auto"
-    """Where settings of `tuning` that are not given come from. auto: what `python -m tools.tune`
-    found for this machine and load, if it was run; none: the defaults; or a YAML file of its."""
-    check_shards: bool = True
+    tuned: str = setting("auto", resume="free", compare="costs")
+    """Where settings of `tuning` come from that are not given. auto: what `python -m tools.tune`
+    found for this machine and load, if it was run; none: the defaults; or a YAML file it wrote."""
+    check_shards: bool = setting(True, resume="free", compare="free", switch=True)
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
-    check_memory: bool = True
-    """Reckon before training what memory a step needs, and refuse what the device does not have."""
-    profile_seconds: float = 1.5
-    """How long the pipeline's stages are measured before training; 0, not at all."""
-    self_check: bool = True
-    """On a GPU, compare its decoder and its kernel with the CPU's on one batch before training;
-    --no_self_check is short for false."""
+    check_memory: bool = setting(True, resume="free", compare="free", switch=True)
+    """Compute before training what memory a step needs; refuse a batch that does not fit."""
+    profile_seconds: float = setting(1.5, resume="free", compare="set", at_least=0)
+    """How long the pipeline's stages are measured before training; 0: not at all."""
+    self_check: bool = setting(True, resume="free", compare="free", switch=True)
+    """On a GPU, compare its decoder and its kernel with the CPU's on one batch before training."""
 
-    log_every: int = 10
+    log_every: int = setting(10, resume="free", compare="free", above=0)
     """Steps between two records; between them the host never waits for the device."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = setting(500, resume="free", compare="set", above=0)
     """Steps between two checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay; two, because the last may be being written."""
-    keep_every: int = 0
-    """Steps between checkpoints that stay for good, a multiple of `checkpoint_every`; 0, none."""
-    hang_seconds: float = 600.0
-    """How long a step may take before the rank that all others wait for is named and the job ended,
-    so that a launcher can start it again; so long the ranks may take to meet, and ten times as long
-    what precedes the first step, an evaluation and a checkpoint; as long as it takes, the end of a
-    run and the search for what cannot be read; 0, for ever."""
-    max_bad_samples: int = 0
-    """How many samples may turn out to be unreadable: they are named and left out, by all ranks,
-    and the run starts again from its last checkpoint; one more ends it."""
-    reshape_data: bool = False
-    """Continue with another batch size, number of processes or shard set: the epoch that the run
-    was in is begun anew. Else that is refused, for it would not be the same run."""
-    evaluate_every: float | None = None
-    """Epochs between two evaluations; none evaluates at the end only."""
-    evaluation_test: str | None = None
-    """Held-out shard set that is ranked and, if labelled, classified; none, no evaluation."""
-    evaluation_train: str | None = None
-    """Labelled shard set for k-NN and the linear probe; none skips both."""
-    evaluation_neighbours: int = 20
-    """Votes of k-NN for a test sample; papers have 20 to 200."""
-    evaluation_temperature: float = 0.07
-    """Of k-NN's votes, exp(s / T)."""
-    evaluation_queries: str | None = None
+    keep_checkpoints: int = setting(2, resume="free", compare="set", above=0)
+    """How many of the newest checkpoints stay; two, because the disk may damage one."""
+    keep_every: int = setting(0, resume="free", compare="set", at_least=0)
+    """Steps between checkpoints that stay for good, a multiple of `checkpoint_every`; 0: none."""
+    hang_seconds: float = setting(600.0, resume="free", compare="costs", at_least=0)
+    """How long a step may take. After that the job ends, and names the rank that all others wait
+    for; a launcher can start it again. The ranks may take as long to meet. The first step, an
+    evaluation and a checkpoint may take ten times as long. The end of a run and the search for
+    unreadable samples have no limit. 0: no limit at all."""
+    max_bad_samples: int = setting(0, resume="free", compare="costs", at_least=0)
+    """How many samples may turn out to be unreadable. They are named, all ranks leave them out, and
+    the run starts again from its last checkpoint; one more ends it."""
+    reshape_data: bool = setting(False, resume="free", compare="costs")
+    """Allow a run to continue with another batch size, number of processes or shard set. The epoch
+    that it was in begins again. Without this they are refused: it would not be the same run."""
+    evaluate_every: float | None = setting(
+        None, resume="free", compare="set", flag="--points", above=0
+    )
+    """Epochs between two evaluations; None: only at the end."""
+    evaluation_test: str | None = setting(None, resume="free", compare="free")
+    """Held-out shard set that is ranked and, if labelled, classified; None: no evaluation."""
+    evaluation_train: str | None = setting(None, resume="free", compare="free")
+    """Labelled shard set for k-NN and the linear probe; None skips both."""
+    evaluation_neighbours: int = setting(20, resume="free", compare="costs", above=0)
+    """Neighbours that vote in k-NN; papers have 20 to 200."""
+    evaluation_temperature: float = setting(0.07, resume="free", compare="costs", above=0)
+    """T of the weights exp(s / T) of k-NN's votes; s is the cosine similarity."""
+    evaluation_queries: str | None = setting(None, resume="free", compare="free")
     """Edited copies to find in `evaluation_references`, by `python -m tools.shard copies`."""
-    evaluation_references: str | None = None
+    evaluation_references: str | None = setting(None, resume="free", compare="free")
     """Shard set that is searched for the originals of `evaluation_queries`."""
-    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """Where else records go, by Accelerate's trackers."""
+    trackers: list[Literal["tensorboard", "wandb"]] = setting(
+        factory=list, resume="free", compare="set"
+    )
+    """Accelerate's trackers that get the records too."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # YAML's null passes for a value of any type
-            if getattr(self, each.name) is None and "None" not in str(each.type):
-                raise ValueError(f"{each.name}=null, but it needs a value; without, leave it out.")
+        self._refuse_numbers()
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by "
                 "exactly one of them. Give --epochs or --steps (none for the other)."
             )
-        positive = ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
-        positive += ("evaluation_neighbours", "evaluation_temperature")
-        positive += ("epochs", "steps", "max_seconds", "evaluate_every")
-        positive += ("micro_batch_size", "max_skipped_steps")
-        positive += ("shuffle_buffer", "learning_rate", "clip_gradient_norm")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value}, but it must be above 0.")
-        no_less = ("warmup_epochs", "weight_decay", "momentum", "seed", "profile_seconds")
-        for name in (*no_less, "keep_every", "hang_seconds", "max_bad_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}, but it must not be negative.")
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"keep_every={self.keep_every}, but there is a checkpoint only at every "
@@ -160,6 +155,27 @@ class Config:
             )
         if self.momentum >= 1:
             raise ValueError(f"momentum={self.momentum}, but it must be below 1; 0.9 is usual.")
+        self._refuse_evaluation_sets()
+        self._refuse_what_is_not_here()
+        if self.micro_batch_size is not None:
+            self._refuse_micro_batches(self.micro_batch_size)
+        self.method.refuse(
+            counts=tuple(group.count for group in self.groups),
+            sizes=tuple(group.size for group in self.groups),
+            batch_size=self.batch_size,
+        )
+
+    def _refuse_numbers(self) -> None:
+        for each in fields(self):
+            name, value, rule = each.name, getattr(self, each.name), each.metadata
+            if value is None and "None" not in str(each.type):  # YAML's null passes for any type
+                raise ValueError(f"{name}=null, but it needs a value; without, leave it out.")
+            if value is not None and rule["above"] is not None and value <= rule["above"]:
+                raise ValueError(f"{name}={value}, but it must be above {rule['above']}.")
+            if value is not None and rule["at_least"] is not None and value < rule["at_least"]:
+                raise ValueError(f"{name}={value}, but it must not be negative.")
+
+    def _refuse_evaluation_sets(self) -> None:
         if self.evaluation_train is not None and self.evaluation_test is None:
             raise ValueError(
                 f"evaluation_train={self.evaluation_train} is the k-NN bank, but there is nothing "
@@ -176,6 +192,8 @@ class Config:
                 f"evaluation_queries={self.evaluation_queries}, but evaluations begin with a "
                 "held-out set; give --evaluation_test too (the references will do)."
             )
+
+    def _refuse_what_is_not_here(self) -> None:
         for name in self.trackers:
             if importlib.util.find_spec(name) is None:  # Accelerate would say nothing
                 raise ValueError(
@@ -193,13 +211,6 @@ class Config:
             raise ValueError(
                 "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
             )
-        if self.micro_batch_size is not None:
-            self._refuse_micro_batches(self.micro_batch_size)
-        self.method.refuse(
-            counts=tuple(group.count for group in self.groups),
-            sizes=tuple(group.size for group in self.groups),
-            batch_size=self.batch_size,
-        )
 
     @property
     def groups(self) -> tuple[ViewGroup, ...]:
@@ -235,7 +246,7 @@ class Config:
             )
 
     def micro_batch_size_per_rank(self, world_size: int) -> int | None:
-        """Return samples of a micro-batch on each rank; none if the batch is not divided.
+        """Return samples of a micro-batch on each rank; None if the batch is not divided.
 
         Raises:
             ValueError: a micro-batch does not divide.
@@ -256,7 +267,7 @@ class Config:
         return self.device != "cpu" and gpu_available()
 
     def autocast(self) -> torch.dtype | None:
-        """Return the type that networks compute in under mixed precision, or none."""
+        """Return the type that networks compute in under mixed precision, or None."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision())
 
     def precision(self) -> Literal["no", "bf16", "fp16"]:

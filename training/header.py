@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from pipeline.loader import Loader
+from pipeline.profile import Profile
 from training.config import Config
+from training.data import Data, ShardSets
+from training.memory_forecast import MemoryForecast
+from training.processes import Processes
+from training.run import quarantine
+from training.run.checkpoint import Checkpoint
+from training.schedule import Schedule
 
 
 def header(
-    config: Config, loader: Loader, precision: str, total_steps: int, tuning_source: str
+    config: Config,
+    data: Data,
+    processes: Processes,
+    schedule: Schedule,
+    memory: MemoryForecast | None,
+    stages: Profile | None,
 ) -> dict[str, str]:
-    """Return {name: text} for `Monitor.header`."""
+    """Return {name: text} for `Monitor.header`.
+
+    Args:
+        config: of the run.
+        data: what it is trained on.
+        processes: which train.
+        schedule: how long.
+        memory: what a step is going to need, if that was asked for.
+        stages: what the stages of the pipeline cost, if that was measured.
+    """
+    loader, total_steps = data.loader, schedule.total_steps
+    length = f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = {total_steps:,} steps"
+    if config.max_seconds:
+        length += f", at most {config.max_seconds:g} s"
+    rows = {"run": str(config.run)}
+    rows |= workload(config, loader, processes.precision, data.tuning_source)
+    rows["length"] = length
+    if memory is not None:
+        rows["memory"] = memory.describe()
+    if stages is not None:
+        rows["profile"] = str(stages)
+    return rows
+
+
+def workload(config: Config, loader: Loader, precision: str, tuning_source: str) -> dict[str, str]:
+    """Return {name: text} of a step and its input: what `python -m tools.bench` measures, too.
+
+    Args:
+        config: which views, batch and method.
+        loader: of the training set.
+        precision: of the networks: no, bf16 or fp16.
+        tuning_source: where the settings of the pipeline come from, in words.
+    """
     manifest, world_size, device = loader.shard_set.manifest, loader.world_size, loader.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     if device.type == "cpu":
@@ -29,7 +75,6 @@ def header(
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     objective = getattr(config.method, "objective", None)
     return {
-        "run": str(config.run),
         "device": f"{ranks} on {where}, precision {'float32' if precision == 'no' else precision}",
         "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
         f"{len(manifest.shards)} shards, {config.shards}",
@@ -41,7 +86,29 @@ def header(
         f"{config.batch_size * V:,} embeddings ranked",
         "method": f"{type(config.method).__name__}, {type(encoder).__name__} of {millions:.1f} M "
         f"parameters" + (f", {objective}" if objective is not None else ""),
-        "length": f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = "
-        f"{total_steps:,} steps"
-        + (f", at most {config.max_seconds:g} s" if config.max_seconds else ""),
     }
+
+
+def news(
+    config: Config, sets: ShardSets, data: Data, saved: Checkpoint | None, unheard: list[str]
+) -> Iterator[str]:
+    """Yield what else is to be said before the first step of a run that goes on.
+
+    Args:
+        config: of the run.
+        sets: its shard sets.
+        data: its loader.
+        saved: what it continues from.
+        unheard: which processes ended without a word before.
+    """
+    if saved is not None:
+        yield f"continuing from step {saved.step:,}: {saved.root}"
+    yield from unheard
+    if sets.left_out:
+        yield f"without the {sets.left_out} samples in {config.run / quarantine.NAME}"
+    if data.reshaped:
+        yield (
+            f"with other batches: epoch {data.since.epoch} begins again, of "
+            f"{len(data.loader):,} steps of {config.batch_size} samples; its samples so far are "
+            "seen again"
+        )

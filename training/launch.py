@@ -27,7 +27,7 @@ def check_processes(world_size: int) -> None:
     Raises:
         ValueError: fewer processes than were asked for.
     """
-    asked = _asked_processes(_command_line(os.getppid()))
+    asked = _asked_processes(_command_line(os.getppid())) if launched() else 1
     if asked > world_size == 1:
         raise ValueError(
             f"the launcher was asked for {asked} processes but started one: with --cpu Accelerate "

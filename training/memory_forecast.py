@@ -35,6 +35,7 @@ from model.method.method import large
 from model.objective import Objective
 from pipeline.loader import Loader
 from training.config import Config
+from training.processes import Processes
 
 GIB = 2**30
 # Left alone: kernels' scratch, libraries' own, gaps between tensors. On the CPU training took 0.2
@@ -74,6 +75,33 @@ class MemoryForecast:
         )
         line = f"{parts} = {_gib(self.total)} of {_gib(self.capacity)} GiB"
         return line + (f"; a step's own is not known ({self.unknown})" if self.unknown else "")
+
+
+def check(
+    config: Config, method: Method, loader: Loader, processes: Processes
+) -> MemoryForecast | None:
+    """Return what this rank will need; None if the configuration does not ask for it.
+
+    Args:
+        config: of the run.
+        method: on its device, not wrapped.
+        loader: whose batches are trained on.
+        processes: of the run.
+
+    Raises:
+        ValueError: the batch will not fit; with the largest that does.
+    """
+    if not config.check_memory:
+        return None
+    foretell = partial(forecast, config, method, loader, ranks_here=processes.on_this_machine)
+    found = foretell()
+    refuse(
+        found,
+        lambda size: foretell(batch_size_per_rank=size),
+        batch_size=config.batch_size,
+        world_size=processes.world_size,
+    )
+    return found
 
 
 def forecast(
@@ -119,26 +147,26 @@ def forecast(
 
 
 def refuse(
-    budget: MemoryForecast, at: Callable[[int], MemoryForecast], *, batch_size: int, world_size: int
+    found: MemoryForecast, at: Callable[[int], MemoryForecast], *, batch_size: int, world_size: int
 ) -> None:
     """Refuse a batch that will not fit.
 
     Args:
-        budget: of this batch.
-        at: the budget of another number of samples on each rank.
+        found: the forecast of this batch.
+        at: the forecast of another number of samples on each rank.
         batch_size: samples a step over all ranks.
         world_size: number of ranks.
 
     Raises:
         ValueError: what is needed, what there is, and the largest batch that fits.
     """
-    if budget.total <= budget.usable:
+    if found.total <= found.usable:
         return
     smallest = 1 if world_size > 1 else 2  # samples are compared with others
     fitting, too_large = smallest - 1, batch_size // world_size
     while too_large - fitting > 1:
         middle = (fitting + too_large) // 2
-        if at(middle).total <= budget.usable:  # not what has become free or was taken meanwhile
+        if at(middle).total <= found.usable:  # not what has become free or was taken meanwhile
             fitting = middle
         else:
             too_large = middle
@@ -151,8 +179,8 @@ def refuse(
         )
     ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
     raise ValueError(
-        f"batch_size={batch_size} needs more memory{ranks} than there is: {budget.describe()}, "
-        f"of which {_gib(budget.usable)} can be planned with. {remedy} --no_check_memory tries it."
+        f"batch_size={batch_size} needs more memory{ranks} than there is: {found.describe()}, "
+        f"of which {_gib(found.usable)} can be planned with. {remedy} --no_check_memory tries it."
     )
 
 

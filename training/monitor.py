@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shards import durable
+from training.processes import Processes
+from training.settings import Settings
 from training.stream import Lasting
 
 METRICS = "metrics.jsonl"
@@ -127,6 +129,23 @@ class Monitor:
                 sys.stderr.write(f"warning: {self._path}: {error}; records wait for its disk\n")
         else:
             self._unwritten.clear()
+
+
+def open_monitor(
+    settings: Settings, processes: Processes, *, step: int, total_steps: int
+) -> Monitor:
+    """Return the monitor of a run, and begin with the trackers that it names.
+
+    Args:
+        settings: of the run; the trackers show all of them.
+        processes: of which the first one speaks.
+        step: where the run starts.
+        total_steps: where it ends.
+    """
+    if settings.config.trackers:
+        flat = {name: str(value) for name, value in settings.flat().items()}
+        processes.accelerator.init_trackers("viewrank", config=flat)
+    return Monitor(settings.config.run, main=processes.first, step=step, total_steps=total_steps)
 
 
 def describe(record: Record) -> str:

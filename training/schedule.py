@@ -1,8 +1,143 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""What happens at which step, as pure functions of it: nothing to save, nothing to restore.
+
+With `--reshape_data` a run goes on with another batch size, number of processes or shard set. The
+epoch that it was in begins again with the new batches, so that each of its samples is seen once,
+and steps are counted on:
+
+    steps    1 … 7            8 … 10       11 … 13
+    epochs   0 (5), 1 (2 of)  1 (3, again) 2 (3)
+                              └ EpochStart(step=7, epoch=1)
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.config import Config
+
+
+@dataclass(frozen=True)
+class EpochStart:
+    """The step, and the epoch that began with it, from which on batches are as they are now."""
+
+    step: int = 0
+    epoch: int = 0
+
+    def epoch_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return how many epochs are done after so many steps."""
+        return self.epoch + (step - self.step) / steps_per_epoch
+
+    def seed(self, seed: int) -> int:
+        """Return the loader's seed: an epoch that begins again makes other views."""
+        return seed + 1_000_003 * self.step
+
+    def total_steps(self, *, steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+        """Return the length of the run.
+
+        Args:
+            steps: what the configuration says, or
+            epochs: what it says instead.
+            steps_per_epoch: of the present batches.
+        """
+        if steps is not None:
+            return steps
+        assert epochs is not None
+        return self.step + max(1, round((epochs - self.epoch) * steps_per_epoch))
+
+
+def reshaped(step: int, loader: Mapping[str, Any]) -> EpochStart:
+    """Return where the epoch began of a run that goes on with other batches.
+
+    Args:
+        step: number of updates done.
+        loader: the state of the loader then.
+    """
+    per_epoch = loader["samples"] // (loader["world_size"] * loader["batch_size_per_rank"])
+    done = loader["step"] == per_epoch  # else its first samples are seen again
+    return EpochStart(step=step, epoch=loader["epoch"] + done)
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    record: bool
+    evaluation: bool
+    save: bool
+    last: bool
+
+
+class Schedule:
+    """Length, learning rate and appointments of a run.
+
+    Args:
+        config: of the run, which speaks in epochs or steps.
+        since: from which step on batches are what they are now.
+        steps_per_epoch: of these batches.
+
+    Raises:
+        ValueError: the warm-up is as long as the run.
+    """
+
+    def __init__(self, config: Config, since: EpochStart, *, steps_per_epoch: int) -> None:
+        self._config, self._since, self._steps_per_epoch = config, since, steps_per_epoch
+        self.total_steps = since.total_steps(
+            steps=config.steps, epochs=config.epochs, steps_per_epoch=steps_per_epoch
+        )
+        self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but the "
+                f"run has {self.total_steps}; the learning rate would never reach its peak. "
+                "Shorten the warm-up."
+            )
+        every = config.evaluate_every
+        self._evaluate_steps = max(1, round(every * steps_per_epoch)) if every else 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, 0 for the first one."""
+        return learning_rate(
+            step,
+            peak=self._config.learning_rate,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+        )
+
+    def progress(self, steps: int) -> float:
+        """Return which part of the run is done after so many steps, 0 to 1."""
+        return steps / self.total_steps
+
+    def epoch_at(self, steps: int) -> float:
+        """Return how many epochs are done after so many steps."""
+        return self._since.epoch_at(steps, self._steps_per_epoch)
+
+    def out_of_time(self, seconds: float) -> bool:
+        """Whether so much training time is all that the run may have."""
+        limit = self._config.max_seconds
+        return limit is not None and seconds >= limit
+
+    def seconds_left(self, step: int, *, seconds: float, seconds_per_step: float) -> float:
+        """Return how long training is going to take yet, after a step and so much training time."""
+        left = (self.total_steps - step) * seconds_per_step
+        if self._config.max_seconds is not None:
+            left = max(0.0, min(left, self._config.max_seconds - seconds))
+        return left
+
+    def due(self, step: int, *, leaving: bool) -> Due:
+        """Return what is to be done after so many steps.
+
+        Args:
+            step: number of updates done.
+            leaving: whether this is the last one for another reason than its number.
+        """
+        last = leaving or step == self.total_steps
+        save = last or step % self._config.checkpoint_every == 0
+        evaluation = not last and self._evaluate_steps > 0 and step % self._evaluate_steps == 0
+        record = save or evaluation or step % self._config.log_every == 0
+        return Due(record=record, evaluation=evaluation, save=save, last=last)
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:

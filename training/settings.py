@@ -18,30 +18,11 @@ from model.encoder import Encoder
 from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
+from pipeline.setting import Resume, settings_of
 from training.config import Config
 
-# What may change when a run is continued: it moves no sample and no gradient.
-RESUMABLE = {
-    *("log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "hang_seconds"),
-    *("max_skipped_steps", "max_bad_samples", "reshape_data"),
-    *("max_seconds", "trackers", "run"),
-    *("evaluate_every", "evaluation_train", "evaluation_test", "check_shards", "self_check"),
-    *("profile_seconds", "check_memory", "evaluation_queries", "evaluation_references"),
-    *("evaluation_neighbours", "evaluation_temperature"),
-    *("tuned", "tuning.threads", "tuning.prefetch", "tuning.minibatch"),
-}
-
-# And with --reshape_data also what does.
-RESHAPABLE = {"batch_size", "micro_batch_size", "shards", "shuffle_buffer"}
-RESHAPABLE |= {"tuning.finish", "tuning.decode"}
-
-SWITCHES = {
-    "self_check",
-    "check_shards",
-    "check_memory",
-    "compile",
-    "sync_batch_norm",
-}  # --no_X is --X false
+RULES = settings_of(Config)
+"""What each setting, dotted, says of itself: see `pipeline.setting`."""
 
 # As plain values, because instances as defaults cannot be written to the run's config.yaml.
 DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
@@ -103,13 +84,18 @@ class Settings:
     def changed(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, in which a run cannot be continued with this configuration."""
         mine, theirs = _flat(self.resolved), _flat(other)
-        free = RESUMABLE | RESHAPABLE if self.config.reshape_data else RESUMABLE
-        names = [name for name in {**theirs, **mine} if not {name, name.split(".")[0]} & free]
+        free = ("free", "reshaped") if self.config.reshape_data else ("free",)
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
-            for name in names
-            if mine.get(name) != theirs.get(name, _default(name))
+            for name in {**theirs, **mine}
+            if resume_rule(name) not in free and mine.get(name) != theirs.get(name, _default(name))
         ]
+
+
+def resume_rule(name: str) -> Resume:
+    """Return whether a run may go on with another value of a setting, dotted; see `rules`."""
+    rule = RULES.get(name) or RULES.get(name.split(".")[0])
+    return rule["resume"] if rule else "same"
 
 
 def parse(
@@ -126,9 +112,8 @@ def parse(
     """
     command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = [
-        f"--{a[5:]}=false" if a.startswith("--no_") and a[5:] in SWITCHES else a for a in arguments
-    ]
+    switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
+    arguments = [switches.get(word, word) for word in arguments]
     try:
         namespace = command_line.parse_args(arguments)
         if (chosen := _classes(namespace)) != DEFAULT_CLASSES:

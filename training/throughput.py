@@ -27,7 +27,7 @@ from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
 from training.config import Config
-from training.figures import utilization
+from training.device_use import utilization
 from training.settings import Settings, parse, parser
 from training.step import Step
 from training.surroundings import surroundings

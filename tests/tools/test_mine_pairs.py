@@ -53,7 +53,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
         checkpoint.write_part(run, 0, name, state_file.pieces(part))
     checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
-    run_folder.export(run, method.encoder, {"size": 24, "step": 0})
+    run_folder.export(run, method.encoder, size=24, step=0)
     return run
 
 

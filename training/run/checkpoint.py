@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from shards import durable
-from training.course import Course
 from training.run import state_file
+from training.schedule import EpochStart
 
 FOLDER = "checkpoints"
 RECORD = "checkpoint.json"
@@ -50,8 +50,8 @@ class Checkpoint:
     world_size: int
     machine: str
     """Device and precision, such as "cpu, bf16": another one would round differently."""
-    course: Course = field(default_factory=Course)
-    """Since when batches are as they were."""
+    since: EpochStart = field(default_factory=EpochStart)
+    """Where the epoch began from which on batches were as they are in this checkpoint."""
 
     def method(self) -> dict[str, Tensor]:
         """Return the method's state, on the CPU."""
@@ -103,7 +103,7 @@ def write_part(run: Path, step: int, name: str, pieces: Sequence[bytes | memoryv
 
 
 def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
-    """Make the checkpoint of which all processes have written their parts one that is found.
+    """Make the checkpoint of which all processes have written their parts one that `newest` finds.
 
     Args:
         run: the run's folder.
@@ -133,14 +133,14 @@ def commit(run: Path, step: int, facts: dict[str, Any]) -> None:
 
 
 def drop_old(run: Path, *, step: int, keep: int, keep_every: int) -> None:
-    """Remove all checkpoints but the newest, and those of every so manyth step.
+    """Remove all checkpoints but the newest, and those of every N-th step.
 
     Args:
         run: the run's folder.
         step: of the newest. What the folder has of later ones was damaged when the run was
             continued, and counts for nothing; it is replaced when its step comes.
         keep: how many of the newest stay.
-        keep_every: those of steps that this divides stay too; 0, no others.
+        keep_every: N; the checkpoints of its multiples stay too. 0: no others.
 
     Raises:
         OSError: the disk refused.
@@ -177,8 +177,8 @@ def newest(run: Path) -> Checkpoint | None:
             sys.stderr.write(f"warning: {error}\n")
     if found:
         raise ValueError(
-            f"none of the {len(found)} checkpoints in {run / FOLDER} is as it was written. Restore "
-            "one from a copy, or remove that folder to begin the run anew."
+            f"all {len(found)} checkpoints in {run / FOLDER} are damaged. Restore "
+            "one from a copy, or remove that folder to start the run again."
         )
     return None
 
@@ -192,13 +192,14 @@ def read(root: Path) -> Checkpoint:
     try:
         record = json.loads(durable.read(root / RECORD))
         hashes = record["sha256"]
+        since = record.get("epoch_start", record.get("course", {}))  # as it was called once
         checkpoint = Checkpoint(
             root=root,
             step=int(record["step"]),
             seconds=float(record["seconds"]),
             world_size=int(record["world_size"]),
             machine=str(record["machine"]),
-            course=Course(**{k: int(v) for k, v in record.get("course", {}).items()}),
+            since=EpochStart(**{k: int(v) for k, v in since.items()}),
         )
         expected = {METHOD, OPTIMIZER, *map(rank_file, range(checkpoint.world_size))}
         if missing := expected - set(hashes):

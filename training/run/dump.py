@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.loader import Batch
 from shards import durable
+from training.processes import Processes
 from training.run import state_file
 
 FOLDER = "dumps"
@@ -71,29 +72,28 @@ def write(
 
 
 def given_up(
-    run: Path,
-    *,
-    in_a_row: int,
-    step: int,
-    rank: int,
-    world_size: int,
-    method: nn.Module,
-    batch: Batch,
+    run: Path, processes: Processes, method: nn.Module, batch: Batch, *, step: int, in_a_row: int
 ) -> ValueError:
     """Write the last of several bad steps, and return the error that ends the run.
 
     Args:
         run: the run's folder.
-        in_a_row: how many steps changed nothing.
-        step: number of updates, these included.
-        rank: this process.
-        world_size: number of processes.
+        processes: of the run.
         method: what is trained.
         batch: of the last step.
+        step: number of updates, the bad ones included.
+        in_a_row: how many of the last steps changed nothing.
     """
-    found = {"step": step - 1, "rank": rank, "world_size": world_size, "method": method}
     try:
-        path = write(run, views=batch.views, id_B=batch.id_B, **found)
+        path = write(
+            run,
+            step=step - 1,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            method=method,
+            views=batch.views,
+            id_B=batch.id_B,
+        )
         look = f"Look at it with python -m tools.replay {path}."
     except OSError as error:
         look = f"It could not be dumped ({error})."

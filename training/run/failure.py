@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import socket
 import sys
@@ -30,30 +31,34 @@ NAME = "failure.json"
 RANKS = "ranks"
 SEARCH = "search for what cannot be read"
 """The phase in which a rank reads all of the shard set."""
-# A log that is longer begins anew, once: the last lines are what is wanted.
+# A longer log is cut to its last lines, once, when a run starts: they are what is wanted.
 _LOG_BYTES = 1 << 20
 _LINES = 50
 
 
 @dataclass
 class Phase:
-    """Where a run is, for those who watch it from outside the step loop."""
+    """What a run is doing, for those who watch it from outside the step loop."""
 
     prepared: bool = False
     """Whether the run's folder is this run's; before, there is nothing to leave a word in."""
     earlier: tuple[int, int] | None = None
-    """Which word was there before this process began; see `_identity`."""
+    """Which failure.json was there before this process began; see `_identity`."""
     step: int = 0
     """Number of updates done."""
-    phase: str = "start"
+    name: str = "start"
     patience: float = 10.0
     """How many times longer than others this phase may take."""
     since: float = field(default_factory=time.monotonic)
 
-    def enter(self, phase: str, *, step: int | None = None, patience: float = 1.0) -> None:
+    def enter(self, name: str, *, step: int | None = None, patience: float = 1.0) -> None:
         """Say what is done now."""
         self.step = self.step if step is None else step
-        self.phase, self.patience, self.since = phase, patience, time.monotonic()
+        self.name, self.patience, self.since = name, patience, time.monotonic()
+
+    def search(self) -> None:
+        """Say that all of the shard set is read; the other ranks wait for that."""
+        self.enter(SEARCH, patience=math.inf)
 
 
 @contextmanager
@@ -64,12 +69,12 @@ def reported(run: Path, *, rank: int) -> Iterator[Phase]:
         run: the run's folder.
         rank: this process.
     """
-    place = Phase(earlier=_identity(run / NAME))
+    phase = Phase(earlier=_identity(run / NAME))
     try:
-        yield place
+        yield phase
     except (Exception, KeyboardInterrupt) as error:
-        if place.prepared:
-            write_error(run, error, place, rank=rank)
+        if phase.prepared:
+            write_error(run, error, phase, rank=rank)
         raise
 
 
@@ -128,7 +133,7 @@ def keep_stderr(run: Path, rank: int) -> None:
 
 
 def write(
-    run: Path, place: Phase, *, what: str, where: str, rank: int, remedy: str, **more: Any
+    run: Path, phase: Phase, *, what: str, where: str, rank: int, remedy: str, **more: Any
 ) -> None:
     """Say why the run ended, unless the folder cannot be written, or another rank has said it.
 
@@ -136,16 +141,16 @@ def write(
 
     Args:
         run: the run's folder.
-        place: where this process was.
+        phase: what this process was doing.
         what: what happened, in a sentence.
-        where: the place in the code, or the phase of the step.
+        where: the line of code, or the phase of the step.
         rank: the process that found it.
         remedy: what to do.
         more: what else may help.
     """
-    if _identity(run / NAME) not in (None, place.earlier):
+    if _identity(run / NAME) not in (None, phase.earlier):
         return
-    record = {"what": what, "where": where, "rank": rank, "step": place.step, "remedy": remedy}
+    record = {"what": what, "where": where, "rank": rank, "step": phase.step, "remedy": remedy}
     record |= {"time": _now(), "host": socket.gethostname(), "process": os.getpid(), **more}
     record["logs"] = {path.name: _tail(path) for path in sorted((run / RANKS).glob("rank-*.log"))}
     try:
@@ -154,12 +159,12 @@ def write(
         sys.stderr.write(f"warning: {run / NAME} could not be written: {error}\n")
 
 
-def write_error(run: Path, error: BaseException, place: Phase, *, rank: int) -> None:
+def write_error(run: Path, error: BaseException, phase: Phase, *, rank: int) -> None:
     """Say that an exception ended the run; see `write`."""
     frames = traceback.extract_tb(error.__traceback__)
     write(
         run,
-        place,
+        phase,
         what=f"{type(error).__name__}: {error}",
         where=f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "",
         rank=rank,

@@ -4,7 +4,7 @@
     RUN/quarantine/rank-0/   indexes without them
 
 A rank that meets such a sample writes it down and ends; started again, by itself, by the launcher
-or by a person, all ranks leave it out and go on from the last checkpoint, the epoch begun anew.
+or by a person, all ranks leave it out and go on from the last checkpoint; the epoch begins again.
 """
 
 from __future__ import annotations

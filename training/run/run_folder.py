@@ -27,9 +27,11 @@ import yaml
 from torch import Tensor
 
 from model.encoder import Encoder
+from pipeline.finish import MEAN, STD
 from shards import durable
+from training.run import state_file
 from training.run.checkpoint import Checkpoint, exists
-from training.settings import RESHAPABLE, Settings
+from training.settings import Settings, resume_rule
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"
@@ -49,8 +51,8 @@ def check(run: Path, settings: Settings) -> None:
     if (run / CONFIG).exists():
         changed = settings.changed(read_config(run))
         if changed and exists(run):  # without a checkpoint there is nothing to lose
-            reshapable = all(line.partition(":")[0] in RESHAPABLE for line in changed)
-            more = " --reshape_data true goes on with these, the epoch begun anew."
+            reshapable = all(resume_rule(line.partition(":")[0]) == "reshaped" for line in changed)
+            more = " --reshape_data true goes on with these, the epoch begins again."
             raise ValueError(
                 f"{run} holds a run with another configuration ({'; '.join(changed)}). Give "
                 "another --run for a new run, or the old settings to continue this one."
@@ -139,17 +141,25 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def check_continues(saved: Checkpoint, world_size: int, machine: str) -> None:
+def check_continues(
+    saved: Checkpoint, *, world_size: int, machine: str, reshaped: bool = False
+) -> None:
     """Refuse to continue with another number of processes, or with other arithmetic.
+
+    Args:
+        saved: what the run continues from.
+        world_size: number of processes.
+        machine: device and precision; see `Processes.machine`.
+        reshaped: whether the batches are other ones, and so may be the number of processes.
 
     Raises:
         ValueError: what differs.
     """
-    if saved.world_size != world_size:
+    if saved.world_size != world_size and not reshaped:
         raise ValueError(
             f"{saved.root} was saved by {saved.world_size} processes, this run has {world_size}: "
             f"each process continues its own part of the samples. Launch {saved.world_size}, or "
-            "set --reshape_data true to begin the epoch anew."
+            "set --reshape_data true to begin the epoch again."
         )
     if saved.machine != machine:
         raise ValueError(
@@ -158,23 +168,24 @@ def check_continues(saved: Checkpoint, world_size: int, machine: str) -> None:
         )
 
 
-def export(run: Path, encoder: Encoder, facts: dict[str, Any]) -> Path:
-    """Write the encoder's weights for use elsewhere; returns the path.
+def export(run: Path, encoder: Encoder, *, size: int, step: int) -> None:
+    """Write the encoder's weights for use elsewhere.
+
+    The file's metadata say for which pixels: size, mean and std, and after how many steps.
 
     Args:
         run: the run's folder.
         encoder: its `network` is exported without that prefix, so that a torchvision model takes
-            the weights as they are (`strict=False`, for it has a classifier besides).
-        facts: written into the file's metadata.
+            the weights as they are (`strict=False`, because it has a classifier too).
+        size: height and width of the views that it was trained on, in pixels.
+        step: number of updates done.
     """
     tensors = {
-        name.removeprefix("network."): tensor.contiguous()
-        for name, tensor in encoder.state_dict().items()
+        name.removeprefix("network."): tensor for name, tensor in encoder.state_dict().items()
     }
-    path = run / ENCODER
+    facts = {"size": size, "mean": MEAN, "std": STD, "step": step}
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    durable.replace(path, [safetensors.torch.save(tensors, metadata=metadata)])
-    return path
+    durable.replace(run / ENCODER, state_file.safetensors_file(tensors, metadata))
 
 
 def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,6 +7,7 @@ of any plain kind, lists and tuples; the leaves are tensors, numbers, strings, b
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -30,11 +31,22 @@ def pieces(tree: Any) -> list[memoryview]:
         TypeError: it holds something that is neither a tensor nor plain.
     """
     tensors: dict[str, Tensor] = {}
-    header: dict[str, Any] = {"__metadata__": {_TREE: json.dumps(_describe(tree, "", tensors))}}
+    described = json.dumps(_describe(tree, "", tensors))
+    return safetensors_file(tensors, {_TREE: described})
+
+
+def safetensors_file(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> list[memoryview]:
+    """Return tensors as a safetensors file, piece by piece; the same ones give the same bytes.
+
+    safetensors' own writer puts the metadata in another order each time.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     found, end = [], 0
     # The widest first, so that each begins at a multiple of its own width.
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
-        piece = tensor.cpu().reshape(-1).view(torch.uint8).numpy().data
+        piece = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
         begin, end = end, end + piece.nbytes
         header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape)}
         header[name]["data_offsets"] = [begin, end]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-TIME = 1  # among signals' numbers: 1, SIGHUP, is none that is caught here
+TIME = 1  # beside signals' numbers: 1 is SIGHUP, which is not caught here
 
 
 class Stop:
@@ -27,6 +28,11 @@ class Stop:
             out_of_time: the time limit is over, by the one clock that counts.
         """
         return self._signal or (TIME if out_of_time else 0)
+
+    def farewell(self, number: int, step: int, run: Path) -> str:
+        """Return what to tell people after a signal: what was saved, and how to go on."""
+        name = signal.Signals(number).name
+        return f"{name}: saved step {step:,} in {run}; the same command continues it"
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:

@@ -33,21 +33,21 @@ _PATIENCE = 10.0  # seconds for the last word, which a disk that has gone never 
 class Watchdog:
     """Watches a run from its start to its end; used as a context around it.
 
-    Before the run's folder is this run's (`Place.prepared`) nothing is read or written there: a
+    Before the run's folder is this run's (`Phase.prepared`) nothing is read or written there: a
     process that waits for the others then speaks for itself alone.
 
     Args:
         run: the run's folder, which all ranks see.
-        place: where this process is.
+        phase: what this process is doing.
         rank: this process.
         world_size: number of processes.
         limit: seconds that a phase of a step may take; 0, for ever.
     """
 
     def __init__(
-        self, run: Path, place: failure.Phase, *, rank: int, world_size: int, limit: float
+        self, run: Path, phase: failure.Phase, *, rank: int, world_size: int, limit: float
     ) -> None:
-        self._run, self._place = run, place
+        self._run, self._phase = run, phase
         self._rank, self._world_size, self._limit = rank, world_size, limit
         self._period = min(_PERIOD, limit / 4) if limit else _PERIOD
         self._seen: dict[int, tuple[str, float]] = {}  # what a rank wrote last, and since when
@@ -70,7 +70,7 @@ class Watchdog:
         traceback: TracebackType | None,
     ) -> None:
         self._end.set()
-        if not self._place.prepared:
+        if not self._phase.prepared:
             return
         if self._beating.is_alive():  # what it writes last would tell of a process that was killed
             self._beating.join(_PATIENCE)
@@ -82,23 +82,23 @@ class Watchdog:
         while not self._end.wait(self._period):
             now = time.monotonic()
             # Of a process that was stopped and goes on (Ctrl-Z, a suspended job) no time went by.
-            self._place.since += max(0.0, now - before - 2 * self._period)
+            self._phase.since += max(0.0, now - before - 2 * self._period)
             before = now
             if self._waits_for_a_search():
-                self._place.since = now
-            elif now - self._place.since > self._limit * self._place.patience:
+                self._phase.since = now
+            elif now - self._phase.since > self._limit * self._phase.patience:
                 self._give_up()
 
     def _beat(self) -> None:
         beats = 0
         while not self._end.wait(self._period):
             beats += 1
-            if self._place.prepared:
+            if self._phase.prepared:
                 self._tell(beats)
                 self._look()
 
     def _tell(self, beats: int) -> None:
-        told = {"beat": beats, "step": self._place.step, "phase": self._place.phase}
+        told = {"beat": beats, "step": self._phase.step, "phase": self._phase.name}
         told |= {"process": os.getpid(), "host": socket.gethostname()}
         path = self._path(self._rank)
         try:
@@ -139,12 +139,12 @@ class Watchdog:
             os._exit(AGAIN)
 
     def _report(self) -> None:
-        what, place = self._culprit(), self._place
-        more = f"; see {self._run / failure.NAME}" if place.prepared else ""
+        what, phase = self._culprit(), self._phase
+        more = f"; see {self._run / failure.NAME}" if phase.prepared else ""
         with suppress(OSError, ValueError):
             sys.stderr.write(f"error: {what}{more}\n")
             sys.stderr.flush()
-        if not place.prepared:
+        if not phase.prepared:
             return
         with suppress(OSError), failure.log_path(self._run, self._rank).open("a") as log:
             log.write(f"the threads of rank {self._rank}:\n")
@@ -152,10 +152,10 @@ class Watchdog:
             faulthandler.dump_traceback(log, all_threads=True)
         failure.write(
             self._run,
-            place,
+            phase,
             what=what,
-            where=f"rank {self._rank} has been in {place.phase!r} for "
-            f"{time.monotonic() - place.since:.0f} s",
+            where=f"rank {self._rank} has been in {phase.name!r} for "
+            f"{time.monotonic() - phase.since:.0f} s",
             rank=self._rank,
             remedy="look at that process and its host; the same command, or the launcher with "
             "--max_restarts, continues from the last checkpoint. If steps are meant to take that "
@@ -170,16 +170,16 @@ class Watchdog:
         silent, behind = [], []
         for rank, (told, since) in sorted(self._seen.items()):
             found = _read(told)
-            place = f"rank {rank} (process {found.get('process')} on {found.get('host')})"
+            who = f"rank {rank} (process {found.get('process')} on {found.get('host')})"
             if not self._lives(since):
-                silent.append(f"{place} has stopped or lost its disk, at step {found.get('step')}")
+                silent.append(f"{who} has stopped or lost its disk, at step {found.get('step')}")
             elif rank != self._rank:
-                behind.append((found.get("step", 0), f"{place} is in {found.get('phase')!r}"))
+                behind.append((found.get("step", 0), f"{who} is in {found.get('phase')!r}"))
         if silent:
             return "; ".join(silent)
-        least = min((step for step, _ in behind), default=self._place.step)
-        if least > self._place.step or not behind:
-            return f"rank {self._rank} hangs in {self._place.phase!r} at step {self._place.step}"
+        least = min((step for step, _ in behind), default=self._phase.step)
+        if least > self._phase.step or not behind:
+            return f"rank {self._rank} hangs in {self._phase.name!r} at step {self._phase.step}"
         latest = ", ".join(text for step, text in behind if step == least)
         return f"no step since {least}: {latest}"
 

@@ -10,6 +10,7 @@ the next checkpoint tries again. Only the last one of a run, or of a stop, must 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
@@ -49,7 +50,7 @@ class Writer:
         self._defect: Exception | None = None
 
     def save(
-        self, *, step: int, seconds: float, parts: Mapping[str, Any], agreement: Agreement
+        self, step: int, seconds: float, parts: Mapping[str, Any], agreement: Agreement
     ) -> None:
         """Copy the parts of this process, and start to write them.
 
@@ -107,6 +108,20 @@ class Writer:
             self._news = self.heed(told[1:])
             self._wait()
         return agreement.agree([self._committed, 0, 0])[0]  # rank 0 knows
+
+    def finish(self, step: int, agreement: Agreement) -> None:
+        """Wait for the last checkpoint. Every rank calls this at the same step.
+
+        Raises:
+            OSError: it could not be saved.
+        """
+        if self.settle(agreement) != step:
+            raise OSError(
+                errno.EIO,
+                f"step {step:,} could not be saved; earlier checkpoints are untouched. "
+                "Free space and run the same command again",
+                str(self._run),
+            )
 
     def _write(self, step: int, copies: dict[str, Any], copied: torch.cuda.Event | None) -> None:
         try:

@@ -60,7 +60,7 @@ def test_damage_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert newest is not None and newest.step == 1
     assert "00000002 is damaged (method.safetensors is not what" in capsys.readouterr().err
     damage(tmp_path / "checkpoints/00000001/rank-0.safetensors")
-    with pytest.raises(ValueError, match=r"none of the 2 checkpoints.*remove that folder"):
+    with pytest.raises(ValueError, match=r"all 2 checkpoints.*are damaged.*remove that folder"):
         checkpoint.newest(tmp_path)
 
 

@@ -78,9 +78,9 @@ def test_other_processes_and_other_arithmetic_do_not_continue(
     world_size: int, machine: str, words: str
 ) -> None:
     saved = Checkpoint(root=Path("c"), step=1, seconds=1, world_size=1, machine="cpu, bf16")
-    run_folder.check_continues(saved, 1, "cpu, bf16")
+    run_folder.check_continues(saved, world_size=1, machine="cpu, bf16")
     with pytest.raises(ValueError, match=words):
-        run_folder.check_continues(saved, world_size, machine)
+        run_folder.check_continues(saved, world_size=world_size, machine=machine)
 
 
 @pytest.mark.parametrize("name", [run_folder.CONFIG, run_folder.ENCODER])

@@ -1,26 +1,13 @@
-"""What the machine and the other ranks have to say for a record; each waits for the device."""
+"""How much of a device a run uses; each of these waits for it."""
 
 from __future__ import annotations
 
 import resource
 from contextlib import suppress
-from typing import Any
 
 import torch
-from torch import Tensor
 
 GIB = 2**30
-
-
-def over_ranks(accelerator: Any, value: Tensor, reduction: str) -> float:
-    """Return the sum or mean of a scalar over all ranks.
-
-    Args:
-        accelerator: `accelerate.Accelerator`.
-        value: this rank's.
-        reduction: "sum" or "mean".
-    """
-    return accelerator.reduce(value, reduction=reduction).item()
 
 
 def memory_gib(device: torch.device) -> float:
@@ -35,5 +22,5 @@ def utilization(device: torch.device) -> dict[str, float]:
     """Return the share of the last second in which the GPU computed, where it can be asked."""
     if device.type == "cuda":
         with suppress(Exception):  # NVML has errors of its own, on MIG slices for one
-            return {"gpu_utilization": torch.cuda.utilization(device) / 100}
+            return {"gpuutilization": torch.cuda.utilization(device) / 100}
     return {}

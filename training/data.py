@@ -1,0 +1,160 @@
+"""Where a run's samples come from: its shard sets, and the loader that goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from evaluation.suite import Suite
+from pipeline.loader import Loader
+from pipeline.selfcheck import check_decoder, check_finish
+from pipeline.tuning import float_type
+from shards.layout import ShardSet, open_shards
+from training import machine_settings
+from training.config import Config
+from training.processes import Processes
+from training.run import quarantine
+from training.run.checkpoint import Checkpoint
+from training.run.failure import Phase
+from training.schedule import EpochStart, reshaped
+
+
+@dataclass(frozen=True)
+class ShardSets:
+    """The shard sets that a configuration names, opened."""
+
+    train: ShardSet
+    """Without the samples in quarantine."""
+    left_out: int
+    """How many samples are in quarantine."""
+    evaluation_test: ShardSet | None
+    evaluation_train: ShardSet | None
+    evaluation_queries: ShardSet | None
+    evaluation_references: ShardSet | None
+
+    @classmethod
+    def open(cls, config: Config, *, rank: int) -> ShardSets:
+        """Open them, and refuse what is missing or damaged, before any device is touched."""
+        whole = open_shards(config.shards)
+        train, left_out = quarantine.without(config.run, whole, rank=rank)
+        names = ("test", "train", "queries", "references")
+        locations = (getattr(config, f"evaluation_{name}") for name in names)
+        return cls(train, left_out, *(open_shards(each) if each else None for each in locations))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The loader of the training set, and since when its batches are what they are."""
+
+    loader: Loader
+    since: EpochStart
+    saved: dict[str, Any] | None
+    """What this process saved of its own in the checkpoint that it goes on from; else None."""
+    reshaped: bool
+    """Whether the batches are other ones than in the checkpoint, so that the epoch begins again."""
+    tuning_source: str
+    """Where the settings of the pipeline come from, in words."""
+
+
+def open_data(
+    config: Config,
+    sets: ShardSets,
+    saved: Checkpoint | None,
+    processes: Processes,
+    phase: Phase,
+) -> Data:
+    """Make the loader that goes on where a checkpoint was, or the first one of a run.
+
+    Args:
+        config: of the run.
+        sets: its shard sets.
+        saved: what the run continues from.
+        processes: its processes.
+        phase: is kept up to date while a loader looks for what cannot be read.
+    """
+    size = config.batch_size_per_rank(processes.world_size)
+    found = machine_settings.resolve(
+        config,
+        sets.train,
+        device=processes.device,
+        batch_size_per_rank=size,
+        ranks_per_node=processes.on_this_machine,
+        continued=saved is not None,
+    )
+    tuning, source = processes.from_first(*found)  # files may differ between machines
+    make = partial(
+        Loader,
+        sets.train,
+        config.groups,
+        batch_size_per_rank=size,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        device=processes.device,
+        dtype=float_type(processes.device, config.autocast()),
+        shuffle_buffer=config.shuffle_buffer,
+        tuning=tuning,
+        searching=phase.search,
+    )
+    if saved is None:
+        return Data(make(seed=config.seed), EpochStart(), None, False, source)
+    loader, since, own, begun_again = _continued(make, saved, config, sets, processes.rank)
+    return Data(loader, since, own, begun_again, source)
+
+
+def _continued(
+    make: Callable[..., Loader], saved: Checkpoint, config: Config, sets: ShardSets, rank: int
+) -> tuple[Loader, EpochStart, dict[str, Any], bool]:
+    since, own = saved.since, saved.rank(rank if rank < saved.world_size else 0)
+    loader = make(seed=since.seed(config.seed))
+    differences = loader.differences(own["loader"])
+    fewer = sets.left_out > 0 and differences.keys() <= {"samples", "manifest"}
+    begins_again = bool(differences) and (config.reshape_data or fewer)
+    if begins_again:
+        loader.close()
+        since = reshaped(saved.step, own["loader"])
+        loader = make(seed=since.seed(config.seed))
+    loader.epoch = since.epoch
+    return loader, since, own, begins_again
+
+
+def open_suite(config: Config, sets: ShardSets, data: Data, processes: Processes) -> Suite | None:
+    """Return what the run is evaluated with; None if it is not."""
+    if sets.evaluation_test is None:
+        return None
+    return Suite(
+        test=sets.evaluation_test,
+        train=sets.evaluation_train,
+        queries=sets.evaluation_queries,
+        references=sets.evaluation_references,
+        group=config.views,
+        device=processes.device,
+        autocast=config.autocast(),
+        rank=processes.rank,
+        world_size=processes.world_size,
+        tuning=data.loader.tuning,
+        neighbours=config.evaluation_neighbours,
+        temperature=config.evaluation_temperature,
+    )
+
+
+def check_device(
+    config: Config, sets: ShardSets, data: Data, *, say: Callable[[str], object]
+) -> None:
+    """Compare a GPU's decoder and kernel with the CPU's on one batch, if the configuration says so.
+
+    Args:
+        config: of the run.
+        sets: its shard sets.
+        data: whose pipeline settings are used.
+        say: is given what was found.
+
+    Raises:
+        ValueError: the pixels differ by more than decoders do.
+    """
+    loader = data.loader
+    if config.self_check and loader.device.type == "cuda":
+        say(check_decoder(sets.train, device=loader.device, tuning=loader.tuning))
+        if loader.tuning.finish == "fused":
+            check_finish(config.groups, device=loader.device, dtype=loader.dtype)

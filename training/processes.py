@@ -1,0 +1,98 @@
+"""Who takes part in a run, on which device, in which precision."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
+
+from pipeline.tuning import default_threads
+from training.config import Config
+from training.launch import meet_again
+from training.run.failure import Phase
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, which have met; and this one among them."""
+
+    accelerator: Accelerator
+    rank: int
+    world_size: int
+    on_this_machine: int
+    """How many of them run here."""
+    precision: str
+    """Of the networks: no, bf16 or fp16."""
+    timeout: timedelta
+    """How long one waits for another."""
+
+    @classmethod
+    def meet(cls, config: Config, phase: Phase) -> Processes:
+        """Wait for all processes that the launcher has started.
+
+        Args:
+            config: of the run.
+            phase: is kept up to date.
+        """
+        rank, world_size = rank_and_world_size()
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first product
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        # An evaluation may take longer than NCCL's ten minutes; the watchdog ends what hangs.
+        timeout = timedelta(days=1) if config.hang_seconds else timedelta(hours=1)
+        phase.enter("meeting of the ranks")
+        meet_again(cpu=not config.on_gpu, timeout=timeout)
+        precision = config.precision()
+        accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=precision,
+            log_with=list(config.trackers) or None,
+            project_dir=config.run,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timeout),
+                DistributedDataParallelKwargs(find_unused_parameters=config.method.trains_part),
+            ],
+        )
+        phase.enter("preparation", patience=10)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(default_threads(here))  # the launcher may have left just one
+        return cls(accelerator, rank, world_size, here, precision, timeout)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is rank 0, which writes and speaks for all."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """What this process computes on."""
+        return self.accelerator.device
+
+    @property
+    def machine(self) -> str:
+        """Device and precision, such as "cpu, bf16": another one would round differently."""
+        return f"{self.device.type}, {self.precision}"
+
+    def leave(self, code: int) -> NoReturn:
+        """End this process, after its trackers."""
+        self.accelerator.end_training()
+        sys.exit(code)
+
+    def from_first(self, *values: Any) -> Any:
+        """Return the values that rank 0 gives, on all ranks; one value alone, several as a list."""
+        given = list(values)
+        if self.world_size > 1:
+            given = broadcast_object_list(given)
+        return given[0] if len(values) == 1 else given
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return which process this is and of how many, as the launcher says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,143 @@
+"""What is said of a run while it trains: its records, its evaluations, and what looks wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation import geometry, retrieval
+from evaluation.suite import Suite
+from model.method import Output
+from shards.health.watch import Watch
+from training import allocator
+from training.bottleneck import Bottleneck
+from training.collapse import Collapse
+from training.config import Config
+from training.device_use import memory_gib, utilization
+from training.memory_pass import share_buffers
+from training.monitor import Monitor, records
+from training.processes import Processes
+from training.schedule import Schedule
+from training.step import Step
+from training.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorder:
+    """Makes the records of a run and hands them to its monitor and its trackers."""
+
+    config: Config
+    processes: Processes
+    schedule: Schedule
+    train_step: Step
+    suite: Suite | None
+    monitor: Monitor
+    stopwatch: Stopwatch
+    watch: Watch
+    bottleneck: Bottleneck
+    collapse: Collapse
+
+    def record(self, step: int, output: Output, *, skipped: int, in_a_row: int) -> None:
+        """Record a step; the host waits for the device.
+
+        Args:
+            step: number of updates done.
+            output: what the method has returned at it.
+            skipped: steps so far that changed nothing.
+            in_a_row: how many of them are the latest ones.
+        """
+        loader, config = self.bottleneck.loader, self.config
+        lap = self.stopwatch.lap(step=step, wait=loader.wait_seconds(), host=loader.host_seconds())
+        images_per_second = lap.steps * config.batch_size / lap.seconds
+        seconds, seconds_per_step = self.stopwatch.seconds, lap.seconds / lap.steps
+        figures: dict[str, float] = {
+            "epoch": round(self.schedule.epoch_at(step), 4),
+            "loss": self._over_ranks(output.loss.detach(), "mean"),
+            "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
+            "learning_rate": self.schedule.rate(step - 1),
+            "images_per_second": images_per_second,
+            "views_per_second": images_per_second * sum(group.count for group in config.groups),
+            "data_wait": lap.data_wait,
+            "loader_host": lap.loader_host,
+            "memory_gib": memory_gib(self.processes.device),
+            "seconds": seconds,
+            "seconds_left": self.schedule.seconds_left(
+                step, seconds=seconds, seconds_per_step=seconds_per_step
+            ),
+        }
+        variance, dimension = (value.item() for value in geometry.spread(output.z_VAD))
+        figures["batch_dimension"] = dimension
+        figures |= utilization(self.processes.device)
+        if skipped:
+            figures["skipped_steps"] = skipped
+        if in_a_row:
+            self.monitor.say(
+                f"step {step:,}: the gradient is not finite, so it changed nothing; {in_a_row} in "
+                f"a row, {skipped} in all; after {config.max_skipped_steps} in a row the run ends"
+            )
+        figures |= self._damage()
+        figures |= {name: value.item() for name, value in output.metrics.items()}
+        self.monitor.step({"step": step} | figures)
+        self.processes.accelerator.log(figures, step=step)
+        V, A, _ = output.z_VAD.shape
+        collapsed = self.collapse.update(
+            step,
+            batch_ap=figures["batch_ap"],
+            chance=retrieval.chance(views=V, samples=A),
+            variance=variance,
+            dimension=dimension,
+        )
+        bound = self.bottleneck.update(data_wait=lap.data_wait, step_seconds=seconds_per_step)
+        self.say(filter(None, (bound, collapsed)))
+
+    def evaluate(self, step: int, *, final: bool) -> None:
+        """Evaluate the encoder, if the run has sets for that; `final` adds the linear probe."""
+        if self.suite is None:
+            return
+        method = self.train_step.method
+        share_buffers(method)
+        with self.config.uncompiled():
+            figures = self.suite.run(method, probe=final)
+        allocator.give_back()
+        kind = "final" if final else "online"
+        self.monitor.evaluation({"step": step, "evaluation": kind} | figures)
+        self.processes.accelerator.log(figures, step=step)
+
+    def evaluate_at_end(self, step: int) -> None:
+        """Make the final evaluation, unless the run has it: it was cut off after that."""
+        if not any(_is_final(record, step) for record in records(self.config.run)):
+            self.evaluate(step, final=True)
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Show lines to people."""
+        for line in lines:
+            self.monitor.say(line)
+
+    def report_damage(self) -> None:
+        """Warn of shards that are not what was written: any rank, each looks at some of them."""
+        shard_set = self.bottleneck.loader.shard_set
+        for found in self.watch.news():
+            sys.stderr.write(
+                f"warning: {found}: what is trained on is not what was written; python -m "
+                f"tools.verify {shard_set.tar_place} --repair true\n"
+            )
+
+    def _damage(self) -> dict[str, float]:
+        self.report_damage()
+        found = torch.tensor(self.watch.found, device=self.processes.device)
+        damaged = self._over_ranks(found, "sum")
+        return {"damaged_files": damaged} if damaged else {}
+
+    def _over_ranks(self, value: Tensor, reduction: str) -> float:
+        """Return the sum or mean of a scalar over all ranks."""
+        reduced: Any = self.processes.accelerator.reduce(value, reduction=reduction)
+        return reduced.item()
+
+
+def _is_final(record: dict[str, Any], step: int) -> bool:
+    return record["step"] == step and record.get("evaluation") == "final"

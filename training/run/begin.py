@@ -1,0 +1,58 @@
+"""The first things that a run does in its folder, and the objects that write there from then on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from training import machine_settings
+from training.data import Data
+from training.processes import Processes
+from training.run import checkpoint, failure, run_folder
+from training.run.origin import commit, versions
+from training.run.writer import Writer
+from training.settings import Settings
+
+
+def begin(
+    settings: Settings, data: Data, processes: Processes, phase: failure.Phase, *, taken: bool
+) -> list[str]:
+    """Make the folder this run's, on all ranks; return who ended without a word before.
+
+    Args:
+        settings: of the run.
+        data: whose pipeline settings are kept.
+        processes: wait for each other here.
+        phase: learns that the folder is this run's.
+        taken: what `run_folder.take` returned.
+    """
+    run = settings.config.run
+    unheard: list[str] = []
+    if processes.first:
+        run_folder.prepare(run, settings, taken=taken)
+        checkpoint.clean(run)
+        unheard = failure.unheard(run)
+        machine_settings.write(run / machine_settings.NAME, data.loader.tuning)
+    processes.accelerator.wait_for_everyone()
+    phase.prepared = True
+    failure.keep_stderr(run, processes.rank)
+    return unheard
+
+
+def open_writer(settings: Settings, data: Data, processes: Processes) -> Writer:
+    """Return what writes the run's checkpoints."""
+    config = settings.config
+    facts = {
+        "world_size": processes.world_size,
+        "machine": processes.machine,
+        "epoch_start": asdict(data.since),
+        "commit": commit(),
+        "versions": versions(),
+        "config": settings.resolved,
+    }
+    return Writer(
+        config.run,
+        rank=processes.rank,
+        facts=facts,
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    )
