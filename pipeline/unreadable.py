@@ -47,7 +47,7 @@ def unreadable(
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return Unreadable(
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
-        f"{shard_set.tar_place} --repair true --deep true",
+        f"{shard_set.tar_folder} --repair true --deep true",
         root=shard_set.root,
     )
 

@@ -23,8 +23,8 @@ def groups_of_copies(contents: NDArray[np.void]) -> list[NDArray[np.integer]]:
     half = np.unique(half[1:][half[1:] == half[:-1]])
     if not len(half):
         return []
-    places = np.minimum(np.searchsorted(half, halves[:, 0]), len(half) - 1)
-    suspects = np.flatnonzero(half[places] == halves[:, 0])
+    nearest = np.minimum(np.searchsorted(half, halves[:, 0]), len(half) - 1)
+    suspects = np.flatnonzero(half[nearest] == halves[:, 0])
     halves = halves[suspects]
     order = np.lexsort((halves[:, 1], halves[:, 0]))
     halves, order = halves[order], suspects[order]

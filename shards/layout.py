@@ -161,7 +161,7 @@ class Manifest:
 class ShardSet:
     """A complete shard set; `open_shards` makes it."""
 
-    place: Folder
+    folder: Folder
     manifest: Manifest
     replaced: Mapping[str, str] = field(default_factory=dict)
     """{shard: path of another index than its own}; see `shards.health.leave_out`."""
@@ -169,13 +169,13 @@ class ShardSet:
     @property
     def root(self) -> str:
         """The folder, as it is written for people."""
-        return self.place.location
+        return self.folder.location
 
     @property
-    def tar_place(self) -> Folder:
+    def tar_folder(self) -> Folder:
         """Where the tars are: the folder itself, or a subset's set."""
         if not self.manifest.parent:
-            return self.place
+            return self.folder
         if is_remote(self.root):
             protocol, _, path = self.root.partition("://")
             return folder_at(f"{protocol}://{PurePosixPath(path).parent.parent}")
@@ -186,14 +186,14 @@ class ShardSet:
     @property
     def tars(self) -> list[str]:
         """The tar files, in the manifest's order."""
-        place = self.tar_place
-        return [place.path(f"{shard.name}.tar") for shard in self.manifest.shards]
+        folder = self.tar_folder
+        return [folder.path(f"{shard.name}.tar") for shard in self.manifest.shards]
 
     @property
     def indexes(self) -> list[str]:
         """The index files, in the same order."""
         return [
-            self.replaced.get(shard.name) or self.place.path(f"{shard.name}.idx")
+            self.replaced.get(shard.name) or self.folder.path(f"{shard.name}.idx")
             for shard in self.manifest.shards
         ]
 
@@ -235,20 +235,20 @@ def open_shards(root: Location) -> ShardSet:
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
         # A subset's own files are selected again rather than repaired.
         own = manifest.parent and problem.startswith(f"{folder}/")
-        raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_place)}")
+        raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_folder)}")
     return shard_set
 
 
 def wrong_sizes(shard_set: ShardSet) -> list[str]:
     """Return, for each file that is missing or has another size than the manifest says, a line."""
-    own = shard_set.place.sizes()
-    above = shard_set.tar_place.sizes() if shard_set.manifest.parent else own
+    own = shard_set.folder.sizes()
+    above = shard_set.tar_folder.sizes() if shard_set.manifest.parent else own
     wrong = []
     for shard in shard_set.manifest.shards:
-        files = [(shard_set.tar_place, above, "tar", shard.tar)]
+        files = [(shard_set.tar_folder, above, "tar", shard.tar)]
         files += [
-            (shard_set.place, own, "idx", shard.index),
-            (shard_set.place, own, "jsonl", shard.table),
+            (shard_set.folder, own, "idx", shard.index),
+            (shard_set.folder, own, "jsonl", shard.table),
         ]
         for folder, sizes, extension, file in files:
             name = f"{shard.name}.{extension}"

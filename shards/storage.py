@@ -100,15 +100,15 @@ class LocalFolder(Folder):
     """A folder on a disk."""
 
     def __init__(self, location: Location) -> None:
-        self.folder = Path(location)
-        self.location = str(self.folder)
+        self._root = Path(location)
+        self.location = str(self._root)
 
     def exists(self) -> bool:
-        return self.folder.is_dir()
+        return self._root.is_dir()
 
     def sizes(self) -> dict[str, int]:
         try:
-            with os.scandir(self.folder) as entries:
+            with os.scandir(self._root) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         except FileNotFoundError:
             return {}
@@ -119,11 +119,11 @@ class LocalFolder(Folder):
     def _walk(
         self, folder: str, above: tuple[str, ...]
     ) -> Iterator[tuple[str, list[str], list[str]]]:
-        real = os.path.realpath(self.folder / folder)
+        real = os.path.realpath(self._root / folder)
         if real in above:  # a link that leads back up
             return
         folders, files = [], []
-        with os.scandir(self.folder / folder) as entries:
+        with os.scandir(self._root / folder) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
                     (folders if entry.is_dir() else files).append(entry.name)
@@ -132,11 +132,11 @@ class LocalFolder(Folder):
             yield from self._walk(f"{folder}/{name}" if folder else name, (*above, real))
 
     def open(self, name: str) -> IO[bytes]:
-        return durable.open_regular(self.folder / name)
+        return durable.open_regular(self._root / name)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        path = self.folder / name
+        path = self._root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: a task that is run again may meet its ghost, on another machine too.
         own = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -146,7 +146,7 @@ class LocalFolder(Folder):
             os.fsync(file.fileno())
 
     def remove(self, name: str) -> None:
-        path = self.folder / name
+        path = self._root / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -97,10 +97,10 @@ def by_shard(
 
 
 def _checked(shard_set: ShardSet, name: str, file: File) -> bytes:
-    data = shard_set.place.read(name)
+    data = shard_set.folder.read(name)
     if file_of(data) != file:
         raise ValueError(
-            f"{shard_set.place.path(name)} is not the file that was written: its SHA-256 differs "
+            f"{shard_set.folder.path(name)} is not the file that was written: its SHA-256 differs "
             f"from the manifest. Copy it again, or see python -m tools.verify {shard_set.root}"
         )
     return data

@@ -30,7 +30,7 @@ class TarWriter:
         self.lines: list[str] = []
 
     def add(self, key: str, components: list[tuple[str, bytes]]) -> tuple[int, int, int]:
-        """Append the files of a sample, and return their place: offset, bytes and CRC-32.
+        """Append the files of a sample, and return their offset, bytes and CRC-32.
 
         All bytes of the tar but the end mark belong to a sample in this sense, headers included.
         """

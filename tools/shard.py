@@ -64,8 +64,8 @@ def main() -> None:
             )
     except KeyboardInterrupt:
         out = settings["out"].rstrip("/")
-        place = out if is_remote(out) else f"{out}.partial"
-        sys.stderr.write(f"what is complete stays in {place}; the same command goes on there\n")
+        folder = out if is_remote(out) else f"{out}.partial"
+        sys.stderr.write(f"what is complete stays in {folder}; the same command goes on there\n")
         raise
     _sum_up(shard_set, source, time.monotonic() - begin)
 
@@ -221,10 +221,10 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
             "negatives; --drop_duplicates true leaves them out"
         )
     if account.quarantined:
-        lines = shard_set.place.read(f"{QUARANTINE}/{REASONS}").splitlines()
+        lines = shard_set.folder.read(f"{QUARANTINE}/{REASONS}").splitlines()
         reasons = Counter(json.loads(line)["reason"] for line in lines)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        rows["quarantine"] = f"{counted}; all in {shard_set.place.path(QUARANTINE)}"
+        rows["quarantine"] = f"{counted}; all in {shard_set.folder.path(QUARANTINE)}"
     if manifest.remarks:
         rows["remarks"] = ", ".join(f"{count:,} {what}" for what, count in manifest.remarks.items())
     rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}

@@ -124,7 +124,7 @@ class Recorder:
         for found in self.watch.news():
             sys.stderr.write(
                 f"warning: {found}: what is trained on is not what was written; python -m "
-                f"tools.verify {shard_set.tar_place} --repair true\n"
+                f"tools.verify {shard_set.tar_folder} --repair true\n"
             )
 
     def _damage(self) -> dict[str, float]:

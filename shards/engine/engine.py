@@ -9,7 +9,7 @@ Report = Callable[[int, int], None]
 -1 for how many while the task is at something else, such as an upload, that may take its time."""
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with a task's place, how many of its samples are done, and their bytes."""
+"""Called now and then with a task's number, how many of its samples are done, and their bytes."""
 
 
 class Job(ABC):
@@ -37,7 +37,7 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
-        """Yield (place of the task, result), as they are done.
+        """Yield (number of the task, result), as they are done.
 
         Raises:
             OSError, ValueError: What a task raised; no further task is begun.
@@ -48,10 +48,10 @@ class Serial(Engine):
     """One task after the other in this process."""
 
     def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
-        for place, task in enumerate(tasks):
+        for number, task in enumerate(tasks):
 
-            def report(done: int, size: int, place: int = place) -> None:
+            def report(done: int, size: int, number: int = number) -> None:
                 if done >= 0:
-                    progress(place, done, size)
+                    progress(number, done, size)
 
-            yield place, job(task, report)
+            yield number, job(task, report)

@@ -39,7 +39,7 @@ class Processes(Engine):
         self.workers = workers
 
     def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
-        waiting = deque(_Attempt(place, task) for place, task in enumerate(tasks))
+        waiting = deque(_Attempt(number, task) for number, task in enumerate(tasks))
         workers = [_Worker(job) for _ in range(min(self.workers, len(tasks)))]
         try:
             while waiting or any(worker.attempt for worker in workers):
@@ -48,24 +48,24 @@ class Processes(Engine):
                         worker.begin(waiting.popleft())
                 handles = [handle for worker in workers for handle in worker.handles()]
                 connection.wait(handles, timeout=_POLL)
-                for place, worker in enumerate(workers):
+                for i, worker in enumerate(workers):
                     attempt = worker.attempt
                     if attempt is None:
                         continue
                     done, size = worker.counters()
                     if done >= 0:
-                        progress(attempt.place, done, size)
+                        progress(attempt.number, done, size)
                     answer = worker.answer()
                     if answer is not None:
                         worker.attempt = None
                         error, result = answer
                         if error is not None:
                             raise error
-                        yield attempt.place, result
+                        yield attempt.number, result
                     elif worker.is_stuck() or not worker.process.is_alive():
                         worker.end()
                         waiting.appendleft(attempt.after_death(job, worker))
-                        workers[place] = _Worker(job)
+                        workers[i] = _Worker(job)
         finally:
             for worker in workers:
                 worker.end()
@@ -75,14 +75,14 @@ class Processes(Engine):
 class _Attempt:
     """A task and at which samples its workers died so far."""
 
-    place: int
+    number: int
     task: Any
     deaths: list[int] = field(default_factory=list)
 
     def after_death(self, job: Job, worker: "_Worker") -> "_Attempt":
         done, _ = worker.counters()
         if done >= 0 and done in self.deaths:
-            return _Attempt(self.place, job.without(self.task, done))
+            return _Attempt(self.number, job.without(self.task, done))
         if len(self.deaths) == _DEATHS:
             code = worker.process.exitcode or 0
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
@@ -90,7 +90,7 @@ class _Attempt:
                 f"workers keep ending {how}, each at another image. If the machine is short of "
                 "memory, use fewer --workers; what is written stays, and the same command goes on."
             )
-        return _Attempt(self.place, self.task, [*self.deaths, done])
+        return _Attempt(self.number, self.task, [*self.deaths, done])
 
 
 class _Worker:

@@ -49,28 +49,28 @@ class Ray(Engine):
                 # No more than the cluster can begin soon: it may have grown since.
                 room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
                 while waiting and len(running) < room:
-                    place, task = waiting.popleft()
-                    running[do.remote(shared, task)] = place
+                    number, task = waiting.popleft()
+                    running[do.remote(shared, task)] = number
                 done, _ = ray.wait(list(running), timeout=1.0)
                 for reference in done:
-                    place = running.pop(reference)
+                    number = running.pop(reference)
                     try:
                         result, samples, size = ray.get(reference)
                     except ray.exceptions.RayTaskError as error:
                         raise error.cause from None
                     except ray.exceptions.RayError:
                         # Every worker died of it: the sample that does it is found out here.
-                        alone = Processes(1).run(job, [tasks[place]], _nobody)
+                        alone = Processes(1).run(job, [tasks[number]], _nobody)
                         ((_, result),) = alone
                         samples, size = 0, 0
-                    progress(place, samples, size)
-                    yield place, result
+                    progress(number, samples, size)
+                    yield number, result
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _nobody(_place: int, _samples: int, _size: int) -> None:
+def _nobody(_number: int, _samples: int, _size: int) -> None:
     """Take a report that nobody waits for."""
 
 

@@ -26,7 +26,7 @@ def find_bad(shard_set: ShardSet) -> dict[str, dict[str, str]]:
     Tars that are not what was written are looked at first; if all are, every image is decoded.
     """
     job = CheckShard(
-        shard_set.place, shard_set.tar_place, deep=False, partners=shard_set.manifest.partners
+        shard_set.folder, shard_set.tar_folder, deep=False, partners=shard_set.manifest.partners
     )
     shards = shard_set.manifest.shards
     changed = [shard for shard in shards if job(shard, nobody)]
@@ -55,7 +55,7 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
     for shard, index in zip(shard_set.manifest.shards, shard_set.indexes, strict=True):
         keys = bad.get(shard.name, {})
         if keys:
-            with shard_set.place.open(Path(index).name) as file:
+            with shard_set.folder.open(Path(index).name) as file:
                 lines = index_lines(file.read())
             lines = [line for line in lines if _key(line) not in keys]
             if not lines:

@@ -54,8 +54,8 @@ def repair(
 ) -> Repair:
     """Rebuild indexes, tables and manifest of a shard set, and quarantine damaged samples.
 
-    Good samples keep their bytes and their place in the tars; a sound set stays as it is, byte for
-    byte. Broken off, it can be begun again.
+    Good samples keep their bytes and offsets in the tars; a sound set stays as it is, byte for
+    byte. After an interruption the same call can be made again.
 
     Args:
         root: The shard set; no subset.
@@ -224,8 +224,8 @@ def _quarantine(
 def _rows(tar: IO[bytes], lines: list[str] | None) -> list[SampleRow]:
     """Return the rows of an intact tar whose table is lost.
 
-    The hash of an image as its source had it is lost with the table; in its place comes that of the
-    image as it is stored, which is the same unless it was encoded anew.
+    The hash of an image as its source had it is lost with the table. The hash of
+    the stored image stands in for it; it is the same unless the image was encoded again.
     """
     if lines is None:
         lines = _lines(tar)

@@ -83,7 +83,7 @@ def verify(
         if progress is not None:
             progress(totals[0], manifest.samples, totals[1])
 
-    job = CheckShard(folder, shard_set.tar_place, deep, manifest.partners)
+    job = CheckShard(folder, shard_set.tar_folder, deep, manifest.partners)
     found: dict[int, list[Problem]] = {}
     for task, shard_problems in (engine or Serial()).run(job, manifest.shards, report):
         found[task] = shard_problems
@@ -132,7 +132,7 @@ def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
 class CheckShard(Job):
     """Checks one shard."""
 
-    place: Folder
+    folder: Folder
     tars: Folder
     deep: bool
     partners: bool
@@ -152,10 +152,10 @@ class CheckShard(Job):
     def _check(self, shard: Shard, report: Report) -> Iterator[Problem]:
         report(-1, 0)  # hashing a large tar takes its time
         tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.idx"
-        table, problem = load_table(self.place, shard)
+        table, problem = load_table(self.folder, shard)
         if problem:
             yield problem
-        lines, problem = load_index(self.place, shard)
+        lines, problem = load_index(self.folder, shard)
         if problem:
             yield problem
         try:
@@ -316,7 +316,7 @@ def explain_failure(shard_set: ShardSet) -> str | None:
 
     Checks shard by shard, up to the first that is not what was written.
     """
-    where = shard_set.place, shard_set.tar_place
+    where = shard_set.folder, shard_set.tar_folder
     job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
     for shard in shard_set.manifest.shards:
         if job(shard, nobody):

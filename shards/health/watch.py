@@ -63,8 +63,8 @@ class Watch:
     def _run(self) -> None:
         for shard in self._shards:
             for folder, name, written in (
-                (self._set.place, f"{shard.name}.idx", shard.index),
-                (self._set.tar_place, f"{shard.name}.tar", shard.tar),
+                (self._set.folder, f"{shard.name}.idx", shard.index),
+                (self._set.tar_folder, f"{shard.name}.tar", shard.tar),
             ):
                 try:
                     with folder.open(name) as file:

@@ -176,7 +176,7 @@ class Copies(Source):
         """Return an image as the set has it: a file's bytes, or pixels where they are bare."""
         offset, size, shape_at = self._place[3 * position : 3 * position + 3]
         shard = self._shard_set.manifest.shards[self._shard[position]]
-        with self._shard_set.tar_place.open(f"{shard.name}.tar") as tar:
+        with self._shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
             tar.seek(offset)
             data = tar.read(size)
             if shape_at < 0:

@@ -66,7 +66,7 @@ class Pairs(Source):
         self.split, self.classes = shard_set.manifest.split, shard_set.manifest.classes
         root = shard_set.root
         self.origin = root if is_remote(root) else os.path.abspath(root)
-        self._root, self._place = shard_set.root, shard_set.tar_place
+        self._root, self._place = shard_set.root, shard_set.tar_folder
         self._digest = hashlib.sha256(shard_set.manifest.to_json().encode()).digest()
         self._partners, self._scores = partners.astype(np.int64), scores.round(4)
         shards = shard_set.manifest.shards

@@ -154,7 +154,7 @@ class Fields(Criterion):
         if not fit.any():
             return fit
         fit, lines = fit.copy(), lines_of(self._shard_set, shard)
-        with self._shard_set.tar_place.open(f"{shard.name}.tar") as tar:
+        with self._shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
             for i in np.flatnonzero(fit).tolist():
                 text = component(tar, lines[i], "json")
                 metadata = self._metadata(text or b"{}", shard, rows[i])
@@ -171,7 +171,7 @@ class Fields(Criterion):
         try:
             metadata = json.loads(text)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            tar = self._shard_set.tar_place.path(f"{shard.name}.tar")
+            tar = self._shard_set.tar_folder.path(f"{shard.name}.tar")
             raise ValueError(
                 f"{os.path.normpath(tar)}: {row.key}.json is not JSON ({error}). See python -m "
                 f"tools.verify {self._shard_set.root}"

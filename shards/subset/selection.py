@@ -127,7 +127,7 @@ def _check(
 ) -> None:
     """Refuse what no set could be asked for, before anything is read."""
     if shard_set.manifest.parent:
-        above = shard_set.tar_place
+        above = shard_set.tar_folder
         whole = os.path.normpath(above.location) if isinstance(above, LocalFolder) else above
         raise ValueError(
             f"{shard_set.root} is a subset, and subsets have none. Select from {whole}, with the "
@@ -196,18 +196,18 @@ def _first(order: NDArray[np.integer], mask: Mask, strata: NDArray[np.int32], qu
         left = left[np.argsort(strata[left], kind="stable")]
         of = strata[left] - least
         here = np.bincount(of, minlength=len(counts))
-        place_in_stratum = np.arange(len(left)) - (np.cumsum(here) - here - taken)[of]
-        chosen[left[place_in_stratum < quotas[of]]] = True
+        number_in_stratum = np.arange(len(left)) - (np.cumsum(here) - here - taken)[of]
+        chosen[left[number_in_stratum < quotas[of]]] = True
         taken += here
     return chosen
 
 
 def _folder(shard_set: ShardSet, name: str) -> str:
-    return shard_set.place.path(f"{SUBSETS}/{name}")
+    return shard_set.folder.path(f"{SUBSETS}/{name}")
 
 
 def _is_there(shard_set: ShardSet, folder: str) -> bool:
-    if isinstance(shard_set.place, LocalFolder):
+    if isinstance(shard_set.folder, LocalFolder):
         return os.path.lexists(folder)
     return MANIFEST in folder_at(folder).sizes()  # a failed attempt may have left other files
 
@@ -218,12 +218,12 @@ def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
 
     On a disk they get their names at the end; in an object store the manifest makes them subsets.
     """
-    local = isinstance(shard_set.place, LocalFolder)
+    local = isinstance(shard_set.folder, LocalFolder)
     asides = [f".{name}.{os.getpid()}" if local else name for name in names]
     named: list[str] = []
     try:
         for aside in asides:
-            shard_set.place.remove(f"{SUBSETS}/{aside}")
+            shard_set.folder.remove(f"{SUBSETS}/{aside}")
         yield [folder_at(_folder(shard_set, aside)) for aside in asides]
         if local:
             for aside, name in zip(asides, names, strict=True):
@@ -233,7 +233,7 @@ def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
     except BaseException:
         for name in [*asides, *named]:
             with contextlib.suppress(OSError):
-                shard_set.place.remove(f"{SUBSETS}/{name}")
+                shard_set.folder.remove(f"{SUBSETS}/{name}")
         raise
 
 

@@ -54,14 +54,14 @@ class WriteShard(Job):
     """Writes the tar, the index and the table of a shard."""
 
     source: Source
-    place: Folder
+    folder: Folder
     preparation: Preparation
 
     def __call__(self, task: ShardTask, report: Report) -> None:
         """Write a shard; an earlier attempt's files are replaced by the same bytes."""
         seen, rows = Seen(), []
         lost_in_a_row = 0
-        with self.place.create(f"{task.name}.tar") as file:
+        with self.folder.create(f"{task.name}.tar") as file:
             tar = TarWriter(file)
             for done, position in enumerate(task.positions.tolist()):
                 report(done, tar.length)
@@ -96,10 +96,10 @@ class WriteShard(Job):
             report(-1, tar.length)
             tar_file = tar.finish()
         index = index_text(tar.lines)
-        self.place.write(f"{task.name}.idx", index)
+        self.folder.write(f"{task.name}.idx", index)
         # The table comes last: where it is, the shard is complete.
         text, _ = write_table(task.name, tar_file, file_of(index), seen, rows, task.digest())
-        self.place.write(f"{task.name}.jsonl", text)
+        self.folder.write(f"{task.name}.jsonl", text)
         report(len(task.positions), tar.length)
 
     def without(self, task: ShardTask, done: int) -> ShardTask:
@@ -175,7 +175,7 @@ class WriteShard(Job):
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
-        self.place.write(file, data)
+        self.folder.write(file, data)
         return Quarantined(plain(origin), error.reason, plain(error.detail), file)
 
 

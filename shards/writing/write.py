@@ -139,10 +139,8 @@ def write(
         resumed = sum(len(task.positions) for task in tasks if task.name in done)
         report = _reporter(progress, "writing", len(order), resumed)
         load_codec()
-        for place_of_task, _ in engine.run(
-            WriteShard(source, folder, preparation), waiting, report
-        ):
-            report(place_of_task, len(waiting[place_of_task].positions), None)
+        for number, _ in engine.run(WriteShard(source, folder, preparation), waiting, report):
+            report(number, len(waiting[number].positions), None)
         _finish(folder, plan)
     return open_shards(out)
 

@@ -27,7 +27,7 @@ def method() -> JointEmbedding:
 
 
 def with_classes(shard_set: ShardSet, classes: list[str]) -> ShardSet:
-    return ShardSet(shard_set.place, replace(shard_set.manifest, classes=classes))
+    return ShardSet(shard_set.folder, replace(shard_set.manifest, classes=classes))
 
 
 def test_labels_allow_more_figures(make_shard_set: MakeShardSet) -> None:

@@ -27,7 +27,7 @@ def files_by_id(shard_set: ShardSet) -> dict[int, dict[str, bytes]]:
     """Each sample's components by id, through the index."""
     found = {}
     for shard in shard_set.manifest.shards:
-        with shard_set.tar_place.open(f"{shard.name}.tar") as tar:
+        with shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
             rows, lines = rows_of(shard_set, shard), lines_of(shard_set, shard)
             for row, line in zip(rows, lines, strict=True):
                 extensions = [extension for extension, *_ in components(line)]

@@ -67,9 +67,9 @@ def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path) -> None
     here = write(Pictures(30), tmp_path / "here", samples_per_shard=7, engine=Processes(2))
     there = write(Pictures(30), f"{BUCKET}/same", samples_per_shard=7, engine=Processes(2))
     assert there.manifest == here.manifest
-    for name in here.place.sizes():
-        assert there.place.read(name) == here.place.read(name), name
-    assert there.place.sizes() == here.place.sizes()
+    for name in here.folder.sizes():
+        assert there.folder.read(name) == here.folder.read(name), name
+    assert there.folder.sizes() == here.folder.sizes()
 
 
 def test_training_reads_every_sample_from_a_store(tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_a_broken_off_writing_does_not_open_and_goes_on(tmp_path: Path) -> None:
 
 def test_damage_in_a_store_is_found_and_repaired() -> None:
     shard_set = write(Pictures(30), f"{BUCKET}/damaged", samples_per_shard=7)
-    tar = bytearray(shard_set.place.read("00001.tar"))
+    tar = bytearray(shard_set.folder.read("00001.tar"))
     tar[tar.index(b"\x89PNG") + 60] ^= 4
-    shard_set.place.write("00001.tar", bytes(tar))
+    shard_set.folder.write("00001.tar", bytes(tar))
     found = verify(shard_set.root)
     assert [problem.file for problem in found.problems] == ["00001.tar", "00001.tar"]
     assert found.problems[1].key

@@ -180,7 +180,7 @@ def test_the_picture_shows_the_pixels_of_the_samples(known, run, tmp_path):
 
 def ids_of(shard_set: ShardSet, name: str) -> list[int]:
     """Ids in the order of a tar, by the names in its index."""
-    lines = shard_set.place.read(f"{name}.idx").decode().splitlines()[1:]
+    lines = shard_set.folder.read(f"{name}.idx").decode().splitlines()[1:]
     return [int(re.findall(r" k(\d+)\.", line)[0]) for line in lines]
 
 

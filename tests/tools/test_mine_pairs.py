@@ -69,7 +69,7 @@ def told(pair_set: ShardSet) -> dict[int, tuple[int, float]]:
     """Each sample's partner and score, as its JSON says."""
     found = {}
     for shard in pair_set.manifest.shards:
-        with pair_set.tar_place.open(f"{shard.name}.tar") as tar:
+        with pair_set.tar_folder.open(f"{shard.name}.tar") as tar:
             rows, lines = rows_of(pair_set, shard), lines_of(pair_set, shard)
             for row, line in zip(rows, lines, strict=True):
                 partner = json.loads(component(tar, line, "json") or b"")["partner"]

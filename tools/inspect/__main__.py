@@ -124,15 +124,15 @@ def _quarantine(shard_set: ShardSet) -> tuple[str, list[tuple[str, ...]]]:
     first: dict[str, str] = {}
     name = f"{QUARANTINE}/reasons.jsonl"
     try:
-        lines = shard_set.place.read(name).decode("utf-8", "replace").splitlines()
+        lines = shard_set.folder.read(name).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
-        return "quarantine", [(f"{shard_set.place.path(name)} is missing",)]
+        return "quarantine", [(f"{shard_set.folder.path(name)} is missing",)]
     for line in lines:
         entry = json.loads(line)
         counts[entry["reason"]] += 1
         first.setdefault(entry["reason"], f"{entry['origin']}: {entry['detail']}")
     rows = [(reason, f"{count:,}", first[reason]) for reason, count in counts.most_common()]
-    return f"quarantine, {shard_set.place.path(QUARANTINE)}", rows
+    return f"quarantine, {shard_set.folder.path(QUARANTINE)}", rows
 
 
 def _classes(manifest: Manifest, found: Survey) -> tuple[str, list[tuple[str, ...]]]:
@@ -199,7 +199,7 @@ def _members(shard_set: ShardSet, group: NDArray[np.integer], rows: dict[int, Sa
 
 def _subsets(shard_set: ShardSet) -> Iterator[tuple[str, ...]]:
     """Yield name, samples and command of the subsets that can be opened."""
-    folder = folder_at(shard_set.place.path(SUBSETS))
+    folder = folder_at(shard_set.folder.path(SUBSETS))
     if shard_set.manifest.parent or not folder.exists():
         return
     _, names, _ = next(folder.walk(), ("", [], []))
@@ -216,7 +216,7 @@ def _subsets(shard_set: ShardSet) -> Iterator[tuple[str, ...]]:
 
 
 def _above(shard_set: ShardSet) -> str:
-    above = shard_set.tar_place
+    above = shard_set.tar_folder
     return os.path.normpath(above.location) if isinstance(above, LocalFolder) else above.location
 
 

@@ -44,7 +44,7 @@ def pictures_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int
     classes, shown = shard_set.manifest.classes, {}
     for shard, start, inside in by_shard(shard_set, np.unique(positions)):
         rows, lines = rows_of(shard_set, shard), lines_of(shard_set, shard)
-        with shard_set.tar_place.open(f"{shard.name}.tar") as tar:
+        with shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
             for position in inside:
                 row, line = rows[position - start], lines[position - start]
                 data = component(tar, line, row.image) or b""
