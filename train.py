@@ -77,7 +77,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     schedule = Schedule(config, data.since, steps_per_epoch=len(loader))
     watch = Watch(sets.train, rank=rank, world_size=world_size, enabled=config.check_shards)
     suite = open_suite(config, sets, data, processes)
-    unheard = begin(settings, data, processes, phase, taken=taken)
+    killed = begin(settings, data, processes, phase, taken=taken)
 
     # ── method ──────────────────────────────────────────────────────────────────────────────────
     train_step = Step(config, processes.accelerator)
@@ -114,7 +114,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         bottleneck=Bottleneck(loader, stages),
         collapse=Collapse(after=max(100, schedule.warmup_steps)),
     )
-    recorder.say(news(config, sets, data, saved, unheard))
+    recorder.say(news(config, sets, data, saved, killed))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     out_of_time = schedule.out_of_time(seconds)
@@ -124,8 +124,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     with monitor, loader, watch:
         for batch in () if over else chain.from_iterable(repeat(loader)):
             phase.enter("memory", patience=10)
-            if (request := method.memory_due(step)) is not None:
-                fill(method, request, config, loader)
+            if (keys := method.memory_due(step)) is not None:
+                fill(method, keys, config, loader)
                 allocator.give_back()
             phase.enter("step", patience=10 if step == first else 1)  # compiling takes long
             output = train_step(
@@ -136,9 +136,9 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
             )
             step += 1
             out_of_time = processes.first and schedule.out_of_time(stopwatch.seconds)
-            wish = stop.wish(out_of_time=out_of_time)
-            reason, *told = agreement.exchange([wish, *writer.told()])
-            for line in writer.heed(told):
+            request = stop.request(out_of_time=out_of_time)
+            reason, *statuses = agreement.exchange([request, *writer.status()])
+            for line in writer.advance(statuses):
                 monitor.say(line) if processes.first else sys.stderr.write(f"{line}\n")
 
             due = schedule.due(step, leaving=reason != 0)
@@ -170,7 +170,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     if watch.checked < watch.total:
         monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")
     if reason not in (0, TIME):
-        monitor.say(stop.farewell(reason, step, config.run))
+        monitor.say(stop.message(reason, step, config.run))
         processes.leave(128 + reason)
     if reason == TIME:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"

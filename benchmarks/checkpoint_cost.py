@@ -83,7 +83,7 @@ class Training:
         while time.perf_counter() - begin < seconds:
             self.train((self.views,), learning_rate=1e-4)
             self.step, steps = self.step + 1, steps + 1
-            self.writer.heed(self.agreement.exchange([0, *self.writer.told()])[1:])
+            self.writer.advance(self.agreement.exchange([0, *self.writer.status()])[1:])
         self.writer.settle(self.agreement)  # what is still being written is this stretch's
         synchronize(self.device)
         return time.perf_counter() - begin, steps

@@ -51,7 +51,7 @@ def files_below(root: Path) -> list[Path]:
 
 def write_ours(root: Path, out: Path, workers: int, verify: bool) -> int:
     """Write with viewrank."""
-    from shards.engine import Processes
+    from shards.engine import LocalWorkers
     from shards.source.folder import ImageFolder
     from shards.writing.prepare import Preparation
     from shards.writing.write import write
@@ -61,7 +61,7 @@ def write_ours(root: Path, out: Path, workers: int, verify: bool) -> int:
     source = ImageFolder(root=str(root))
     per_shard = min(PER_SHARD, -(-len(source) // 8))
     written = write(
-        source, out, engine=Processes(workers), preparation=how, samples_per_shard=per_shard
+        source, out, engine=LocalWorkers(workers), preparation=how, samples_per_shard=per_shard
     )
     return len(written)
 
@@ -242,7 +242,7 @@ def _warm(root: Path) -> None:
 
 def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the official layout with generated pictures; time, size and loading of each form."""
-    from shards.engine import Processes
+    from shards.engine import LocalWorkers
     from shards.source.stl10 import STL10
     from shards.writing.prepare import Preparation
     from shards.writing.write import write
@@ -257,7 +257,7 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
             out = Path(scratch) / encoding.replace(":", "-")
             begin = time.perf_counter()
             written = write(
-                source, out, engine=Processes(2), preparation=Preparation(encoding=encoding)
+                source, out, engine=LocalWorkers(2), preparation=Preparation(encoding=encoding)
             )
             seconds = time.perf_counter() - begin
             rates = {views: _loading(str(out), views, arguments.steps) for views in (2, 8)}

@@ -119,15 +119,24 @@ def _digests(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(each for each in root.rglob("*") if each.is_file()):
         name, content = str(path.relative_to(root)), path.read_bytes()
-        if path.suffix == ".safetensors":  # with its header in one order
-            size = int.from_bytes(content[:8], "little")
-            header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True)
-            content = header.encode() + content[8 + size :]
+        if path.suffix == ".safetensors":
+            content = _in_order(content)
         if path.suffix in (".tar", ".idx", ".safetensors"):
             found[name] = hashlib.sha256(content).hexdigest()
         elif path.suffix == ".yaml" or path.name == "manifest.json":
             found[name] = content.decode()
     return found
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file's tensors and metadata by name: writers differ in their order."""
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    ordered = json.dumps(header.pop("__metadata__", {}), sort_keys=True).encode()
+    for name, each in sorted(header.items()):
+        begin, end = each["data_offsets"]
+        ordered += f"{name} {each['dtype']} {each['shape']}".encode() + data[begin:end]
+    return ordered
 
 
 def _records(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:

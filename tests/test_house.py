@@ -7,6 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWN = {"shards", "pipeline", "model", "training", "evaluation", "tools", "train", "benchmarks"}
+FILES = sorted({ROOT / "train.py", *ROOT.glob("[a-z]*/**/*.py")})
+# From the ground up: a part imports parts below it, and itself.
+FLOORS = ("shards", "pipeline", "model", "evaluation", "training", "train", "tools", "benchmarks")
 
 # What each part may import besides the standard library. `training` knows `pipeline` for the typed
 # configuration alone: a recipe names view policies as well as methods.
@@ -87,3 +90,100 @@ def test_nothing_imports_the_program_or_the_tools() -> None:
     for part in set(MAY_IMPORT) - {"tools"}:
         for path in (ROOT / part).rglob("*.py"):
             assert not imports(path, part) & {"train", "tools"}, path
+
+
+def modules() -> dict[str, ast.Module]:
+    """Return {dotted name: syntax tree} of all that is no test."""
+    found = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] != "tests":
+            found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+def arrows(trees: dict[str, ast.Module], *, all_of_them: bool = True) -> dict[str, set[str]]:
+    """Return {module: the own modules that it imports}; not all: those at its top alone."""
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        nodes = ast.walk(tree) if all_of_them else tree.body
+        found[name] = set()
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found[name] |= {each.name for each in node.names if each.name in trees}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for each in node.names:
+                    whole = f"{node.module}.{each.name}"
+                    found[name].add(whole if whole in trees else node.module)
+        found[name] &= trees.keys() - {name}
+    return found
+
+
+def test_no_import_runs_back_up() -> None:
+    for name, imported in arrows(modules()).items():
+        part = name.partition(".")[0]
+        above = {each for each in imported if _floor(each) > _floor(name)}
+        # A command that dispatches, and one that runs the program, name it by necessity.
+        assert not above, f"{name} imports {', '.join(sorted(above))}, above {part}"
+
+
+def _floor(name: str) -> int:
+    return FLOORS.index(name.partition(".")[0])
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    left = arrows(modules())
+    while True:
+        imported = set().union(*left.values())
+        free = [name for name in left if name not in imported or not left[name] & left.keys()]
+        if not free:
+            break
+        for name in free:
+            del left[name]
+        left = {name: arrows & left.keys() for name, arrows in left.items()}
+    assert not left, f"a circle among {', '.join(sorted(left))}"
+
+
+def test_a_class_name_means_one_thing() -> None:
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert not twice
+
+
+def test_a_file_name_means_one_thing() -> None:
+    free = {"__init__.py", "__main__.py", "conftest.py"}  # Python's and pytest's own
+    names = [path.name for path in FILES if path.name not in free]
+    assert sorted(names) == sorted(set(names)), {n for n in names if names.count(n) > 1}
+
+
+def test_a_name_says_what_a_file_holds() -> None:
+    nothing = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
+    assert not [path for path in FILES if path.stem in nothing]
+
+
+def test_the_program_is_read_from_top_to_bottom() -> None:
+    text = (ROOT / "train.py").read_text()
+    headings = [line.split()[2] for line in text.splitlines() if line.startswith("    # ──")]
+    assert headings == [
+        "config",
+        "processes",
+        "data",
+        "method",
+        "resume",
+        "monitor",
+        "loop",
+        "finish",
+    ]
+    assert len(text.splitlines()) <= 220
+    (function,) = [
+        node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.name == "pretrain"
+    ]
+    assert function.end_lineno is not None and function.end_lineno - function.lineno < 140
+    inner = ast.FunctionDef | ast.Lambda | ast.ClassDef
+    assert not [n for n in ast.walk(function) if isinstance(n, inner) and n is not function]

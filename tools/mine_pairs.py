@@ -31,7 +31,7 @@ from evaluation.neighbours import (
     random_purity,
 )
 from pipeline.images import Images
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.layout import ShardSet, open_shards
 from shards.source.pairs import Pairs
 from shards.storage import is_remote
@@ -162,7 +162,7 @@ def _parser() -> ArgumentParser:
         default=SAMPLES_PER_SHARD,
         help="Upper bound; the counts of the shards differ by at most one.",
     )
-    add("--workers", type=int, help="Processes that write; by default, one a core.")
+    add("--workers", type=int, help="LocalWorkers that write; by default, one a core.")
     return parser
 
 
@@ -185,7 +185,7 @@ def _write(shard_set: ShardSet, source: Pairs, options: Namespace) -> ShardSet:
                 preparation=Preparation(
                     encoding="raw" if shard_set.manifest.raw else "original", max_megapixels=1e6
                 ),
-                engine=Processes(workers),
+                engine=LocalWorkers(workers),
                 command=shlex.join(["python", "-m", "tools.mine_pairs", *sys.argv[1:]]),
                 progress=progress,
             )

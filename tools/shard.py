@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import shards.source
-from shards.engine import Engine, Processes, Ray
+from shards.engine import Engine, LocalWorkers, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
 from shards.source import Source
 from shards.storage import is_remote
@@ -77,7 +77,7 @@ def _engine(name: str, workers: int | None, address: str | None) -> Engine:
         return Ray(address)
     if address is not None:
         raise ValueError(f"ray_address={address}, but the engine is local; give --engine ray.")
-    return Processes(workers if workers is not None else len(os.sched_getaffinity(0)))
+    return LocalWorkers(workers if workers is not None else len(os.sched_getaffinity(0)))
 
 
 def _parser() -> ArgumentParser:
@@ -122,13 +122,13 @@ def _parser() -> ArgumentParser:
             help="Leave out images whose bytes are those of another; reads all of them twice.",
         )
         command.add_argument(
-            "--workers", type=int, help="Processes; by default, one a core of this machine."
+            "--workers", type=int, help="LocalWorkers; by default, one a core of this machine."
         )
         command.add_argument(
             "--engine",
             type=Literal["local", "ray"],
             default="local",
-            help="Processes of this machine, or a Ray cluster.",
+            help="LocalWorkers of this machine, or a Ray cluster.",
         )
         command.add_argument(
             "--ray_address", type=str, help="Of a cluster, such as auto; by default, a local one."

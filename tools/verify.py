@@ -8,7 +8,7 @@ import rich.progress
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import verify
 from training.command import run_command
@@ -40,7 +40,7 @@ def main() -> None:
         "(with --deep, also those that do not decode); good samples keep their bytes.",
     )
     parser.add_argument(
-        "--workers", type=int, help="Processes; by default, one a core of this machine."
+        "--workers", type=int, help="LocalWorkers; by default, one a core of this machine."
     )
     options = parser.parse_args()
     workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))
@@ -70,7 +70,7 @@ def main() -> None:
             bar.update(task, completed=samples, total=total)
 
         found = verify(
-            options.folder, deep=options.deep, engine=Processes(workers), progress=advance
+            options.folder, deep=options.deep, engine=LocalWorkers(workers), progress=advance
         )
     seconds = time.monotonic() - begin
     for problem in found.problems[:SHOWN]:

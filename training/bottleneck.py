@@ -15,11 +15,11 @@ INPUT, COMPUTE = 0.05, 0.03
 
 @dataclass
 class Bottleneck:
-    """Watches the records of a run and speaks up when the answer is new.
+    """Watches the records of a run and returns a line when the answer changes.
 
     Args:
         loader: whose settings the advice is about.
-        profile: what its stages cost; none, if that was not measured.
+        profile: cost of its stages; None if that was not measured.
     """
 
     loader: Loader
@@ -28,7 +28,7 @@ class Bottleneck:
     _laps: int = 0
 
     def update(self, *, data_wait: float, step_seconds: float) -> str | None:
-        """Return a line for people if there is news; the first lap, which warms up, never is.
+        """Return a line for people if the answer is new; the first lap warms up and does not count.
 
         Args:
             data_wait: share of the last lap in which training waited for data.
@@ -51,7 +51,7 @@ class Bottleneck:
         return text
 
     def limit(self) -> str:
-        """Return what the pipeline spends most of its time on."""
+        """Return the stage that takes most of the pipeline's time, in words."""
         threads = self.loader.tuning.threads
         where = f"on {threads} thread" + "s" * (threads != 1)
         if self.profile is None:
@@ -62,7 +62,7 @@ class Bottleneck:
         return f"{stage} {where} is the limit ({share:.0%} of the pipeline's {whole})"
 
     def advice(self) -> str:
-        """Return what to try, most effective first."""
+        """Return remedies, most effective first."""
         tuning, gpu = self.loader.tuning, self.loader.device.type == "cuda"
         manifest = self.loader.shard_set.manifest
         stage = self.profile.largest if self.profile is not None else "augment"

@@ -1,4 +1,4 @@
-"""Says when embeddings no longer tell images apart, while something can be done about it."""
+"""Warns when embeddings no longer tell images apart, early enough to act."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = {
 
 @dataclass
 class Collapse:
-    """Watches the records of a run and speaks up once for each kind of collapse.
+    """Watches the records of a run and returns one warning for each kind of collapse.
 
     Args:
         after: step before which nothing is said: warm-up, and the first hundred steps.
@@ -38,14 +38,14 @@ class Collapse:
         variance: float,
         dimension: float,
     ) -> str | None:
-        """Return a line for people if there is news.
+        """Return a warning for people, or None.
 
         Args:
             step: number of updates done.
             batch_ap: mean AP of the batch's views.
-            chance: the same of a random ranking.
+            chance: mean AP of a random ranking.
             variance: of its embeddings on the unit sphere, 0 to 1.
-            dimension: about how many directions they are spread in.
+            dimension: effective dimension of its embeddings.
         """
         if step < self.after:
             return None

@@ -13,7 +13,7 @@ LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
 
 def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda: False) -> None:
-    """Run a command's main function; what the user can cause becomes a message on stderr.
+    """Run a command's main function; an error that a user can cause becomes one line on stderr.
 
     Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory that is not
     there, 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps
@@ -25,7 +25,7 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
     """
     try:
         main()
-    except BrokenPipeError:  # whoever read the output, head for one, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ValueError, OSError, argparse.ArgumentError) as error:

@@ -283,9 +283,9 @@ class Config:
         return "bf16" if "amx_bf16" in flags else "no"
 
     def uncompiled(self) -> AbstractContextManager[object]:
-        """Return a context in which what is compiled runs as it is written.
+        """Return a context in which compiled modules run uncompiled.
 
-        For what is seldom done, with shapes of its own: compiling takes longer.
+        For rare work with shapes that are not those of training: compiling takes longer.
         """
         return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
 

@@ -1,4 +1,4 @@
-"""Where a run's samples come from: its shard sets, and the loader that goes on where it was."""
+"""A run's shard sets, and the loader that goes on where the last checkpoint was."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class ShardSets:
 
 @dataclass(frozen=True)
 class Data:
-    """The loader of the training set, and since when its batches are what they are."""
+    """The loader of the training set, and where it goes on."""
 
     loader: Loader
     since: EpochStart
     saved: dict[str, Any] | None
-    """What this process saved of its own in the checkpoint that it goes on from; else None."""
+    """This process's file of the checkpoint that the run continues; None at its start."""
     reshaped: bool
     """Whether the batches are other ones than in the checkpoint, so that the epoch begins again."""
     tuning_source: str
@@ -120,7 +120,7 @@ def _continued(
 
 
 def open_suite(config: Config, sets: ShardSets, data: Data, processes: Processes) -> Suite | None:
-    """Return what the run is evaluated with; None if it is not."""
+    """Return the evaluations of the run; None if it has none."""
     if sets.evaluation_test is None:
         return None
     return Suite(
@@ -148,7 +148,7 @@ def check_device(
         config: of the run.
         sets: its shard sets.
         data: whose pipeline settings are used.
-        say: is given what was found.
+        say: shows a line to people.
 
     Raises:
         ValueError: the pixels differ by more than decoders do.

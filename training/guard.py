@@ -1,7 +1,7 @@
 """Steps whose gradient is not finite change nothing, and the host does not wait to find out.
 
-Whether a gradient is finite is known on the device, after the backward pass of all ranks: since
-their mean is taken, all find the same. The optimizer and the buffers are told there, too:
+The device knows whether the gradient is finite, after the backward pass of all ranks; they take its
+mean, so all find the same. The optimizer and the buffers learn it on the device, too:
 
     buffers ─ kept ─▶ forward, backward ─▶ gradient finite? ─▶ optimizer: found_inf, as for fp16
                                                     └────────▶ buffers: new, or as kept
@@ -64,7 +64,7 @@ class Guard:
         self.in_a_row.copy_(state["in_a_row"])
 
     def before(self) -> None:
-        """Keep what the forward pass changes."""
+        """Keep a copy of the buffers, which the forward pass changes."""
         with torch.no_grad():
             for kept, buffer in zip(self._kept, self._buffers, strict=True):
                 kept.copy_(buffer)
@@ -97,7 +97,7 @@ class Guard:
         self.in_a_row.add_(1).mul_(bad)
 
     def after(self) -> None:
-        """Put back what the forward pass and the method's own updates changed in a bad step."""
+        """After a bad step, put back the buffers and moving averages that it has changed."""
         _put_back(self._buffers, self._kept, self._bad)
 
 
@@ -118,10 +118,10 @@ def _side_by_side(buffers: Sequence[Tensor]) -> list[Tensor]:
     """Move buffers of one type into one tensor each, of which they become views; return those."""
     flats: list[Tensor] = []
     for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
-        alike = [buffer for buffer in buffers if buffer.dtype == dtype]
-        flats.append(torch.cat([buffer.detach().flatten() for buffer in alike]))
-        parts = flats[-1].split([buffer.numel() for buffer in alike])
-        for buffer, part in zip(alike, parts, strict=True):
+        same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flats.append(torch.cat([buffer.detach().flatten() for buffer in same]))
+        parts = flats[-1].split([buffer.numel() for buffer in same])
+        for buffer, part in zip(same, parts, strict=True):
             buffer.data = part.view(buffer.shape)
     return flats
 

@@ -1,4 +1,4 @@
-"""What is going to run, in a few lines, with the batch arithmetic."""
+"""The header of a run: views, batch arithmetic, method, length, memory."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def header(
 
     Args:
         config: of the run.
-        data: what it is trained on.
+        data: its loader.
         processes: which train.
         schedule: how long.
-        memory: what a step is going to need, if that was asked for.
-        stages: what the stages of the pipeline cost, if that was measured.
+        memory: the forecast of a step, if one was made.
+        stages: costs of the pipeline's stages, if they were measured.
     """
     loader, total_steps = data.loader, schedule.total_steps
     length = f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = {total_steps:,} steps"
@@ -90,7 +90,7 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
 
 
 def news(
-    config: Config, sets: ShardSets, data: Data, saved: Checkpoint | None, unheard: list[str]
+    config: Config, sets: ShardSets, data: Data, saved: Checkpoint | None, killed: list[str]
 ) -> Iterator[str]:
     """Yield what else is to be said before the first step of a run that goes on.
 
@@ -99,11 +99,11 @@ def news(
         sets: its shard sets.
         data: its loader.
         saved: what it continues from.
-        unheard: which processes ended without a word before.
+        killed: which processes were killed before.
     """
     if saved is not None:
         yield f"continuing from step {saved.step:,}: {saved.root}"
-    yield from unheard
+    yield from killed
     if sets.left_out:
         yield f"without the {sets.left_out} samples in {config.run / quarantine.NAME}"
     if data.reshaped:

@@ -1,4 +1,4 @@
-"""What the launcher asked for, against what it started."""
+"""The launcher of this process: what it was asked for, when it ends, how it starts again."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def check_accumulation() -> None:
 
 
 def follow_launcher() -> None:
-    """End with the launcher, from the first moment on: it starts each process in its own session.
+    """End when the launcher ends, from the first moment on: each process has its own session.
 
-    One that was killed meanwhile leaves processes that would wait for it for an hour.
+    A launcher that is killed would leave processes that wait for it for an hour.
     """
     if launched():
         end_with_parent()
-    # What the launchers of several processes and of one, and nobody else, say to their processes.
+    # Set by the launchers of several processes and of one, and by nobody else.
     told = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys()
     if os.getppid() == 1 and told and not launched():
         sys.exit(AGAIN)

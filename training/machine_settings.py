@@ -1,4 +1,4 @@
-"""Which settings of the machine a run uses: given, kept from its beginning, tuned, or defaults."""
+"""The pipeline's settings on this machine: given, kept by the run, tuned, or defaults."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def resolve(
     ranks_per_node: int,
     continued: bool,
 ) -> tuple[Tuning, str]:
-    """Return the settings, none missing, and in a word where they come from.
+    """Return the settings of the pipeline, all of them, and in words where they come from.
 
-    A run that is continued keeps those that move pixels, whatever was tuned since. Files may differ
-    between machines: with several ranks, the first one's answer counts.
+    A run that is continued keeps the settings that change pixels, even if it was tuned since. Files
+    may differ between machines: with several ranks, the answer of rank 0 counts.
 
     Raises:
         ValueError: a file cannot be read, or holds something else.
@@ -57,7 +57,7 @@ def resolve(
 
 
 def kept(run: Path) -> Tuning:
-    """Return of a run's settings those that move pixels: it is continued and evaluated with them.
+    """Return the settings of a run that change pixels; it is continued and evaluated with them.
 
     Raises:
         ValueError: its file holds something else.
@@ -75,7 +75,7 @@ def path_for(
     batch_size_per_rank: int,
     ranks_per_node: int,
 ) -> Path:
-    """Return where the settings for this machine and load are kept: in the user's cache folder."""
+    """Return the file for this machine and load, in the user's cache folder."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     cores = len(os.sched_getaffinity(0))
     load = {

@@ -1,15 +1,15 @@
-"""What a step will need of the device's memory, reckoned before the first one.
+"""The device memory that a training step needs, computed before the first one.
 
     loader       DALI's buffers and the finished views, by a formula: see `loader_bytes`
     model        weights, gradients, optimizer, running copies: counted
-    activations  what forward and backward pass hold at worst  ┐ followed through a step on fake
-    objective    of that, what the objective adds              ┘ tensors, of the real shapes
+    activations  the most that forward and backward hold  ┐ followed through a step on fake
+    objective    the part of it that the objective adds   ┘ tensors of the real shapes
 
-Fake tensors have shapes but no data. So a step of any batch is followed in a few tenths of a second
-(a real one of 2 or 3 images takes 15 to 40 times as long on the CPU), nothing is extrapolated, and
-weights, batch-norm statistics and random numbers stay as they are. Seen is what each operator
-returns until it is freed; not seen is what a kernel needs while it runs, hence
-`MemoryForecast.usable`.
+Fake tensors have shapes but no data. A step of any batch is followed in a few tenths of a second; a
+real one of 2 or 3 images takes 15 to 40 times as long on the CPU. Nothing is extrapolated. Weights,
+batch-norm statistics and random numbers stay as they are. The forecast sees what each operator
+returns, until it is freed. It does not see the scratch memory of a kernel, so part of the memory
+stays unplanned: `MemoryForecast.usable`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from training.config import Config
 from training.processes import Processes
 
 GIB = 2**30
-# Left alone: kernels' scratch, libraries' own, gaps between tensors. On the CPU training took 0.2
-# to 0.4 GiB more than foretold, whatever the batch (benchmarks/results/memory-budget-cpu.json).
+# Not planned with: kernels' scratch, libraries' buffers, gaps between tensors. On the CPU training
+# took 0.2 to 0.4 GiB more than forecast for any batch (benchmarks/results/memory-budget-cpu.json).
 FULL, SPARE = 0.95, 0.4 * GIB
 STATES = {"adamw": 2, "sgd": 1, "lars": 1}  # what an optimizer keeps, in sizes of the weights
 LONGER = 1.5  # an image's longer side by its shorter one, where only that is known
@@ -55,7 +55,7 @@ class MemoryForecast:
     objective: int
     capacity: int
     unknown: str = ""
-    """Why activations and objective could not be followed, if so; then they are 0."""
+    """Why activations and objective are not known, if they are not; then they are 0."""
 
     @property
     def total(self) -> int:
@@ -64,7 +64,7 @@ class MemoryForecast:
 
     @property
     def usable(self) -> int:
-        """What of the capacity may be planned with."""
+        """The part of the capacity that may be planned with."""
         return max(0, round(min(FULL * self.capacity, self.capacity - SPARE)))
 
     def describe(self) -> str:
@@ -93,11 +93,11 @@ def check(
     """
     if not config.check_memory:
         return None
-    foretell = partial(forecast, config, method, loader, ranks_here=processes.on_this_machine)
-    found = foretell()
+    at_size = partial(forecast, config, method, loader, ranks_here=processes.on_this_machine)
+    found = at_size()
     refuse(
         found,
-        lambda size: foretell(batch_size_per_rank=size),
+        lambda size: at_size(batch_size_per_rank=size),
         batch_size=config.batch_size,
         world_size=processes.world_size,
     )
@@ -158,7 +158,7 @@ def refuse(
         world_size: number of ranks.
 
     Raises:
-        ValueError: what is needed, what there is, and the largest batch that fits.
+        ValueError: the batch does not fit; the message has the largest that does.
     """
     if found.total <= found.usable:
         return
@@ -166,7 +166,7 @@ def refuse(
     fitting, too_large = smallest - 1, batch_size // world_size
     while too_large - fitting > 1:
         middle = (fitting + too_large) // 2
-        if at(middle).total <= found.usable:  # not what has become free or was taken meanwhile
+        if at(middle).total <= found.usable:  # of the first forecast: memory may be taken meanwhile
             fitting = middle
         else:
             too_large = middle
@@ -297,7 +297,7 @@ class _Alive(TorchDispatchMode):
 
     @contextmanager
     def inside(self, method: nn.Module) -> Iterator[None]:
-        """Note what the method's objectives add to what there was when they began."""
+        """Record the bytes that the method's objectives add while they run."""
         begin, outside = 0, 0
 
         def enter(*_: Any) -> None:
@@ -354,7 +354,7 @@ def _free(device: torch.device) -> int:
 def _cgroups_free(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
-    """Return what is left in each control group that limits this process, of either version.
+    """Return the free bytes of each control group (v1 or v2) that limits this process.
 
     A group's usage includes the page cache, which gives way.
     """

@@ -1,4 +1,4 @@
-"""Shows a method the views that it asks to remember: passes over the training set between steps."""
+"""Passes over the training set between steps, for a method that fills a memory of embeddings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MANY = 8  # views of a sample in one pass, at most: so often an image is decoded
 
 
 def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader) -> None:
-    """Show a method views of the training set, the same ones for the same request.
+    """Show a method views of the training set; the same request gets the same views.
 
-    They come from a loader of their own, so that the training's goes on as if nothing had happened.
-    Every rank shows its own part.
+    They come from another loader, so that the training's loader does not notice. Every rank shows
+    its own part.
 
     Args:
-        method: on its device; its buffers become alike on all ranks, as in a checkpoint.
-        request: what it asks for.
+        method: on its device; its buffers become equal on all ranks, as in a checkpoint.
+        request: how many keys, of which view group.
         config: of the run; its seed and the request's phase make the views.
         loader: the training's, whose shard set and settings are used.
     """
@@ -38,7 +38,7 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
         device=loader.device,
         seed=config.seed + 1_000_003 * (1 + request.phase),
         dtype=loader.dtype,
-        shuffle_buffer=loader.batch_size_per_rank,  # their order is of no matter
+        shuffle_buffer=loader.batch_size_per_rank,  # their order does not matter
         tuning=loader.tuning.for_one_pass(),
         searching=loader.searching,
     )
@@ -50,9 +50,9 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
 
 
 def share_buffers(method: Method) -> None:
-    """Give all ranks the first one's buffers, which are what checkpoints hold.
+    """Copy the buffers of rank 0 to all ranks; checkpoints hold those of rank 0.
 
-    Batch norm that is not synchronised differs by rank.
+    Without synchronised batch norm, ranks have different statistics.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in method.buffers():

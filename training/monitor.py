@@ -1,4 +1,4 @@
-"""What people and programs see of a run: the terminal and metrics.jsonl, from the same records."""
+"""The records of a run: on the terminal for people, in metrics.jsonl for programs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Monitor:
         self._unwritten: list[str] = []
 
     def header(self, rows: Mapping[str, str]) -> None:
-        """Show what is going to run."""
+        """Show the header of the run."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan")
         table.add_column()

@@ -1,4 +1,4 @@
-"""What is said of a run while it trains: its records, its evaluations, and what looks wrong."""
+"""The records and evaluations of a run, for its monitor and trackers, and its warnings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Recorder:
 
         Args:
             step: number of updates done.
-            output: what the method has returned at it.
+            output: of the method at this step.
             skipped: steps so far that changed nothing.
             in_a_row: how many of them are the latest ones.
         """
@@ -119,7 +119,7 @@ class Recorder:
             self.monitor.say(line)
 
     def report_damage(self) -> None:
-        """Warn of shards that are not what was written: any rank, each looks at some of them."""
+        """Warn of shards that differ from what was written; each rank watches some of them."""
         shard_set = self.bottleneck.loader.shard_set
         for found in self.watch.news():
             sys.stderr.write(

@@ -1,4 +1,6 @@
-"""What happens at which step, as pure functions of it: nothing to save, nothing to restore.
+"""Length, learning rate and appointments of a run, as pure functions of the step.
+
+There is nothing to save and nothing to restore.
 
 With `--reshape_data` a run goes on with another batch size, number of processes or shard set. The
 epoch that it was in begins again with the new batches, so that each of its samples is seen once,

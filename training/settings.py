@@ -44,8 +44,8 @@ def parser(
     # The strings below the fields become their help.
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
-        # A recipe may be anybody's: nothing is imported because of what it says but the packages
-        # of classes that the program has imported already.
+        # A recipe may be anybody's. It can name classes of the packages that the program has
+        # imported already, and makes nothing else be imported.
         import_path_denylist=["*"],
         import_path_allowlist=sorted(_packages()),
     )
@@ -65,13 +65,13 @@ def parser(
 
 @dataclass(frozen=True)
 class Settings:
-    """A parsed configuration: what is saved with the run, and what is built from it."""
+    """A parsed configuration: plain values to save with the run, and the objects built from them."""
 
     config: Config
     resolved: dict[str, Any]
     """Plain values, as YAML holds them; parses to the same configuration."""
     options: dict[str, Any]
-    """What a tool's own arguments were, besides those of `Config`."""
+    """A tool's own arguments, which are not fields of `Config`."""
 
     def yaml(self) -> str:
         """Return the resolved configuration as a recipe."""
@@ -108,7 +108,7 @@ def parse(
         command_line: `parser()` with a tool's own arguments added.
 
     Raises:
-        ValueError: what is unknown, missing or impossible, and the remedy.
+        ValueError: a setting is unknown, missing or impossible; the message has the remedy.
     """
     command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -146,7 +146,7 @@ def parse(
 
 
 def _default(name: str) -> Any:
-    """Return what a field is that a run lacks, because it is older than the field."""
+    """Return the default of a field; a run that is older than the field has that."""
     field = Config.__dataclass_fields__.get(name)
     return None if field is None or field.default is MISSING else field.default
 

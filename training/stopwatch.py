@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lap:
-    """What happened since the last lap."""
+    """Steps and time since the lap before."""
 
     steps: int
     seconds: float

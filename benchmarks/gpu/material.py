@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from benchmarks.sharding import write_stl10_binaries
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.layout import MANIFEST
 from shards.source.folder import ImageFolder
 from shards.source.stl10 import STL10
@@ -106,7 +106,7 @@ def _shard(
 ) -> Row:
     if not (out / MANIFEST).exists():
         shutil.rmtree(out, ignore_errors=True)
-        engine, how = Processes(len(os.sched_getaffinity(0))), Preparation(encoding=encoding)
+        engine, how = LocalWorkers(len(os.sched_getaffinity(0))), Preparation(encoding=encoding)
         write(source, str(out), engine=engine, preparation=how, limit=limit)
     tars = list(out.glob("*.tar"))
     return {"shards": len(tars), "mb": round(sum(tar.stat().st_size for tar in tars) / 1e6, 1)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shards.engine.engine import Engine, Job, Progress
-from shards.engine.processes import Processes
+from shards.engine.workers import LocalWorkers
 
 _RETRIES = 3  # of a task whose worker or machine was lost
 
@@ -60,7 +60,7 @@ class Ray(Engine):
                         raise error.cause from None
                     except ray.exceptions.RayError:
                         # Every worker died of it: the sample that does it is found out here.
-                        alone = Processes(1).run(job, [tasks[number]], _nobody)
+                        alone = LocalWorkers(1).run(job, [tasks[number]], _nobody)
                         ((_, result),) = alone
                         samples, size = 0, 0
                     progress(number, samples, size)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import shards.engine.processes
+import shards.engine.workers
 import shards.writing.tasks
-from shards.engine import Engine, Job, Processes, Report, Serial
+from shards.engine import Engine, Job, LocalWorkers, Report, Serial
 from shards.layout import ShardSet
 from shards.source import Sample, Source
 from shards.writing.write import write
@@ -57,13 +57,13 @@ def end() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, workers: int) -> None:
     alone = write(Noise(101), tmp_path / "alone", samples_per_shard=9, engine=Serial())
-    many = write(Noise(101), tmp_path / "many", samples_per_shard=9, engine=Processes(workers))
+    many = write(Noise(101), tmp_path / "many", samples_per_shard=9, engine=LocalWorkers(workers))
     assert contents(alone) == contents(many)
 
 
 def test_an_image_that_ends_its_worker_is_left_out_by_name(tmp_path: Path) -> None:
     source = Fatal(40, deadly=17)
-    shard_set = write(source, tmp_path / "out", samples_per_shard=9, engine=Processes(2))
+    shard_set = write(source, tmp_path / "out", samples_per_shard=9, engine=LocalWorkers(2))
     account = shard_set.manifest.account
     assert (account.written, account.quarantined) == (39, 1)
     reasons = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text()
@@ -94,7 +94,7 @@ class Bomb(bytes):
 
 def test_a_sample_that_ends_whoever_reads_it_is_left_out(tmp_path: Path) -> None:
     shard_set = write(
-        Noise(40, {23: end}), tmp_path / "out", samples_per_shard=9, engine=Processes(2)
+        Noise(40, {23: end}), tmp_path / "out", samples_per_shard=9, engine=LocalWorkers(2)
     )
     assert shard_set.manifest.account.quarantined == 1
     (line,) = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text().splitlines()
@@ -105,15 +105,15 @@ def test_a_sample_that_ends_whoever_reads_it_is_left_out(tmp_path: Path) -> None
 def test_a_decoder_that_always_dies_is_not_blamed_on_the_images(tmp_path: Path) -> None:
     source = Noise(40, dict.fromkeys(range(40), end))
     with pytest.raises(OSError, match="not they, but the decoder seems broken"):
-        write(source, tmp_path / "out", samples_per_shard=40, engine=Processes(2))
+        write(source, tmp_path / "out", samples_per_shard=40, engine=LocalWorkers(2))
 
 
 def test_a_worker_that_stalls_over_an_image_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards.engine.processes, "_STUCK", 0.5)
+    monkeypatch.setattr(shards.engine.workers, "_STUCK", 0.5)
     source = Noise(20, {7: lambda: time.sleep(60)})
-    shard_set = write(source, tmp_path / "out", samples_per_shard=5, engine=Processes(2))
+    shard_set = write(source, tmp_path / "out", samples_per_shard=5, engine=LocalWorkers(2))
     assert shard_set.manifest.account.quarantined == 1
 
 
@@ -163,7 +163,7 @@ class Fail(Job):
 
 def test_an_error_that_cannot_be_sent_arrives_as_text() -> None:
     with pytest.raises(RuntimeError, match="Unsendable: the reason"):
-        list(Processes(1).run(Fail(), [0], lambda *_: None))
+        list(LocalWorkers(1).run(Fail(), [0], lambda *_: None))
 
 
 def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_worker_killed_once_costs_nothing(tmp_path: Path) -> None:
             end()
 
     shard_set = write(
-        Noise(40, {23: end_once}), tmp_path / "out", samples_per_shard=9, engine=Processes(2)
+        Noise(40, {23: end_once}), tmp_path / "out", samples_per_shard=9, engine=LocalWorkers(2)
     )
     assert mark.exists()
     plain = write(Noise(40), tmp_path / "plain", samples_per_shard=9)
@@ -195,7 +195,7 @@ class Square(Job):
         return task * task
 
 
-@pytest.mark.parametrize("engine", [Serial(), Processes(3)])
+@pytest.mark.parametrize("engine", [Serial(), LocalWorkers(3)])
 def test_every_task_is_done_once(tmp_path: Path, engine: Engine) -> None:
     found = dict(engine.run(Square(tmp_path), range(12), lambda *_: None))
     assert found == {task: task * task for task in range(12)}
@@ -203,7 +203,7 @@ def test_every_task_is_done_once(tmp_path: Path, engine: Engine) -> None:
     assert Counter(done) == {str(task): 1 for task in range(12)}
 
 
-@pytest.mark.parametrize("engine", [Serial(), Processes(2)])
+@pytest.mark.parametrize("engine", [Serial(), LocalWorkers(2)])
 def test_what_a_task_raises_reaches_the_caller_and_ends_the_rest(
     tmp_path: Path, engine: Engine
 ) -> None:
@@ -215,17 +215,17 @@ def test_what_a_task_raises_reaches_the_caller_and_ends_the_rest(
 
 
 def test_no_tasks_are_no_work(tmp_path: Path) -> None:
-    assert list(Processes(2).run(Square(tmp_path), [], lambda *_: None)) == []
+    assert list(LocalWorkers(2).run(Square(tmp_path), [], lambda *_: None)) == []
 
 
 def test_no_workers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"workers=0; expected 1 or more"):
-        Processes(0)
+        LocalWorkers(0)
 
 
 WRITER = """
 import sys
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.writing.write import write
 sys.path.insert(0, {tests!r})
 from test_engine import Noise
@@ -235,7 +235,7 @@ class Slow(Noise):
         time.sleep(0.004)
         return super().__getitem__(index)
 print("begun", flush=True)
-write(Slow(400), {out!r}, samples_per_shard=20, engine=Processes(2))
+write(Slow(400), {out!r}, samples_per_shard=20, engine=LocalWorkers(2))
 print("done", flush=True)
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import undecodable, verify
 from shards.layout import Manifest, ShardSet, open_shards
@@ -141,7 +141,7 @@ def test_pairs_are_the_same_by_processes_and_from_a_pair_set(
     partner_of = dict(zip(ids(shard_set), np.array(ids(shard_set))[partners], strict=True))
     again = np.array([order[partner_of[sample]] for sample in ids(first)])
     source = Pairs(shard_set=first, partners=again, scores=np.ones(20))
-    second = write(source, tmp_path / "second", engine=Processes(2), samples_per_shard=8)
+    second = write(source, tmp_path / "second", engine=LocalWorkers(2), samples_per_shard=8)
     here, there = files_by_id(first), files_by_id(second)
     for sample in here:
         for files in (here, there):

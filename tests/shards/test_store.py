@@ -13,7 +13,7 @@ import pytest
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import verify
 from shards.layout import open_shards
@@ -64,8 +64,8 @@ def s3() -> Iterator[None]:
 
 
 def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path) -> None:
-    here = write(Pictures(30), tmp_path / "here", samples_per_shard=7, engine=Processes(2))
-    there = write(Pictures(30), f"{BUCKET}/same", samples_per_shard=7, engine=Processes(2))
+    here = write(Pictures(30), tmp_path / "here", samples_per_shard=7, engine=LocalWorkers(2))
+    there = write(Pictures(30), f"{BUCKET}/same", samples_per_shard=7, engine=LocalWorkers(2))
     assert there.manifest == here.manifest
     for name in here.folder.sizes():
         assert there.folder.read(name) == here.folder.read(name), name

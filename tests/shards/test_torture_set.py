@@ -11,7 +11,7 @@ from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.health.verification import verify
 from shards.layout import ShardSet
 from shards.source import ImageFolder
@@ -29,7 +29,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     expected["odd_00/lethal.jpg"] = "repaired"
     good(folder / "in", GOOD)
     shard_set = write(
-        ImageFolder(root=folder / "in"), folder / "out", samples_per_shard=150, engine=Processes(2)
+        ImageFolder(root=folder / "in"),
+        folder / "out",
+        samples_per_shard=150,
+        engine=LocalWorkers(2),
     )
     return folder, expected, shard_set
 
@@ -47,7 +50,7 @@ def test_every_file_is_accounted_for(made: tuple[Path, dict[str, str], ShardSet]
     assert told.keys() == {name for name, what in expected.items() if what == "quarantined"}
     for name, line in told.items():
         assert (folder / "out" / line["file"]).read_bytes() == (folder / "in" / name).read_bytes()
-    assert verify(shard_set.root, deep=True, engine=Processes(2)).problems == []
+    assert verify(shard_set.root, deep=True, engine=LocalWorkers(2)).problems == []
 
 
 @pytest.mark.parametrize("resampling", ["warp", "resize"])

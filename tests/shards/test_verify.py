@@ -16,7 +16,7 @@ import shards.writing.write
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from shards.engine import Processes
+from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import verify
 from shards.health.watch import Watch
@@ -71,7 +71,7 @@ def good_samples(shard_set: ShardSet) -> dict[str, bytes]:
 def test_a_sound_set_has_no_problems(make_shard_set: MakeShardSet, encoding: str) -> None:
     shard_set = make_shard_set(40, encoding=encoding)
     for deep in (False, True):
-        found = verify(shard_set.root, deep=deep, engine=Processes(2))
+        found = verify(shard_set.root, deep=deep, engine=LocalWorkers(2))
         assert (found.problems, found.samples, found.shards) == ([], 40, 5)
 
 

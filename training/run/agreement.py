@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another at every step, without waiting for it."""
+"""A few numbers that the processes of a run exchange at every step, without waiting for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Agreement:
     def exchange(self, mine: Sequence[int]) -> list[int]:
         """Return the largest of each number that any rank gave a step ago, at first zeros.
 
-        One process alone gets what it gives.
+        A single process gets its own numbers.
         """
         if self._group is None:
             return list(mine)

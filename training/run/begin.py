@@ -16,7 +16,7 @@ from training.settings import Settings
 def begin(
     settings: Settings, data: Data, processes: Processes, phase: failure.Phase, *, taken: bool
 ) -> list[str]:
-    """Make the folder this run's, on all ranks; return who ended without a word before.
+    """Make the folder this run's, on all ranks; return which processes were killed before.
 
     Args:
         settings: of the run.
@@ -26,16 +26,16 @@ def begin(
         taken: what `run_folder.take` returned.
     """
     run = settings.config.run
-    unheard: list[str] = []
+    killed: list[str] = []
     if processes.first:
         run_folder.prepare(run, settings, taken=taken)
         checkpoint.clean(run)
-        unheard = failure.unheard(run)
+        killed = failure.silent_ends(run)
         machine_settings.write(run / machine_settings.NAME, data.loader.tuning)
     processes.accelerator.wait_for_everyone()
     phase.prepared = True
     failure.keep_stderr(run, processes.rank)
-    return unheard
+    return killed
 
 
 def open_writer(settings: Settings, data: Data, processes: Processes) -> Writer:

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, synced and renamed, so that whatever exists is complete.
+"""Checkpoints: written under another name, synced and renamed, so that each one is complete.
 
     RUN/checkpoints/00000500/
         method.safetensors            networks, queues and averages of the method
@@ -95,7 +95,7 @@ def write_part(run: Path, step: int, name: str, pieces: Sequence[bytes | memoryv
     folder = partial(run, step)
     folder.mkdir(parents=True, exist_ok=True)
     durable.write(folder / name, pieces)
-    # The writer knows what it meant to write; what is read back may be damaged already.
+    # Of the bytes in memory: a file that is read back may be damaged already.
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -137,8 +137,8 @@ def drop_old(run: Path, *, step: int, keep: int, keep_every: int) -> None:
 
     Args:
         run: the run's folder.
-        step: of the newest. What the folder has of later ones was damaged when the run was
-            continued, and counts for nothing; it is replaced when its step comes.
+        step: of the newest. Checkpoints of later steps were damaged when the run was continued:
+            they do not count, and are replaced when their step comes.
         keep: how many of the newest stay.
         keep_every: N; the checkpoints of its multiples stay too. 0: no others.
 
@@ -162,9 +162,9 @@ def exists(run: Path) -> bool:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """Return the newest checkpoint of a run that is as it was written; none if there is none.
+    """Return the newest undamaged checkpoint of a run; None if it has no checkpoint.
 
-    Newer ones that are damaged are named on stderr: a run loses the steps since, and no more.
+    Newer ones that are damaged are named on stderr: a run loses the steps since then, no more.
 
     Raises:
         ValueError: all of them are damaged.

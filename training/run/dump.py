@@ -23,7 +23,7 @@ FOLDER = "dumps"
 
 @dataclass(frozen=True)
 class Dump:
-    """What one process saw at a step."""
+    """Weights, views and ids of one process at a step."""
 
     step: int
     """Number of updates before it, skipped ones included."""
@@ -46,14 +46,14 @@ def write(
     views: Sequence[Tensor],
     id_B: Tensor,
 ) -> Path:
-    """Write what a skipped step of this process saw, and return where it is.
+    """Write a dump of a skipped step of this process, and return its path.
 
     Args:
         run: the run's folder.
         step: number of updates before it.
         rank: this process.
         world_size: number of processes.
-        method: what was trained; the step has left it as it was.
+        method: the trained method, which the step has left unchanged.
         views: of the step, one tensor a view group, [V, B, C, H, W].
         id_B: stable ids of its samples.
 

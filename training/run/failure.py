@@ -1,4 +1,4 @@
-"""What an abnormal end leaves in the run's folder, for whoever looks at it in the morning.
+"""What an abnormal end leaves in the run's folder, for the person who looks in the morning.
 
     RUN/failure.json        the last abnormal end: what, where, rank, step, remedy
     RUN/ranks/rank-0.log …  what each process wrote to stderr, its last lines at least
@@ -41,7 +41,7 @@ class Phase:
     """What a run is doing, for those who watch it from outside the step loop."""
 
     prepared: bool = False
-    """Whether the run's folder is this run's; before, there is nothing to leave a word in."""
+    """Whether the run's folder is this run's; before that nothing is written there."""
     earlier: tuple[int, int] | None = None
     """Which failure.json was there before this process began; see `_identity`."""
     step: int = 0
@@ -63,7 +63,7 @@ class Phase:
 
 @contextmanager
 def reported(run: Path, *, rank: int) -> Iterator[Phase]:
-    """Leave a word in the run's folder if what happens inside ends with an error.
+    """Write failure.json into the run's folder if an error is raised inside.
 
     Args:
         run: the run's folder.
@@ -93,11 +93,11 @@ def beat_path(run: Path, rank: int) -> Path:
     return run / RANKS / f"rank-{rank}.json"
 
 
-def unheard(run: Path) -> list[str]:
-    """Return, for each process that ended without a word, a line; before new ones begin to train.
+def silent_ends(run: Path) -> list[str]:
+    """Return a line for each process that could not say why it ended; forget them.
 
-    Nobody hears of SIGKILL, which the kernel sends too when there is no memory left, nor of a
-    machine that fails.
+    SIGKILL cannot be caught; the kernel sends it too when there is no memory left. A machine that
+    fails leaves no message either.
     """
     lines = []
     for path in sorted((run / RANKS).glob("rank-*.json")):
@@ -105,8 +105,8 @@ def unheard(run: Path) -> list[str]:
             told = json.loads(durable.read(path))
             lines.append(
                 f"process {told['process']} on {told['host']} ({path.stem}) ended without a word "
-                f"after step {told['step']:,}: killed, perhaps for want of memory, or its machine "
-                "failed"
+                f"after step {told['step']:,}: it was killed, perhaps because memory ran out, or "
+                "its machine failed"
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -135,9 +135,9 @@ def keep_stderr(run: Path, rank: int) -> None:
 def write(
     run: Path, phase: Phase, *, what: str, where: str, rank: int, remedy: str, **more: Any
 ) -> None:
-    """Say why the run ended, unless the folder cannot be written, or another rank has said it.
+    """Write why the run ended, unless another rank has done so.
 
-    The first word is the cause: what the other ranks find afterwards is that one is missing.
+    The first message is the cause: the other ranks find afterwards only that one is missing.
 
     Args:
         run: the run's folder.

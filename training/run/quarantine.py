@@ -20,7 +20,7 @@ NAME = "quarantine.json"
 
 
 def read(run: Path) -> dict[str, dict[str, str]]:
-    """Return what the run goes on without.
+    """Return {shard: {key: why}} of the samples that the run leaves out.
 
     Raises:
         ValueError: the file is damaged.
@@ -47,15 +47,15 @@ def without(run: Path, shard_set: ShardSet, *, rank: int) -> tuple[ShardSet, int
 
 
 def extend(run: Path, shard_set: ShardSet, *, limit: int) -> list[str]:
-    """Look for what cannot be read, and put it in quarantine if that is allowed.
+    """Look for samples that cannot be read, and put them in quarantine if that is allowed.
 
     Args:
         run: the run's folder.
         shard_set: that training has stopped at.
-        limit: how many samples of it may be in quarantine, those that are included.
+        limit: how many samples of it may be in quarantine, the present ones included.
 
     Returns:
-        The samples found, for people; none if they are too many, or nothing was found.
+        The samples found, for people; an empty list if they are too many, or none was found.
     """
     bad = read(run)
     known = sum(map(len, bad.values()))

@@ -1,4 +1,4 @@
-"""The run's folder: one configuration, kept; another one is refused.
+"""The run's folder: it keeps one configuration and refuses another.
 
     RUN/config.yaml           the resolved configuration: a recipe that repeats the run
     RUN/metrics.jsonl         one record a line: training steps and evaluations
@@ -9,7 +9,7 @@
     RUN/dumps/                see `training.run.dump`
     RUN/.lock                 empty; locked as long as a process trains in the folder
 
-What exists in it is whole: everything is written aside and renamed.
+Every file in it is complete: it is written under another name and renamed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Nested state in one safetensors file: tensors, beside JSON that says where they belong.
 
-Reading it runs no code, whoever wrote it: there are no pickles. What is nested are dicts with keys
-of any plain kind, lists and tuples; the leaves are tensors, numbers, strings, booleans and None.
+Reading it runs no code, whoever wrote it: there are no pickles. State is made of dicts with keys of
+any plain kind, lists and tuples; its leaves are tensors, numbers, strings, booleans and None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MALFORMED = (safetensors.SafetensorError, LookupError, TypeError, ValueError, R
 def pieces(tree: Any) -> list[memoryview]:
     """Return nested state as a safetensors file, piece by piece.
 
-    All but the first are the memory of the tensors themselves: what is saved is not copied again.
+    All pieces but the first are the memory of the tensors themselves, which is not copied again.
     The format is https://huggingface.co/docs/safetensors: the header's length in 8 bytes, the
     header, the tensors.
 

@@ -11,7 +11,7 @@ TIME = 1  # beside signals' numbers: 1 is SIGHUP, which is not caught here
 
 
 class Stop:
-    """Turns signals into a wish, on which the ranks agree through `training.run.agreement`.
+    """Turns signals into a request, on which the ranks agree through `training.run.agreement`.
 
     The first signal asks for a checkpoint and a clean end; a second Ctrl-C ends at once.
     """
@@ -21,7 +21,7 @@ class Stop:
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
-    def wish(self, *, out_of_time: bool) -> int:
+    def request(self, *, out_of_time: bool) -> int:
         """Return 0 to go on, the number of a signal to obey, or TIME; a signal goes first.
 
         Args:
@@ -29,8 +29,8 @@ class Stop:
         """
         return self._signal or (TIME if out_of_time else 0)
 
-    def farewell(self, number: int, step: int, run: Path) -> str:
-        """Return what to tell people after a signal: what was saved, and how to go on."""
+    def message(self, number: int, step: int, run: Path) -> str:
+        """Return for people, after a signal, what was saved and how to go on."""
         name = signal.Signals(number).name
         return f"{name}: saved step {step:,} in {run}; the same command continues it"
 

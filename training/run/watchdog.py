@@ -1,11 +1,11 @@
 """Ends a job that hangs, and says which rank hangs and where.
 
-A rank that is stopped, or waits for a disk for ever, leaves all others waiting for it in a
-collective operation, for as long as its timeout is. Here every rank tells the others
-through small files how far it is; when its own step takes too long, it reads theirs, writes down
-whom all wait for and where its own threads are, and ends. The launcher then ends the others and,
-with --max_restarts, starts the job again from the last checkpoint. While a rank reads all of the
-shard set, looking for what cannot be read, the others wait.
+A rank that is stopped, or waits for a disk for ever, leaves all others waiting in a collective
+operation until its timeout. Here every rank writes small files that say how far it is. When its own
+step takes too long, a rank reads the files of the others, writes down which rank all wait for and
+where its own threads are, and ends. The launcher then ends the others and, with --max_restarts,
+starts the job again from the last checkpoint. While a rank reads all of the shard set, to find
+samples that cannot be read, the others wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.launch import AGAIN
 from training.run import failure
 
 _PERIOD = 5.0  # seconds between two looks
-_PATIENCE = 10.0  # seconds for the last word, which a disk that has gone never takes
+_PATIENCE = 10.0  # seconds for the last message; a lost disk never takes it
 
 
 class Watchdog:
@@ -52,7 +52,7 @@ class Watchdog:
         self._period = min(_PERIOD, limit / 4) if limit else _PERIOD
         self._seen: dict[int, tuple[str, float]] = {}  # what a rank wrote last, and since when
         self._end = Event()
-        # Two threads: the one that counts the seconds must not wait for a disk that has gone.
+        # Two threads: the one that counts the seconds must not wait for a lost disk.
         self._watching, self._beating = (
             Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._beat)
         )
@@ -72,9 +72,9 @@ class Watchdog:
         self._end.set()
         if not self._phase.prepared:
             return
-        if self._beating.is_alive():  # what it writes last would tell of a process that was killed
+        if self._beating.is_alive():  # its last file would look like that of a killed process
             self._beating.join(_PATIENCE)
-        with suppress(OSError):  # what stays tells `failure.unheard` of a process that was killed
+        with suppress(OSError):  # a file that stays means that this was killed
             self._path(self._rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:

@@ -4,8 +4,8 @@
     a thread              └▶ serialise ─▶ write ─▶ fsync ─▶ done   ┘
     all ranks, with every step                              └▶ all done? ─▶ rank 0: record, rename
 
-A disk that is full or has gone does not end training: the part is given up, training goes on, and
-the next checkpoint tries again. Only the last one of a run, or of a stop, must succeed.
+A full or lost disk does not end training: the checkpoint is given up, training goes on, and the
+next checkpoint tries again. Only the last one, of a run or before a stop, must succeed.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ class Writer:
             copied.record()
         self._start(self._write, step, copies, copied)
 
-    def told(self) -> tuple[int, int]:
-        """Return what the other ranks are to know with the next step; see `heed`."""
+    def status(self) -> tuple[int, int]:
+        """Return what the other ranks must know at the next step; see `advance`."""
         return -self._finished, self._failed
 
-    def heed(self, told: Sequence[int]) -> list[str]:
-        """Go on with what all ranks have told, and return the news for people.
+    def advance(self, statuses: Sequence[int]) -> list[str]:
+        """Complete or give up the open checkpoint, and return news for people.
 
         Args:
-            told: the largest of each number of `told`, over all ranks.
+            statuses: the largest of each number of `status`, over all ranks.
         """
-        finished, failed = -told[0], told[1]
+        finished, failed = -statuses[0], statuses[1]
         if self._open and failed >= self._open:
             self._wait()
             if self._rank == 0:
@@ -104,8 +104,8 @@ class Writer:
         """
         self._wait()
         if self._open:
-            told = agreement.agree([0, *self.told()])
-            self._news = self.heed(told[1:])
+            _, *statuses = agreement.agree([0, *self.status()])
+            self._news = self.advance(statuses)
             self._wait()
         return agreement.agree([self._committed, 0, 0])[0]  # rank 0 knows
 

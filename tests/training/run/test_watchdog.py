@@ -124,7 +124,7 @@ def test_steps_that_are_made_end_nothing(tmp_path: Path) -> None:
 
     assert in_a_child(work) == 0
     assert not (tmp_path / failure.NAME).exists()
-    assert failure.unheard(tmp_path) == []
+    assert failure.silent_ends(tmp_path) == []
 
 
 def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_a_child(work) == -signal.SIGKILL
-    (line,) = failure.unheard(tmp_path)
+    (line,) = failure.silent_ends(tmp_path)
     assert "(rank-0) ended without a word after step 12" in line
-    assert failure.unheard(tmp_path) == []
+    assert failure.silent_ends(tmp_path) == []
 
 
 class Broken(io.StringIO):
@@ -199,4 +199,4 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path) ->
 
 def test_a_process_that_gave_up_is_not_taken_for_one_that_was_killed(tmp_path: Path) -> None:
     assert in_a_child(lambda: hang(tmp_path)) == AGAIN
-    assert failure.unheard(tmp_path) == []
+    assert failure.silent_ends(tmp_path) == []

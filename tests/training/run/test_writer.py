@@ -60,7 +60,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
         if step in (10, 20):
             state = {**parts(step), checkpoint.METHOD: {"weight": weight}}
             writer.save(step=step, seconds=1.0, parts=state, agreement=agreement)
-        assert writer.heed(agreement.exchange([0, *writer.told()])[1:]) == []
+        assert writer.advance(agreement.exchange([0, *writer.status()])[1:]) == []
     assert writer.settle(agreement) == 20
     assert newest(tmp_path) == 20 and names(tmp_path) == ["00000010", "00000020"]
 
@@ -189,7 +189,7 @@ def test_a_part_that_fails_is_told_and_the_next_one_is_saved(
         patch.setattr(os, "write", full)
         writer.save(step=2, seconds=1.0, parts=parts(2), agreement=agreement)
         assert writer.settle(agreement) == 1
-    news = " ".join(writer.heed((0, 0)))
+    news = " ".join(writer.advance((0, 0)))
     assert "No space left" in news and "step 2 could not be saved; training goes on" in news
     assert names(tmp_path) == ["00000001"]
     writer.save(step=3, seconds=1.0, parts=parts(3), agreement=agreement)
@@ -224,4 +224,4 @@ def test_what_another_rank_could_not_write_is_given_up_by_all(tmp_path: Path):
     writer.save(step=5, seconds=1.0, parts=parts(5), agreement=failed)
     assert writer.settle(failed) == 0
     assert names(tmp_path) == []
-    assert "step 5 could not be saved" in " ".join(writer.heed((0, 0)))
+    assert "step 5 could not be saved" in " ".join(writer.advance((0, 0)))

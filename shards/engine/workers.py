@@ -1,4 +1,4 @@
-"""Processes of this machine, which may die without taking the work with them.
+"""LocalWorkers of this machine, which may die without taking the work with them.
 
 Not concurrent.futures: after one death its whole pool is broken, and it does not tell which sample
 was being decoded. Here the task is begun again, and a sample that kills its worker twice is left
@@ -26,7 +26,7 @@ _STUCK = 300.0  # seconds over one image, after which a worker counts as dead
 _DEATHS = 3  # of one task at different samples, until the reason is sought elsewhere
 
 
-class Processes(Engine):
+class LocalWorkers(Engine):
     """Worker processes that share the job's memory with this one (fork).
 
     Args:
