@@ -406,9 +406,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="Of a measurement.")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--workers", type=int, default=cores, help="LocalWorkers, or threads of DALI."
-    )
+    parser.add_argument("--workers", type=int, default=cores, help="Processes, or threads of DALI.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, choices=["cpu", "cuda"])
     parser.add_argument("--scratch", type=Path, help="Folder for what is written meanwhile.")

@@ -61,7 +61,7 @@ class Feed:
     size: int
     batch_size: int
     workers: int
-    """LocalWorkers of a DataLoader, or threads of DALI."""
+    """Processes of a DataLoader, or threads of DALI."""
     device: str
     """cpu or cuda: where the views are delivered."""
 

@@ -140,7 +140,7 @@ def test_no_imports_run_in_a_circle() -> None:
             break
         for name in free:
             del left[name]
-        left = {name: arrows & left.keys() for name, arrows in left.items()}
+        left = {name: imports & left.keys() for name, imports in left.items()}
     assert not left, f"a circle among {', '.join(sorted(left))}"
 
 

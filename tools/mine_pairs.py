@@ -162,7 +162,7 @@ def _parser() -> ArgumentParser:
         default=SAMPLES_PER_SHARD,
         help="Upper bound; the counts of the shards differ by at most one.",
     )
-    add("--workers", type=int, help="LocalWorkers that write; by default, one a core.")
+    add("--workers", type=int, help="Processes that write; by default, one a core.")
     return parser
 
 

@@ -122,13 +122,13 @@ def _parser() -> ArgumentParser:
             help="Leave out images whose bytes are those of another; reads all of them twice.",
         )
         command.add_argument(
-            "--workers", type=int, help="LocalWorkers; by default, one a core of this machine."
+            "--workers", type=int, help="Processes; by default, one a core of this machine."
         )
         command.add_argument(
             "--engine",
             type=Literal["local", "ray"],
             default="local",
-            help="LocalWorkers of this machine, or a Ray cluster.",
+            help="Processes of this machine, or a Ray cluster.",
         )
         command.add_argument(
             "--ray_address", type=str, help="Of a cluster, such as auto; by default, a local one."

@@ -40,7 +40,7 @@ def main() -> None:
         "(with --deep, also those that do not decode); good samples keep their bytes.",
     )
     parser.add_argument(
-        "--workers", type=int, help="LocalWorkers; by default, one a core of this machine."
+        "--workers", type=int, help="Processes; by default, one a core of this machine."
     )
     options = parser.parse_args()
     workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""LocalWorkers of this machine, which may die without taking the work with them.
+"""Processes of this machine, which may die without taking the work with them.
 
 Not concurrent.futures: after one death its whole pool is broken, and it does not tell which sample
 was being decoded. Here the task is begun again, and a sample that kills its worker twice is left

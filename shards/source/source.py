@@ -84,7 +84,7 @@ class Source(ABC):
 class Names:
     """A list of strings of which only the newest are in memory; the rest are in a temporary file.
 
-    LocalWorkers that are forked share the file; one that it is pickled to gets a copy.
+    Processes that are forked share the file; one that it is pickled to gets a copy.
     """
 
     _BLOCK = 65536  # names that are kept until they are written
