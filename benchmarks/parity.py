@@ -32,9 +32,10 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline.augment import Augment, Blur, Color, Draw, Policy, SimCLR, Solarize
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
-from pipeline.finish import MEAN, STD, Finish
+from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
+from pipeline.normalisation import MEAN, STD
 from pipeline.tuning import Tuning
 from shards.source.folder import ImageFolder
 from shards.writing.write import write

@@ -22,11 +22,7 @@ from torch import Tensor
 
 from pipeline.augment import Augment, Color, Solarize
 from pipeline.augment.color import LUMA
-
-# ImageNet's channel statistics in 0..255. One normalisation for all sets, so that an encoder can be
-# evaluated on shards other than those it was trained on.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+from pipeline.normalisation import MEAN, STD
 
 # Four digits: the three of DALI's chroma rows do not add up to 0, and would tint a gray view.
 _YIQ = torch.tensor(
@@ -41,7 +37,7 @@ class Finish:
     Args:
         late: the augmentations that DALI left to do (`Policy.late`).
         dtype: of the result.
-        workers: on the CPU, who does the work, from `one_threaded`; none, the calling thread.
+        workers: from `one_threaded`, for the CPU; None: the calling thread does the work.
     """
 
     def __init__(
@@ -63,19 +59,46 @@ class Finish:
 
         Args:
             pixels_NPC: uint8, N views of P pixels of three channels.
-            factors_NF: what `Policy.augment` returned for them; none, if nothing was late.
+            factors_NF: of `Policy.augment`; None if no augmentation is late.
         """
         # Also within inference mode, which does not reach the workers.
         with torch.inference_mode(False), torch.no_grad():
             if pixels_NPC.is_cuda:
-                from pipeline.finish_kernel import finish_on_gpu
-
-                return finish_on_gpu(self, pixels_NPC, factors_NF)
+                return self.by_triton(pixels_NPC, factors_NF)
             maps = None
             if self.color is not None:
                 assert factors_NF is not None
                 maps = self._maps(factors_NF, _block(pixels_NPC.shape[1]))
             return self._on_cpu(pixels_NPC, factors_NF, maps)
+
+    def by_triton(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+        """Return the finished views by one kernel, on a GPU or by Triton's interpreter."""
+        from pipeline.finish_kernel import finish_on_gpu  # here: it needs Triton
+
+        return finish_on_gpu(
+            pixels_NPC,
+            self._rows(pixels_NPC, factors_NF),
+            mean=MEAN,
+            std=STD,
+            dtype=self.dtype,
+            color=self.color is not None,
+            hsv=self.color is not None and self.color.hue_space == "hsv",
+            solarize=self.solarize is not None,
+        )
+
+    def _rows(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+        """Return a row of 12 numbers a view: the map, its shift, the hue, the threshold."""
+        row_NR = torch.zeros(len(pixels_NPC), 12, device=pixels_NPC.device)
+        if self.color is not None:
+            assert factors_NF is not None
+            map_N33, lift_N = self.color_maps(factors_NF)
+            row_NR[:, :9] = map_N33.flatten(1)
+            row_NR[:, 9] = lift_N * self.pivot(pixels_NPC)
+            row_NR[:, 10] = factors_NF[:, 3]
+        if self.solarize is not None:
+            assert factors_NF is not None
+            row_NR[:, 11] = factors_NF[:, -1]
+        return row_NR
 
     def _on_cpu(
         self, pixels_NPC: Tensor, factors_NF: Tensor | None, maps: tuple[Tensor, Tensor] | None
@@ -126,7 +149,7 @@ class Finish:
         return color_map(factors_NF, rotate=self.color.hue_space == "yiq")
 
     def pivot(self, x_NPC: Tensor) -> Tensor:
-        """Return what contrast turns about, before brightness: [N]."""
+        """Return the gray level that contrast leaves as it is, before brightness: [N]."""
         assert self.color is not None
         if self.color.pivot == "gray":
             return torch.full((len(x_NPC),), 128.0, device=x_NPC.device)

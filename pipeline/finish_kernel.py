@@ -10,39 +10,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.finish import MEAN, STD, Finish
-
 _PIXELS = 1024  # per program
 
 
-def finish_on_gpu(finish: Finish, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
-    """Return the finished views; see `pipeline.finish.Finish`."""
-    out_NPC = torch.empty(pixels_NPC.shape, dtype=finish.dtype, device=pixels_NPC.device)
+def finish_on_gpu(
+    pixels_NPC: Tensor,
+    row_NR: Tensor,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: torch.dtype,
+    color: bool,
+    hsv: bool,
+    solarize: bool,
+) -> Tensor:
+    """Return the finished views [N, P, C]; see `pipeline.finish.Finish`.
+
+    Args:
+        pixels_NPC: uint8, N views of P pixels of three channels.
+        row_NR: numbers of each view: a colour map of 9, its shift, the hue, the threshold.
+        mean: of the channels, in 0..255.
+        std: of the channels, in 0..255.
+        dtype: of the result.
+        color: whether the colour map is applied.
+        hsv: whether the hue is shifted in HSV.
+        solarize: whether values from the threshold on are inverted.
+    """
+    out_NPC = torch.empty(pixels_NPC.shape, dtype=dtype, device=pixels_NPC.device)
     views, pixels, _ = pixels_NPC.shape
-    # One row of numbers a view: the map, its shift, the hue, the threshold.
-    row = torch.zeros(views, 12, device=pixels_NPC.device)
-    if finish.color is not None:
-        assert factors_NF is not None
-        map_N33, lift_N = finish.color_maps(factors_NF)
-        row[:, :9] = map_N33.flatten(1)
-        row[:, 9] = lift_N * finish.pivot(pixels_NPC)
-        row[:, 10] = factors_NF[:, 3]
-    if finish.solarize is not None:
-        assert factors_NF is not None
-        row[:, 11] = factors_NF[:, -1]
     kernel: Any = _finish
-    # Triton launches on the current device, whatever its arguments lie on.
+    # Triton launches on the current device, even if its arguments lie on another.
     with torch.cuda.device(pixels_NPC.device) if pixels_NPC.is_cuda else nullcontext():
         kernel[views, triton.cdiv(pixels, _PIXELS)](
             pixels_NPC,
-            row,
+            row_NR,
             out_NPC,
             pixels,
-            *MEAN,
-            *STD,
-            COLOR=finish.color is not None,
-            HSV=finish.color is not None and finish.color.hue_space == "hsv",
-            SOLARIZE=finish.solarize is not None,
+            *mean,
+            *std,
+            COLOR=color,
+            HSV=hsv,
+            SOLARIZE=solarize,
             BLOCK=_PIXELS,
         )
     return out_NPC

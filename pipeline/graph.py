@@ -13,6 +13,7 @@ are drawn on the CPU, so that the same program runs without a GPU and sees the s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,7 @@ import torch
 from pipeline.augment import Draw, Policy
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
-from pipeline.finish import MEAN, STD
+from pipeline.normalisation import MEAN, STD
 from pipeline.partners import alternate, shares
 from pipeline.read import decode, decode_surroundings, read, shape_of
 from pipeline.tuning import Tuning
@@ -71,54 +72,68 @@ class ViewGroup:
         return "resize", f"filtered: crops of {shorter:g} px are scaled down"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """How one rank reads a shard set and makes views of it."""
+
+    batch_size: int
+    """Samples a batch on this rank."""
+    rank: int
+    """Whose part of the shard set is read."""
+    world_size: int
+    """Number of parts."""
+    device: torch.device
+    """Where the views are made."""
+    seed: int
+    """Of the order of the samples and of every random parameter."""
+    dtype: torch.dtype
+    """float16 or float32, of views that DALI finishes."""
+    shuffle_buffer: int
+    """Samples held for shuffling, on top of the shuffle of the shards' order."""
+    tuning: Tuning
+    """How it runs on this machine; every field has a value."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the views are made on a GPU."""
+        return self.device.type == "cuda"
+
+
 def views_pipeline(
     shard_set: ShardSet,
     groups: Sequence[ViewGroup],
+    settings: GraphSettings,
     *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    seed: int,
-    dtype: torch.dtype,
-    shuffle_buffer: int,
-    tuning: Tuning,
     checkpoint: bytes | None,
     stage: Literal["read", "decode", "augment"] = "augment",
 ) -> Pipeline:
     """Build the training graph of one rank.
 
-    Outputs, for each group, [B, V·size, size, 3] uint8, and if anything is left to do, its factors
+    Outputs, for each group, [B, V·size, size, 3] uint8, and if an augmentation is late, its factors
     [B, V, F] float32 (`Policy.augment`); with `tuning.finish="dali"` instead finished views in
     `dtype`. Then ids and labels, int64 [B, 1]. All on `device`.
 
     Args:
         shard_set: where the samples come from.
         groups: the views of every sample.
-        batch_size: samples a batch on this rank.
-        rank: whose part of the shard set is read.
-        world_size: number of parts.
-        device: where the views are made.
-        seed: of the order of the samples and of every random parameter.
-        dtype: float16 or float32, of finished views.
-        shuffle_buffer: samples held for shuffling, on top of the shuffle of the shards' order.
-        tuning: how it runs on this machine; no field is none.
+        settings: how they are made.
         checkpoint: where to go on, from `Pipeline.checkpoint`.
         stage: how far to go, for a profile: "read" outputs ids and labels alone, "decode" the
             decoded images too.
     """
-    gpu = device.type == "cuda"
+    gpu, tuning = settings.gpu, settings.tuning
+    seed, rank, world_size = settings.seed, settings.rank, settings.world_size
     part = -(-len(shard_set) // world_size)
     sizes = shard_set.manifest.statistics
     images = 2 if shard_set.manifest.partners else 1  # of a sample
-    # What the decoder's cache, if it is used, may grow to: all of the set, because parts change
-    # with every epoch, each image as large as the largest.
+    # The decoder's cache, if it is used, may grow to all of the set, because parts change with
+    # every epoch, with each image as large as the largest.
     cache_mib = 1 + images * len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
     assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
         num_threads=tuning.threads,
-        device_id=device.index if gpu else None,
+        device_id=settings.device.index if gpu else None,
         seed=seed,
         prefetch_queue_depth=tuning.prefetch,
         enable_checkpointing=True,
@@ -131,9 +146,9 @@ def views_pipeline(
             name="reader",
             random_shuffle=True,
             # A buffer larger than the part would hold samples of the epochs after it.
-            initial_fill=min(shuffle_buffer, part),
+            initial_fill=min(settings.shuffle_buffer, part),
             seed=Draw(1, (seed, rank, 0)).seed(),
-            # The shards' order changes every epoch, alike on all ranks: parts stay disjoint.
+            # The shards' order changes every epoch, equally on all ranks: parts stay disjoint.
             shuffle_after_epoch=True,
             shuffle_after_epoch_seed=seed % 2**31,
             shard_id=rank,
@@ -159,9 +174,7 @@ def views_pipeline(
         if stage == "decode":
             outputs += [source.image for source in sources]
         elif stage == "augment":
-            outputs += _views(
-                shard_set, sources, groups, draws, device=device, dtype=dtype, tuning=tuning
-            )
+            outputs += _views(shard_set, sources, groups, draws, settings)
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
     return pipeline
 
@@ -201,29 +214,24 @@ def _views(
     sources: Sequence[_Source],
     groups: Sequence[ViewGroup],
     draws: Sequence[Draw],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    tuning: Tuning,
+    settings: GraphSettings,
 ) -> list[DataNode]:
     """Return the outputs of all view groups; see `views_pipeline`."""
-    gpu = device.type == "cuda"
+    tuning = settings.tuning
     assert tuning.minibatch is not None
     outputs: list[DataNode] = []
-    before = 0  # views of the groups before
+    in_turn = deque(sources)  # a group's first view is cut from the first of them
     for g, (group, draw) in enumerate(zip(groups, draws, strict=True)):
-        turns = [sources[(before + i) % len(sources)] for i in range(len(sources))]
-        before += group.count
         cuts = [
             cut(
                 source.image,
                 source.boxes[g],
                 views=source.views[g],
                 size=group.size,
-                resampling=group.resampling_for(shard_set, device)[0],
+                resampling=group.resampling_for(shard_set, settings.device)[0],
                 minibatch=tuning.minibatch,
             )
-            for source in turns
+            for source in in_turn
             if g in source.boxes
         ]
         views = alternate(cuts, views=group.count, size=group.size)
@@ -231,9 +239,10 @@ def _views(
         views, factors = group.policy.augment(views, draw, late=late)
         # Frames become rows, at no cost.
         views = fn.reshape(views, shape=[group.count * group.size, group.size, 3], layout="HWC")
-        outputs.append(views if tuning.finish == "fused" else _normalise(views, dtype))
+        outputs.append(views if tuning.finish == "fused" else _normalise(views, settings.dtype))
         if factors is not None:
-            outputs.append(factors.gpu() if gpu else factors)
+            outputs.append(factors.gpu() if settings.gpu else factors)
+        in_turn.rotate(-group.count)
     return outputs
 
 

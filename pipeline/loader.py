@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.dali import Pipeline
 from pipeline.finish import Finish, one_threaded
-from pipeline.graph import ViewGroup, views_pipeline
+from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, unreadable
 from shards.layout import ShardSet
@@ -105,17 +105,17 @@ class Loader:
                 Finish(group.policy.late, dtype=dtype, workers=self._workers)
                 for group in self.groups
             ]
-        self._settings: dict[str, Any] = {
-            "batch_size": batch_size_per_rank,
-            "rank": rank,
-            "world_size": world_size,
-            "device": device,
-            "seed": seed,
-            # DALI has no bfloat16; what then computes in it converts by itself.
-            "dtype": torch.float16 if dtype == torch.bfloat16 else dtype,
-            "shuffle_buffer": shuffle_buffer,
-            "tuning": self.tuning,
-        }
+        self._settings = GraphSettings(
+            batch_size=batch_size_per_rank,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            seed=seed,
+            # DALI has no bfloat16: networks that compute in it convert float16.
+            dtype=torch.float16 if dtype == torch.bfloat16 else dtype,
+            shuffle_buffer=shuffle_buffer,
+            tuning=self.tuning,
+        )
         self.searching = searching
         self.epoch = 0
         self.step = 0  # within the epoch
@@ -166,11 +166,10 @@ class Loader:
         batch_size = self.batch_size_per_rank
         if self.device.type == "cpu":  # where time grows with the batch, a small one tells
             batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
-        settings = dict(self._settings)
         allow_open_files(len(self.shard_set.tars))
         # Shuffled little: filling the buffer would be timed too.
-        settings |= {"batch_size": batch_size, "shuffle_buffer": batch_size}
-        return views_pipeline(self.shard_set, self.groups, checkpoint=None, stage=stage, **settings)
+        settings = replace(self._settings, batch_size=batch_size, shuffle_buffer=batch_size)
+        return views_pipeline(self.shard_set, self.groups, settings, checkpoint=None, stage=stage)
 
     def finished(self, outputs: tuple[Tensor, ...]) -> Batch:
         """Return a batch of what the graph gave out; see `views_pipeline`."""
@@ -255,7 +254,7 @@ class Loader:
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,
-            "shuffle_buffer": self._settings["shuffle_buffer"],
+            "shuffle_buffer": self._settings.shuffle_buffer,
             # Another graph would restore the random state of other operators.
             "finish": self.tuning.finish,
             "decode": self.tuning.decode,
@@ -268,7 +267,7 @@ class Loader:
                 allow_open_files(len(self.shard_set.tars))
                 # Built late, because only construction can restore a state.
                 self._pipeline = views_pipeline(
-                    self.shard_set, self.groups, checkpoint=self._blob, **self._settings
+                    self.shard_set, self.groups, self._settings, checkpoint=self._blob
                 )
                 self._pipeline.build()
                 self._pipeline.schedule_run()

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.finish import MEAN, STD
 from pipeline.loader import Loader
+from pipeline.normalisation import MEAN, STD
 from shards.layout import open_shards
 from training.command import run_command
 from training.settings import parse, parser

@@ -65,7 +65,7 @@ def parser(
 
 @dataclass(frozen=True)
 class Settings:
-    """A parsed configuration: plain values to save with the run, and the objects built from them."""
+    """A parsed configuration: plain values to save with the run, and objects built from them."""
 
     config: Config
     resolved: dict[str, Any]

@@ -15,9 +15,10 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline import finish as module
 from pipeline.augment import Augment, Blur, Color, Crop, Policy, SimCLR, Solarize
 from pipeline.dali import Pipeline, fn, types
-from pipeline.finish import MEAN, STD, Finish, one_threaded
+from pipeline.finish import Finish, one_threaded
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
+from pipeline.normalisation import MEAN, STD
 from pipeline.tuning import Tuning
 from tests.conftest import MakeShardSet, Pictures
 
@@ -313,8 +314,6 @@ def kernel_cases() -> list[tuple[list[Augment], torch.dtype]]:
 
 def kernel_differences(device: str) -> list[float]:
     """Return how far the kernel is from the definition, in each case, in standard deviations."""
-    from pipeline.finish_kernel import finish_on_gpu
-
     draw = torch.Generator().manual_seed(0)
     found = []
     for late, dtype in kernel_cases():
@@ -329,7 +328,7 @@ def kernel_differences(device: str) -> list[float]:
         if len(late) == 1 and isinstance(late[0], Solarize):
             rows = rows[:, -1:]
         expected = Finish(late, dtype=dtype)(pixels, rows).float()
-        kernel = finish_on_gpu(Finish(late, dtype=dtype), pixels.to(device), rows.to(device))
+        kernel = Finish(late, dtype=dtype).by_triton(pixels.to(device), rows.to(device))
         difference = (kernel.float().cpu() - expected).abs()
         assert kernel.dtype == dtype
         # Solarised colours near the threshold may fall to either side of it.

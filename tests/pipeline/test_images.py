@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.finish import MEAN, STD
 from pipeline.images import Images
+from pipeline.normalisation import MEAN, STD
 from tests.conftest import MakeShardSet, Pictures
 
 

@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor
 
 from model.encoder import Encoder
-from pipeline.finish import MEAN, STD
+from pipeline.normalisation import MEAN, STD
 from shards import durable
 from training.run import state_file
 from training.run.checkpoint import Checkpoint, exists

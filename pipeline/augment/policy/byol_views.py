@@ -11,11 +11,8 @@ random.
 
 from __future__ import annotations
 
-from pipeline.augment.blur import Blur
-from pipeline.augment.color import Color
 from pipeline.augment.crop import Crop
-from pipeline.augment.policy.policy import Policy
-from pipeline.augment.solarize import Solarize
+from pipeline.augment.policy.policy import Policy, pair_augments
 
 
 class BYOL(Policy):
@@ -42,9 +39,5 @@ class BYOL(Policy):
     ) -> None:
         super().__init__(
             crop=Crop(area=area, flip=flip),
-            augments=(
-                Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
-                Blur(probability=0.1 if second else 1.0, window=blur_window),
-                Solarize(probability=0.2 if second else 0.0),
-            ),
+            augments=pair_augments(second=second, blur_window=blur_window),
         )

@@ -10,11 +10,8 @@ bicubic; a window for the blur, which Pillow's has not.
 
 from __future__ import annotations
 
-from pipeline.augment.blur import Blur
-from pipeline.augment.color import Color
 from pipeline.augment.crop import Crop
-from pipeline.augment.policy.policy import Policy
-from pipeline.augment.solarize import Solarize
+from pipeline.augment.policy.policy import Policy, pair_augments, refuse_second_and_small
 
 
 class DINO(Policy):
@@ -46,16 +43,8 @@ class DINO(Policy):
         flip: float = 0.5,
         blur_window: int | None = None,
     ) -> None:
-        if second and local:
-            raise ValueError(
-                "second=true and local=true: only a global view is the first or second one of its "
-                "pair; set one of them to false."
-            )
+        refuse_second_and_small(second=second, small=local, name="local", kind="global")
         super().__init__(
             crop=Crop(area=area or ((0.05, 0.4) if local else (0.4, 1.0)), flip=flip),
-            augments=(
-                Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
-                Blur(probability=0.5 if local else 0.1 if second else 1.0, window=blur_window),
-                Solarize(probability=0.2 if second else 0.0),
-            ),
+            augments=pair_augments(second=second, small=local, blur_window=blur_window),
         )

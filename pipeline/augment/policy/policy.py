@@ -66,3 +66,37 @@ class Policy:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(crop={self.crop}, augments={self.augments})"
+
+
+def pair_augments(
+    *, second: bool = False, small: bool = False, blur_window: int | None = None
+) -> tuple[Augment, ...]:
+    """Return the augmentations of BYOL's asymmetric pair, which DINO and GroCo use too.
+
+    The first view is always blurred, the second one seldom, and at times solarised. Small crops are
+    blurred half of the time.
+    """
+    return (
+        Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        Blur(probability=0.5 if small else 0.1 if second else 1.0, window=blur_window),
+        Solarize(probability=0.2 if second else 0.0),
+    )
+
+
+def refuse_second_and_small(*, second: bool, small: bool, name: str, kind: str) -> None:
+    """Refuse a small crop as the second view of a pair.
+
+    Args:
+        second: whether it is the second view.
+        small: whether it is a small crop.
+        name: what the policy calls small crops.
+        kind: what it calls the views of the pair.
+
+    Raises:
+        ValueError: it is both.
+    """
+    if second and small:
+        raise ValueError(
+            f"second=true and {name}=true: only a {kind} view is the first or second one of its "
+            "pair; set one of them to false."
+        )
