@@ -1,15 +1,20 @@
-"""Image encoders, what is kept after training: torchvision's backbones without classifiers."""
+"""Image encoders, which are kept after training: torchvision's backbones without classifiers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
-import torchvision.models
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
-_HEADS = {"ti": 3, "s": 6}  # of the transformers that torchvision has not by name
+_HEADS = {"ti": 3, "s": 6}  # of the transformers that torchvision does not have by name
+
+
+def _models() -> Any:
+    """Return torchvision.models, imported only when a network is built: it takes two seconds."""
+    import torchvision.models
+
+    return torchvision.models
 
 
 class Encoder(nn.Module, ABC):
@@ -51,7 +56,7 @@ class ResNet(Encoder):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
-        build = getattr(torchvision.models, f"resnet{depth}")
+        build = getattr(_models(), f"resnet{depth}")
         network = build(weights=None, zero_init_residual=zero_init_residual)
         if stem == "small":
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
@@ -82,6 +87,7 @@ class SmallResNet(Encoder):
         super().__init__()
         if width < 1:
             raise ValueError(f"width={width} channels; give 1 or more.")
+        block = _models().resnet.BasicBlock
         layers: list[nn.Module] = [
             nn.Conv2d(3, width, kernel_size=3, stride=stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -97,7 +103,7 @@ class SmallResNet(Encoder):
                     nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False),
                     nn.BatchNorm2d(out),
                 )
-            layers.append(BasicBlock(channels, out, stride=stride, downsample=shortcut))
+            layers.append(block(channels, out, stride=stride, downsample=shortcut))
             channels = out
         self.network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.feature_size = channels
@@ -136,7 +142,7 @@ class VisionTransformer(Encoder):
         network: Any
         if name in _HEADS:
             width = 64 * _HEADS[name]
-            network = torchvision.models.VisionTransformer(
+            network = _models().VisionTransformer(
                 image_size=image_size,
                 patch_size=patch,
                 num_layers=12,
@@ -145,7 +151,7 @@ class VisionTransformer(Encoder):
                 mlp_dim=4 * width,
             )
         else:
-            build = getattr(torchvision.models, f"vit_{variant}")
+            build = getattr(_models(), f"vit_{variant}")
             network = build(weights=None, image_size=image_size)
         self.image_size = image_size
         self.feature_size = network.hidden_dim
@@ -161,5 +167,5 @@ class VisionTransformer(Encoder):
         if size != self.image_size:
             raise ValueError(
                 f"VisionTransformer(image_size={self.image_size}) was given views of {size} "
-                f"pixels; set both alike, e.g. --views.size {self.image_size}."
+                f"pixels; set both to one size, e.g. --views.size {self.image_size}."
             )

@@ -44,15 +44,13 @@ class BYOL(Method):
         projector_layers: int = 2,
         momentum: float = 0.996,
     ) -> None:
-        super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}, expected 0 or more and below 1, such as 0.99.")
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
         )
         self.predictor = Projector(
             feature_size=embedding_size, hidden_size=hidden_size, embedding_size=embedding_size

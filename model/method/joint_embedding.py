@@ -21,7 +21,6 @@ from model.encoder import Encoder
 from model.gather import gather, own_samples
 from model.method.method import Method, Output, encode, large, refuse_few
 from model.objective import Objective
-from model.projector import Projector
 
 
 class JointEmbedding(Method):
@@ -49,13 +48,11 @@ class JointEmbedding(Method):
         output_norm: bool = False,
         gallery: Literal["all", "large"] = "all",
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
             output_norm=output_norm,
         )
         self.objective = objective

@@ -1,4 +1,4 @@
-"""What a training method is."""
+"""The interface of every training method: views in, loss out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from itertools import takewhile
 from torch import Tensor, nn
 
 from model.encoder import Encoder
+from model.projector import Projector
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step computed."""
+    """The result of a step."""
 
     loss: Tensor
     """Scalar. Its mean over ranks is the global loss."""
@@ -26,14 +27,14 @@ class Output:
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What a method asks the training loop to show it before a step."""
+    """The views that a method asks the training loop to show it before a step."""
 
     group: int
     """Which view group, by position; -1 is the last."""
     keys: int
     """How many views, over all ranks."""
     phase: int
-    """Of the run: the same views are to be shown for the same number, whenever that is."""
+    """Of the run; the same number gets the same views, also after a restart."""
 
 
 class Method(nn.Module, ABC):
@@ -41,8 +42,40 @@ class Method(nn.Module, ABC):
 
     encoder: Encoder
     """What evaluation, export and checkpoints call the result."""
+    projector: Projector
     trains_part = False
     """Whether a step may leave parameters without gradient, such as those of a frozen side."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        hidden_size: int,
+        embedding_size: int,
+        projector_layers: int,
+        norm: bool = True,
+        output_norm: bool = False,
+    ) -> None:
+        """Make the encoder and the projector, which every method has.
+
+        Args:
+            encoder: what is trained and kept.
+            hidden_size: width of the projector's hidden layers.
+            embedding_size: D.
+            projector_layers: number of its linear layers.
+            norm: batch norm in its hidden layers.
+            output_norm: batch norm without scale and offset on the embeddings.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Projector(
+            feature_size=encoder.feature_size,
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+            layers=projector_layers,
+            norm=norm,
+            output_norm=output_norm,
+        )
 
     @abstractmethod
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
@@ -59,11 +92,11 @@ class Method(nn.Module, ABC):
         """Return the embeddings z [V, B, D] of one view group, for evaluation."""
 
     def embed_reference(self, views_VBCHW: Tensor) -> Tensor:
-        """Return the embeddings of what is searched, where another network makes them."""
+        """Return the embeddings of references, which copy detection searches."""
         return self.embed(views_VBCHW)
 
     def memory_due(self, step: int) -> MemoryRequest | None:
-        """Return what must be remembered before a step, counted from 0; none, as a rule."""
+        """Return what must be remembered before a step, counted from 0; None for most methods."""
         del step
 
     def remember(self, request: MemoryRequest, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -87,7 +120,7 @@ class Method(nn.Module, ABC):
         return []
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
-        """Refuse what the method is not defined for, before anything is made.
+        """Refuse views and batches that the method is not defined for.
 
         Args:
             counts: number of views of each group.
@@ -97,7 +130,7 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: what was found, what is needed.
         """
-        del counts, batch_size  # of any method; only its encoder may mind the size
+        del counts, batch_size  # a method takes any; only its encoder may not take the size
         for size in sizes:
             self.encoder.refuse(size)
 

@@ -21,7 +21,6 @@ from model.average import MovingAverage
 from model.encoder import Encoder
 from model.gather import gather
 from model.method.method import Method, Output, encode, refuse_few
-from model.projector import Projector
 
 
 class MoCo(Method):
@@ -49,17 +48,15 @@ class MoCo(Method):
         queue_size: int = 65_536,
         momentum: float = 0.999,
     ) -> None:
-        super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}, expected a number above 0, such as 0.2.")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}, expected 0 or more and below 1, such as 0.999.")
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
             norm=False,
         )
         self.twin = MovingAverage(self.encoder, self.projector)

@@ -40,7 +40,6 @@ from model.gather import gather, gather_rows, own_samples
 from model.memory_bank import Memory
 from model.method.method import MemoryRequest, Method, Output, encode, refuse_few
 from model.objective import NTXent
-from model.projector import Projector
 
 LARGEST = 256  # the challenge's limit on the size of a descriptor
 
@@ -94,7 +93,6 @@ class QKIteration(Method):
         keys: int = 1_000_000,
         memory_type: Literal["bfloat16", "float32"] = "bfloat16",
     ) -> None:
-        super().__init__()
         if not 1 <= embedding_size <= LARGEST:
             raise ValueError(
                 f"embedding_size={embedding_size}, expected 1 to {LARGEST}: the challenge accepts "
@@ -107,12 +105,11 @@ class QKIteration(Method):
                 f"start_steps={start_steps}, phase_steps={phase_steps} and keys={keys}, expected "
                 "1 or more of the last two, such as 500 and 1000000, and no negative start."
             )
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
         )
         self.key_encoder = copy.deepcopy(encoder)
         self.key_projector = copy.deepcopy(self.projector)

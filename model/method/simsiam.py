@@ -42,13 +42,11 @@ class SimSiam(Method):
         predictor_size: int = 512,
         fixed_predictor_rate: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
             output_norm=True,
         )
         self.predictor = Projector(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from model.encoder import Encoder
 from model.gather import gather, own_samples
 from model.method.method import Method, Output, encode, refuse_few
-from model.projector import Projector
 
 
 class SwAV(Method):
@@ -61,7 +60,6 @@ class SwAV(Method):
         queue_start: int = 0,
         freeze_prototypes: int = 300,
     ) -> None:
-        super().__init__()
         for name, value in (("temperature", temperature), ("epsilon", epsilon)):
             if value <= 0:
                 raise ValueError(f"{name}={value}, expected a number above 0, such as 0.1.")
@@ -72,12 +70,11 @@ class SwAV(Method):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}, expected 1 or more.")
-        self.encoder = encoder
-        self.projector = Projector(
-            feature_size=encoder.feature_size,
+        super().__init__(
+            encoder=encoder,
             hidden_size=hidden_size,
             embedding_size=embedding_size,
-            layers=projector_layers,
+            projector_layers=projector_layers,
         )
         self.prototype_PD = nn.Parameter(F.normalize(torch.randn(prototypes, embedding_size)))
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
