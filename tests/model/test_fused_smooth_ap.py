@@ -46,6 +46,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name: str):
 def kernel() -> Iterator[ModuleType]:
     """`model.kernel.fused_smooth_ap` once more, interpreted; a process of its own takes seconds."""
     from triton import language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
     from triton.runtime.jit import JITFunction
 
@@ -56,9 +57,17 @@ def kernel() -> Iterator[ModuleType]:
         a, b = (builder.cast_impl(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b))
         return multiply(builder, a, b, *rest)
 
+    prepare: Any = interpreter._patch_lang_tensor
+
+    def prepared(tensor: Any, *rest: Any) -> None:
+        prepare(tensor, *rest)
+        # Triton 3.6 makes an integer of an array with one element, which NumPy 2.4 refuses.
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(InterpreterBuilder, "create_dot", dot)
+        patch.setattr(interpreter, "_patch_lang_tensor", prepared)
         for owner in (tl.standard, tl):  # where Triton's own functions were made to be compiled
             for name, each in vars(owner).copy().items():
                 if isinstance(each, JITFunction):
