@@ -16,7 +16,7 @@ FLOORS = ("shards", "pipeline", "model", "evaluation", "training", "train", "too
 MAY_IMPORT = {
     # Of nvidia only nvimgcodec, the decoder beneath DALI; fsspec for stores; the rest optional.
     "shards": {"shards", "numpy", "PIL", "torchvision", "nvidia", "fsspec", "ray"}
-    | {"pyarrow", "datasets"},
+    | {"pyarrow", "datasets", "msgspec", "webdataset", "braceexpand"},
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
     "model": {"model", "torch", "torchvision", "triton"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},

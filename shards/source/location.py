@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from shards.source.labels import natural
 from shards.storage import Folder, folder_at, is_remote
@@ -57,25 +57,21 @@ def find_tars(root: str | Path, split: str) -> list[File]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Write out the braces of a pattern as bash does: {a,b}, {000..009}."""
-    brace = re.search(r"\{([^{}]*)\}", pattern)
-    if not brace:
-        return [pattern]
-    if ends := re.fullmatch(r"(\d+)\.\.(\d+)", brace[1]):
-        first, last = int(ends[1]), int(ends[2])
-        padded = any(len(end) > 1 and end[0] == "0" for end in ends.groups())
-        width = max(map(len, ends.groups())) if padded else 0
-        step = 1 if last >= first else -1
-        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    elif "," in brace[1]:
-        choices = brace[1].split(",")
-    else:
+    """Write out the braces of a pattern as bash does: {a,b}, {000..009}.
+
+    Raises:
+        ValueError: a brace is neither a range nor a choice, or has no end.
+    """
+    try:
+        paths = list(dict.fromkeys(braceexpand(pattern, escape=False)))
+    except ValueError:
+        raise ValueError(f"the braces of {pattern} are not balanced. Close each of them.") from None
+    if brace := re.search(r"\{[^{}]*\}", paths[0]):
         raise ValueError(
             f"{brace[0]} in {pattern} is neither a range such as {{000..009}} nor a choice such as "
             "{a,b}. Write one of them."
         )
-    whole = [pattern[: brace.start()] + choice + pattern[brace.end() :] for choice in choices]
-    return list(dict.fromkeys(path for text in whole for path in expand(text)))
+    return paths
 
 
 def glob(pattern: str) -> list[File]:
@@ -87,7 +83,7 @@ def glob(pattern: str) -> list[File]:
     above = folder_at(top if fixed and top else "/" if fixed else ".")
     if not above.exists():
         raise FileNotFoundError(f"{above}, in {pattern}, is not a folder. Correct the pattern.")
-    found = sorted(_fitting(above, steps[fixed:]), key=lambda name: natural(name))
+    found = sorted(_fitting(above, "/".join(steps[fixed:])), key=natural)
     folders: dict[str, Folder] = {}
     files = []
     for path in found:
@@ -98,15 +94,18 @@ def glob(pattern: str) -> list[File]:
     return files
 
 
-def _fitting(above: Folder, steps: list[str]) -> Iterator[str]:
-    for folder, folders, names in above.walk():
-        depth = folder.count("/") + 1 if folder else 0
-        if depth == len(steps) - 1:
-            folders.clear()
-            fitting = (name for name in names if fnmatchcase(name, steps[depth]))
-            yield from (f"{folder}/{name}" if folder else name for name in fitting)
-        else:
-            folders[:] = [name for name in folders if fnmatchcase(name, steps[depth])]
+def _fitting(above: Folder, pattern: str) -> list[str]:
+    """Return the files below a folder that a pattern fits, relative to it."""
+    if is_remote(above.location):
+        import fsspec
+
+        system, root = fsspec.url_to_fs(above.location)
+        found = system.glob(f"{root}/{pattern}", detail=True)
+        names = [path for path, facts in found.items() if facts["type"] == "file"]
+        return [name.removeprefix(root).strip("/") for name in names]
+    root = Path(above.location)
+    names = [str(path.relative_to(root)) for path in root.glob(pattern) if path.is_file()]
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _there(paths: list[str]) -> list[File]:

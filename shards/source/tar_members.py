@@ -1,4 +1,11 @@
-"""The members of a tar by their headers, fast, and telling damage from the end."""
+"""The members of a tar by their headers, fast, and telling damage from the end.
+
+Not by webdataset's own reader, `tar_file_iterator`, for three reasons. It streams, and gives no
+offsets: the shuffle over all tars reads any sample at any time. It reads every byte: a scan of
+20,000 samples of a kilobyte took 1.7 s with it and 0.32 s here; of 256 COCO images, 0.046 and
+0.006 s. It ends silently at a damaged header: of a tar with one overwritten it gave a quarter of the
+members and no error. What belongs to a sample is decided as in webdataset: `split_name`.
+"""
 
 import tarfile
 from collections.abc import Iterator

@@ -13,6 +13,7 @@ import pytest
 from pipeline.augment import SimCLR
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
+from shards import as_webdataset
 from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import verify
@@ -135,3 +136,8 @@ def test_what_is_not_there_is_named() -> None:
         open_shards("nosuch://x")
     with pytest.raises(OSError, match="s3://no-such-bucket/x"):
         write(Pictures(3), "s3://no-such-bucket/x")
+
+
+def test_a_set_in_a_store_is_a_webdataset() -> None:
+    shard_set = write(Pictures(20), f"{BUCKET}/stream", samples_per_shard=7)
+    assert sorted(sample["id"] for sample in as_webdataset(shard_set.root)) == list(range(20))

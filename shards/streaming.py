@@ -1,0 +1,109 @@
+"""A shard set as a `webdataset.WebDataset`: how to use one without viewrank.
+
+    from shards import as_webdataset
+
+    for sample in as_webdataset("data/mine", shuffle=1000):
+        sample["image"], sample["label"], sample["id"], sample["json"]
+
+A stream reads its tars from front to back and loses a few samples' worth of shuffling for that.
+Training wants any sample at any time, so viewrank itself reads by the index (`pipeline.read`).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
+
+import numpy as np
+from PIL import Image
+from webdataset.compat import WebDataset
+from webdataset.gopen import gopen_schemes
+from webdataset.shardlists import split_by_node
+
+from shards.image import open_with_pillow, upright_pixels
+from shards.layout import PARTNER, ShardSet, open_shards
+from shards.storage import Location, is_remote
+from shards.tar import components, index_lines
+
+_IMAGES = ("jpg", "png", "rgb")
+
+
+def as_webdataset(root: Location, *, shuffle: int = 0, **options: Any) -> WebDataset:
+    """Return the samples of a shard set or subset, decoded, as a stream.
+
+    Each sample is a dict: "image", an upright RGB `PIL.Image`; "label", −1 where there is none;
+    "id"; "json", what the source knew besides; "partner", of pair sets; and webdataset's "__key__"
+    and "__url__". The workers of a DataLoader, and nodes, get shards of their own: a set has each
+    sample once if there are at least as many shards as workers.
+
+    Args:
+        root: the folder, local or a URL such as s3://bucket/folder.
+        shuffle: samples held for shuffling, on top of the order of the shards; 0: as they are
+            stored, which is a random order already, the same each time.
+        options: further arguments of `webdataset.WebDataset`, such as `resampled=True`.
+
+    Raises:
+        FileNotFoundError: there is no such shard set, or a file of it is missing.
+        ValueError: a file is damaged.
+    """
+    shard_set = open_shards(root)
+    if is_remote(shard_set.root):
+        protocol = shard_set.root.partition("://")[0]
+        gopen_schemes[protocol] = _open  # webdataset's own need a command line tool
+    settings = {"shardshuffle": len(shard_set.tars) if shuffle else False, "empty_check": False}
+    settings["nodesplitter"] = split_by_node
+    stream = WebDataset(shard_set.tars, **{**settings, **options})
+    if shard_set.manifest.parent:  # the tars of a subset hold the other samples too
+        stream = stream.select(_Chosen(shard_set))
+    if shuffle:
+        stream = stream.shuffle(shuffle)
+    return cast(WebDataset, stream.map(_decoded))
+
+
+class _Chosen:
+    """Whether a sample is one of a subset."""
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        self._shard_set = shard_set
+        self._keys = cache(self._read)
+
+    def __call__(self, sample: dict[str, Any]) -> bool:
+        return sample["__key__"] in self._keys(PurePosixPath(sample["__url__"]).stem)
+
+    def _read(self, shard: str) -> frozenset[str]:
+        lines = index_lines(self._shard_set.folder.read(f"{shard}.idx"))
+        return frozenset(_key(line) for line in lines)
+
+
+def _key(line: str) -> str:
+    (_, _, _, name), *_ = components(line)
+    return name.partition(".")[0]
+
+
+def _decoded(sample: dict[str, Any]) -> dict[str, Any]:
+    found = {name: sample[name] for name in ("__key__", "__url__")}
+    found["image"] = _image(sample, "")
+    if any(name.startswith(PARTNER) for name in sample):
+        found["partner"] = _image(sample, PARTNER)
+    found["label"] = int.from_bytes(sample["y.i64"], "little", signed=True)
+    found["id"] = int.from_bytes(sample["id.i64"], "little", signed=True)
+    found["json"] = json.loads(sample["json"])
+    return found
+
+
+def _image(sample: dict[str, Any], prefix: str) -> Image.Image:
+    extension = next(each for each in _IMAGES if f"{prefix}{each}" in sample)
+    data = sample[f"{prefix}{extension}"]
+    if extension == "rgb":
+        shape = np.frombuffer(sample[f"{prefix}shape.i64"], "<i8")
+        return Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
+    return Image.fromarray(upright_pixels(open_with_pillow(data))[0])
+
+
+def _open(url: str, mode: str, *_: Any, **__: Any) -> IO[bytes]:
+    import fsspec
+
+    file: Any = fsspec.open(url, mode)
+    return file.open()
