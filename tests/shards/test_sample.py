@@ -13,8 +13,9 @@ import torchvision.datasets
 from PIL import Image
 
 from shards.source.generated import draw, generated
-from shards.source.generated.draw import CLASSES, KINDS, portrait
+from shards.source.generated.draw import portrait
 from shards.source.generated.generated import Generated, generate_coco, generate_stl10
+from shards.source.generated.kinds import CLASSES, KINDS
 
 COUNTS = {"train": 300, "test": 300, "unlabeled": 12}
 SMALL = {"train": 10, "test": 10, "unlabeled": 10}

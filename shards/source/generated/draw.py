@@ -1,36 +1,23 @@
-"""Draws the generated data set: ten kinds of specimen, each an outline with its own surface.
+"""Draws the pictures of the generated data set: specimens, their background and their light.
 
-A kind is what its outline and its surface have in common from image to image. Colours,
-contrast, light, position, size, rotation, bending, background and clutter are drawn anew for
-every image from the same distributions whatever the kind, so they tell nothing about it.
+Colours, contrast, light, position, size, rotation, bending, background and clutter are drawn again
+for every image, from the same distributions for all kinds, so they tell nothing about the kind.
 
     background ─▶ clutter behind ─▶ shadow, specimen ─▶ clutter in front ─▶ light ─▶ halve ─▶ uint8
-
-Coordinates: u and v are a specimen's own axes, with its centre at 0 and its radius at 1.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-Array = NDArray[np.floating]  # float32 throughout
-Generator = np.random.Generator
+from shards.source.generated.kinds import KINDS
+from shards.source.generated.pattern import Array, Generator, clouds, soft, swirl
 
 TILT = 0.7  # radians that a specimen leans to either side at most
 SUPERSAMPLING = 2  # drawn at twice the size, then averaged: clean edges
-
-
-@dataclass(frozen=True, slots=True)
-class Surface:
-    """One kind at one rotation: per pixel of a window, how deep inside and how light it is."""
-
-    depth: Array  # distance to the outline in radii: positive inside, negative outside
-    tone: Array  # 0..1, from the specimen's first colour to its second
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,189 +30,6 @@ class Box:
     right: int
     bottom: int
     area: int
-
-
-# ── Ten kinds ───────────────────────────────────────────────────────────────────────────────────
-
-
-def agate(u: Array, v: Array, rng: Generator) -> Surface:
-    """A pebble with bands that follow its outline."""
-    radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    edge = _wavy(angle, rng, harmonics=(2, 3, 4), amplitude=0.07, mean=0.88)
-    ring = radius / edge + 0.12 * _swirl(u, v, rng)
-    return Surface(edge - radius, _wave(ring * rng.uniform(3.5, 5.5) + rng.random()))
-
-
-def basket(u: Array, v: Array, rng: Generator) -> Surface:
-    """A rounded square, woven: blocks of strands that run across and along in turn."""
-    power = rng.uniform(4, 7)
-    depth = 0.86 - (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power)
-    cells = rng.uniform(1.3, 1.9)
-    a, b = u * cells + rng.random(), v * cells + rng.random()
-    across = (np.floor(a) + np.floor(b)) % 2 == 0
-    strands = 2
-    return Surface(depth, _wave(np.where(across, b, a) * strands))
-
-
-def citrus(u: Array, v: Array, rng: Generator) -> Surface:
-    """A slice of fruit: segments between thin walls, inside a rind."""
-    radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    segments = int(rng.integers(6, 10))
-    wall = radius * np.abs(np.sin(angle * segments / 2)) * 2 / segments
-    pulp = _soft((wall - 0.045) * 25) * _soft((0.76 - radius) * 30)
-    rind = _soft((radius - 0.86) * 30)
-    return Surface(0.93 - radius, np.maximum(pulp, rind))
-
-
-def coral(u: Array, v: Array, rng: Generator) -> Surface:
-    """A lobed cushion covered by a labyrinth of ridges."""
-    radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    edge = _wavy(angle, rng, harmonics=(5, 6, 7), amplitude=0.1, mean=0.84)
-    wavenumber = rng.uniform(13, 18)
-    ridges = np.zeros_like(u)
-    for turn in ((np.arange(7) + rng.random(7)) * (math.pi / 7)).tolist():
-        a, b = wavenumber * math.cos(turn), wavenumber * math.sin(turn)
-        ridges += np.sin(a * u + b * v + rng.uniform(0, 2 * math.pi))
-    return Surface(edge - radius, _soft(ridges * 1.2))
-
-
-def crystal(u: Array, v: Array, rng: Generator) -> Surface:
-    """A cut stone: a polygon of flat facets around a flat table."""
-    sides = int(rng.integers(5, 8))
-    turns = ((np.arange(sides) + rng.uniform(-0.15, 0.15, sides)) * (2 * math.pi / sides)).tolist()
-    heights = np.stack([rng.uniform(0.68, 0.78) - math.cos(t) * u - math.sin(t) * v for t in turns])
-    depth = heights.min(0)
-    # Each crown facet in two flat halves, split where the next side comes nearer at half depth.
-    half = np.stack(
-        [math.cos(t + math.pi / sides) * u + math.sin(t + math.pi / sides) * v for t in turns]
-    ).argmax(0)
-    outer, inner = rng.random((2, sides), dtype=np.float32)
-    tone = np.where(depth < 0.22, outer[heights.argmin(0)], inner[half])
-    return Surface(depth, np.where(depth > 0.4, np.float32(rng.random()), tone))
-
-
-def fish(u: Array, v: Array, rng: Generator) -> Surface:
-    """A body with a tail, covered by overlapping scales."""
-    width = rng.uniform(0.42, 0.52)
-    body = (1 - np.hypot((u + 0.2) / 0.76, v / width)) * width
-    tail = np.minimum(0.97 - u, (u - 0.25) * 0.75 - np.abs(v))
-    scales = rng.uniform(4.0, 5.5)
-    a, b = u * scales, v * scales * 1.2
-    row = np.floor(b)
-    a = a + 0.5 * (row % 2)
-    arc = np.hypot(a - np.floor(a) - 0.15, (b - row - 0.5) * 1.1)
-    tone = np.where(u > 0.5, _wave(v * scales), _soft((arc - 0.5) * 9))
-    eye = np.hypot(u + 0.72, v + 0.1)
-    return Surface(np.maximum(body, tail), np.where(eye < 0.09, eye < 0.05, tone))
-
-
-def leaf(u: Array, v: Array, rng: Generator) -> Surface:
-    """A pointed blade with a midrib and slanting veins."""
-    width = rng.uniform(0.45, 0.6)
-    offset = (0.92 - width * width) / (2 * width)
-    depth = math.hypot(offset, 0.96) - np.hypot(np.abs(v) + offset, u)
-    veins = _wave((u - np.abs(v) * rng.uniform(0.6, 1.1)) * rng.uniform(2.5, 3.5))
-    midrib = _soft((np.abs(v) - 0.035) * 40)
-    return Surface(depth, _soft((veins - 0.4) * 7) * midrib)
-
-
-def scallop(u: Array, v: Array, rng: Generator) -> Surface:
-    """A fan of ribs spread from a hinge, with a scalloped rim."""
-    across, along = u, v + 0.75
-    radius, angle = np.hypot(across, along), np.arctan2(across, along)
-    ribs = int(rng.integers(7, 11))
-    rib = np.cos(angle * ribs * 1.5)
-    opening = rng.uniform(0.75, 0.9)
-    rim = 1.47 + 0.06 * rib - 0.18 * angle * angle
-    depth = np.minimum(rim - radius, (opening - np.abs(angle)) * radius + 0.04)
-    growth = 0.35 * np.sin(radius * rng.uniform(9, 14))
-    return Surface(depth, _soft(rib * 2.2 + growth))
-
-
-def starfish(u: Array, v: Array, rng: Generator) -> Surface:
-    """Five arms studded with small knobs."""
-    radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    arm = np.abs((angle * 5 / (2 * math.pi) + 0.5) % 1 - 0.5) * 2  # 0 on an arm, 1 between two
-    edge = 0.34 + 0.64 * (1 - arm) ** rng.uniform(1.3, 2.0)
-    depth = (edge - radius) * 0.6
-    return Surface(
-        depth, 1 - _spots(u, v, rng, spacing=rng.uniform(0.2, 0.26), size=0.3, shift=0.1)
-    )
-
-
-def toadstool(u: Array, v: Array, rng: Generator) -> Surface:
-    """A cap with round spots of several sizes on a plain stem."""
-    cap = np.minimum((1 - np.hypot(u / 0.95, (v - 0.2) / 1.0)) * 0.9, 0.25 - v)
-    stem_width = rng.uniform(0.2, 0.3)
-    stem = np.minimum(stem_width + 0.08 * v - np.abs(u), 0.5 - np.abs(v - 0.42))
-    spots = _spots(u, v, rng, spacing=rng.uniform(0.4, 0.55), size=0.36, shift=0.2)
-    return Surface(np.maximum(cap, stem), np.where(v > 0.25, 0.15 + _wave(u * 5) * 0.2, spots))
-
-
-KINDS: tuple[Callable[[Array, Array, Generator], Surface], ...] = (
-    agate,
-    basket,
-    citrus,
-    coral,
-    crystal,
-    fish,
-    leaf,
-    scallop,
-    starfish,
-    toadstool,
-)
-CLASSES = [kind.__name__ for kind in KINDS]
-
-
-# ── Pattern ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _wave(x: Array) -> Array:
-    """A cosine between 0 and 1, with period 1."""
-    return 0.5 - 0.5 * np.cos(2 * math.pi * x)
-
-
-def _soft(x: Array) -> Array:
-    """A step at 0 that takes one unit to rise from 0 to 1."""
-    return np.clip(x + 0.5, 0, 1)
-
-
-def _wavy(
-    angle: Array, rng: Generator, *, harmonics: tuple[int, ...], amplitude: float, mean: float
-) -> Array:
-    """The radius of an outline at each angle."""
-    edge = np.full_like(angle, mean)
-    for n in harmonics:
-        edge += rng.uniform(0.3, 1) * amplitude * np.cos(n * angle + rng.uniform(0, 2 * math.pi))
-    return edge
-
-
-def _swirl(u: Array, v: Array, rng: Generator) -> Array:
-    """A slow disturbance between about -1 and 1."""
-    a, b, c, d = (rng.uniform(1.5, 3.5, 4) * (2 * rng.integers(0, 2, 4) - 1)).tolist()
-    return np.sin(a * u + b * v + rng.uniform(0, 6)) * np.cos(c * u + d * v + rng.uniform(0, 6))
-
-
-def _spots(
-    u: Array, v: Array, rng: Generator, *, spacing: float, size: float, shift: float
-) -> Array:
-    """Discs on a disturbed hexagonal grid; size and shift are in spacings."""
-    b = v / (spacing * 0.87)
-    row = np.floor(b)
-    a = u / spacing + 0.5 * (row % 2)
-    column = np.floor(a)
-    table = rng.random((3, 32, 32), dtype=np.float32)
-    x, y, grow = table[:, row.astype(np.int32) & 31, column.astype(np.int32) & 31]
-    distance = np.hypot(a - column - 0.5 + shift * (x - 0.5), b - row - 0.5 + shift * (y - 0.5))
-    return _soft((size * (0.7 + 0.3 * grow) - distance) * 8)
-
-
-def _clouds(rng: Generator, height: int, width: int, cells: int) -> Array:
-    """Smooth noise, mean 0 and deviation about 1, with some `cells` bumps along the longer side."""
-    unit = max(height, width) / cells
-    grid = rng.standard_normal((int(height / unit) + 3, int(width / unit) + 3), dtype=np.float32)
-    resized = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized) * 1.4
 
 
 # ── Colour ──────────────────────────────────────────────────────────────────────────────────────
@@ -295,12 +99,12 @@ def _background(rng: Generator, height: int, width: int) -> Array:
     turn = rng.uniform(0, 2 * math.pi)
     along = (math.cos(turn) / size) * (x - width / 2) + (math.sin(turn) / size) * (y - height / 2)
     mixture = 0.5 + rng.uniform(0.2, 0.8) * along
-    mixture += rng.uniform(0.05, 0.2) * _clouds(rng, height, width, int(rng.integers(2, 6)))
+    mixture += rng.uniform(0.05, 0.2) * clouds(rng, height, width, int(rng.integers(2, 6)))
     if rng.random() < 0.3:
-        bend = 0.04 * _clouds(rng, height, width, 3)
+        bend = 0.04 * clouds(rng, height, width, 3)
         mixture += rng.uniform(0.05, 0.15) * np.sin((along + bend) * rng.uniform(12, 60))
     if rng.random() < 0.4:
-        grain = _clouds(rng, height, width, int(rng.integers(12, 40)))
+        grain = clouds(rng, height, width, int(rng.integers(12, 40)))
         mixture += rng.uniform(0.03, 0.1) * grain
     first, second = _pair(rng, 0.05, 0.35)
     return first + np.clip(mixture, 0, 1) * (second - first)
@@ -325,8 +129,8 @@ def _clutter(canvas_CHW: Array, rng: Generator, *, count: int, size: float) -> N
             depth = np.minimum(0.6 - v, 0.4 - 0.8 * np.abs(u) + 0.5 * v)
         paint, second = _pair(rng, 0.0, 0.4)
         if rng.random() < 0.4:
-            paint = paint + _soft(np.sin(rng.uniform(2, 8) * u) * 3) * (second - paint)
-        window.pixels_CHW[:] += _soft(depth * radius) * (paint - window.pixels_CHW)
+            paint = paint + soft(np.sin(rng.uniform(2, 8) * u) * 3) * (second - paint)
+        window.pixels_CHW[:] += soft(depth * radius) * (paint - window.pixels_CHW)
 
 
 def _specimen(
@@ -336,8 +140,8 @@ def _specimen(
     window = _window(canvas_CHW, x, y, radius, rng, tilt=TILT)
     # Bent and stretched a little: no two outlines are alike.
     bend = rng.uniform(0.02, 0.06)
-    u = window.u + bend * _swirl(window.u, window.v, rng)
-    v = window.v / rng.uniform(0.82, 1.0) + bend * _swirl(window.u, window.v, rng)
+    u = window.u + bend * swirl(window.u, window.v, rng)
+    v = window.v / rng.uniform(0.82, 1.0) + bend * swirl(window.u, window.v, rng)
     surface = KINDS[label](u, v, rng)
     depth, tone = surface.depth, surface.tone
 
@@ -358,8 +162,8 @@ def _specimen(
         np.clip(np.arange(n) + round(radius * 0.07 * d), 0, n - 1)
         for n, d in zip(depth.shape, (dy, dx), strict=True)
     )
-    shadow = _soft(depth[np.ix_(rows, columns)] * 8) * rng.uniform(0.2, 0.5)
-    cover = _soft(depth * radius)
+    shadow = soft(depth[np.ix_(rows, columns)] * 8) * rng.uniform(0.2, 0.5)
+    cover = soft(depth * radius)
     window.pixels_CHW[:] *= 1 - shadow * (1 - cover) - cover
     window.pixels_CHW[:] += (cover * shade) * (first + tone * (second - first))
     return _box(label, cover, window)
@@ -417,8 +221,8 @@ def scene(
     columns = math.ceil(len(labels) / rows)
     cell = min(h / rows, w / columns)
     boxes = []
-    for place, label in zip(rng.permutation(rows * columns).tolist(), labels, strict=False):
-        row, column = divmod(place, columns)
+    for cell_number, label in zip(rng.permutation(rows * columns).tolist(), labels, strict=False):
+        row, column = divmod(cell_number, columns)
         x = (column + rng.uniform(0.35, 0.65)) * w / columns
         y = (row + rng.uniform(0.35, 0.65)) * h / rows
         boxes.append(_specimen(canvas_CHW, label, x, y, cell * rng.uniform(0.25, 0.55), rng))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.source.coco import COCO
-from shards.source.generated.draw import CLASSES, portrait, scene
+from shards.source.generated.draw import portrait, scene
+from shards.source.generated.kinds import CLASSES
 from shards.source.source import Sample, Source
 from shards.source.stl10 import STL10
 from shards.storage import is_remote
@@ -177,10 +178,10 @@ def _write_scenes(folder: Path, split: str, seed: int, *, count: int, first_id: 
         pixels: NDArray[np.uint8] = np.ascontiguousarray(image_CHW.transpose(1, 2, 0))
         Image.fromarray(pixels).save(folder / split / name, quality=90)
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for place, box in enumerate(boxes):
+        for number, box in enumerate(boxes):
             annotations.append(
                 {
-                    "id": 10 * image_id + place,
+                    "id": 10 * image_id + number,
                     "image_id": image_id,
                     "category_id": box.label + 1,
                     "bbox": [box.left, box.top, box.right - box.left, box.bottom - box.top],
@@ -212,9 +213,9 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 def _label(seed: int, split: str, index: int) -> int:
     """Every ten images in a row hold each class once, in an order of their own."""
-    block, place = divmod(index, len(CLASSES))
+    block, position = divmod(index, len(CLASSES))
     order = np.random.default_rng([seed, _SPLITS.index(split), block, 1])  # 1: not an image's
-    return int(order.permutation(len(CLASSES))[place])
+    return int(order.permutation(len(CLASSES))[position])
 
 
 def _folds(seed: int, train: int) -> str:
