@@ -59,7 +59,7 @@ def run(
     query_QD = F.normalize(query.h_NF.float(), dim=1)
     reference_GD = F.normalize(reference.h_NF.float(), dim=1)
 
-    # Taken out of the blocks, not computed anew: the last bit would differ, and ties with it.
+    # Taken out of the blocks, not computed again: the last bit would differ, and with it ties.
     copies_Q = original_Q >= 0
     parts = [
         S_QG.gather(1, original_Q[start : start + len(S_QG), None].clamp(min=0))[:, 0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class ImageBatches(Protocol):
+class ImageBatch(Protocol):
     """A batch of un-augmented images, as `pipeline.images` yields them."""
 
     @property
@@ -87,7 +87,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 def embed(
     encoder: nn.Module,
-    batches: Iterable[ImageBatches],
+    batches: Iterable[ImageBatch],
     *,
     autocast: torch.dtype | None = None,
 ) -> Features:

@@ -1,4 +1,4 @@
-"""Who looks like whom: for each image its most similar others, and one of them as its partner.
+"""Neighbours: for each image its most similar others, and one of them as its partner.
 
     h [N, F] ─▶ cosines, a block of rows at a time ─▶ K best others of each ─▶ a partner, or itself
 

@@ -8,7 +8,7 @@ A query ranks its gallery by cosine. Its average precision (AP) is that of
     hits     = positives among them
 
 A query is never in its own gallery. **Ties count as "at least as high"**, so nothing is gained by
-scoring everything alike: a collapsed encoder gets AP = positives / gallery, which is chance.
+scoring everything equally: a collapsed encoder gets AP = positives / gallery, which is chance.
 Likewise R@k asks for a positive in the first k places with tied negatives placed before it.
 """
 
@@ -115,7 +115,7 @@ def _view_positions(z_VAD: Tensor, rows: int | None) -> tuple[Tensor, Tensor]:
     positions, hits = [], []
     for start, S_QG in blocks(z_QD, z_QD, rows=rows):
         S_QG.diagonal(start).fill_(-torch.inf)  # the query itself
-        # Taken out of S, not computed anew: the last bit would differ, and ties with it.
+        # Taken out of S, not computed again: the last bit would differ, and with it ties.
         s_QK = S_QG.gather(1, positive_QK[start : start + len(S_QG)])
         # 1.0 or 0.0: float32 adds up twice as fast as bool, and counts exactly up to 2^24 rows.
         above_QG = torch.empty_like(S_QG)

@@ -22,35 +22,36 @@ from shards.layout import ShardSet
 VIEW_SEED = 20_101_007
 
 
-Embed = Callable[[Tensor], Tensor]
+EmbedViews = Callable[[Tensor], Tensor]
+"""Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
 
 
-class _OneView(nn.Module):
-    """A method's embeddings of single images [B, C, H, W], as `embed` asks for them."""
+class _ImageEmbedding(nn.Module):
+    """A network from images [B, C, H, W] to embeddings [B, D]: each image is a single view."""
 
-    def __init__(self, of: Embed) -> None:
+    def __init__(self, embed_views: EmbedViews) -> None:
         super().__init__()
-        self._of = of
+        self._embed_views = embed_views
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self._of(images_BCHW[None])[0]
+        return self._embed_views(images_BCHW[None])[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What to evaluate on, and how.
+    """The shard sets of an evaluation, and its settings.
 
     Args:
         test: shard set that is classified and ranked.
-        train: labelled shard set: k-NN bank and training data of the linear probe; none skips both.
+        train: labelled shard set: k-NN bank and training data of the linear probe; None skips both.
         group: size of the images; count and policy of the views for view retrieval.
         device: where to compute.
-        autocast: precision of the encoder; none is float32.
+        autocast: precision of the encoder; None is float32.
         rank: this process.
         world_size: number of processes; each embeds its part.
         tuning: how the data pipelines run on this machine.
         view_samples: how many held-out samples are ranked by view retrieval, at most.
-        queries: shard set of edited copies, labelled with ids of references; none skips copy
+        queries: shard set of edited copies, labelled with ids of references; None skips copy
             detection.
         references: shard set that the queries are searched in; with `queries` or not at all.
         neighbours: votes of k-NN, see `knn.run`.
@@ -93,7 +94,7 @@ class Suite:
                 )
 
     def run(self, method: Method, *, probe: bool) -> dict[str, float]:
-        """Return every figure that the shard sets allow; alike on every rank.
+        """Return every figure that the shard sets allow; the same on every rank.
 
         Without labels these are view retrieval and the geometry of the embeddings; with labels also
         label retrieval and, with a training set, k-NN and the linear probe.
@@ -127,18 +128,20 @@ class Suite:
             self.features(method, queries), self.features(method, references)
         )
         by_z = copy_detection.run(
-            self.features(method, queries, of=method.embed),
-            self.features(method, references, of=method.embed_reference),
+            self.features(method, queries, embed_views=method.embed),
+            self.features(method, references, embed_views=method.embed_reference),
         )
         return figures | {name.replace("copy", "copy_z"): value for name, value in by_z.items()}
 
-    def features(self, method: Method, shard_set: ShardSet, *, of: Embed | None = None) -> Features:
-        """Return what all samples of a shard set are described by, on every rank.
+    def features(
+        self, method: Method, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
+    ) -> Features:
+        """Return the features of all samples of a shard set, on every rank.
 
         Args:
-            method: whose encoder makes the features.
-            shard_set: whose samples.
-            of: makes embeddings z [V, B, D] of a view group instead, with the method's networks.
+            method: its encoder makes the features.
+            shard_set: of the samples.
+            embed_views: a function of the method that makes embeddings instead.
         """
         images = Images(
             shard_set,
@@ -149,7 +152,7 @@ class Suite:
             tuning=self.tuning,
         )
         with eval_mode(method):
-            network = method.encoder if of is None else _OneView(of)
+            network = _ImageEmbedding(embed_views) if embed_views else method.encoder
             own = embed(network, images, autocast=self.autocast)
         return Features(
             h_NF=gather_rows(own.h_NF),

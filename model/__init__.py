@@ -1,4 +1,4 @@
-"""What is learned and what is minimised: networks, gathering, objectives, methods.
+"""Networks, gathering of embeddings, objectives and methods.
 
 One capital per axis, as a suffix of a tensor's name: `z_VAD` is [V, A, D].
 

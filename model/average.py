@@ -19,7 +19,7 @@ class MovingAverage(nn.Module):
     of both.
 
     Args:
-        networks: what is copied, in the order of application.
+        networks: they are copied, in the order of application.
     """
 
     def __init__(self, *networks: nn.Module) -> None:

@@ -31,7 +31,7 @@ class Encoder(nn.Module, ABC):
         """Refuse images of a height and width, in pixels, that it cannot take.
 
         Raises:
-            ValueError: what it takes instead.
+            ValueError: it cannot; the message says what it takes instead.
         """
 
 

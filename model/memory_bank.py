@@ -24,7 +24,7 @@ GPU_CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Memory:
-    """Embeddings of N views, alike on all ranks.
+    """Embeddings of N views, the same on all ranks.
 
     Args:
         key_ND: embeddings [N, D] of unit length, of any floating type; scores are float32, or

@@ -18,7 +18,7 @@ are equal to the bit. If the whole gallery asks (one rank, no small crops), a ro
 gallery at once: both pulls come from one tile of scores. That 1 - AP is negatives / position,
 without a difference, keeps it exact where the order is nearly perfect.
 
-What it costs at N = 32,768, V = 4, D = 128 (1.1e9 pairs), reckoned for an H100, not measured:
+Its cost at N = 32,768, V = 4, D = 128 (1.1e9 pairs), computed for an H100, not measured:
 
     special functions   an exp2 a pair, a root a pair and positive (twice in step 4): 4 + 7;
                         16 a clock · 132 multiprocessors · 1.7 GHz = 3.6e12 / s         3.3 ms
@@ -69,7 +69,7 @@ class Tiles(NamedTuple):
     """If rows make fewer, the other side is cut in parts: two a multiprocessor of an H100."""
 
 
-# What fits the registers and 227 KiB of an H100 or H200, by the compiler's reports. Splitting
+# These fit the registers and 227 KiB of an H100 or H200, by the compiler's reports. Splitting
 # float32 into two of TF32 takes most of both.
 TILES: dict[Precision, tuple[Tiles, Tiles]] = {
     "float32": (Tiles(), Tiles(others=32)),
@@ -292,7 +292,7 @@ def _launch(
     **chosen: Any,
 ) -> None:
     if isinstance(z_LD, FakeTensor):
-        return  # the memory of a step is being foretold
+        return  # training.memory_forecast follows a step
     # Triton launches on the current device, whatever its arguments lie on.
     with torch.cuda.device(z_LD.device) if z_LD.is_cuda else nullcontext():
         kernel[grid](

@@ -1,4 +1,4 @@
-"""What `model.kernel.fused_smooth_ap` does with all pairs of rows, tile by tile, in Triton.
+"""The Triton kernels of `model.kernel.fused_smooth_ap`: all pairs of rows, tile by tile.
 
 Each program owns ROWS rows of one side and meets `span` of the other side's, OTHERS at a time; the
 scores of a tile never leave its registers.
@@ -98,7 +98,7 @@ def pull(
     OTHERS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Add up dL/dz of the rows on the left, who ask, are asked, or both."""
+    """Add up dL/dz of the rows on the left: queries, gallery rows, or both."""
     first_l, first_d, part = tl.program_id(0) * ROWS, tl.program_id(1) * DEPTH, tl.program_id(2)
     row = first_l + tl.arange(0, ROWS)
     own = tl.load(sample_L + row, mask=row < L, other=-1)
@@ -174,7 +174,7 @@ def load_rows(z_ND, first, N, first_d, D: tl.constexpr, ROWS: tl.constexpr, DEPT
 
 @triton.jit
 def make_ready(S, left_out, scale, FACTORED: tl.constexpr):
-    """Return scores as `stand_above` takes them: 2^-y, or y. Who is left out is above nobody."""
+    """Return scores as `stand_above` takes them: 2^-y, or y. A row left out is above no other."""
     if FACTORED:
         return tl.where(left_out, float("inf"), tl.exp2(S * -scale))
     return tl.where(left_out, float("-inf"), S * scale)

@@ -1,4 +1,4 @@
-"""Training methods: what a step computes from the views of a batch.
+"""Training methods: each computes a loss from the views of a batch.
 
 The import list is the registry: a method is one file beside these and one line here.
 """

@@ -1,4 +1,4 @@
-"""BYOL: each view predicts what a slowly moving twin of the network makes of the other.
+"""BYOL: each view predicts the embedding of the other by a slowly moving twin of the network.
 
 Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
 https://arxiv.org/abs/2006.07733
@@ -27,7 +27,7 @@ class BYOL(Method):
     """The mean squared distance of unit predictions and unit targets: 2 - 2 · their mean cosine.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: it is trained, and kept afterwards.
         hidden_size: width of the hidden layer of projector and predictor.
         embedding_size: D.
         projector_layers: number of the projector's linear layers.

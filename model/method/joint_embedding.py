@@ -27,14 +27,14 @@ class JointEmbedding(Method):
     """Encode and project every view, gather all ranks' embeddings, apply the objective.
 
     Args:
-        encoder: what is trained and kept.
-        objective: what is minimised.
+        encoder: it is trained, and kept afterwards.
+        objective: the loss of all embeddings.
         hidden_size: width of the projector's hidden layers.
         embedding_size: D, size of the embeddings that are ranked.
         projector_layers: number of linear layers.
         output_norm: batch norm without scale and offset on the embeddings, as in GroCo.
-        gallery: what the views are compared with. all: every view. large: only the large crops of
-            multi-crop, the views of the first group's size; the small ones ask, and nothing else.
+        gallery: the views that a query is compared with. all: every view. large: the large crops of
+            multi-crop, which have the first group's size; small crops are queries only.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Method(nn.Module, ABC):
     """One step of training: views in, loss out; with every network and queue that it needs."""
 
     encoder: Encoder
-    """What evaluation, export and checkpoints call the result."""
+    """The result of training: evaluation and export take it."""
     projector: Projector
     trains_part = False
     """Whether a step may leave parameters without gradient, such as those of a frozen side."""
@@ -59,7 +59,7 @@ class Method(nn.Module, ABC):
         """Make the encoder and the projector, which every method has.
 
         Args:
-            encoder: what is trained and kept.
+            encoder: it is trained, and kept afterwards.
             hidden_size: width of the projector's hidden layers.
             embedding_size: D.
             projector_layers: number of its linear layers.
@@ -128,7 +128,7 @@ class Method(nn.Module, ABC):
             batch_size: samples a step over all ranks.
 
         Raises:
-            ValueError: what was found, what is needed.
+            ValueError: they do not fit; the message says what is needed.
         """
         del counts, batch_size  # a method takes any; only its encoder may not take the size
         for size in sizes:

@@ -5,7 +5,7 @@ CVPR 2020, https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick, He, "Improved 
 Momentum Contrastive Learning", 2020, https://arxiv.org/abs/2003.04297.
 
 Differs from the authors' code (facebookresearch/moco, a419ef2):
-- any number of views is allowed: the first is the key, each of the others a query of its own. With
+- any number of views is allowed: the first is the key, each other view is a query. With
   two views it is theirs;
 - batch norm is synchronised over ranks (`--sync_batch_norm`) where theirs shuffles the keys: both
   keep a key's batch statistics from being its query's. On one rank neither applies, as with theirs.
@@ -27,7 +27,7 @@ class MoCo(Method):
     """Cross-entropy of a query's own key against the queue.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: it is trained, and kept afterwards.
         hidden_size: width of the projector's hidden layer; it has no batch norm.
         embedding_size: D.
         projector_layers: number of its linear layers.

@@ -54,13 +54,13 @@ class QKIteration(Method):
     holds the queries' views and the second, if there is one, the keys'; with one group the queries'
     is the first view and the keys' the last.
 
-    The encoder that is evaluated and exported is the *query* model's: it is the one that learned to
-    look through edits, which is what all other evaluations ask for; the key model has seen
-    references alone if the second group is mild. Copy detection by embeddings (copy_z_…) uses both,
-    as in training: queries by the query model, references by the key model.
+    The encoder that is evaluated and exported is the *query* model's: it has learned to look
+    through edits, as all other evaluations need. The key model has seen references alone if the
+    second group is mild. Copy detection by embeddings (copy_z_…) uses both, as in training: queries
+    by the query model, references by the key model.
 
-    The memory is not saved. It is made anew from the same views by the same frozen weights when a
-    run is continued, so that it is the same.
+    The memory is not saved. When a run is continued, it is made again from the same views by the
+    same frozen weights, so it is the same.
 
     Args:
         encoder: of the query model; the key model begins as its copy, after the start.

@@ -24,7 +24,7 @@ class SimSiam(Method):
     """Minus the mean cosine between a view's prediction and another view's embedding, held fixed.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: it is trained, and kept afterwards.
         hidden_size: width of the projector's hidden layers.
         embedding_size: D.
         projector_layers: number of its linear layers; the authors use 2 for CIFAR-10.

@@ -29,7 +29,7 @@ class SwAV(Method):
     the sample.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: it is trained, and kept afterwards.
         hidden_size: width of the projector's hidden layer.
         embedding_size: D.
         projector_layers: number of its linear layers.
@@ -103,7 +103,7 @@ class SwAV(Method):
         return Output(
             loss=loss,
             z_VAD=z_VAD,
-            # How many prototypes are in use on this rank: P if all alike, 1 if collapsed.
+            # Prototypes in use on this rank: P if all are used equally, 1 if collapsed.
             metrics={"prototypes_used": torch.special.entr(share_P).sum().exp()},
         )
 
@@ -166,7 +166,7 @@ def swapped_prediction(logit_VBP: Tensor, code_TBP: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(logit_NP: Tensor, counted_N: Tensor, *, iterations: int) -> Tensor:
-    """Return soft assignments [N, P] that use all prototypes alike, each row summing to 1.
+    """Return soft assignments [N, P] that use all prototypes equally; each row sums to 1.
 
     Sinkhorn and Knopp's iterations; Cuturi, "Sinkhorn Distances", NeurIPS 2013.
 

@@ -5,8 +5,8 @@ Differentiation", CVPR 2020, https://arxiv.org/abs/1912.03500
 
 Differs from the authors' code (martius-lab/blackbox-backprop, 075bf56):
 - a query is not in its own gallery;
-- the margin is added as it is; theirs is multiplied by |N(0, 1)|, anew for each score and step.
-  Drawn anew, the loss of a batch would be a random number, the parts of the ranks would not add
+- the margin is added as it is; theirs is multiplied by |N(0, 1)|, drawn for each score and step.
+  With draws, the loss of a batch would be a random number, the parts of the ranks would not add
   up to the whole, and nothing could be compared. The mean of |N(0, 1)| is 0.8;
 - positions are whole numbers and a query's loss its own, where theirs divides positions by the
   gallery's size G and the loss by the number of queries N before the push. Both cancel if N = G:

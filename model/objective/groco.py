@@ -27,7 +27,7 @@ class GroCo(OnePass):
     A view's positives are the gallery's other views of its sample. Its negatives are the same view
     of the other samples, of which the K most similar count. Order inside a group is free.
 
-    What a query is compared with gets no gradient (`stop_gradient`), so that a sample moves as a
+    The rows that a query is compared with get no gradient (`stop_gradient`): a sample moves as a
     query only. Values stay far from 0, 0.147 at best with K = 10 and two views, and gradients are
     small: the authors' learning rates are large, 24 for SGD with 1024 samples.
 

@@ -1,4 +1,4 @@
-"""What every objective is: a function from the embeddings of all views to one scalar."""
+"""The interface of every objective: a function from the embeddings of all views to a scalar."""
 
 from abc import ABC, abstractmethod
 

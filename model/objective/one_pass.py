@@ -39,7 +39,7 @@ class OnePass(Objective):
         """See `Objective.loss`; z [V, A, D] need not be normalised."""
         one_pass = _OnePass.apply
         if torch.compiler.is_compiling():
-            # Compiled, loops over chunks would be unrolled, anew for every N. To say so only here
+            # Compiled, loops over chunks would be unrolled again for every N. To say so only here
             # spares every other process the compiler's import, four seconds.
             one_pass = torch.compiler.disable(one_pass)
         z_VAD = F.normalize(z_VAD, dim=-1)

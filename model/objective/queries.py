@@ -42,7 +42,7 @@ class PerQuery(NamedTuple):
     dS_QG: Tensor | None = None
     """Derivative by every score [Q, G]; zero at the query itself."""
     dS_QK: Tensor | None = None
-    """What the positives' scores [Q, K] add to it in their columns."""
+    """The gradient of the positives' scores [Q, K], added to it in their columns."""
 
 
 class MeanOverQueries(OnePass):

@@ -1,4 +1,4 @@
-"""VICReg: views of a sample close, every dimension spread out, no two dimensions alike.
+"""VICReg: views of a sample close, every dimension spread out, no two dimensions correlated.
 
 Bardes, Ponce, LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
 Learning", ICLR 2022, https://arxiv.org/abs/2105.04906
