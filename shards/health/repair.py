@@ -7,13 +7,13 @@ damaged manifest ─▶ made again from plan and tables   missing file  ─▶ o
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import IO
 
+import msgspec
 import numpy as np
 
 from shards.health.verification import (
@@ -27,12 +27,12 @@ from shards.health.verification import (
 )
 from shards.image import encode_jpeg, encode_png, read_header
 from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, SUBSETS, Manifest, Shard
-from shards.sealed_json import seal, unseal
 from shards.shard_table import Quarantined, SampleRow, Seen, write_table
 from shards.storage import Folder, Location, folder_at
-from shards.summary import summarise
 from shards.tar import component, components, file_of, hash_file, index_text
+from shards.writing.plan import Plan
 from shards.writing.prepare import Preparation
+from shards.writing.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def repair(
             "nvidia-nvimgcodec installed for this machine?"
         )
     if any(problem.file == PLAN for problem in problems):
-        folder.write(PLAN, _plan(manifest).encode())
+        folder.write(PLAN, _plan(manifest).to_json().encode())
     result, shards = Repair([], [], []), []
     for done, shard in enumerate(manifest.shards):
         if progress is not None:
@@ -105,7 +105,7 @@ def repair(
 
 def _summed_up(folder: Folder, manifest: Manifest, shards: list[Shard], result: Repair) -> Manifest:
     """Return the manifest of what is there now, and list all that is in quarantine."""
-    plan = unseal(folder.read(PLAN).decode())
+    plan = Plan.from_json(folder.read(PLAN).decode())
     try:
         summary = summarise(folder, plan)
     except ValueError:  # a shard could not be repaired: the manifest goes on naming it
@@ -291,8 +291,11 @@ def _number(data: bytes | None) -> int:
 
 def _quarantined_before(folder: Folder, shard: Shard) -> list[Quarantined]:
     """Return what the writer quarantined of a shard, whose table is lost."""
-    lines = _read(folder, f"{QUARANTINE}/{REASONS}").splitlines()
-    listed = [Quarantined(**json.loads(line)) for line in lines]
+    name = f"{QUARANTINE}/{REASONS}"
+    try:
+        listed = msgspec.json.Decoder(Quarantined).decode_lines(_read(folder, name))
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{folder.path(name)} is damaged: {error}. Remove it.") from None
     return [one for one in listed if one.file.startswith(f"{QUARANTINE}/{shard.name}/")]
 
 
@@ -305,26 +308,25 @@ def _decoder_works() -> bool:
     )
 
 
-def _plan(manifest: Manifest) -> str:
+def _plan(manifest: Manifest) -> Plan:
     """Return a plan that gives a manifest's facts again, should that be damaged one day."""
     how = Preparation(encoding=manifest.encoding, resize_shorter=manifest.resize_shorter or None)
-    plan = {
-        "format": manifest.format,
-        "source": manifest.source,
-        "split": manifest.split,
-        "samples": manifest.account.found,
-        "fingerprint": "",
-        "classes": manifest.classes,
-        "seed": manifest.seed,
-        "samples_per_shard": max(shard.samples for shard in manifest.shards),
-        "limit": None,
-        "kept": manifest.account.written + manifest.account.quarantined,
-        "drop_duplicates": manifest.account.dropped > 0,
-        "preparation": asdict(how),
-        "command": manifest.command,
-        **({"partners": True} if manifest.partners else {}),
-    }
-    return seal(plan, indent=1)
+    return Plan(
+        format=manifest.format,
+        source=manifest.source,
+        split=manifest.split,
+        samples=manifest.account.found,
+        fingerprint="",
+        classes=manifest.classes,
+        seed=manifest.seed,
+        samples_per_shard=max(shard.samples for shard in manifest.shards),
+        limit=None,
+        kept=manifest.account.written + manifest.account.quarantined,
+        drop_duplicates=manifest.account.dropped > 0,
+        preparation=how,
+        command=manifest.command,
+        partners=manifest.partners,
+    )
 
 
 def _read(folder: Folder, name: str) -> bytes:

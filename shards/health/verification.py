@@ -13,11 +13,11 @@ from typing import IO
 from shards.engine import Engine, Job, Report, Serial
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
-from shards.sealed_json import unseal
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
-from shards.summary import summarise
 from shards.tar import components, hash_file, index_lines, label_bytes
+from shards.writing.plan import Plan
+from shards.writing.summary import summarise
 
 CHANGED = "has other bytes than were written"
 
@@ -97,7 +97,7 @@ def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
     """Return a shard set's manifest, made anew from its tables if it is damaged, and the damage."""
     problems = []
     try:
-        plan = unseal(folder.read(PLAN).decode())
+        plan = Plan.from_json(folder.read(PLAN).decode())
     except FileNotFoundError:
         plan = None
     except (ValueError, UnicodeDecodeError) as error:
@@ -269,7 +269,7 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
         return None, Problem(name, f"cannot be read: {error}")
     try:
         table = read_table(text)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         return None, Problem(name, str(error))
     if table.shard.table != shard.table:
         return table, Problem(name, "is not the table that the manifest names")

@@ -3,16 +3,15 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from shards.layout import MANIFEST, PLAN, QUARANTINE
-from shards.sealed_json import seal, unseal
 from shards.storage import Folder, Location, folder_at, is_remote
+from shards.writing.plan import Plan
 
 LOCK = ".lock"
 OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{MANIFEST}|{QUARANTINE}|\..*")
@@ -43,7 +42,7 @@ def refuse_occupied(out: Location) -> None:
 
 
 @contextlib.contextmanager
-def begun(out: Location, plan: dict[str, Any]) -> Iterator[tuple[Folder, dict[str, Any]]]:
+def begun(out: Location, plan: Plan) -> Iterator[tuple[Folder, Plan]]:
     """Give the folder to write into, which becomes OUT unless something goes wrong.
 
     With it comes the plan that began the writing: this one, or that of an earlier attempt.
@@ -68,25 +67,24 @@ def begun(out: Location, plan: dict[str, Any]) -> Iterator[tuple[Folder, dict[st
             raise
 
 
-def _agree(folder: Folder, plan: dict[str, Any]) -> dict[str, Any]:
+def _agree(folder: Folder, plan: Plan) -> Plan:
     """Begin a writing, or make sure that the one begun there is the same, and return its plan."""
     try:
         text = folder.read(PLAN).decode()
     except FileNotFoundError:
-        folder.write(PLAN, seal(plan, indent=1).encode())
+        folder.write(PLAN, plan.to_json().encode())
         return plan
     remedy = "Repeat the command that began it, or remove that folder."
     try:
-        begun = unseal(text)
+        begun = Plan.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin anew.") from None
-    # As JSON, in which tuples are lists.
-    for name, here in json.loads(json.dumps(plan)).items():
-        if name != "command" and begun.get(name) != here:
-            there = str(begun.get(name))[:80]
+        raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin again.") from None
+    for name in (field.name for field in fields(Plan) if field.name not in ("command", "kept")):
+        here, there = getattr(plan, name), getattr(begun, name)
+        if here != there:
             raise ValueError(
-                f"{folder} holds an unfinished writing with another {name}: {there} there, "
-                f"{str(here)[:80]} here. {remedy}"
+                f"{folder} holds an unfinished writing with another {name}: {str(there)[:80]} "
+                f"there, {str(here)[:80]} here. {remedy}"
             )
     return begun
 

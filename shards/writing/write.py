@@ -11,8 +11,7 @@ and the search for copies and equal keys 16 at the end.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +20,13 @@ from shards.duplicates import groups_of_copies
 from shards.engine import Engine, Serial
 from shards.image import load_codec
 from shards.layout import FORMAT, MANIFEST, PLAN, QUARANTINE, ShardSet, open_shards
-from shards.sealed_json import seal
-from shards.shard_table import plain, read_head, task_of
+from shards.shard_table import plain, read_table
 from shards.source.source import Source
 from shards.storage import Folder, Location, folder_at
-from shards.summary import summarise
 from shards.writing.output import LOCK, OURS, begun
+from shards.writing.plan import Plan
 from shards.writing.prepare import Preparation
+from shards.writing.summary import summarise
 from shards.writing.tasks import HashContents, ShardTask, WriteShard
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
@@ -106,33 +105,32 @@ def write(
         )
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
-    plan = {
-        "format": FORMAT,
-        "source": source.name,
-        "split": plain(source.split),
-        "samples": len(source),
-        "fingerprint": hashlib.sha256(
+    plan = Plan(
+        format=FORMAT,
+        source=source.name,
+        split=plain(source.split),
+        samples=len(source),
+        fingerprint=hashlib.sha256(
             f"{plain(source.origin)}\n".encode() + source.fingerprint()
         ).hexdigest(),
-        "classes": [plain(name) for name in source.classes],
-        "seed": seed,
-        "samples_per_shard": samples_per_shard,
-        "limit": limit,
-        "drop_duplicates": drop_duplicates,
-        "preparation": asdict(preparation),
-        **({"partners": True} if source.partners else {}),
-    }
-    if skip:  # else the plan is that of sets that were begun before it could be asked for
-        plan["skip"] = skip
-
-    with begun(out, {**plan, "command": plain(command)}) as (folder, plan):
+        classes=[plain(name) for name in source.classes],
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        limit=limit,
+        drop_duplicates=drop_duplicates,
+        preparation=preparation,
+        partners=source.partners,
+        skip=skip,
+        command=plain(command),
+    )
+    with begun(out, plan) as (folder, plan):
         order = shuffled(len(source), seed)[skip:][:limit]
         found = len(order)
         if drop_duplicates:
             order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))
-        if plan.get("kept") != len(order):
-            plan["kept"] = len(order)
-            folder.write(PLAN, seal(plan, indent=1).encode())
+        if plan.kept != len(order):
+            plan = replace(plan, kept=len(order))
+            folder.write(PLAN, plan.to_json().encode())
         tasks = _tasks(order, samples_per_shard)
         done = _done(folder, tasks)
         waiting = [task for task in tasks if task.name not in done]
@@ -187,14 +185,13 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
     sizes, complete = folder.sizes(), set()
     for task in tasks:
         if f"{task.name}.jsonl" in sizes:
-            text = folder.read(f"{task.name}.jsonl")
             try:
-                shard, _ = read_head(text)
+                table = read_table(folder.read(f"{task.name}.jsonl"))
             except ValueError:
                 continue
-            if task_of(text) != task.digest():
+            if table.task != task.digest():
                 continue
-            files = {"tar": shard.tar.bytes, "idx": shard.index.bytes}
+            files = {"tar": table.shard.tar.bytes, "idx": table.shard.index.bytes}
             if all(sizes.get(f"{task.name}.{ext}") == size for ext, size in files.items()):
                 complete.add(task.name)
     for name in sizes:
@@ -208,7 +205,7 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
     return complete
 
 
-def _finish(folder: Folder, plan: dict[str, Any]) -> None:
+def _finish(folder: Folder, plan: Plan) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
     for name in summary.empty:  # nothing in it was usable; its table says why

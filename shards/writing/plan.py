@@ -1,0 +1,46 @@
+"""What was asked of a writing, plan.json: an unfinished one goes on only with the same."""
+
+from dataclasses import dataclass
+
+from shards.sealed_json import seal, unseal
+from shards.typed_json import from_values, to_values
+from shards.writing.prepare import Preparation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Begins a writing; with the tables, it gives the manifest."""
+
+    format: int
+    source: str
+    split: str
+    samples: int
+    """Of the source."""
+    fingerprint: str
+    """SHA-256 of where the source is and what it lists."""
+    classes: list[str]
+    seed: int
+    samples_per_shard: int
+    limit: int | None
+    drop_duplicates: bool
+    preparation: Preparation
+    partners: bool = False
+    skip: int = 0
+    """Samples left out at the beginning of the shuffle."""
+    command: str
+    """The command that began the writing."""
+    kept: int | None = None
+    """Samples to be written, without dropped copies; None until they are known."""
+
+    def to_json(self) -> str:
+        """Return the text of plan.json."""
+        return seal(to_values(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read the text of plan.json.
+
+        Raises:
+            ValueError: What is wrong with it, without the name of the file.
+        """
+        return from_values(unseal(text), cls)
