@@ -12,6 +12,22 @@ Progress = Callable[[int, int, int], None]
 """Called now and then with a task's number, how many of its samples are done, and their bytes."""
 
 
+class Totals:
+    """Adds up what all tasks have done, by the progress of each."""
+
+    def __init__(self) -> None:
+        self.samples, self.bytes = 0, 0
+        self._of_task: dict[int, tuple[int, int]] = {}
+
+    def add(self, task: int, samples: int, size: int | None) -> None:
+        """Take in a task's progress; its bytes stay as they were if the size is None."""
+        samples_before, size_before = self._of_task.get(task, (0, 0))
+        size = size_before if size is None else size
+        self._of_task[task] = samples, size
+        self.samples += samples - samples_before
+        self.bytes += size - size_before
+
+
 class Job(ABC):
     """What is to be done, apart from the tasks: picklable, and read by many workers at once.
 

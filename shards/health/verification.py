@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from shards.engine import Engine, Job, Report, Serial
+from shards.engine import Engine, Job, Report, Serial, Totals
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
 from shards.shard_table import SampleRow, ShardTable, read_table
@@ -72,16 +72,12 @@ def verify(
     if manifest is None:
         return Verification(0, 0, 0, problems)
     shard_set = ShardSet(folder, manifest)
-    done: dict[int, tuple[int, int]] = {}
-    totals = [0, 0]
+    totals = Totals()
 
     def report(task: int, samples: int, size: int) -> None:
-        before = done.get(task, (0, 0))
-        done[task] = samples, size
-        totals[0] += samples - before[0]
-        totals[1] += size - before[1]
+        totals.add(task, samples, size)
         if progress is not None:
-            progress(totals[0], manifest.samples, totals[1])
+            progress(totals.samples, manifest.samples, totals.bytes)
 
     job = CheckShard(folder, shard_set.tar_folder, deep, manifest.partners)
     found: dict[int, list[Problem]] = {}

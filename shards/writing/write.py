@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.duplicates import groups_of_copies
-from shards.engine import Engine, Serial
+from shards.engine import Engine, Serial, Totals
 from shards.image import load_codec
 from shards.layout import FORMAT, MANIFEST, PLAN, QUARANTINE, ShardSet, open_shards
 from shards.shard_table import plain, read_table
@@ -49,6 +49,29 @@ class Progress:
     """Written by this attempt."""
     resumed: int
     """Of the samples: done by earlier attempts."""
+
+
+class _Reporter:
+    """Tells how far one stage of a writing is, by the progress of its tasks."""
+
+    def __init__(
+        self,
+        tell: Callable[[Progress], None] | None,
+        stage: str,
+        total: int,
+        resumed: int = 0,
+    ) -> None:
+        self._tell, self._stage, self._total, self._resumed = tell, stage, total, resumed
+        self._totals = Totals()
+
+    def __call__(self, task: int, samples: int, size: int | None = None) -> None:
+        """Take in a task's progress, and tell that of the stage."""
+        self._totals.add(task, samples, size)
+        if self._tell is not None:
+            samples = self._resumed + self._totals.samples
+            self._tell(
+                Progress(self._stage, samples, self._total, self._totals.bytes, self._resumed)
+            )
 
 
 def write(
@@ -127,7 +150,7 @@ def write(
         order = shuffled(len(source), seed)[skip:][:limit]
         found = len(order)
         if drop_duplicates:
-            order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))
+            order = _without_copies(source, order, engine, _Reporter(progress, "hashing", found))
         if plan.kept != len(order):
             plan = replace(plan, kept=len(order))
             folder.write(PLAN, plan.to_json().encode())
@@ -135,10 +158,10 @@ def write(
         done = _done(folder, tasks)
         waiting = [task for task in tasks if task.name not in done]
         resumed = sum(len(task.positions) for task in tasks if task.name in done)
-        report = _reporter(progress, "writing", len(order), resumed)
+        report = _Reporter(progress, "writing", len(order), resumed)
         load_codec()
         for number, _ in engine.run(WriteShard(source, folder, preparation), waiting, report):
-            report(number, len(waiting[number].positions), None)
+            report(number, len(waiting[number].positions))
         _finish(folder, plan)
     return open_shards(out)
 
@@ -166,7 +189,7 @@ def _without_copies(
     source: Source,
     order: NDArray[np.integer],
     engine: Engine,
-    report: Callable[[int, int, int | None], None],
+    report: _Reporter,
 ) -> NDArray[np.integer]:
     """Return the order without images whose bytes an earlier position of the source has."""
     positions = np.sort(order)
@@ -175,7 +198,7 @@ def _without_copies(
     for number, found in engine.run(HashContents(source), tasks, report):
         start = number * _HASHED
         hashes[start : start + len(tasks[number])] = np.frombuffer(found, dtype="V16")
-        report(number, len(tasks[number]), None)
+        report(number, len(tasks[number]))
     copies = [positions[group[1:]] for group in groups_of_copies(hashes)]
     return order[~np.isin(order, np.concatenate(copies))] if copies else order
 
@@ -213,23 +236,3 @@ def _finish(folder: Folder, plan: Plan) -> None:
             folder.remove(f"{name}.{extension}")
     summary.write_reasons(folder)
     folder.write(MANIFEST, summary.manifest.to_json().encode())
-
-
-def _reporter(
-    progress: Callable[[Progress], None] | None, stage: str, total: int, resumed: int = 0
-) -> Callable[[int, int, int | None], None]:
-    """Return a function that adds up the counters of all tasks; bytes of None stay as they are."""
-    counters: dict[int, tuple[int, int]] = {}
-    samples_in_all, bytes_in_all = resumed, 0
-
-    def report(task: int, samples: int, size: int | None) -> None:
-        nonlocal samples_in_all, bytes_in_all
-        before_samples, before_bytes = counters.get(task, (0, 0))
-        size = before_bytes if size is None else size
-        counters[task] = samples, size
-        samples_in_all += samples - before_samples
-        bytes_in_all += size - before_bytes
-        if progress is not None:
-            progress(Progress(stage, samples_in_all, total, bytes_in_all, resumed))
-
-    return report
