@@ -30,9 +30,9 @@ from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, SUBSETS, Manifest
 from shards.shard_table import Quarantined, SampleRow, Seen, write_table
 from shards.storage import Folder, Location, folder_at
 from shards.tar import component, components, file_of, hash_file, index_text
-from shards.writing.plan import Plan
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
+from shards.writing.writing_plan import WritingPlan
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def repair(
 
 def _summed_up(folder: Folder, manifest: Manifest, shards: list[Shard], result: Repair) -> Manifest:
     """Return the manifest of what is there now, and list all that is in quarantine."""
-    plan = Plan.from_json(folder.read(PLAN).decode())
+    plan = WritingPlan.from_json(folder.read(PLAN).decode())
     try:
         summary = summarise(folder, plan)
     except ValueError:  # a shard could not be repaired: the manifest goes on naming it
@@ -308,10 +308,10 @@ def _decoder_works() -> bool:
     )
 
 
-def _plan(manifest: Manifest) -> Plan:
+def _plan(manifest: Manifest) -> WritingPlan:
     """Return a plan that gives a manifest's facts again, should that be damaged one day."""
     how = Preparation(encoding=manifest.encoding, resize_shorter=manifest.resize_shorter or None)
-    return Plan(
+    return WritingPlan(
         format=manifest.format,
         source=manifest.source,
         split=manifest.split,

@@ -16,8 +16,8 @@ from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardS
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
 from shards.tar import components, hash_file, index_lines, label_bytes
-from shards.writing.plan import Plan
 from shards.writing.summary import summarise
+from shards.writing.writing_plan import WritingPlan
 
 CHANGED = "has other bytes than were written"
 
@@ -93,7 +93,7 @@ def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
     """Return a shard set's manifest, made anew from its tables if it is damaged, and the damage."""
     problems = []
     try:
-        plan = Plan.from_json(folder.read(PLAN).decode())
+        plan = WritingPlan.from_json(folder.read(PLAN).decode())
     except FileNotFoundError:
         plan = None
     except (ValueError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.layout import MANIFEST, PLAN, QUARANTINE
 from shards.storage import Folder, Location, folder_at, is_remote
-from shards.writing.plan import Plan
+from shards.writing.writing_plan import WritingPlan
 
 LOCK = ".lock"
 OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{MANIFEST}|{QUARANTINE}|\..*")
@@ -42,7 +42,7 @@ def refuse_occupied(out: Location) -> None:
 
 
 @contextlib.contextmanager
-def begun(out: Location, plan: Plan) -> Iterator[tuple[Folder, Plan]]:
+def begun(out: Location, plan: WritingPlan) -> Iterator[tuple[Folder, WritingPlan]]:
     """Give the folder to write into, which becomes OUT unless something goes wrong.
 
     With it comes the plan that began the writing: this one, or that of an earlier attempt.
@@ -67,7 +67,7 @@ def begun(out: Location, plan: Plan) -> Iterator[tuple[Folder, Plan]]:
             raise
 
 
-def _agree(folder: Folder, plan: Plan) -> Plan:
+def _agree(folder: Folder, plan: WritingPlan) -> WritingPlan:
     """Begin a writing, or make sure that the one begun there is the same, and return its plan."""
     try:
         text = folder.read(PLAN).decode()
@@ -76,10 +76,12 @@ def _agree(folder: Folder, plan: Plan) -> Plan:
         return plan
     remedy = "Repeat the command that began it, or remove that folder."
     try:
-        begun = Plan.from_json(text)
+        begun = WritingPlan.from_json(text)
     except ValueError as error:
         raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin again.") from None
-    for name in (field.name for field in fields(Plan) if field.name not in ("command", "kept")):
+    for name in (
+        field.name for field in fields(WritingPlan) if field.name not in ("command", "kept")
+    ):
         here, there = getattr(plan, name), getattr(begun, name)
         if here != there:
             raise ValueError(

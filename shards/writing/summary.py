@@ -11,7 +11,7 @@ from shards.duplicates import count_copies
 from shards.layout import FORMAT, QUARANTINE, REASONS, Account, Manifest, Shard
 from shards.shard_table import Quarantined, SampleRow, Seen, key_hash, read_table
 from shards.storage import Folder
-from shards.writing.plan import Plan
+from shards.writing.writing_plan import WritingPlan
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
             folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
 
 
-def summarise(folder: Folder, plan: Plan) -> Summary:
+def summarise(folder: Folder, plan: WritingPlan) -> Summary:
     """Read all tables of a folder, one after the other, and sum them up.
 
     Memory: 16 bytes a sample, for equal keys and equal images.
@@ -79,7 +79,7 @@ def summarise(folder: Folder, plan: Plan) -> Summary:
     return Summary(manifest, total.quarantined, [shard.name for shard in empty])
 
 
-def _manifest(plan: Plan, shards: list[Shard], seen: Seen, account: Account) -> Manifest:
+def _manifest(plan: WritingPlan, shards: list[Shard], seen: Seen, account: Account) -> Manifest:
     how = plan.preparation
     reencoded = how.encoding == "raw" or how.encoding.startswith("jpeg")
     return Manifest(

@@ -24,10 +24,10 @@ from shards.shard_table import plain, read_table
 from shards.source.source import Source
 from shards.storage import Folder, Location, folder_at
 from shards.writing.output import LOCK, OURS, begun
-from shards.writing.plan import Plan
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
 from shards.writing.tasks import HashContents, ShardTask, WriteShard
+from shards.writing.writing_plan import WritingPlan
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
 # large enough that ImageNet's 641 tars, which DALI holds open, stay below the usual 1,024 files.
@@ -128,7 +128,7 @@ def write(
         )
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
-    plan = Plan(
+    plan = WritingPlan(
         format=FORMAT,
         source=source.name,
         split=plain(source.split),
@@ -228,7 +228,7 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
     return complete
 
 
-def _finish(folder: Folder, plan: Plan) -> None:
+def _finish(folder: Folder, plan: WritingPlan) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
     for name in summary.empty:  # nothing in it was usable; its table says why

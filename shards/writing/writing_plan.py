@@ -8,7 +8,7 @@ from shards.writing.prepare import Preparation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class WritingPlan:
     """Begins a writing; with the tables, it gives the manifest."""
 
     format: int
@@ -37,7 +37,7 @@ class Plan:
         return seal(to_values(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str) -> "WritingPlan":
         """Read the text of plan.json.
 
         Raises:
