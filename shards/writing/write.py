@@ -3,10 +3,10 @@
     permutation of the source ─▶ equal runs ─▶ one task each: tar, index, table ─▶ manifest ─▶ OUT
          [without copies]                       in any order, on any engine
 
-Everything is written into OUT.partial (in an object store: into OUT, without a manifest), so that
-a failure or a kill leaves nothing that could be taken for a shard set, and the same command goes
-on where it ended. Memory does not grow with the images: the permutation takes 4 bytes a sample,
-and the search for copies and equal keys 16 at the end.
+Everything is written into OUT.partial (in an object store: into OUT, without a manifest). So what
+a failure or a kill leaves is not taken for a shard set, and the same command goes on where the
+writing ended. Memory does not grow with the images: the permutation takes 4 bytes a sample, and
+the search for copies and equal keys takes 16 at the end.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from shards.layout import FORMAT, MANIFEST, PLAN, QUARANTINE, ShardSet, open_sha
 from shards.shard_table import plain, read_table
 from shards.source.source import Source
 from shards.storage import Folder, Location, folder_at
-from shards.writing.output import LOCK, OURS, begun
+from shards.writing.output import LOCK, OURS, output_folder
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
 from shards.writing.tasks import HashContents, ShardTask, WriteShard
@@ -38,21 +38,21 @@ _HASHED = 4096  # samples of one task of the search for copies
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a writing is."""
+    """How far a writing has come."""
 
     stage: str
     """hashing (the search for copies) or writing."""
     samples: int
-    """Done, by earlier attempts too."""
+    """Samples done, those of earlier attempts included."""
     total: int
     bytes: int
     """Written by this attempt."""
     resumed: int
-    """Of the samples: done by earlier attempts."""
+    """Samples that earlier attempts did."""
 
 
 class _Reporter:
-    """Tells how far one stage of a writing is, by the progress of its tasks."""
+    """Tells how far one stage of a writing has come, by the progress of its tasks."""
 
     def __init__(
         self,
@@ -91,17 +91,17 @@ def write(
     """Write the samples of a source, in random order, as a shard set.
 
     The same source, seed, limit, skip, samples_per_shard, preparation and drop_duplicates give the
-    same tars, byte for byte, on any engine, broken off and taken up again or not.
+    same tars, byte for byte, on any engine and after any number of interruptions.
 
     Args:
         source: Where the samples come from.
         out: Folder to make; it may exist if it is empty. Local, or a URL that fsspec knows.
         seed: Of the shuffle, 0 to 2**32 - 1.
-        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, and by
-            what was quarantined.
+        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, before
+            samples are quarantined.
         limit: Write only this many samples, chosen at random (the first of the shuffle).
-        skip: Leave out the first so many of the shuffle: with the same seed, the set that a limit
-            of this number writes and this one share no sample.
+        skip: Leave out this many samples at the beginning of the shuffle. A set written with this
+            number as its limit and the same seed then shares no sample with this one.
         preparation: How images are stored and checked.
         drop_duplicates: Leave out images whose bytes are those of another; the first in the
             source's order stays. Reads every image once more.
@@ -113,29 +113,17 @@ def write(
         ValueError: A setting or a key is unusable, no image is usable, or another writing was
             begun there.
         FileExistsError: `out` is not empty, or is being written by another process.
-        OSError: The disk is full or cannot be written; what is complete stays for another attempt.
+        OSError: The disk is full or cannot be written; complete shards stay for another attempt.
     """
     preparation, engine = preparation or Preparation(), engine or Serial()
-    if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard={samples_per_shard}; expected 1 or more.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; expected 1 or more, or none for all samples.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
-    if skip and not 0 < skip < len(source):
-        raise ValueError(
-            f"skip={skip}; expected 0 or more, and fewer than the {len(source):,} samples."
-        )
-    if not len(source):
-        raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
+    _check(source, seed=seed, samples_per_shard=samples_per_shard, limit=limit, skip=skip)
+    origin = f"{plain(source.origin)}\n".encode() + source.fingerprint()
     plan = WritingPlan(
         format=FORMAT,
         source=source.name,
         split=plain(source.split),
         samples=len(source),
-        fingerprint=hashlib.sha256(
-            f"{plain(source.origin)}\n".encode() + source.fingerprint()
-        ).hexdigest(),
+        fingerprint=hashlib.sha256(origin).hexdigest(),
         classes=[plain(name) for name in source.classes],
         seed=seed,
         samples_per_shard=samples_per_shard,
@@ -146,11 +134,11 @@ def write(
         skip=skip,
         command=plain(command),
     )
-    with begun(out, plan) as (folder, plan):
+    with output_folder(out, plan) as (folder, plan):
         order = shuffled(len(source), seed)[skip:][:limit]
-        found = len(order)
         if drop_duplicates:
-            order = _without_copies(source, order, engine, _Reporter(progress, "hashing", found))
+            report = _Reporter(progress, "hashing", len(order))
+            order = _without_copies(source, order, engine, report)
         if plan.kept != len(order):
             plan = replace(plan, kept=len(order))
             folder.write(PLAN, plan.to_json().encode())
@@ -160,14 +148,33 @@ def write(
         resumed = sum(len(task.positions) for task in tasks if task.name in done)
         report = _Reporter(progress, "writing", len(order), resumed)
         load_codec()
-        for number, _ in engine.run(WriteShard(source, folder, preparation), waiting, report):
+        job = WriteShard(source, folder, preparation)
+        for number, _ in engine.run(job, waiting, report):
             report(number, len(waiting[number].positions))
         _finish(folder, plan)
     return open_shards(out)
 
 
+def _check(
+    source: Source, *, seed: int, samples_per_shard: int, limit: int | None, skip: int
+) -> None:
+    """Refuse settings that no writing can have, and an empty source."""
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard={samples_per_shard}; expected 1 or more.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; expected 1 or more, or None for all samples.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
+    if skip and not 0 < skip < len(source):
+        raise ValueError(
+            f"skip={skip}; expected 0 or more, and fewer than the {len(source):,} samples."
+        )
+    if not len(source):
+        raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
+
+
 def shuffled(samples: int, seed: int) -> NDArray[np.integer]:
-    """Return a permutation of the positions of a source, the same for ever for a seed."""
+    """Return a permutation of the positions of a source: always the same for a seed."""
     order = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
     # RandomState, not default_rng: its stream is promised never to change (NEP 19).
     np.random.RandomState(seed).shuffle(order)
@@ -191,7 +198,7 @@ def _without_copies(
     engine: Engine,
     report: _Reporter,
 ) -> NDArray[np.integer]:
-    """Return the order without images whose bytes an earlier position of the source has."""
+    """Return the order without images whose bytes an earlier sample of the source has."""
     positions = np.sort(order)
     tasks = [positions[i : i + _HASHED] for i in range(0, len(positions), _HASHED)]
     hashes = np.empty(len(positions), dtype="V16")
@@ -204,7 +211,7 @@ def _without_copies(
 
 
 def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
-    """Return the shards that earlier attempts completed; what else they left is removed."""
+    """Return the shards that earlier attempts completed, and remove all else that they left."""
     sizes, complete = folder.sizes(), set()
     for task in tasks:
         if f"{task.name}.jsonl" in sizes:
@@ -231,7 +238,7 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
 def _finish(folder: Folder, plan: WritingPlan) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
-    for name in summary.empty:  # nothing in it was usable; its table says why
+    for name in summary.empty:  # no sample was usable; its table says why
         for extension in ("idx", "tar"):
             folder.remove(f"{name}.{extension}")
     summary.write_reasons(folder)

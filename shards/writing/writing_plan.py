@@ -1,4 +1,4 @@
-"""What was asked of a writing, plan.json: an unfinished one goes on only with the same."""
+"""The plan of a writing, plan.json: an unfinished writing goes on only with an equal plan."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from shards.writing.prepare import Preparation
 
 @dataclass(frozen=True, kw_only=True)
 class WritingPlan:
-    """Begins a writing; with the tables, it gives the manifest."""
+    """What a writing was asked for. The manifest is made from it and the tables."""
 
     format: int
     source: str
@@ -17,7 +17,7 @@ class WritingPlan:
     samples: int
     """Of the source."""
     fingerprint: str
-    """SHA-256 of where the source is and what it lists."""
+    """SHA-256 of the source's location and list of samples."""
     classes: list[str]
     seed: int
     samples_per_shard: int
@@ -26,11 +26,11 @@ class WritingPlan:
     preparation: Preparation
     partners: bool = False
     skip: int = 0
-    """Samples left out at the beginning of the shuffle."""
+    """Number of samples left out at the beginning of the shuffle."""
     command: str
     """The command that began the writing."""
     kept: int | None = None
-    """Samples to be written, without dropped copies; None until they are known."""
+    """Number of samples to write, without dropped copies; None until it is known."""
 
     def to_json(self) -> str:
         """Return the text of plan.json."""

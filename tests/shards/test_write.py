@@ -305,7 +305,7 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
         write(source, tmp_path / "letters" / "to_mother.txt")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is no shard"):
+    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is not a shard"):
         write(source, tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
 
