@@ -16,15 +16,15 @@ from shards.writing.writing_plan import WritingPlan
 
 @dataclass(frozen=True)
 class Summary:
-    """What the tables of all shards add up to."""
+    """The sum of all shards' tables."""
 
     manifest: Manifest
     quarantined: list[Quarantined]
     empty: list[str]
-    """Shards of which no sample was usable."""
+    """Names of shards without a usable sample."""
 
     def write_reasons(self, folder: Folder) -> None:
-        """List all that is in quarantine, a line a sample; no list if nothing is."""
+        """Write the list of quarantined samples, a line each; nothing if there are none."""
         if self.quarantined:
             lines = [json.dumps(asdict(one), ensure_ascii=False) for one in self.quarantined]
             folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
