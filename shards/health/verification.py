@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from shards.engine import Engine, Job, Report, Serial, Totals
+from shards.engine import Engine, Job, Report, Serial, Totals, no_report
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
 from shards.shard_table import SampleRow, ShardTable, read_table
@@ -315,12 +315,8 @@ def explain_failure(shard_set: ShardSet) -> str | None:
     where = shard_set.folder, shard_set.tar_folder
     job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
     for shard in shard_set.manifest.shards:
-        if job(shard, nobody):
-            problems = deep(shard, nobody)
+        if job(shard, no_report):
+            problems = deep(shard, no_report)
             problems.sort(key=lambda problem: not problem.key)  # a sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None
-
-
-def nobody(done: int, size: int) -> None:
-    """Take a report that nobody waits for."""
