@@ -1,18 +1,18 @@
-"""What a shard set is on disk, and how to open one: names, index files, tables, manifest.
+"""The files of a shard set: their names, the manifest, and how to open a set.
 
 A shard set is a folder, local or in an object store:
 
     00000.tar  00000.idx  00000.jsonl  00001.tar  …  manifest.json  plan.json  [quarantine/…]
 
 A tar holds samples: the image as KEY.jpg, KEY.png or KEY.rgb (bare pixels, with KEY.shape.i64:
-height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id), all numbers 8 bytes little endian, and
-KEY.json. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
+height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id) and KEY.json. Numbers are 8 bytes,
+little endian. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
 partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx beside a tar is DALI's
 text index, version 1.2; the .jsonl is the shard's table (see `shards.shard_table`). The manifest is
 written last: its presence means that all else is complete.
 
-A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME with indexes
-and tables of its own, and the tars of the set two folders up.
+A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME. It has indexes
+and tables there, and uses the tars of the set two folders up.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 QUARANTINE = "quarantine"
-REASONS = "reasons.jsonl"  # in it, a line a quarantined sample
+REASONS = "reasons.jsonl"  # in quarantine/, a line a quarantined sample
 SUBSETS = "subsets"
 PARTNER = "partner."  # begins the extensions of a sample's second image
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
 
-# What reading checks and the schema says. `extra_json_schema` is for the schema alone: these fields
-# are checked by `Manifest.from_json`, with messages of their own.
+# Types that reading checks and the schema states. `extra_json_schema` is for the schema alone:
+# `Manifest.from_json` checks these fields, with other messages.
 Count = Annotated[int, Meta(ge=0)]
 Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -74,7 +74,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the images are like: sizes of all of them, colours of some."""
+    """Sizes of all images, colours of some."""
 
     median_shorter_side: float
     """In pixels, as shown."""
@@ -107,7 +107,7 @@ class Account:
     quarantined: Count
     """Unusable; their bytes and reasons are in quarantine/."""
     dropped: Count
-    """Copies of another sample that were left out on demand."""
+    """Copies of another sample that were left out on request."""
     duplicates: Count
     """Of those written: images whose bytes an earlier sample has too."""
 
@@ -130,7 +130,7 @@ class Manifest:
     classes: list[str]
     """Names by label; empty if nothing is labelled."""
     encoding: Encoding
-    """What images are stored as: original, png, raw or jpeg:QUALITY."""
+    """How images are stored: original, png, raw or jpeg:QUALITY."""
     resize_shorter: Count
     """Largest shorter side, to which larger images were reduced; 0 if none were."""
     extensions: list[Extension]
@@ -142,7 +142,7 @@ class Manifest:
     statistics: Statistics
     account: Account
     remarks: dict[str, Count]
-    """What was repaired or is to be known, with the number of samples."""
+    """Repairs, and what readers should know, with the number of samples."""
     seed: Count
     """Of the shuffle."""
     command: str
@@ -166,7 +166,7 @@ class Manifest:
         """Read the text of manifest.json.
 
         Raises:
-            ValueError: What is wrong with it, without the name of the file.
+            ValueError: It is damaged; the message does not name the file.
         """
         values = unseal(text)
         if values.get("format") != FORMAT:
@@ -192,7 +192,7 @@ class ShardSet:
     folder: Folder
     manifest: Manifest
     replaced: Mapping[str, str] = field(default_factory=dict)
-    """{shard: path of another index than its own}; see `shards.health.leave_out`."""
+    """{shard: path of the index to use instead}; see `shards.health.leave_out`."""
 
     @property
     def root(self) -> str:
@@ -208,7 +208,7 @@ class ShardSet:
             protocol, _, path = self.root.partition("://")
             return folder_at(f"{protocol}://{PurePosixPath(path).parent.parent}")
         path = PurePosixPath(self.root)
-        named = path.parts[-2:-1] == (SUBSETS,)  # else it was opened as "." or through a link
+        named = path.parts[-2:-1] == (SUBSETS,)  # else the set was opened as "." or through a link
         return folder_at(path.parent.parent if named else f"{path}/{PARENT}")
 
     @property
@@ -230,16 +230,16 @@ class ShardSet:
 
 
 def open_shards(root: Location) -> ShardSet:
-    """Open a shard set, refusing what is incomplete or does not fit together.
+    """Open a shard set; refuse one that is incomplete or whose files do not fit together.
 
-    Looks at names and sizes, never into a tar: 10,000 shards take less than a second.
+    Compares names and sizes, and reads no tar: 10,000 shards take less than a second.
 
     Args:
         root: The folder that `tools.shard` wrote, local or a URL such as s3://bucket/folder.
 
     Raises:
         FileNotFoundError: The folder, its manifest or one of its files is missing.
-        ValueError: A file is damaged. Either message says what was found and what to do.
+        ValueError: A file is damaged. Both messages say what was found and what to do.
     """
     folder = folder_at(root)
     if not folder.exists():
@@ -261,14 +261,14 @@ def open_shards(root: Location) -> ShardSet:
     shard_set = ShardSet(folder, manifest)
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
-        # A subset's own files are selected again rather than repaired.
+        # A subset's own files are not repaired: the subset is selected again.
         own = manifest.parent and problem.startswith(f"{folder}/")
         raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_folder)}")
     return shard_set
 
 
 def wrong_sizes(shard_set: ShardSet) -> list[str]:
-    """Return, for each file that is missing or has another size than the manifest says, a line."""
+    """Return a line for each file that is missing or differs in size from the manifest."""
     own = shard_set.folder.sizes()
     above = shard_set.tar_folder.sizes() if shard_set.manifest.parent else own
     wrong = []
@@ -301,7 +301,7 @@ def _reselect(folder: Folder) -> str:
 
 
 def _without_manifest(folder: Folder) -> str:
-    """Say what a folder without a manifest is, and what to do."""
+    """Say what is in a folder without a manifest, and what to do."""
     names = sorted(folder.sizes())
     tars = [name for name in names if name.endswith(".tar")]
     if PLAN in names:

@@ -1,4 +1,4 @@
-"""The JSON schema of manifest.json, for programs that are not ours, made from what reads it.
+"""The JSON schema of manifest.json for other programs, made from the classes that read it.
 
 python -m shards.manifest_schema > shards/manifest.schema.json      # after a change of Manifest
 """

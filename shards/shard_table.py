@@ -1,8 +1,8 @@
-"""A shard's table, NNNNN.jsonl: what is in its tar, a line a sample, and what became of the rest.
+"""A shard's table, NNNNN.jsonl: a line for each sample in its tar, and the quarantined samples.
 
-The first line is about the shard: its files' sizes and hashes, what was seen of its images, what
-was quarantined. It is written after tar and index, so its presence means that the shard is
-complete. It is sealed (see `shards.sealed_json`), so it can be trusted without the manifest.
+The first line is about the shard: sizes and hashes of its files, facts about its images, and the
+quarantined samples. The table is written after tar and index, so its presence means that the shard
+is complete. The line is sealed (see `shards.sealed_json`): it can be trusted without the manifest.
 """
 
 import hashlib
@@ -39,9 +39,9 @@ class SampleRow:
     content: str
     """Hash of the image as the source had it, 128 bits of BLAKE2b in hexadecimal."""
     repaired: bool = False
-    """Whether it is not the source's own bytes under their own extension."""
+    """Whether its bytes are not the source's, or its extension was wrong."""
     remarks: tuple[str, ...] = ()
-    """What was done to it, or is to be known."""
+    """What was done to the image, or readers should know."""
 
     def to_json(self) -> str:
         """Return the line of the table, without `repaired` and `remarks` where they are empty."""
@@ -67,7 +67,7 @@ class Quarantined:
 
 @dataclass
 class Seen:
-    """What was seen of a shard's samples; that of several shards adds up, in their order."""
+    """Facts about a shard's samples; those of several shards add up, in their order."""
 
     samples: int = 0
     repaired: int = 0
@@ -82,7 +82,7 @@ class Seen:
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def add(self, other: "Seen") -> None:
-        """Take in what was seen of the shards that follow."""
+        """Add the facts about the shards that follow."""
         self.samples += other.samples
         self.repaired += other.repaired
         for name in ("extensions", "remarks", "shorter_sides"):
@@ -110,7 +110,7 @@ class Seen:
         self.heights = _span([*self.heights, row.height])
 
     def statistics(self) -> Statistics:
-        """Return what the manifest says about the images."""
+        """Return the statistics of the manifest."""
         images = max(self.measured, 1)
         mean = np.array(self.sum) / images
         std = np.sqrt(np.maximum(np.array(self.sum_of_squares) / images - mean**2, 0))
@@ -153,7 +153,7 @@ class ShardTable:
     seen: Seen
     rows: list[SampleRow]
     task: str
-    """Digest of what was to be written."""
+    """Digest of the samples that were to be written."""
 
 
 def write_table(
@@ -165,9 +165,10 @@ def write_table(
         name: Of the shard.
         tar: Its tar.
         index: Its index.
-        seen: What was seen of its samples.
+        seen: Facts about its samples.
         rows: Its samples.
-        task: Digest of what was to be written; a writing goes on only after the same.
+        task: Digest of the samples that were to be written. A writing that goes on keeps the table
+            only if its digest is equal.
     """
     lines = "".join(f"{row.to_json()}\n" for row in rows).encode()
     digest = hashlib.sha256(lines).hexdigest()
@@ -180,7 +181,7 @@ def read_table(text: bytes) -> ShardTable:
     """Read a table.
 
     Raises:
-        ValueError: What is wrong with it, without the name of the file.
+        ValueError: It is damaged; the message does not name the file.
     """
     first, _, lines = text.partition(b"\n")
     try:
@@ -200,7 +201,7 @@ def read_rows(text: bytes) -> list[SampleRow]:
     """Read a table's samples; `read_table` or a hash must have vouched for the text.
 
     Raises:
-        ValueError: What is wrong with a sample, without the name of the file.
+        ValueError: A row is damaged; the message does not name the file.
     """
     _, _, lines = text.partition(b"\n")
     try:
@@ -215,7 +216,7 @@ def key_hash(key: str) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a text that any file can hold: names of files need not be UTF-8."""
+    """Return text that can be written as UTF-8, which names of files need not be."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

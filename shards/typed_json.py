@@ -10,10 +10,10 @@ _SHOWN = 80  # characters of a wrong value
 
 
 def from_values(values: Any, kind: type[Kind]) -> Kind:
-    """Return a dataclass of the values of a JSON object; values that are no field are left out.
+    """Return the values of a JSON object as a dataclass; values without a field are left out.
 
     Raises:
-        ValueError: What does not fit, without the name of the file.
+        ValueError: A value does not fit; the message does not name the file.
     """
     try:
         return msgspec.convert(values, kind)
@@ -24,7 +24,7 @@ def from_values(values: Any, kind: type[Kind]) -> Kind:
 def to_values(value: Any) -> dict[str, Any]:
     """Return the values of a dataclass for JSON, without fields that have their default.
 
-    So a new field with a default changes no byte, and no digest, of files that do not use it.
+    So a new field with a default changes neither bytes nor digests of files that do not use it.
     """
     found = {field: getattr(value, field.name) for field in fields(value)}
     return {
@@ -35,7 +35,7 @@ def to_values(value: Any) -> dict[str, Any]:
 
 
 def _explain(value: Any, kind: Any, where: str = "") -> str:
-    """Say what msgspec refuses: the innermost part, what it is, and what was expected."""
+    """Return which part msgspec refuses (the innermost), its value, and what was expected."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -89,7 +89,7 @@ def verify(
 
 
 def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
-    """Return a shard set's manifest, made again from the tables if it is damaged, and the damage."""
+    """Return a shard set's manifest and its problems; it is made again if it is damaged."""
     problems = []
     try:
         plan = WritingPlan.from_json(folder.read(PLAN).decode())

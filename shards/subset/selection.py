@@ -228,8 +228,8 @@ def _is_there(shard_set: ShardSet, folder: str) -> bool:
 def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
     """Give folders to write into; they become the subsets if no error is raised inside.
 
-    On a disk they get their names at the end. In an object store their manifests, written last, make
-    them subsets.
+    On a disk they get their names at the end. In an object store the manifests, which are written
+    last, make them subsets.
     """
     local = isinstance(shard_set.folder, LocalFolder)
     asides = [f".{name}.{os.getpid()}" if local else name for name in names]
