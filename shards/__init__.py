@@ -1,6 +1,13 @@
 """Bytes on disk: what a shard set is, how it is written, checked and opened.
 
-`shards.as_webdataset` gives one to programs that know WebDataset and not viewrank.
+    source/     data sets, one file each: their samples one by one
+    writing/    source ─▶ prepared, shuffled and packed samples ─▶ a shard set
+    health/     compare a set with what was written; repair it
+    subset/     selected samples of a shard set, over the same tars
+    engine/     who does the work: this process, several, or a Ray cluster
+
+All rooms share the files beside them: the layout, the files' formats, storage. These files import
+no room. `shards.as_webdataset` gives a set to programs that know WebDataset and not viewrank.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,24 +1,24 @@
-"""Images whose bytes another image has too: a copy is a false negative to a ranking."""
+"""Images with equal bytes: a copy of an image is a false negative in a ranking."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def count_copies(halves: NDArray[np.uint64]) -> int:
-    """Return how many images have the content of an earlier one; sorts its argument.
+    """Return how many images have the content of an earlier one. Sorts its argument.
 
     Args:
-        halves: The first 8 bytes of each image's hash. Among 10⁸ different images two are alike in
-            these with a probability of 3 in 10,000, and the count is then one too many.
+        halves: The first 8 bytes of each image's hash. Among 10⁸ different images, two have equal
+            first 8 bytes with a probability of 3 in 10,000. The count is then one too high.
     """
     halves.sort()
     return int(np.count_nonzero(halves[1:] == halves[:-1]))
 
 
 def groups_of_copies(contents: NDArray[np.void]) -> list[NDArray[np.integer]]:
-    """Return the positions of images that have the same content, a group each, largest first."""
+    """Return the positions of images with the same content, a group each, the largest first."""
     halves = np.ascontiguousarray(contents).view(np.uint64).reshape(-1, 2)
-    # By one half first, which leaves little to sort by both.
+    # By one half first, which leaves few images to sort by both.
     half = np.sort(halves[:, 0])
     half = np.unique(half[1:][half[1:] == half[:-1]])
     if not len(half):

@@ -1,4 +1,4 @@
-"""Files that nobody finds before they are whole and on the disk.
+"""Files that appear only when they are whole and on the disk.
 
 Every system call of a checkpoint is one of this file's, or a mkdir, a rename or a removal in
 `training.run.checkpoint`: tests make each of them fail.
@@ -16,15 +16,15 @@ from pathlib import Path
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading that has an end: no device, no pipe, and no link to one.
+    """Open a file for reading; refuse a device, a pipe and a link to one, which have no end.
 
     Raises:
-        OSError: there is no such file, or it is not a regular one.
+        OSError: the file does not exist or is not a regular one.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits else
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe without a writer waits
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return open(descriptor, "rb")
 
 
@@ -32,7 +32,7 @@ def write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write a new file, piece after piece, and wait until it is on the disk.
 
     Raises:
-        OSError: the disk refused, or there is such a file.
+        OSError: the disk refused, or the file exists.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -55,9 +55,9 @@ def read(path: Path) -> bytes:
 
 
 def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
-    """Write a file of which, after a crash, either the old or the new content is there.
+    """Write a file that after a crash has either the old content or the new one.
 
-    A file that has that content already is left alone, so that a full disk matters less.
+    A file that has the content already is not written again, so that a full disk matters less.
 
     Raises:
         OSError: the disk refused; the old content is untouched.
@@ -71,13 +71,13 @@ def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
 
 @contextmanager
 def replaced(path: Path, *, suffix: str = "partial") -> Iterator[Path]:
-    """Give the path of a new file beside `path`, which takes its place if nothing fails inside.
+    """Give the path of a new file, which replaces `path` if no error is raised inside.
 
     This alone does not wait for the disk.
 
     Args:
         path: the file; it has its old content until then.
-        suffix: of the new file's name; one of its own where several processes may write at once.
+        suffix: of the new file's name; processes that may write at once need different ones.
     """
     partial = path.with_name(f".{path.name}.{suffix}")
     try:

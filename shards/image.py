@@ -1,7 +1,7 @@
 """Encoded images and their pixels: by the decoder that training uses, else by Pillow.
 
-nvImageCodec is the library beneath DALI's image decoder. Used directly, it needs no pipeline, tells
-a failure from a success image by image, and gives the same pixels (a test compares them).
+nvImageCodec is the library beneath DALI's image decoder. Used directly, it needs no pipeline,
+reports the failure of each image, and gives the same pixels (a test compares them).
 """
 
 import functools
@@ -18,17 +18,17 @@ from PIL import Image, ImageOps, ImageSequence
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
-# What Pillow's decoders are known to raise on damaged files, besides OSError.
+# Errors that Pillow's decoders are known to raise on damaged files, besides OSError.
 _DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 _DAMAGE += (struct.error, zlib.error, MemoryError, RuntimeError, AttributeError, ZeroDivisionError)
 _ORIENTATION = 0x0112  # EXIF tag
-# Ours is the limit on pixels, and an error rather than a warning (see `shards.writing.prepare`).
+# We limit the pixels, with an error and no warning (see `shards.writing.prepare`).
 Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file's first bytes say of the image."""
+    """Facts about an image from its file's first bytes."""
 
     codec: str
     """As nvImageCodec names it: jpeg, png, webp, bmp, tiff, jpeg2k, pnm."""
@@ -38,7 +38,7 @@ class Header:
     bits: int
     """Of a channel."""
     stream: Any
-    """For `decode`, which then need not look at the header again."""
+    """For `decode`, which then need not read the header again."""
 
 
 def _codec() -> tuple[Any, Any, Any]:
@@ -48,7 +48,7 @@ def _codec() -> tuple[Any, Any, Any]:
 
 def load_codec() -> Any:
     """Import nvImageCodec; done before workers are forked, they share its memory."""
-    # Its complaints go to our reasons, not to the terminal.
+    # Keeps its messages off the terminal; our reasons name the failures.
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     try:
         import nvidia.nvimgcodec
@@ -75,7 +75,7 @@ def _codec_of(_process: int) -> tuple[Any, Any, Any]:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Return what a file is, by its bytes; None if training's decoder does not know it."""
+    """Return the facts in a file's header; None if training's decoder does not know the format."""
     nvimgcodec, _, _ = _codec()
     try:
         stream = nvimgcodec.CodeStream(data)
@@ -106,7 +106,7 @@ def decode(header: Header) -> Pixels | None:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Return the formats that are tried: no EPS or the like, which would start programs."""
+    """Return the formats to try, without EPS and the like, which would start other programs."""
     Image.init()
     known = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "JPEG2000")
     return [name for name in (*known, "ICO", "AVIF", "PCX") if name in Image.OPEN]
@@ -116,7 +116,7 @@ def open_with_pillow(data: bytes) -> Image.Image:
     """Open an image without decoding it.
 
     Raises:
-        ValueError: The reason why it is no image.
+        ValueError: The reason why it is not an image.
     """
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
@@ -127,7 +127,7 @@ def open_with_pillow(data: bytes) -> Image.Image:
 
 
 def frames(image: Image.Image) -> int:
-    """Return the number of frames, 1 for a picture that stands still."""
+    """Return the number of frames; 1 for a still picture."""
     try:
         return getattr(image, "n_frames", 1)
     except (OSError, *_DAMAGE):
@@ -135,16 +135,16 @@ def frames(image: Image.Image) -> int:
 
 
 def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
-    """Decode by Pillow what training's decoder cannot, or not alike everywhere.
+    """Decode by Pillow what training's decoder cannot, or not to the same pixels everywhere.
 
-    Of several frames it is the first; transparency is left out, as training's decoder does; of 16
-    bits the upper 8 are kept.
+    Keeps the first of several frames and the upper 8 of 16 bits. Leaves transparency out, as
+    training's decoder does.
 
     Returns:
-        The pixels, and what was done to get them.
+        The pixels, and a list of what was done to get them.
 
     Raises:
-        ValueError: The reason why it cannot be done.
+        ValueError: The reason why it cannot be decoded.
     """
     done = []
     try:
@@ -172,12 +172,12 @@ def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
 
 
 def exif_orientation(data: bytes) -> int:
-    """Return the orientation that the EXIF data of a JPEG or PNG file ask for, 1 if none.
+    """Return the orientation in the EXIF data of a JPEG or PNG file; 1 if there is none.
 
-    Not what XMP says: neither training's decoder nor browsers heed it.
+    Orientation in XMP is ignored, as by training's decoder and by browsers.
     """
     if b"Exif\0\0" not in data[:65536] and b"eXIf" not in data:
-        return 1  # spares opening it
+        return 1  # without opening the file
     try:
         exif = Image.Exif()
         exif.load(open_with_pillow(data).info.get("exif", b""))
@@ -189,7 +189,7 @@ def exif_orientation(data: bytes) -> int:
 def png_is_sound(data: bytes) -> bool:
     """Whether a PNG file is whole up to its last pixels, by its chunks' checksums.
 
-    Pillow does not ask, and gives black rows and a grey palette for what is missing.
+    Pillow does not check: it returns black rows and a grey palette for missing parts.
     """
     if data[25:26] == b"\3" and b"PLTE" not in data[: data.find(b"IDAT")]:  # colours by number
         return False
@@ -207,9 +207,9 @@ def png_is_sound(data: bytes) -> bool:
 
 
 def png_still_beside_animation(data: bytes) -> bool:
-    """Whether a PNG file has frames, and a picture for those who show none, which is no frame.
+    """Whether an animated PNG file has a still picture that is not one of its frames.
 
-    The picture is what PNG means; nvImageCodec 0.9 gives the first frame.
+    A PNG reader without animation shows the picture; nvImageCodec 0.9 gives the first frame.
     """
     if b"acTL" not in data:
         return False
@@ -218,11 +218,11 @@ def png_still_beside_animation(data: bytes) -> bool:
 
 
 def jpeg_trouble(data: bytes) -> tuple[bool, bool]:
-    """Look at a JPEG file's segments for what its decoders do not agree on.
+    """Look in a JPEG file's segments for trouble on which decoders disagree.
 
     Returns:
         Whether it has several EXIF blocks, and whether another image begins within its pixels, as
-        after a download that was broken off and begun again.
+        after a download that was interrupted and begun again.
     """
     blocks, at = 0, 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # up to the pixels

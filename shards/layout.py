@@ -1,55 +1,72 @@
-"""What a shard set is on disk, and how to open one: names, index files, tables, manifest.
+"""The files of a shard set: their names, the manifest, and how to open a set.
 
 A shard set is a folder, local or in an object store:
 
     00000.tar  00000.idx  00000.jsonl  00001.tar  …  manifest.json  plan.json  [quarantine/…]
 
 A tar holds samples: the image as KEY.jpg, KEY.png or KEY.rgb (bare pixels, with KEY.shape.i64:
-height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id), all numbers 8 bytes little endian, and
-KEY.json. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
+height, width, 3), KEY.y.i64 (label), KEY.id.i64 (stable id) and KEY.json. Numbers are 8 bytes,
+little endian. In a pair set (see `shards.source.pairs`) each sample also carries another image, its
 partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx beside a tar is DALI's
 text index, version 1.2; the .jsonl is the shard's table (see `shards.shard_table`). The manifest is
 written last: its presence means that all else is complete.
 
-A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME with indexes
-and tables of its own, and the tars of the set two folders up.
+A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME. It has indexes
+and tables there, and uses the tars of the set two folders up.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated
+
+from msgspec import Meta
 
 from shards.sealed_json import seal, unseal
 from shards.storage import Folder, Location, folder_at, is_remote
+from shards.typed_json import from_values, to_values
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 QUARANTINE = "quarantine"
-REASONS = "reasons.jsonl"  # in it, a line a quarantined sample
+REASONS = "reasons.jsonl"  # in quarantine/, a line a quarantined sample
 SUBSETS = "subsets"
 PARTNER = "partner."  # begins the extensions of a sample's second image
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
+
+# Types that reading checks and the schema states. `extra_json_schema` is for the schema alone:
+# `Manifest.from_json` checks these fields, with other messages.
+Count = Annotated[int, Meta(ge=0)]
+Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digits = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9]+$"})]
+Format = Annotated[int, Meta(extra_json_schema={"const": FORMAT})]
+Parent = Annotated[str, Meta(extra_json_schema={"enum": ["", PARENT]})]
+Encoding = Annotated[str, Meta(pattern=r"^(original|png|raw|jpeg:([1-9][0-9]?|100))$")]
+Extension = Annotated[str, Meta(pattern="^(jpg|png|rgb)$")]
+Orientation = Annotated[str, Meta(pattern="^(decoder|pixels)$")]
 
 
 @dataclass(frozen=True)
 class File:
     """A file of a shard as it was written."""
 
-    bytes: int
-    sha256: str
-    """In hexadecimal."""
+    bytes: Count
+    """Size of the file."""
+    sha256: Sha256
+    """Of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file with its index and table."""
 
-    name: str
+    name: Digits
     """File name without extension, such as "00000"."""
-    samples: int
+    samples: Count
+    """Samples in its index."""
     tar: File
     index: File
     table: File
@@ -57,18 +74,23 @@ class Shard:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the images are like: sizes of all of them, colours of some."""
+    """Sizes of all images, colours of some."""
 
     median_shorter_side: float
-    min_width: int
-    max_width: int
-    min_height: int
-    max_height: int
-    mean: list[float]
-    """Per channel, RGB, in 0..1; every image counts alike, whatever its size."""
-    std: list[float]
+    """In pixels, as shown."""
+    min_width: Count
+    """In pixels, as shown."""
+    max_width: Count
+    """In pixels, as shown."""
+    min_height: Count
+    """In pixels, as shown."""
+    max_height: Count
+    """In pixels, as shown."""
+    mean: Channels
+    """Per channel, RGB, in 0..1; every image has the same weight, whatever its size."""
+    std: Channels
     """Per channel, RGB, in 0..1, over the pixels of the data set."""
-    images: int
+    images: Count
     """How many images, evenly spread over the shards, gave mean and std."""
 
 
@@ -76,46 +98,56 @@ class Statistics:
 class Account:
     """Where every sample of the source went: found = written + quarantined + dropped."""
 
-    found: int
+    found: Count
     """Samples that were to be written: all of the source, or the limit."""
-    written: int
-    repaired: int
+    written: Count
+    """Samples in the tars and indexes."""
+    repaired: Count
     """Of those written: not the source's own bytes under their own extension (see remarks)."""
-    quarantined: int
+    quarantined: Count
     """Unusable; their bytes and reasons are in quarantine/."""
-    dropped: int
-    """Copies of another sample that were left out on demand."""
-    duplicates: int
-    """Of those written: images whose bytes another sample before them has too."""
+    dropped: Count
+    """Copies of another sample that were left out on request."""
+    duplicates: Count
+    """Of those written: images whose bytes an earlier sample has too."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known about a shard set without reading its tars."""
+    """All that is known about a shard set without reading its tars.
 
-    format: int
+    It is written last: its presence means that the set is complete.
+    """
+
+    format: Format
+    """Version of this layout."""
     source: str
+    """Sub-command of tools.shard that wrote it."""
     split: str
-    samples: int
+    """Part of the source."""
+    samples: Count
+    """In all shards."""
     classes: list[str]
     """Names by label; empty if nothing is labelled."""
-    encoding: str
-    """What images are stored as: original, png, raw or jpeg:QUALITY."""
-    resize_shorter: int
+    encoding: Encoding
+    """How images are stored: original, png, raw or jpeg:QUALITY."""
+    resize_shorter: Count
     """Largest shorter side, to which larger images were reduced; 0 if none were."""
-    extensions: list[str]
+    extensions: list[Extension]
     """Image extensions that occur, sorted: jpg and png, or rgb."""
-    orientation: str
+    orientation: Orientation
     """Who turns images upright by EXIF: "decoder" (DALI does), or "pixels" (they were turned)."""
     shards: list[Shard]
+    """In the order that readers take."""
     statistics: Statistics
     account: Account
-    remarks: dict[str, int]
-    """What was repaired or is to be known, with the number of samples."""
-    seed: int
+    remarks: dict[str, Count]
+    """Repairs, and what readers should know, with the number of samples."""
+    seed: Count
+    """Of the shuffle."""
     command: str
     """The command that wrote it."""
-    parent: str
+    parent: Parent
     """Where the tars are: "" for this folder, "../.." for a subset."""
     partners: bool = False
     """Whether each sample carries a second image, from which half of its views are made."""
@@ -127,32 +159,28 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        values = asdict(self)
-        if not self.partners:  # as before there were any: same bytes, same digest
-            del values["partners"]
-        return seal(values, indent=1)
+        return seal(to_values(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """Read the text of manifest.json.
 
         Raises:
-            ValueError: What is wrong with it, without the name of the file.
+            ValueError: It is damaged; the message does not name the file.
         """
-        values = {"partners": False, **unseal(text)}
+        values = unseal(text)
         if values.get("format") != FORMAT:
             raise ValueError(
                 f"has format {values.get('format')!r}, but this version of viewrank reads {FORMAT}"
             )
-        manifest = from_json(values, Manifest)
+        manifest = from_values(values, Manifest)
         if sum(shard.samples for shard in manifest.shards) != manifest.samples:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
         if manifest.parent not in ("", PARENT):
             raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
         for shard in manifest.shards:
-            if not (
-                shard.name.isascii() and shard.name.isdecimal()
-            ):  # never a way out of the folder
+            # Never a way out of the folder.
+            if not (shard.name.isascii() and shard.name.isdecimal()):
                 raise ValueError(f"names a shard {shard.name!r}; expected digits only")
         return manifest
 
@@ -164,7 +192,7 @@ class ShardSet:
     folder: Folder
     manifest: Manifest
     replaced: Mapping[str, str] = field(default_factory=dict)
-    """{shard: path of another index than its own}; see `shards.health.leave_out`."""
+    """{shard: path of the index to use instead}; see `shards.health.leave_out`."""
 
     @property
     def root(self) -> str:
@@ -180,7 +208,7 @@ class ShardSet:
             protocol, _, path = self.root.partition("://")
             return folder_at(f"{protocol}://{PurePosixPath(path).parent.parent}")
         path = PurePosixPath(self.root)
-        named = path.parts[-2:-1] == (SUBSETS,)  # else it was opened as "." or through a link
+        named = path.parts[-2:-1] == (SUBSETS,)  # else the set was opened as "." or through a link
         return folder_at(path.parent.parent if named else f"{path}/{PARENT}")
 
     @property
@@ -202,16 +230,16 @@ class ShardSet:
 
 
 def open_shards(root: Location) -> ShardSet:
-    """Open a shard set, refusing what is incomplete or does not fit together.
+    """Open a shard set; refuse one that is incomplete or whose files do not fit together.
 
-    Looks at names and sizes, never into a tar: 10,000 shards take less than a second.
+    Compares names and sizes, and reads no tar: 10,000 shards take less than a second.
 
     Args:
         root: The folder that `tools.shard` wrote, local or a URL such as s3://bucket/folder.
 
     Raises:
         FileNotFoundError: The folder, its manifest or one of its files is missing.
-        ValueError: A file is damaged. Either message says what was found and what to do.
+        ValueError: A file is damaged. Both messages say what was found and what to do.
     """
     folder = folder_at(root)
     if not folder.exists():
@@ -233,14 +261,14 @@ def open_shards(root: Location) -> ShardSet:
     shard_set = ShardSet(folder, manifest)
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
-        # A subset's own files are selected again rather than repaired.
+        # A subset's own files are not repaired: the subset is selected again.
         own = manifest.parent and problem.startswith(f"{folder}/")
         raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_folder)}")
     return shard_set
 
 
 def wrong_sizes(shard_set: ShardSet) -> list[str]:
-    """Return, for each file that is missing or has another size than the manifest says, a line."""
+    """Return a line for each file that is missing or differs in size from the manifest."""
     own = shard_set.folder.sizes()
     above = shard_set.tar_folder.sizes() if shard_set.manifest.parent else own
     wrong = []
@@ -273,7 +301,7 @@ def _reselect(folder: Folder) -> str:
 
 
 def _without_manifest(folder: Folder) -> str:
-    """Say what a folder without a manifest is, and what to do."""
+    """Say what is in a folder without a manifest, and what to do."""
     names = sorted(folder.sizes())
     tars = [name for name in names if name.endswith(".tar")]
     if PLAN in names:
@@ -292,43 +320,3 @@ def _without_manifest(folder: Folder) -> str:
         f"holds {len(tars):,} tar files but no {MANIFEST}: they come from elsewhere. Import them: "
         f"python -m tools.shard webdataset --root {folder} --out DIR"
     )
-
-
-def from_json(value: Any, kind: Any, where: str = "") -> Any:
-    """Check a JSON value against a type, dataclasses included, and build it.
-
-    Raises:
-        ValueError: What does not fit, without the name of the file.
-    """
-    if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
-        if not isinstance(value, dict):
-            raise ValueError(f"is damaged: {where or 'all'} is not an object")
-        missing = [field.name for field in fields(kind) if field.name not in value]
-        if missing:
-            raise ValueError(f"lacks {', '.join(f'{where}{name}' for name in missing)}")
-        hints = _hints(kind)
-        return kind(**{n: from_json(value[n], hints[n], f"{where}{n}.") for n in hints})
-    if get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected a list")
-        (inner,) = get_args(kind)
-        return [from_json(item, inner, f"{where[:-1]}[{i}].") for i, item in enumerate(value)]
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected an object")
-        _, inner = get_args(kind)
-        return {name: from_json(item, inner, f"{where}{name}.") for name, item in value.items()}
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"is damaged: {where[:-1]} is {value!r}, expected {kind.__name__}")
-    return value
-
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    """Type hints of a dataclass, worked out once: 10,000 shards ask for the same."""
-    if kind not in _HINTS:
-        _HINTS[kind] = get_type_hints(kind)
-    return _HINTS[kind]

@@ -1,4 +1,4 @@
-"""JSON that shows whether it was changed: it carries a hash of its own text."""
+"""JSON text with a hash of itself, which shows whether it was changed."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ _BLANK = "0" * 64
 def seal(values: dict[str, Any], *, indent: int | None = None) -> str:
     """Return values as JSON text that ends with "digest", the SHA-256 of all the rest.
 
-    Hashed is the text itself, with zeros for the digest: any changed byte shows, spaces included.
+    It is the hash of the text itself with zeros for the digest, so any changed byte shows.
     """
     blank = json.dumps({**values, DIGEST: _BLANK}, indent=indent, ensure_ascii=False) + "\n"
     digest = hashlib.sha256(blank.encode()).hexdigest()
@@ -23,7 +23,7 @@ def unseal(text: str) -> dict[str, Any]:
     """Return the values of a sealed text.
 
     Raises:
-        ValueError: What is wrong with it, without the name of the file.
+        ValueError: It is damaged; the message does not name the file.
     """
     try:
         values = json.loads(text)

@@ -1,22 +1,22 @@
-"""A shard's table, NNNNN.jsonl: what is in its tar, a line a sample, and what became of the rest.
+"""A shard's table, NNNNN.jsonl: a line for each sample in its tar, and the quarantined samples.
 
-The first line is about the shard: its files' sizes and hashes, what was seen of its images, what
-was quarantined. It is written after tar and index, so its presence means that the shard is
-complete. It is sealed (see `shards.sealed_json`), so it can be trusted without the manifest.
+The first line is about the shard: sizes and hashes of its files, facts about its images, and the
+quarantined samples. The table is written after tar and index, so its presence means that the shard
+is complete. The line is sealed (see `shards.sealed_json`): it can be trusted without the manifest.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
-from shards.layout import FORMAT, File, Shard, Statistics, from_json
+from shards.layout import FORMAT, File, Shard, Statistics
 from shards.sealed_json import seal, unseal
 from shards.tar import file_of
+from shards.typed_json import from_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class SampleRow:
     content: str
     """Hash of the image as the source had it, 128 bits of BLAKE2b in hexadecimal."""
     repaired: bool = False
-    """Whether it is not the source's own bytes under their own extension."""
-    remarks: Sequence[str] = ()
-    """What was done to it, or is to be known."""
+    """Whether its bytes are not the source's, or its extension was wrong."""
+    remarks: tuple[str, ...] = ()
+    """What was done to the image, or readers should know."""
 
     def to_json(self) -> str:
-        """Return the line of the table; what is false or empty is left out of its end."""
-        values = {name: getattr(self, name) for name in SampleRow.__slots__}
+        """Return the line of the table, without `repaired` and `remarks` where they are empty."""
+        values = msgspec.to_builtins(self)
         for name in ("repaired", "remarks"):
             if not values[name]:
                 del values[name]
@@ -67,7 +67,7 @@ class Quarantined:
 
 @dataclass
 class Seen:
-    """What was seen of a shard's samples; that of several shards adds up, in their order."""
+    """Facts about a shard's samples; those of several shards add up, in their order."""
 
     samples: int = 0
     repaired: int = 0
@@ -82,7 +82,7 @@ class Seen:
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def add(self, other: "Seen") -> None:
-        """Take in what was seen of the shards that follow."""
+        """Add the facts about the shards that follow."""
         self.samples += other.samples
         self.repaired += other.repaired
         for name in ("extensions", "remarks", "shorter_sides"):
@@ -110,7 +110,7 @@ class Seen:
         self.heights = _span([*self.heights, row.height])
 
     def statistics(self) -> Statistics:
-        """Return what the manifest says about the images."""
+        """Return the statistics of the manifest."""
         images = max(self.measured, 1)
         mean = np.array(self.sum) / images
         std = np.sqrt(np.maximum(np.array(self.sum_of_squares) / images - mean**2, 0))
@@ -131,6 +131,21 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class _Head:
+    """The first line of a table, besides its digest."""
+
+    format: int
+    shard: str
+    samples: int
+    tar: File
+    index: File
+    rows: str
+    """SHA-256 of all other lines."""
+    seen: Seen
+    task: str = ""
+
+
+@dataclass(frozen=True)
 class ShardTable:
     """A shard's table, read."""
 
@@ -138,7 +153,7 @@ class ShardTable:
     seen: Seen
     rows: list[SampleRow]
     task: str
-    """Digest of what was to be written."""
+    """Digest of the samples that were to be written."""
 
 
 def write_table(
@@ -150,76 +165,49 @@ def write_table(
         name: Of the shard.
         tar: Its tar.
         index: Its index.
-        seen: What was seen of its samples.
+        seen: Facts about its samples.
         rows: Its samples.
-        task: Digest of what was to be written; a writing goes on only after the same.
+        task: Digest of the samples that were to be written. A writing that goes on keeps the table
+            only if its digest is equal.
     """
     lines = "".join(f"{row.to_json()}\n" for row in rows).encode()
-    head = seal(
-        {
-            "format": FORMAT,
-            "shard": name,
-            "samples": len(rows),
-            "tar": asdict(tar),
-            "index": asdict(index),
-            "rows": hashlib.sha256(lines).hexdigest(),
-            "seen": asdict(seen),
-            "task": task,
-        }
-    )
-    text = head.encode() + lines
+    digest = hashlib.sha256(lines).hexdigest()
+    head = _Head(FORMAT, name, len(rows), tar, index, digest, seen, task)
+    text = seal(msgspec.to_builtins(head)).encode() + lines
     return text, Shard(name, len(rows), tar, index, file_of(text))
-
-
-def task_of(text: bytes) -> str:
-    """Return the digest of the task that a table is the result of; `read_head` vouches for it."""
-    return str(json.loads(text.partition(b"\n")[0]).get("task", ""))
-
-
-def read_head(text: bytes) -> tuple[Shard, Seen]:
-    """Read what a table says about its shard; the rows are checked, but not read.
-
-    Raises:
-        ValueError: What is wrong with it, without the name of the file.
-    """
-    head, _, lines = text.partition(b"\n")
-    try:
-        values: dict[str, Any] = unseal(head.decode() + "\n")
-    except UnicodeDecodeError:
-        raise ValueError("is not text") from None
-    if values.get("format") != FORMAT:
-        raise ValueError(f"has format {values.get('format')!r}; expected {FORMAT}")
-    if hashlib.sha256(lines).hexdigest() != values.get("rows"):
-        raise ValueError("was changed after it was written: its lines do not fit their hash")
-    shard = Shard(
-        name=from_json(values.get("shard"), str),
-        samples=from_json(values.get("samples"), int),
-        tar=from_json(values.get("tar"), File),
-        index=from_json(values.get("index"), File),
-        table=file_of(text),
-    )
-    return shard, from_json(values.get("seen"), Seen)
-
-
-def read_rows(text: bytes) -> list[SampleRow]:
-    """Read a table's samples; `read_head` or a hash must have vouched for the text."""
-    return [SampleRow(**values) for values in read_values(text)]
-
-
-def read_values(text: bytes) -> list[dict[str, Any]]:
-    """Read a table's samples as plain values, which takes half the time."""
-    _, _, lines = text.partition(b"\n")
-    return json.loads(b"[" + lines.rstrip().replace(b"\n", b",") + b"]")
 
 
 def read_table(text: bytes) -> ShardTable:
     """Read a table.
 
     Raises:
-        ValueError: What is wrong with it, without the name of the file.
+        ValueError: It is damaged; the message does not name the file.
     """
-    shard, seen = read_head(text)
-    return ShardTable(shard, seen, read_rows(text), task_of(text))
+    first, _, lines = text.partition(b"\n")
+    try:
+        values = unseal(first.decode() + "\n")
+    except UnicodeDecodeError:
+        raise ValueError("is not text") from None
+    if values.get("format") != FORMAT:
+        raise ValueError(f"has format {values.get('format')!r}; expected {FORMAT}")
+    head = from_values(values, _Head)
+    if hashlib.sha256(lines).hexdigest() != head.rows:
+        raise ValueError("was changed after it was written: its lines do not fit their hash")
+    shard = Shard(head.shard, head.samples, head.tar, head.index, file_of(text))
+    return ShardTable(shard, head.seen, read_rows(text), head.task)
+
+
+def read_rows(text: bytes) -> list[SampleRow]:
+    """Read a table's samples; `read_table` or a hash must have vouched for the text.
+
+    Raises:
+        ValueError: A row is damaged; the message does not name the file.
+    """
+    _, _, lines = text.partition(b"\n")
+    try:
+        return msgspec.json.Decoder(SampleRow).decode_lines(lines)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"is damaged: {error}") from None
 
 
 def key_hash(key: str) -> int:
@@ -228,7 +216,7 @@ def key_hash(key: str) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a text that any file can hold: names of files need not be UTF-8."""
+    """Return text that can be written as UTF-8, which names of files need not be."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

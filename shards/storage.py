@@ -1,7 +1,7 @@
 """A folder of files, on this machine's disks or in an object store: `data/mine`, `s3://bucket/mine`.
 
-Local files are the standard library's. All else is fsspec's: a protocol that it knows, with the
-package that it asks for (`s3fs` for `s3://`), its configuration and its environment variables.
+The standard library opens local files, and fsspec all others: any protocol that it knows, with the
+package that it needs (`s3fs` for `s3://`), its configuration and its environment variables.
 """
 
 import errno
@@ -21,7 +21,7 @@ Location = str | os.PathLike[str]
 
 
 def is_remote(location: Location) -> bool:
-    """Whether a location is in an object store: it has a protocol."""
+    """Whether a location is in an object store, that is, has a protocol."""
     return "://" in os.fspath(location)
 
 
@@ -38,7 +38,7 @@ class Folder(ABC):
     """A folder. Names are relative to it, with "/" between folders."""
 
     location: str
-    """As it is written for people and for DALI."""
+    """As people and DALI read it."""
 
     def path(self, name: str) -> str:
         """Return the full path of a file."""
@@ -55,18 +55,18 @@ class Folder(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is such a folder; a store has one as soon as a file is in it."""
+        """Whether the folder exists; in a store it does as soon as a file is in it."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Return {name: bytes} of the files in the folder itself; {} if there is no folder."""
+        """Return {name: bytes} of the files in the folder itself; {} if it does not exist."""
 
     @abstractmethod
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         """Yield (folder, names of folders, names of files), top down, unsorted; "" is the top.
 
-        Removing a name from the list of folders leaves that folder out, and sorting the list sets
-        the order in which it goes on. Hidden names are left out.
+        To remove a name from the list of folders leaves that folder out. To sort the list sets the
+        order of the folders below. Hidden names are left out.
         """
 
     @abstractmethod
@@ -74,16 +74,16 @@ class Folder(ABC):
         """Open a file for reading; it can be sought in."""
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """Return what is in a file, or the part of it from `start` on; in a store, one request."""
+        """Return a file's content, or `size` bytes from `start` on; one request in a store."""
         with self.open(name) as file:
             file.seek(start)
             return file.read() if size is None else file.read(size)
 
     @abstractmethod
     def create(self, name: str) -> Any:
-        """Give, as a context, a file to write; it gets its name when the context ends well.
+        """Give, as a context, a file to write; it gets its name if no error is raised inside.
 
-        What is named is complete and durable; an earlier file of the name is replaced at once.
+        A named file is complete and durable. It replaces an earlier file of the name at once.
         """
 
     def write(self, name: str, data: bytes) -> None:
@@ -93,7 +93,7 @@ class Folder(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it; nothing if there is none."""
+        """Remove a file, or a folder with all in it; do nothing if it does not exist."""
 
 
 class LocalFolder(Folder):
@@ -138,7 +138,8 @@ class LocalFolder(Folder):
     def create(self, name: str) -> Iterator[BinaryIO]:
         path = self._root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: a task that is run again may meet its ghost, on another machine too.
+        # A name that no other process uses: an earlier run of the task may still be writing, even
+        # on another machine.
         own = f"{os.getpid()}-{secrets.token_hex(4)}"
         with durable.replaced(path, suffix=own) as aside, aside.open("wb") as file:
             yield file
@@ -161,7 +162,7 @@ class RemoteFolder(Folder):
         self._protocol, _, _ = self.location.partition("://")
         self._opened: tuple[int, Any] = (0, None)
         try:
-            # As the store's package names it: without the bucket's slashes, or with one in front.
+            # The store's package removes the protocol; some keep a slash in front.
             self._prefix = self._files._strip_protocol(self.location)
         except (ImportError, ValueError) as error:
             raise ValueError(
@@ -171,7 +172,7 @@ class RemoteFolder(Folder):
 
     @property
     def _files(self) -> Any:
-        """The file system; a forked process opens its own, as connections do not fork."""
+        """The file system; a forked process opens another, as connections do not fork."""
         import fsspec
 
         if self._opened[0] != os.getpid():
@@ -230,7 +231,7 @@ class RemoteFolder(Folder):
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        # Written here first: an upload that is broken off must leave no object.
+        # Written to a local file first: an interrupted upload must leave no object.
         with tempfile.NamedTemporaryFile(prefix="viewrank-") as file:
             yield file  # pyright: ignore[reportReturnType]
             file.flush()
@@ -244,15 +245,15 @@ class RemoteFolder(Folder):
 
 @contextmanager
 def _as_os_error(location: str) -> Iterator[None]:
-    """Turn what a store's package raises into an OSError that names the location."""
+    """Turn any error of a store's package into an OSError that names the location."""
     try:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
     except OSError as error:
-        # EPIPE would be taken for a reader of our output that has gone.
+        # EPIPE would look like a reader of our output that has gone.
         number = errno.EIO if error.errno in (None, errno.EPIPE) else error.errno
         raise OSError(number, f"{location}: {error}") from None
-    except Exception as error:  # botocore, aiohttp, google, azure: each has its own
+    except Exception as error:  # botocore, aiohttp, google, azure: each raises other types
         text = " ".join(str(error).split())
         raise OSError(errno.EIO, f"{location}: {type(error).__name__}: {text}") from None

@@ -1,4 +1,4 @@
-"""What is in a shard set, by its tables and indexes: shard by shard, no tar is read."""
+"""The samples of a shard set by its tables and indexes, shard by shard. No tar is read."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Survey:
     contents: NDArray[np.void]
     """Hashes of the images as the source had them."""
     extensions: dict[str, int]
-    """How many images have which."""
+    """How many images have each extension."""
 
     def class_counts(self, classes: int) -> NDArray[np.int64]:
         """Return the number of samples by label, -1 left out."""
@@ -35,7 +35,7 @@ def survey(shard_set: ShardSet) -> Survey:
     """Read all tables and indexes of a shard set.
 
     Raises:
-        ValueError: A file is not the one that was written.
+        ValueError: A file differs from the one that was written.
     """
     samples = len(shard_set)
     labels, widths, heights = (np.empty(samples, dtype=np.int32) for _ in range(3))
@@ -57,7 +57,7 @@ def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     """Return the rows of one shard's table.
 
     Raises:
-        ValueError: The table is not the one that was written.
+        ValueError: The table differs from the one that was written.
     """
     rows = read_rows(_checked(shard_set, f"{shard.name}.jsonl", shard.table))
     assert len(rows) == shard.samples, (shard_set.root, shard.name)
@@ -68,7 +68,7 @@ def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
     """Return the lines of one shard's index, a line a row.
 
     Raises:
-        ValueError: The index is not the one that was written.
+        ValueError: The index differs from the one that was written.
     """
     lines = index_lines(_checked(shard_set, f"{shard.name}.idx", shard.index))
     assert len(lines) == shard.samples, (shard_set.root, shard.name)

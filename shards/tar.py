@@ -8,8 +8,8 @@ from typing import IO, BinaryIO
 
 from shards.layout import INDEX_VERSION, File
 
-# Headers are tarfile's, filled in here: its own tobuf takes 16 µs, as long as decoding a small
-# image, and there are four to a sample. No date, no owner: the same input gives the same bytes.
+# Headers are filled into one that tarfile made. Its tobuf takes 16 µs, as long as decoding a small
+# image, and a sample has four. No date, no owner: the same input gives the same bytes.
 _TEMPLATE = tarfile.TarInfo("")
 _TEMPLATE.mode = 0o444
 _BLANK = bytearray(_TEMPLATE.tobuf(tarfile.USTAR_FORMAT))
@@ -21,7 +21,7 @@ _LARGEST = 8**11 - 1
 
 
 class TarWriter:
-    """A tar that is appended to, sample by sample, and the lines of its index."""
+    """Appends samples to a tar, and collects the lines of its index."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -32,7 +32,7 @@ class TarWriter:
     def add(self, key: str, components: list[tuple[str, bytes]]) -> tuple[int, int, int]:
         """Append the files of a sample, and return their offset, bytes and CRC-32.
 
-        All bytes of the tar but the end mark belong to a sample in this sense, headers included.
+        Headers are included: all bytes of the tar but the end mark belong to a sample.
         """
         blocks, entries, offset = [], [], self.length
         for extension, data in components:
@@ -47,7 +47,7 @@ class TarWriter:
         return start, len(whole), zlib.crc32(whole)
 
     def finish(self) -> File:
-        """Append the end mark, two blocks of zeros filled up to a whole record; what it is now."""
+        """Append the end mark, two blocks of zeros up to a whole record; return size and hash."""
         self._append(bytes(2 * tarfile.BLOCKSIZE))
         self._append(bytes(-self.length % tarfile.RECORDSIZE))
         return File(self.length, self._sha256.hexdigest())
@@ -67,12 +67,12 @@ def index_lines(text: bytes) -> list[str]:
     """Return the lines of an index file, one a sample.
 
     Raises:
-        ValueError: What is wrong with it, without the name of the file.
+        ValueError: It is damaged; the message does not name the file.
     """
     try:
         first, *lines = text.decode("ascii").splitlines()
     except (UnicodeDecodeError, ValueError):
-        raise ValueError("is no index: it is empty or not text") from None
+        raise ValueError("is not an index: it is empty or not text") from None
     if first != f"{INDEX_VERSION} {len(lines)}":
         raise ValueError(
             f"starts with {first[:40]!r}; expected '{INDEX_VERSION} {len(lines)}', as it has "
@@ -85,11 +85,11 @@ def components(line: str) -> Iterator[tuple[str, int, int, str]]:
     """Yield extension, offset, size and file name of each component of an index line.
 
     Raises:
-        ValueError: It is no such line.
+        ValueError: The line is damaged.
     """
     words = line.split(" ")
     if len(words) % 4:
-        raise ValueError(f"has a line that is not made of fours: {line[:80]!r}")
+        raise ValueError(f"has a line that is not in groups of four words: {line[:80]!r}")
     for extension, offset, size, name in zip(*[iter(words)] * 4, strict=True):
         if not (offset.isdecimal() and size.isdecimal()):
             raise ValueError(f"has {offset!r} and {size!r} for offset and size of {name[:80]!r}")
@@ -97,7 +97,7 @@ def components(line: str) -> Iterator[tuple[str, int, int, str]]:
 
 
 def component(tar: IO[bytes], line: str, extension: str) -> bytes | None:
-    """Return one component of the sample of an index line; None if it has none."""
+    """Return one component of the sample of an index line; None if the sample lacks it."""
     for found, offset, size, _ in components(line):
         if found == extension:
             tar.seek(offset)
@@ -106,7 +106,7 @@ def component(tar: IO[bytes], line: str, extension: str) -> bytes | None:
 
 
 def hash_file(file: IO[bytes]) -> File:
-    """Return size and SHA-256 of an open file, from where it stands."""
+    """Return size and SHA-256 of an open file, from its current position on."""
     sha256, length = hashlib.sha256(), 0
     while block := file.read(2**20):
         sha256.update(block)

@@ -5,29 +5,45 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Report = Callable[[int, int], None]
-"""Called before each sample of a task with how many are done, and the bytes written for them; with
--1 for how many while the task is at something else, such as an upload, that may take its time."""
+"""A task calls it before each sample with the number of samples done and the bytes written for
+them. The number is -1 during other work that may take long, such as an upload."""
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with a task's number, how many of its samples are done, and their bytes."""
+"""Called now and then with a task's number, the number of its samples done, and their bytes."""
+
+
+class Totals:
+    """Adds up what all tasks have done, by the progress of each."""
+
+    def __init__(self) -> None:
+        self.samples, self.bytes = 0, 0
+        self._of_task: dict[int, tuple[int, int]] = {}
+
+    def add(self, task: int, samples: int, size: int | None) -> None:
+        """Take in a task's progress; a size of None leaves its bytes unchanged."""
+        samples_before, size_before = self._of_task.get(task, (0, 0))
+        size = size_before if size is None else size
+        self._of_task[task] = samples, size
+        self.samples += samples - samples_before
+        self.bytes += size - size_before
 
 
 class Job(ABC):
-    """What is to be done, apart from the tasks: picklable, and read by many workers at once.
+    """The work of all tasks: picklable, and read by many workers at once.
 
-    A task is a function of its arguments. It may be run again after its worker died, even while
-    the first one still runs, so what it leaves behind must be complete or not there.
+    The result of a task depends on its arguments alone. A task may run again after its worker died,
+    even while the first run still goes on. So each file that it leaves must be complete.
     """
 
     @abstractmethod
     def __call__(self, task: Any, report: Report) -> Any:
-        """Do one task and return what is small enough to send."""
+        """Do one task and return a result that is small enough to send."""
 
     def without(self, task: Any, done: int) -> Any:
-        """Return the task without the sample that kills every worker, its number `done`.
+        """Return the task without its sample number `done`, which kills every worker.
 
         Raises:
-            ValueError: There is no such task.
+            ValueError: The job cannot leave a sample out.
         """
         raise ValueError(f"sample {done} of task {task} stops every worker that reads it.")
 
@@ -37,10 +53,10 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
-        """Yield (number of the task, result), as they are done.
+        """Yield (number of the task, result), in the order in which tasks end.
 
         Raises:
-            OSError, ValueError: What a task raised; no further task is begun.
+            OSError, ValueError: A task raised it; no further task is begun.
         """
 
 
@@ -55,3 +71,7 @@ class Serial(Engine):
                     progress(number, done, size)
 
             yield number, job(task, report)
+
+
+def no_report(done: int, size: int) -> None:
+    """Ignore a task's report."""

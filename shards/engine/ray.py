@@ -1,4 +1,4 @@
-"""A Ray cluster: tasks go to any of its machines, and are begun again elsewhere if one is lost."""
+"""A Ray cluster: tasks run on any of its machines, and run again elsewhere if one is lost."""
 
 import logging
 from collections import deque
@@ -14,11 +14,11 @@ _RETRIES = 3  # of a task whose worker or machine was lost
 class Ray(Engine):
     """Tasks of one CPU each on a Ray cluster (https://docs.ray.io), an optional package.
 
-    The input and the output must be the same from every machine: a shared file system, or an object
-    store. So must be the code: start Ray's nodes where viewrank is installed.
+    Every machine must see the same input and output, in a shared file system or an object store.
+    Every machine needs viewrank: start Ray's nodes where it is installed.
 
     Args:
-        address: Of the cluster, as `ray.init` takes it; none starts one on this machine.
+        address: Of the cluster, as `ray.init` takes it; None starts one on this machine.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -59,8 +59,8 @@ class Ray(Engine):
                     except ray.exceptions.RayTaskError as error:
                         raise error.cause from None
                     except ray.exceptions.RayError:
-                        # Every worker died of it: the sample that does it is found out here.
-                        alone = LocalWorkers(1).run(job, [tasks[number]], _nobody)
+                        # It killed every worker: find the sample that does it here.
+                        alone = LocalWorkers(1).run(job, [tasks[number]], _no_progress)
                         ((_, result),) = alone
                         samples, size = 0, 0
                     progress(number, samples, size)
@@ -70,12 +70,12 @@ class Ray(Engine):
                 ray.cancel(reference, force=True)
 
 
-def _nobody(_number: int, _samples: int, _size: int) -> None:
-    """Take a report that nobody waits for."""
+def _no_progress(_number: int, _samples: int, _size: int) -> None:
+    """Ignore a task's progress."""
 
 
 def _do(job: Job, task: Any) -> tuple[Any, int, int]:
-    """Do a task on a worker, and say how much it was."""
+    """Do a task on a worker; return its result, its samples and their bytes."""
     last = (0, 0)
 
     def report(done: int, size: int) -> None:

@@ -1,8 +1,7 @@
-"""Processes of this machine, which may die without taking the work with them.
+"""Processes of this machine; the work goes on if one of them dies.
 
-Not concurrent.futures: after one death its whole pool is broken, and it does not tell which sample
-was being decoded. Here the task is begun again, and a sample that kills its worker twice is left
-out by name.
+Not concurrent.futures: one death breaks its whole pool, and it does not tell which sample was being
+decoded. Here the task runs again, and a sample that kills its worker twice is named and left out.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from shards.engine.engine import Engine, Job, Progress
 
 _POLL = 0.2  # seconds between two looks at the workers' counters
 _STUCK = 300.0  # seconds over one image, after which a worker counts as dead
-_DEATHS = 3  # of one task at different samples, until the reason is sought elsewhere
+_DEATHS = 3  # of one task, each at another sample: then the samples are not the reason
 
 
 class LocalWorkers(Engine):
@@ -73,7 +72,7 @@ class LocalWorkers(Engine):
 
 @dataclass
 class _Attempt:
-    """A task and at which samples its workers died so far."""
+    """A task, and the samples at which its workers died so far."""
 
     number: int
     task: Any
@@ -88,7 +87,7 @@ class _Attempt:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
             raise OSError(
                 f"workers keep ending {how}, each at another image. If the machine is short of "
-                "memory, use fewer --workers; what is written stays, and the same command goes on."
+                "memory, use fewer --workers. Complete shards stay, and the same command goes on."
             )
         return _Attempt(self.number, self.task, [*self.deaths, done])
 
@@ -138,15 +137,15 @@ class _Worker:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.join(5)  # one that waits for a dead disk cannot even be killed
+        self.process.join(5)  # a process that waits for a dead disk cannot be killed
         self._pipe.close()  # closing twice does no harm
 
 
 def _work(job: Job, pipe: Any, counters: Any, parent: int) -> None:
-    """What a worker does until it is killed."""
+    """Do tasks until the process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Decoders write about damaged images to the terminal, past Python; reasons go to the table.
+    # Decoders write about damaged images to the terminal, past Python. The table has the reasons.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
     def leave_with_parent() -> None:

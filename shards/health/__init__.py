@@ -1,1 +1,1 @@
-"""Is a shard set what was written? Verified, watched while training, repaired."""
+"""Whether a shard set has the bytes that were written: verify it, watch it, repair it."""

@@ -1,10 +1,10 @@
-"""Samples that turn out unreadable while training: named, and left out of the index.
+"""Samples that training cannot read: name them, and leave them out of the index.
 
     tars, as they are ─▶ find_bad ─▶ {shard: {key: why}} ─▶ leave_out ─▶ a set without them,
                                                             with indexes in the run's folder
 
-Nothing of the shard set is touched: it may be on a disk that cannot be written, and other runs may
-be reading it. `shards.health.repair` mends the set itself.
+The shard set itself does not change: its disk may be read-only, and other runs may be reading it.
+`shards.health.repair` repairs the set itself.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards import durable
-from shards.health.verification import CheckShard, nobody
+from shards.engine import no_report
+from shards.health.verification import CheckShard
 from shards.layout import ShardSet
 from shards.tar import components, index_lines, index_text
 
@@ -23,17 +24,17 @@ Bad = Mapping[str, Mapping[str, str]]
 def find_bad(shard_set: ShardSet) -> dict[str, dict[str, str]]:
     """Return the samples that training cannot use, by shard and key, with the reason.
 
-    Tars that are not what was written are looked at first; if all are, every image is decoded.
+    Only shards that differ from what was written are decoded; if none does, all are.
     """
     job = CheckShard(
         shard_set.folder, shard_set.tar_folder, deep=False, partners=shard_set.manifest.partners
     )
     shards = shard_set.manifest.shards
-    changed = [shard for shard in shards if job(shard, nobody)]
+    changed = [shard for shard in shards if job(shard, no_report)]
     deep = replace(job, deep=True)
     found: dict[str, dict[str, str]] = {}
     for shard in changed or shards:
-        for problem in deep(shard, nobody):
+        for problem in deep(shard, no_report):
             if problem.key:
                 found.setdefault(shard.name, {})[problem.key] = problem.what
     return found
@@ -43,12 +44,12 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
     """Return a shard set without some of its samples.
 
     Args:
-        shard_set: which stays as it is.
-        bad: what is left out.
-        folder: where the indexes of their shards are written, this process's own.
+        shard_set: stays as it is.
+        bad: the samples to leave out.
+        folder: where new indexes of their shards are written; no other process may use it.
 
     Raises:
-        ValueError: nothing would be left.
+        ValueError: no sample would be left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards, replaced = [], dict(shard_set.replaced)

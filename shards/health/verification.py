@@ -1,8 +1,7 @@
-"""Compare a shard set with what was written, name what differs, and put it right.
+"""Compare a shard set with what was written, and name the differences.
 
-Every byte is vouched for: the manifest by its own digest, tars, indexes and tables by the
-manifest's hashes, and each sample's bytes in a tar by the table's CRC, which tells a bad sample
-from good ones.
+Every byte has a check sum. The manifest holds its own digest and the hashes of tars, indexes and
+tables. A table holds the CRC of each sample's bytes in the tar, which tells bad samples from good.
 """
 
 import zlib
@@ -10,27 +9,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from shards.engine import Engine, Job, Report, Serial
+from shards.engine import Engine, Job, Report, Serial, Totals, no_report
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
-from shards.sealed_json import unseal
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
-from shards.summary import summarise
 from shards.tar import components, hash_file, index_lines, label_bytes
+from shards.writing.summary import summarise
+from shards.writing.writing_plan import WritingPlan
 
 CHANGED = "has other bytes than were written"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it was written."""
+    """One difference from what was written."""
 
     file: str
     """Relative to the shard set."""
     what: str
     key: str = ""
-    """Of the sample, if it is one."""
+    """Of the sample, if the problem is one sample's."""
 
     def __str__(self) -> str:
         sample = f", sample {self.key}" if self.key else ""
@@ -39,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and what was found."""
+    """How much was checked, and the problems found."""
 
     shards: int
     samples: int
@@ -57,13 +56,13 @@ def verify(
     """Check counts, sizes, hashes and index of a shard set; with `deep`, decode every image too.
 
     Args:
-        root: The shard set; its manifest may be damaged too.
-        deep: Also decode with the decoder that training uses, and compare labels, ids and sizes.
+        root: The shard set; its manifest may be damaged.
+        deep: Also decode with the decoder that training uses, and compare labels and ids.
         engine: Who does it; by default, this process.
         progress: Called with the samples done, their total, and the bytes read.
 
     Raises:
-        FileNotFoundError: There is no such folder, or nothing in it that could be checked.
+        FileNotFoundError: The folder, or all that could be checked in it, is missing.
     """
     folder = folder_at(root)
     if not folder.exists():
@@ -72,16 +71,12 @@ def verify(
     if manifest is None:
         return Verification(0, 0, 0, problems)
     shard_set = ShardSet(folder, manifest)
-    done: dict[int, tuple[int, int]] = {}
-    totals = [0, 0]
+    totals = Totals()
 
     def report(task: int, samples: int, size: int) -> None:
-        before = done.get(task, (0, 0))
-        done[task] = samples, size
-        totals[0] += samples - before[0]
-        totals[1] += size - before[1]
+        totals.add(task, samples, size)
         if progress is not None:
-            progress(totals[0], manifest.samples, totals[1])
+            progress(totals.samples, manifest.samples, totals.bytes)
 
     job = CheckShard(folder, shard_set.tar_folder, deep, manifest.partners)
     found: dict[int, list[Problem]] = {}
@@ -94,10 +89,10 @@ def verify(
 
 
 def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
-    """Return a shard set's manifest, made anew from its tables if it is damaged, and the damage."""
+    """Return a shard set's manifest and its problems; it is made again if it is damaged."""
     problems = []
     try:
-        plan = unseal(folder.read(PLAN).decode())
+        plan = WritingPlan.from_json(folder.read(PLAN).decode())
     except FileNotFoundError:
         plan = None
     except (ValueError, UnicodeDecodeError) as error:
@@ -108,7 +103,7 @@ def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
     except FileNotFoundError:
         if plan is None:
             raise FileNotFoundError(
-                f"{folder} has no {MANIFEST}: it is no shard set, or was not finished. Make one "
+                f"{folder} has no {MANIFEST}: it is not a shard set, or was not finished. Make one "
                 "with python -m tools.shard"
             ) from None
         raise FileNotFoundError(
@@ -125,7 +120,10 @@ def read_manifest(folder: Folder) -> tuple[Manifest | None, list[Problem]]:
     try:
         return summarise(folder, plan).manifest, problems
     except (ValueError, OSError) as error:
-        return None, [*problems, Problem(MANIFEST, f"cannot be made anew from the tables: {error}")]
+        return None, [
+            *problems,
+            Problem(MANIFEST, f"cannot be made again from the tables: {error}"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -136,17 +134,17 @@ class CheckShard(Job):
     tars: Folder
     deep: bool
     partners: bool
-    """Whether every sample must have one."""
+    """Whether every sample must have a partner."""
 
     def __call__(self, task: Shard, report: Report) -> list[Problem]:
         """Return what is wrong with a shard's files."""
         return [*self._check(task, report)]
 
     def without(self, task: Shard, done: int) -> Shard:
-        """Refuse: leaving a sample out would call it sound."""
+        """Refuse: a sample that is left out would count as sound."""
         raise ValueError(
-            f"checking {task.name}.tar ends the process at its image {done}, twice: its decoder "
-            "does not survive it. Check without --deep."
+            f"checking {task.name}.tar ends the process at its image {done}, twice: the "
+            "decoder does not survive it. Check without --deep."
         )
 
     def _check(self, shard: Shard, report: Report) -> Iterator[Problem]:
@@ -174,9 +172,10 @@ class CheckShard(Job):
                 rows = {row.key: row for row in table.rows} if table is not None else None
                 for done, line in enumerate(lines):
                     report(done, found.bytes)
-                    for what, key in self._check_line(tar, line, found.bytes, rows, damaged):
-                        where = tar_name if key else index_name
-                        yield Problem(where, what, key)
+                    wrong = self._check_line(tar, line, found.bytes, rows, damaged)
+                    if wrong is not None:
+                        what, key = wrong
+                        yield Problem(tar_name if key else index_name, what, key)
         except FileNotFoundError:
             yield Problem(tar_name, "is missing: copy it again")
         except OSError as error:
@@ -190,45 +189,43 @@ class CheckShard(Job):
         size: int,
         rows: dict[str, SampleRow] | None,
         damaged: set[str],
-    ) -> Iterator[tuple[str, str]]:
-        """Yield (what is wrong, key of the sample) for one line of an index."""
+    ) -> tuple[str, str] | None:
+        """Return what is wrong with a line of the index or its sample, and the sample's key."""
         try:
             files = {extension: (at, n, name) for extension, at, n, name in components(line)}
         except ValueError as error:
-            yield str(error), ""
-            return
+            return str(error), ""
         outside = [name for at, n, name in files.values() if at % 512 or at + n > size]
         if outside:
-            yield f"points outside the tar, for {outside[0]}", ""
-            return
+            return f"points outside the tar, for {outside[0]}", ""
         if not self.deep:
-            return
+            return None
         key = next(iter(files.values()))[2].partition(".")[0] if files else ""
-        if key in damaged:  # as said; to decode it might end the process
-            return
+        if key in damaged:  # reported already; to decode it might end the process
+            return None
         row = rows.get(key) if rows is not None else None
         if rows is not None and row is None:
-            yield f"has a sample {key!r} that the table does not know", ""
-            return
+            return f"has a sample {key!r} that the table does not know", ""
         data = {}
         for extension, (at, n, _) in files.items():
             tar.seek(at)
             data[extension] = tar.read(n)
         reason = undecodable(data, partners=self.partners)
         if reason:
-            yield reason, key
-        elif row is not None and data.get("id.i64") != label_bytes(row.id):
-            yield f"has another id than {row.id}", key
-        elif row is not None and data.get("y.i64") != label_bytes(row.label):
-            yield f"has another label than {row.label}", key
+            return reason, key
+        if row is not None and data.get("id.i64") != label_bytes(row.id):
+            return f"has another id than {row.id}", key
+        if row is not None and data.get("y.i64") != label_bytes(row.label):
+            return f"has another label than {row.label}", key
+        return None
 
 
 def undecodable(files: dict[str, bytes], *, partners: bool = False) -> str | None:
-    """Return why training could not use a sample, None if it can.
+    """Return why training cannot use a sample; None if it can.
 
     Args:
         files: Its components by extension.
-        partners: Whether it must have a partner; one that it has is looked at in any case.
+        partners: Whether it must have a partner. A partner that it has is decoded in any case.
     """
     reason = _undecodable(files)
     partner = {
@@ -259,7 +256,7 @@ def _undecodable(files: dict[str, bytes]) -> str | None:
 
 
 def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem | None]:
-    """Return a shard's table, None if it cannot be trusted, and what is wrong with it."""
+    """Return a shard's table (None if it cannot be trusted), and what is wrong with it."""
     name = f"{shard.name}.jsonl"
     try:
         text = folder.read(name)
@@ -269,7 +266,7 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
         return None, Problem(name, f"cannot be read: {error}")
     try:
         table = read_table(text)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         return None, Problem(name, str(error))
     if table.shard.table != shard.table:
         return table, Problem(name, "is not the table that the manifest names")
@@ -277,7 +274,7 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
 
 
 def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem | None]:
-    """Return the lines of a shard's index, None if it is damaged, and what is wrong with it."""
+    """Return the lines of a shard's index (None if damaged), and what is wrong with it."""
     name = f"{shard.name}.idx"
     try:
         with folder.open(name) as file:
@@ -295,7 +292,7 @@ def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem 
 
 
 def bad_rows(tar: IO[bytes], rows: list[SampleRow]) -> list[SampleRow]:
-    """Return the rows whose bytes in the tar are not those that were written."""
+    """Return the rows whose bytes in the tar differ from those that were written."""
     bad = []
     for row in rows:
         tar.seek(row.offset)
@@ -312,19 +309,15 @@ def difference(found: File, written: File) -> str:
 
 
 def explain_failure(shard_set: ShardSet) -> str | None:
-    """Return what is wrong with a shard set that could not be read, in a sentence; None if nothing.
+    """Return in one sentence why a shard set could not be read; None if it is sound.
 
-    Checks shard by shard, up to the first that is not what was written.
+    Checks shard by shard, up to the first one that is damaged.
     """
     where = shard_set.folder, shard_set.tar_folder
     job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
     for shard in shard_set.manifest.shards:
-        if job(shard, nobody):
-            problems = deep(shard, nobody)
-            problems.sort(key=lambda problem: not problem.key)  # a sample explains most
+        if job(shard, no_report):
+            problems = deep(shard, no_report)
+            problems.sort(key=lambda problem: not problem.key)  # a bad sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None
-
-
-def nobody(done: int, size: int) -> None:
-    """Take a report that nobody waits for."""

@@ -1,4 +1,4 @@
-"""Watch over a shard set while it is trained on."""
+"""Check a shard set while a run trains on it."""
 
 import threading
 import time
@@ -8,17 +8,17 @@ from shards.health.verification import difference
 from shards.layout import ShardSet
 from shards.tar import hash_file
 
-_GENTLE = 200e6  # bytes a second: a tenth of a core, and of most disks
+_GENTLE = 200e6  # bytes a second: a tenth of a core, and of most disks' speed
 
 
 class Watch:
-    """Checks a shard set's hashes in a thread while it is trained on, once, and gently.
+    """Checks a shard set's hashes once, slowly, in a thread beside training.
 
-    Damage that happens after writing is rare and shows in no loss. Opening a set cannot look for
-    it, because that takes as long as reading the set; a thread that reads 200 MB/s can.
+    Damage after writing is rare and does not show in the loss. Opening a set cannot look for it,
+    because that takes as long as reading the whole set. A thread that reads 200 MB/s can.
 
     Args:
-        shard_set: What is trained on.
+        shard_set: The set that the run trains on.
         rank: This process; each checks its share of the shards.
         world_size: Number of processes.
         enabled: False checks nothing.
@@ -47,7 +47,7 @@ class Watch:
         return len(self._problems)
 
     def news(self) -> list[str]:
-        """Return what was found since the last call, a sentence each."""
+        """Return the problems found since the last call, a sentence each."""
         new = self._problems[self._told :]
         self._told += len(new)
         return new
@@ -69,7 +69,7 @@ class Watch:
                 try:
                     with folder.open(name) as file:
                         found = hash_file(_Gentle(file, self._stop))  # pyright: ignore[reportArgumentType]
-                except Exception as error:  # a store's package has errors of its own
+                except Exception as error:  # each store's package raises other types
                     self._problems.append(f"{folder.path(name)} cannot be read: {error}")
                     continue
                 if self._stop.is_set():
@@ -80,7 +80,7 @@ class Watch:
 
 
 class _Gentle:
-    """A file that is read no faster than `_GENTLE`, and ends early when told to."""
+    """A file that is read at `_GENTLE` bytes a second at most, and ends early when told to."""
 
     def __init__(self, file: IO[bytes], stop: threading.Event) -> None:
         self._file, self._stop = file, stop

@@ -1,1 +1,1 @@
-"""Subsets of a shard set, which copy no image."""
+"""Subsets of a shard set: selected samples, no copied images."""

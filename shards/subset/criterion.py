@@ -1,4 +1,4 @@
-"""What a sample must fit to be in a subset: its class, its id or key, its metadata."""
+"""Conditions on the samples of a subset: on their class, id or key, or metadata."""
 
 import json
 import os
@@ -24,22 +24,22 @@ Mask = NDArray[np.bool_]
 
 
 class Criterion(ABC):
-    """Asked shard by shard, in their order."""
+    """A condition, asked about shard after shard in their order."""
 
     @abstractmethod
     def __call__(self, shard: Shard, rows: list[SampleRow], fit: Mask, /) -> Mask:
-        """Return which rows fit, of those that fit so far."""
+        """Return which rows fit, among those that fit so far."""
 
     def finish(self) -> None:  # noqa: B027
-        """Refuse what no sample answers to.
+        """Refuse a condition that no sample fits.
 
         Raises:
-            ValueError: What it is.
+            ValueError: No sample fits it.
         """
 
 
 class Classes(Criterion):
-    """Samples of some classes, by name or label; a name that is a number comes first."""
+    """Samples of some classes, by name or label; a number is tried as a name first."""
 
     def __init__(self, shard_set: ShardSet, classes: list[str]) -> None:
         names, root = shard_set.manifest.classes, shard_set.root
@@ -69,14 +69,14 @@ class Classes(Criterion):
 
 
 class Listed(Criterion):
-    """Samples whose id or key is in a file, a line each; 8 bytes a line are held."""
+    """Samples whose id or key is a line of a file. Memory: 8 bytes a line."""
 
     def __init__(self, shard_set: ShardSet, file: Path) -> None:
         self._root, self._file = shard_set.root, file
         values = {kind: array("Q") for kind in ("id", "key", "doubtful")}
         for kind, text in self._entries():
             values[kind or "id"].append(int(text) if kind != "key" else key_hash(text))
-            if not kind:  # meant as an id, unless it is the key of another sample
+            if not kind:  # an id, unless it is the key of another sample
                 values["doubtful"].append(key_hash(text))
         self._values = {kind: np.unique(np.array(of_kind)) for kind, of_kind in values.items()}
         if not len(self._values["id"]) + len(self._values["key"]):
@@ -118,7 +118,7 @@ class Listed(Criterion):
         return fit & listed
 
     def finish(self) -> None:
-        """Refuse a line that no sample answers to."""
+        """Refuse a line that no sample fits."""
         missing = sum(int((~found).sum()) for found in self._found.values())
         if not missing:
             return
@@ -134,7 +134,7 @@ class Listed(Criterion):
 
 
 class Fields(Criterion):
-    """Samples whose metadata have some values; read out of the tars."""
+    """Samples whose metadata have given values. Reads the tars."""
 
     def __init__(self, shard_set: ShardSet, where: list[str], fold: int | None) -> None:
         self._shard_set = shard_set
@@ -150,7 +150,7 @@ class Fields(Criterion):
         self._seen: set[str] = set()
 
     def __call__(self, shard: Shard, rows: list[SampleRow], fit: Mask, /) -> Mask:
-        """Look into the tar."""
+        """Look at the metadata in the tar."""
         if not fit.any():
             return fit
         fit, lines = fit.copy(), lines_of(self._shard_set, shard)

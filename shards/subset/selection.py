@@ -1,10 +1,10 @@
-"""Subsets of a shard set: indexes and tables of their own over the same tars, nothing is copied.
+"""Subsets of a shard set: new indexes and tables over the same tars; no image is copied.
 
     tables ─▶ classes · ids · fold · where ─▶ per_class ─▶ fraction ─▶ SET/subsets/NAME
                     [all must hold]                            └─────▶ SET/subsets/REST
 
-Which samples are drawn depends on seed and stable ids alone, not on how the set was shuffled or cut
-into shards; of one seed, a smaller draw lies in a larger one. Memory: about 40 bytes a sample.
+The draw depends on the seed and the stable ids alone, not on how the set was shuffled or cut into
+shards. With one seed, a larger draw holds a smaller one. Memory: about 40 bytes a sample.
 """
 
 import contextlib
@@ -60,34 +60,29 @@ def select(
     Args:
         shard_set: The whole set, not a subset.
         name: Of the subset: letters, digits, "_", "-", ".".
-        fraction: Share of what the other criteria choose, above 0 and up to 1; drawn by the seed.
-        per_class: At most so many samples of each class, drawn by the seed.
+        fraction: Share of the samples that fit the other criteria, above 0 and up to 1; drawn by
+            the seed.
+        per_class: At most this many samples of each class, drawn by the seed.
         classes: Names of classes, or labels.
         fold: Samples whose metadata have this number in "folds" (STL-10).
         ids: A text file with one stable id or one key a line. A number without leading zeros is an
-            id; id=42 and key=42 leave no doubt.
-        where: FIELD=VALUE on the samples' metadata; of a field that is a list, any value.
+            id; id=42 and key=42 say which is meant.
+        where: FIELD=VALUE on the samples' metadata; a list fits if it has the value.
         seed: Of per_class and fraction, 0 to 2**32 - 1.
-        stratified: Take the fraction of every class, at least one sample of each.
-        rest: Write what the fraction (or, without one, per_class) leaves as a second subset.
+        stratified: Take the fraction of every class, and at least one sample of each.
+        rest: Name of a second subset, of what the fraction (or, without one, per_class) leaves.
         command: Noted in the manifests.
 
     Returns:
         The subset; with `rest`, both.
 
     Raises:
-        ValueError: A criterion is unusable, or chooses nothing.
-        FileExistsError: There is such a subset.
+        ValueError: A criterion is unusable, or no sample fits.
+        FileExistsError: A subset of this name exists.
     """
     names = [name] if rest is None else [name, rest]
     _check(shard_set, names, fraction=fraction, per_class=per_class, seed=seed)
-    criteria: list[Criterion] = []
-    if classes is not None:
-        criteria.append(Classes(shard_set, classes))
-    if ids is not None:
-        criteria.append(Listed(shard_set, ids))
-    if fold is not None or where:
-        criteria.append(Fields(shard_set, where or [], fold))
+    criteria = _criteria(shard_set, classes, fold, ids, where)
     if not criteria and fraction is None and per_class is None:
         raise ValueError(
             "nothing says what to select; give fraction, per_class, classes, fold, ids or where."
@@ -125,7 +120,7 @@ def _check(
     per_class: int | None,
     seed: int,
 ) -> None:
-    """Refuse what no set could be asked for, before anything is read."""
+    """Refuse settings that fit no set, before any file is read."""
     if shard_set.manifest.parent:
         above = shard_set.tar_folder
         whole = os.path.normpath(above.location) if isinstance(above, LocalFolder) else above
@@ -156,10 +151,27 @@ def _check(
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
 
 
+def _criteria(
+    shard_set: ShardSet,
+    classes: list[str] | None,
+    fold: int | None,
+    ids: Path | None,
+    where: list[str] | None,
+) -> list[Criterion]:
+    criteria: list[Criterion] = []
+    if classes is not None:
+        criteria.append(Classes(shard_set, classes))
+    if ids is not None:
+        criteria.append(Listed(shard_set, ids))
+    if fold is not None or where:
+        criteria.append(Fields(shard_set, where or [], fold))
+    return criteria
+
+
 def _candidates(
     shard_set: ShardSet, criteria: list[Criterion]
 ) -> tuple[Mask, NDArray[np.int64], NDArray[np.int32]]:
-    """Return, in the order of the tars, who fits all criteria, and all ids and labels."""
+    """Return, in the order of the tars, which samples fit all criteria, and all ids and labels."""
     samples = len(shard_set)
     fit = np.ones(samples, dtype=bool)
     ids, labels = np.empty(samples, dtype=np.int64), np.empty(samples, dtype=np.int32)
@@ -168,7 +180,7 @@ def _candidates(
         rows, end = rows_of(shard_set, shard), start + shard.samples
         ids[start:end] = [row.id for row in rows]
         labels[start:end] = [row.label for row in rows]
-        for criterion in criteria:  # the last one reads the tars, and only for who is left
+        for criterion in criteria:  # the last one reads the tars, for the samples left only
             fit[start:end] = criterion(shard, rows, fit[start:end])
         start = end
     for criterion in criteria:
@@ -177,7 +189,7 @@ def _candidates(
 
 
 def _draw(ids: NDArray[np.int64], seed: int) -> NDArray[np.integer]:
-    """Return all positions in an order that is a function of the seed and the ids alone."""
+    """Return all positions in an order that depends on the seed and the ids alone."""
     order = np.argsort(ids, kind="stable").astype(np.int32 if len(ids) < 2**31 else np.int64)
     # RandomState, not default_rng: its stream is promised never to change (NEP 19).
     np.random.RandomState(seed).shuffle(order)
@@ -185,7 +197,7 @@ def _draw(ids: NDArray[np.int64], seed: int) -> NDArray[np.integer]:
 
 
 def _first(order: NDArray[np.integer], mask: Mask, strata: NDArray[np.int32], quota: Quota) -> Mask:
-    """Return the mask of those that come first in the order, quota(counts) of each stratum."""
+    """Return the mask of the first quota(counts) samples of each stratum, in the order."""
     least = int(strata.min())
     counts = np.bincount(strata[mask] - least, minlength=int(strata.max()) - least + 1)
     quotas, taken = np.broadcast_to(quota(counts), counts.shape), np.zeros_like(counts)
@@ -214,9 +226,10 @@ def _is_there(shard_set: ShardSet, folder: str) -> bool:
 
 @contextlib.contextmanager
 def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
-    """Give folders to write into, which become the subsets unless something goes wrong.
+    """Give folders to write into; they become the subsets if no error is raised inside.
 
-    On a disk they get their names at the end; in an object store the manifest makes them subsets.
+    On a disk they get their names at the end. In an object store the manifests, which are written
+    last, make them subsets.
     """
     local = isinstance(shard_set.folder, LocalFolder)
     asides = [f".{name}.{os.getpid()}" if local else name for name in names]
@@ -227,7 +240,7 @@ def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
         yield [folder_at(_folder(shard_set, aside)) for aside in asides]
         if local:
             for aside, name in zip(asides, names, strict=True):
-                # Whoever came first stays: no folder is renamed over one that holds files.
+                # The first one stays: no folder is renamed over one that holds files.
                 os.rename(_folder(shard_set, aside), _folder(shard_set, name))
                 named.append(name)
     except BaseException:
@@ -288,7 +301,7 @@ def _manifest(
     seed: int,
     command: str,
 ) -> Manifest:
-    """Return a subset's manifest: sizes are its own; colours, which take decoding, the set's."""
+    """Return a subset's manifest. Colours, which take decoding, are those of the whole set."""
     colours, samples = whole.statistics, seen.samples
     return replace(
         whole,

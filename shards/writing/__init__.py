@@ -1,1 +1,1 @@
-"""From a data set to a shard set: prepared, shuffled, packed, and complete or not there."""
+"""From a data set to a shard set: images are prepared, shuffled, packed and summed up."""

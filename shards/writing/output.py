@@ -1,29 +1,28 @@
-"""The folder that a shard set is written into: one writer at a time, complete or not there."""
+"""The folder that a shard set is written into, by one process at a time."""
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from shards.layout import MANIFEST, PLAN, QUARANTINE
-from shards.sealed_json import seal, unseal
 from shards.storage import Folder, Location, folder_at, is_remote
+from shards.writing.writing_plan import WritingPlan
 
 LOCK = ".lock"
 OURS = re.compile(rf"\d{{5,}}\.(tar|idx|jsonl)|{PLAN}|{MANIFEST}|{QUARANTINE}|\..*")
-"""Names that a writing leaves in its folder."""
+"""Names of the files and folders that a writing makes."""
 
 
 def refuse_occupied(out: Location) -> None:
-    """Refuse an output folder that holds anything; `write` does, a command may do so earlier.
+    """Refuse an output folder that holds anything. `write` calls it; a command may do so earlier.
 
     Raises:
-        FileExistsError: What is in the way, and what to do.
+        FileExistsError: Something is in the way; the message says what to do.
     """
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise FileExistsError(f"{out} is a file; expected a folder to write. Give another --out.")
@@ -43,10 +42,10 @@ def refuse_occupied(out: Location) -> None:
 
 
 @contextlib.contextmanager
-def begun(out: Location, plan: dict[str, Any]) -> Iterator[tuple[Folder, dict[str, Any]]]:
-    """Give the folder to write into, which becomes OUT unless something goes wrong.
+def output_folder(out: Location, plan: WritingPlan) -> Iterator[tuple[Folder, WritingPlan]]:
+    """Give the folder to write into; it becomes OUT if no error is raised inside.
 
-    With it comes the plan that began the writing: this one, or that of an earlier attempt.
+    It comes with the plan that began the writing, which may be an earlier attempt's.
     """
     refuse_occupied(out)
     with contextlib.ExitStack() as stack:
@@ -68,44 +67,44 @@ def begun(out: Location, plan: dict[str, Any]) -> Iterator[tuple[Folder, dict[st
             raise
 
 
-def _agree(folder: Folder, plan: dict[str, Any]) -> dict[str, Any]:
-    """Begin a writing, or make sure that the one begun there is the same, and return its plan."""
+def _agree(folder: Folder, plan: WritingPlan) -> WritingPlan:
+    """Begin a writing, or refuse if another one was begun there; return the plan that began it."""
     try:
         text = folder.read(PLAN).decode()
     except FileNotFoundError:
-        folder.write(PLAN, seal(plan, indent=1).encode())
+        folder.write(PLAN, plan.to_json().encode())
         return plan
     remedy = "Repeat the command that began it, or remove that folder."
     try:
-        begun = unseal(text)
+        earlier = WritingPlan.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin anew.") from None
-    # As JSON, in which tuples are lists.
-    for name, here in json.loads(json.dumps(plan)).items():
-        if name != "command" and begun.get(name) != here:
-            there = str(begun.get(name))[:80]
+        raise ValueError(f"{folder.path(PLAN)} {error}. Remove {folder} and begin again.") from None
+    free = ("command", "kept")  # may differ
+    for name in (field.name for field in fields(plan) if field.name not in free):
+        here, there = getattr(plan, name), getattr(earlier, name)
+        if here != there:
             raise ValueError(
-                f"{folder} holds an unfinished writing with another {name}: {there} there, "
-                f"{str(here)[:80]} here. {remedy}"
+                f"{folder} holds an unfinished writing with another {name}: {str(there)[:80]} "
+                f"there, {str(here)[:80]} here. {remedy}"
             )
-    return begun
+    return earlier
 
 
 @contextlib.contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """Give a folder OUT.partial to write into, which becomes OUT unless something goes wrong.
+    """Give a folder OUT.partial to write into; it becomes OUT if no error is raised inside.
 
-    A living writer holds a lock in it, which the system frees with the process, however that ends.
+    The writing process holds a lock in it. The system frees the lock however the process ends.
     """
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     for name in sorted(os.listdir(partial)):
         if not OURS.fullmatch(name):
             raise FileExistsError(
-                f"{partial} is needed for writing, but it holds {name}, which is no shard. "
+                f"{partial} is needed for writing, but it holds {name}, which is not a shard. "
                 "Give another --out, or remove it."
             )
-    # A POSIX lock: unlike flock's it is not inherited by workers, which may outlive a killed
+    # A POSIX lock: workers do not inherit it, as they would flock's. They may outlive a killed
     # parent for a moment.
     with open(partial / LOCK, "w") as lock:
         try:
@@ -116,11 +115,11 @@ def _aside(out: Path) -> Iterator[Path]:
                 "--out."
             ) from None
         except OSError:
-            pass  # a file system without locks: two writers at once are then the user's own affair
+            pass  # a file system without locks: avoiding two writers at once is then up to the user
         try:
             yield partial
         finally:
-            for ghost in partial.glob(".[0-9]*"):  # files that killed workers had begun
+            for ghost in partial.glob(".[0-9]*"):  # unfinished files of killed workers
                 with contextlib.suppress(OSError):
                     ghost.unlink()
         os.unlink(partial / LOCK)

@@ -1,7 +1,7 @@
-"""What becomes of one image between source and tar: kept, repaired, or refused with a reason.
+"""An image between source and tar: kept, repaired, or refused with a reason.
 
-bytes ─▶ what is it? ─▶ decode as training does ─┬▶ keep the bytes
-└▶ else decode by Pillow ─────┴▶ reduce ─▶ png · raw · jpeg ─▶ decode again, compare
+bytes ─▶ read header ─┬▶ decode as training does ─┬▶ keep the bytes
+                      └▶ else decode by Pillow ───┴▶ reduce ─▶ png · raw · jpeg ─▶ compare
 """
 
 import re
@@ -26,7 +26,7 @@ from shards.image import (
 )
 
 MAX_MEGAPIXELS = 90.0
-# Extensions that each codec's files have; every other is a wrong one.
+# The extensions of each codec's files; every other one is wrong.
 _EXTENSIONS = {"jpeg": ("jpg", "jpeg", "jpe", "jfif", "jfi", "mpo"), "png": ("png", "apng")}
 
 
@@ -49,13 +49,13 @@ class Preparation:
 
     encoding: str = "original"
     """original keeps the bytes of JPEG and PNG files and stores all else as png; png is lossless;
-    raw is bare pixels, for small images the fastest to train from; jpeg:90 encodes at a quality of
+    raw is bare pixels, the fastest to train from for small images; jpeg:90 encodes at a quality of
     1 to 100."""
     resize_shorter: int | None = None
     """Reduce larger images to this shorter side, filtered against aliasing; with `original` these
     become png."""
     max_megapixels: float = MAX_MEGAPIXELS
-    """Larger images are quarantined: decoding one would take gigabytes in training too."""
+    """Larger images are quarantined: to decode one would take gigabytes in training too."""
     verify_decode: bool = True
     """Decode every image once with the decoder that training uses. False trusts the headers."""
 
@@ -67,7 +67,7 @@ class Preparation:
             )
         if self.resize_shorter is not None and self.resize_shorter < 8:
             raise ValueError(
-                f"resize_shorter={self.resize_shorter} pixels; expected 8 or more, or none."
+                f"resize_shorter={self.resize_shorter} pixels; expected 8 or more, or None."
             )
         if not self.max_megapixels > 0:
             raise ValueError(f"max_megapixels={self.max_megapixels}; expected more than 0.")
@@ -84,47 +84,29 @@ class Stored:
     height: int
     """As shown, that is after EXIF orientation."""
     remarks: tuple[str, ...]
-    """What was done to it, or is to be known."""
+    """What was done to the image, or readers should know."""
     repaired: bool
-    """Whether it is not the source's own bytes, or had a wrong extension."""
+    """Whether its bytes are not the source's, or its extension was wrong."""
     pixels: Pixels | None
-    """If it had to be decoded."""
+    """None if it was not decoded."""
 
 
 def prepare(
     image: bytes | Pixels, how: Preparation, *, extension: str = "", measure: bool = False
 ) -> Stored:
-    """Return what is stored of an image.
+    """Return an image as it is to be stored.
 
     Args:
         image: A file's bytes, or pixels [H, W, 3].
         how: The encoding, size and checks.
-        extension: Of the file's name, to compare with its content; empty if there is none.
-        measure: Decode even if nothing else asks for it.
+        extension: Of the file's name, to compare with the content; "" if there is none.
+        measure: Decode even if nothing else needs it.
 
     Raises:
-        Unusable: It cannot be stored, and why.
+        Unusable: It cannot be stored; the error says why.
     """
     if isinstance(image, bytes):
-        header = read_header(image) if image else None
-        kept = header is not None and _keeps(image, header, how)
-        pixels: Pixels | None = None
-        remarks: list[str] = []
-        if kept:
-            assert header is not None
-            need = how.verify_decode or measure or _reencodes(header, how)
-            pixels = decode(header) if need else None
-            if need and pixels is None and not (header.codec == "png" and png_is_sound(image)):
-                # Pillow might read it, but would pass over what is missing.
-                detail = f"training's decoder does not read this {header.codec} file"
-                raise Unusable("truncated or corrupt", detail)
-            kept = pixels is not None or not need
-        if kept:
-            assert header is not None
-            remarks += _remarks(image, header, extension)
-        else:
-            pixels, remarks = _rescue(image, header, how, extension)
-            header = None
+        header, pixels, remarks = _examine(image, how, extension, measure)
     else:
         if not image.size:
             raise Unusable("empty", f"its pixels have the shape {list(image.shape)}")
@@ -146,6 +128,24 @@ def prepare(
     return Stored(kind, data, width, height, tuple(remarks), repaired, pixels)
 
 
+def _examine(
+    image: bytes, how: Preparation, extension: str, measure: bool
+) -> tuple[Header | None, Pixels | None, list[str]]:
+    """Return a file's header if it can be kept, its pixels if they were needed, and remarks."""
+    header = read_header(image) if image else None
+    if header is not None and _keeps(image, header, how):
+        if not (how.verify_decode or measure or _reencodes(header, how)):
+            return header, None, _remarks(image, header, extension)
+        pixels = decode(header)
+        if pixels is not None:
+            return header, pixels, _remarks(image, header, extension)
+        if not (header.codec == "png" and png_is_sound(image)):
+            # Pillow might read it, but would ignore what is missing.
+            detail = f"training's decoder does not read this {header.codec} file"
+            raise Unusable("truncated or corrupt", detail)
+    return None, *_rescue(image, header, how, extension)
+
+
 def _keeps(image: bytes, header: Header, how: Preparation) -> bool:
     """Whether training decodes such a file to the same 8-bit RGB pixels on every device."""
     _check_size(header.width, header.height, how)
@@ -155,7 +155,7 @@ def _keeps(image: bytes, header: Header, how: Preparation) -> bool:
         several, interrupted = jpeg_trouble(image)
         if interrupted:
             raise Unusable("truncated or corrupt", "another image begins within its pixels")
-        # CMYK: converting it is left to each decoder's taste. Two EXIF blocks: nvImageCodec 0.9
+        # CMYK: decoders convert it differently. Two EXIF blocks: nvImageCodec 0.9
         # takes the size from one and the orientation from the other, and writes past its buffer.
         return header.channels <= 3 and not several
     return header.codec == "png" and not png_still_beside_animation(image)
@@ -192,7 +192,7 @@ def _remarks(image: bytes, header: Header, extension: str) -> list[str]:
 def _rescue(
     image: bytes, header: Header | None, how: Preparation, extension: str
 ) -> tuple[Pixels, list[str]]:
-    """Decode by Pillow what is not kept."""
+    """Decode by Pillow a file whose bytes are not kept."""
     if not image:
         raise Unusable("empty", "the file has no bytes")
     if header is None and image.startswith(b"\xff\xd8\xff"):
@@ -221,12 +221,12 @@ def _rescue(
 
 
 def _known(image: bytes) -> bool:
-    """Whether it begins like a format that is known."""
+    """Whether it begins like a file of a known format."""
     return image.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*", b"MM\0"))
 
 
 def _encode(pixels: Pixels, how: Preparation) -> tuple[str, bytes]:
-    """Encode, and prove that training's decoder gives the pixels back."""
+    """Encode, and check that training's decoder returns the pixels."""
     if how.encoding == "raw":
         return "rgb", pixels.tobytes()
     name, _, quality = how.encoding.partition(":")

@@ -1,4 +1,4 @@
-"""The two tasks of writing: one shard, and the hashes of a run of images. Any process does them."""
+"""The two jobs of writing: write one shard, and hash a run of images. Any process can do them."""
 
 import errno
 import hashlib
@@ -19,14 +19,14 @@ from shards.storage import Folder
 from shards.tar import TarWriter, file_of, index_text, label_bytes
 from shards.writing.prepare import Preparation, Stored, Unusable, prepare
 
-# What is wrong with a file, not with the disk or the network that it is on.
+# Errors of a file itself, not of its disk or network.
 _OF_THE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 }
-_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read what else may be an outage
-_LOST = 20  # images in a row that cannot be read: then it is not they
-_DEADLY = 5  # images of one shard that end their process: then it is not they
+_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read, where it may be an outage
+_LOST = 20  # images in a row that cannot be read: then the source is at fault, not the images
+_DEADLY = 5  # images of one shard that end their process: then the decoder is at fault
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WriteShard(Job):
     preparation: Preparation
 
     def __call__(self, task: ShardTask, report: Report) -> None:
-        """Write a shard; an earlier attempt's files are replaced by the same bytes."""
+        """Write a shard; the files of an earlier attempt are replaced by equal ones."""
         seen, rows = Seen(), []
         lost_in_a_row = 0
         with self.folder.create(f"{task.name}.tar") as file:
@@ -66,27 +66,18 @@ class WriteShard(Job):
             for done, position in enumerate(task.positions.tolist()):
                 report(done, tar.length)
                 if position in task.unread:
-                    detail = "reading it ended the process, twice"
-                    seen.quarantined.append(
-                        Quarantined(f"position {position}", "deadly", detail, "")
-                    )
+                    why = ("deadly", "reading it ended the process, twice")
+                    seen.quarantined.append(Quarantined(f"position {position}", *why, ""))
                     continue
                 try:
                     sample = self._read(position)
-                    lost_in_a_row = 0
                 except OSError as error:
                     lost_in_a_row += 1
                     if lost_in_a_row == _LOST:
-                        raise OSError(
-                            error.errno,
-                            f"{_LOST} images in a row cannot be read, the last with {error}: the "
-                            "source seems to be gone. What is complete stays; bring the source "
-                            "back and repeat the command.",
-                        ) from None
-                    origin = plain(str(error.filename or f"position {position}"))
-                    detail = plain(error.strerror or str(error))
-                    seen.quarantined.append(Quarantined(origin, "unreadable", detail, ""))
+                        raise _source_is_gone(error) from None
+                    seen.quarantined.append(_unreadable(position, error))
                     continue
+                lost_in_a_row = 0
                 try:
                     row = self._add(tar, sample, seen, bool(task.measured[done]), position, task)
                 except Unusable as error:
@@ -103,21 +94,21 @@ class WriteShard(Job):
         report(len(task.positions), tar.length)
 
     def without(self, task: ShardTask, done: int) -> ShardTask:
-        """Return the task with one image more that is to be quarantined undecoded, then unread."""
+        """Return the task with one more image to quarantine: first undecoded, then unread."""
         position = int(task.positions[min(done, len(task.positions) - 1)])
         if len(task.deadly) == _DEADLY:
             raise OSError(
                 errno.EIO,
-                f"{_DEADLY} images of shard {task.name} ended the process that decodes them: not "
-                "they, but the decoder seems broken. Is nvidia-nvimgcodec installed for this "
-                "machine? What is complete stays, and the same command goes on.",
+                f"{_DEADLY} images of shard {task.name} ended the process that decodes them: the "
+                "decoder seems broken, not the images. Is nvidia-nvimgcodec installed for this "
+                "machine? Complete shards stay, and the same command goes on.",
             )
         if position in task.deadly:
             return replace(task, unread=task.unread | {position})
         return replace(task, deadly=task.deadly | {position})
 
     def _read(self, position: int) -> Sample:
-        """Return a sample; what may be an outage rather than the file's own fault is waited for."""
+        """Return a sample; an error that may be an outage, not the file's fault, is waited out."""
         for pause in (*_PAUSES, None):
             try:
                 return self.source[position]
@@ -170,13 +161,26 @@ class WriteShard(Job):
             raise Unusable(error.reason, f"its partner: {error.detail}") from None
 
     def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
-        """Keep the bytes of an image that cannot be stored, under a name that says where from."""
+        """Keep the bytes of an image that cannot be stored, under a name that tells its origin."""
         origin = str(sample.metadata.get("file", sample.key))
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
         self.folder.write(file, data)
         return Quarantined(plain(origin), error.reason, plain(error.detail), file)
+
+
+def _unreadable(position: int, error: OSError) -> Quarantined:
+    origin = plain(str(error.filename or f"position {position}"))
+    return Quarantined(origin, "unreadable", plain(error.strerror or str(error)), "")
+
+
+def _source_is_gone(error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"{_LOST} images in a row cannot be read, the last with {error}: the source seems to be "
+        "gone. Complete shards stay; bring the source back and repeat the command.",
+    )
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class HashContents(Job):
             report(done, 0)
             try:
                 hashes.append(content_hash(self.source[position]))
-            except OSError:  # like no other; writing names it
+            except OSError:  # a hash that equals no other; writing names the image
                 hashes.append(b"unread" + position.to_bytes(10, "little"))
         report(len(task), 0)
         return b"".join(hashes)

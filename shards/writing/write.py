@@ -3,32 +3,31 @@
     permutation of the source ─▶ equal runs ─▶ one task each: tar, index, table ─▶ manifest ─▶ OUT
          [without copies]                       in any order, on any engine
 
-Everything is written into OUT.partial (in an object store: into OUT, without a manifest), so that
-a failure or a kill leaves nothing that could be taken for a shard set, and the same command goes
-on where it ended. Memory does not grow with the images: the permutation takes 4 bytes a sample,
-and the search for copies and equal keys 16 at the end.
+Everything is written into OUT.partial (in an object store: into OUT, without a manifest). So what
+a failure or a kill leaves is not taken for a shard set, and the same command goes on where the
+writing ended. Memory does not grow with the images: the permutation takes 4 bytes a sample, and
+the search for copies and equal keys takes 16 at the end.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.duplicates import groups_of_copies
-from shards.engine import Engine, Serial
+from shards.engine import Engine, Serial, Totals
 from shards.image import load_codec
 from shards.layout import FORMAT, MANIFEST, PLAN, QUARANTINE, ShardSet, open_shards
-from shards.sealed_json import seal
-from shards.shard_table import plain, read_head, task_of
+from shards.shard_table import plain, read_table
 from shards.source.source import Source
 from shards.storage import Folder, Location, folder_at
-from shards.summary import summarise
-from shards.writing.output import LOCK, OURS, begun
+from shards.writing.output import LOCK, OURS, output_folder
 from shards.writing.prepare import Preparation
+from shards.writing.summary import summarise
 from shards.writing.tasks import HashContents, ShardTask, WriteShard
+from shards.writing.writing_plan import WritingPlan
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
 # large enough that ImageNet's 641 tars, which DALI holds open, stay below the usual 1,024 files.
@@ -39,17 +38,40 @@ _HASHED = 4096  # samples of one task of the search for copies
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a writing is."""
+    """How far a writing has come."""
 
     stage: str
     """hashing (the search for copies) or writing."""
     samples: int
-    """Done, by earlier attempts too."""
+    """Samples done, those of earlier attempts included."""
     total: int
     bytes: int
     """Written by this attempt."""
     resumed: int
-    """Of the samples: done by earlier attempts."""
+    """Samples that earlier attempts did."""
+
+
+class _Reporter:
+    """Tells how far one stage of a writing has come, by the progress of its tasks."""
+
+    def __init__(
+        self,
+        tell: Callable[[Progress], None] | None,
+        stage: str,
+        total: int,
+        resumed: int = 0,
+    ) -> None:
+        self._tell, self._stage, self._total, self._resumed = tell, stage, total, resumed
+        self._totals = Totals()
+
+    def __call__(self, task: int, samples: int, size: int | None = None) -> None:
+        """Take in a task's progress, and tell that of the stage."""
+        self._totals.add(task, samples, size)
+        if self._tell is not None:
+            samples = self._resumed + self._totals.samples
+            self._tell(
+                Progress(self._stage, samples, self._total, self._totals.bytes, self._resumed)
+            )
 
 
 def write(
@@ -69,17 +91,17 @@ def write(
     """Write the samples of a source, in random order, as a shard set.
 
     The same source, seed, limit, skip, samples_per_shard, preparation and drop_duplicates give the
-    same tars, byte for byte, on any engine, broken off and taken up again or not.
+    same tars, byte for byte, on any engine and after any number of interruptions.
 
     Args:
         source: Where the samples come from.
         out: Folder to make; it may exist if it is empty. Local, or a URL that fsspec knows.
         seed: Of the shuffle, 0 to 2**32 - 1.
-        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, and by
-            what was quarantined.
+        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, before
+            samples are quarantined.
         limit: Write only this many samples, chosen at random (the first of the shuffle).
-        skip: Leave out the first so many of the shuffle: with the same seed, the set that a limit
-            of this number writes and this one share no sample.
+        skip: Leave out this many samples at the beginning of the shuffle. A set written with this
+            number as its limit and the same seed then shares no sample with this one.
         preparation: How images are stored and checked.
         drop_duplicates: Leave out images whose bytes are those of another; the first in the
             source's order stays. Reads every image once more.
@@ -91,13 +113,56 @@ def write(
         ValueError: A setting or a key is unusable, no image is usable, or another writing was
             begun there.
         FileExistsError: `out` is not empty, or is being written by another process.
-        OSError: The disk is full or cannot be written; what is complete stays for another attempt.
+        OSError: The disk is full or cannot be written; complete shards stay for another attempt.
     """
     preparation, engine = preparation or Preparation(), engine or Serial()
+    _check(source, seed=seed, samples_per_shard=samples_per_shard, limit=limit, skip=skip)
+    origin = f"{plain(source.origin)}\n".encode() + source.fingerprint()
+    plan = WritingPlan(
+        format=FORMAT,
+        source=source.name,
+        split=plain(source.split),
+        samples=len(source),
+        fingerprint=hashlib.sha256(origin).hexdigest(),
+        classes=[plain(name) for name in source.classes],
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        limit=limit,
+        drop_duplicates=drop_duplicates,
+        preparation=preparation,
+        partners=source.partners,
+        skip=skip,
+        command=plain(command),
+    )
+    with output_folder(out, plan) as (folder, plan):
+        order = shuffled(len(source), seed)[skip:][:limit]
+        if drop_duplicates:
+            report = _Reporter(progress, "hashing", len(order))
+            order = _without_copies(source, order, engine, report)
+        if plan.kept != len(order):
+            plan = replace(plan, kept=len(order))
+            folder.write(PLAN, plan.to_json().encode())
+        tasks = _tasks(order, samples_per_shard)
+        done = _done(folder, tasks)
+        waiting = [task for task in tasks if task.name not in done]
+        resumed = sum(len(task.positions) for task in tasks if task.name in done)
+        report = _Reporter(progress, "writing", len(order), resumed)
+        load_codec()
+        job = WriteShard(source, folder, preparation)
+        for number, _ in engine.run(job, waiting, report):
+            report(number, len(waiting[number].positions))
+        _finish(folder, plan)
+    return open_shards(out)
+
+
+def _check(
+    source: Source, *, seed: int, samples_per_shard: int, limit: int | None, skip: int
+) -> None:
+    """Refuse settings that no writing can have, and an empty source."""
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}; expected 1 or more.")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; expected 1 or more, or none for all samples.")
+        raise ValueError(f"limit={limit}; expected 1 or more, or None for all samples.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
     if skip and not 0 < skip < len(source):
@@ -106,47 +171,10 @@ def write(
         )
     if not len(source):
         raise ValueError(f"source {source.name}, split {source.split!r}, holds no samples.")
-    plan = {
-        "format": FORMAT,
-        "source": source.name,
-        "split": plain(source.split),
-        "samples": len(source),
-        "fingerprint": hashlib.sha256(
-            f"{plain(source.origin)}\n".encode() + source.fingerprint()
-        ).hexdigest(),
-        "classes": [plain(name) for name in source.classes],
-        "seed": seed,
-        "samples_per_shard": samples_per_shard,
-        "limit": limit,
-        "drop_duplicates": drop_duplicates,
-        "preparation": asdict(preparation),
-        **({"partners": True} if source.partners else {}),
-    }
-    if skip:  # else the plan is that of sets that were begun before it could be asked for
-        plan["skip"] = skip
-
-    with begun(out, {**plan, "command": plain(command)}) as (folder, plan):
-        order = shuffled(len(source), seed)[skip:][:limit]
-        found = len(order)
-        if drop_duplicates:
-            order = _without_copies(source, order, engine, _reporter(progress, "hashing", found))
-        if plan.get("kept") != len(order):
-            plan["kept"] = len(order)
-            folder.write(PLAN, seal(plan, indent=1).encode())
-        tasks = _tasks(order, samples_per_shard)
-        done = _done(folder, tasks)
-        waiting = [task for task in tasks if task.name not in done]
-        resumed = sum(len(task.positions) for task in tasks if task.name in done)
-        report = _reporter(progress, "writing", len(order), resumed)
-        load_codec()
-        for number, _ in engine.run(WriteShard(source, folder, preparation), waiting, report):
-            report(number, len(waiting[number].positions), None)
-        _finish(folder, plan)
-    return open_shards(out)
 
 
 def shuffled(samples: int, seed: int) -> NDArray[np.integer]:
-    """Return a permutation of the positions of a source, the same for ever for a seed."""
+    """Return a permutation of the positions of a source: always the same for a seed."""
     order = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
     # RandomState, not default_rng: its stream is promised never to change (NEP 19).
     np.random.RandomState(seed).shuffle(order)
@@ -168,33 +196,32 @@ def _without_copies(
     source: Source,
     order: NDArray[np.integer],
     engine: Engine,
-    report: Callable[[int, int, int | None], None],
+    report: _Reporter,
 ) -> NDArray[np.integer]:
-    """Return the order without images whose bytes an earlier position of the source has."""
+    """Return the order without images whose bytes an earlier sample of the source has."""
     positions = np.sort(order)
     tasks = [positions[i : i + _HASHED] for i in range(0, len(positions), _HASHED)]
     hashes = np.empty(len(positions), dtype="V16")
     for number, found in engine.run(HashContents(source), tasks, report):
         start = number * _HASHED
         hashes[start : start + len(tasks[number])] = np.frombuffer(found, dtype="V16")
-        report(number, len(tasks[number]), None)
+        report(number, len(tasks[number]))
     copies = [positions[group[1:]] for group in groups_of_copies(hashes)]
     return order[~np.isin(order, np.concatenate(copies))] if copies else order
 
 
 def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
-    """Return the shards that earlier attempts completed; what else they left is removed."""
+    """Return the shards that earlier attempts completed, and remove all else that they left."""
     sizes, complete = folder.sizes(), set()
     for task in tasks:
         if f"{task.name}.jsonl" in sizes:
-            text = folder.read(f"{task.name}.jsonl")
             try:
-                shard, _ = read_head(text)
+                table = read_table(folder.read(f"{task.name}.jsonl"))
             except ValueError:
                 continue
-            if task_of(text) != task.digest():
+            if table.task != task.digest():
                 continue
-            files = {"tar": shard.tar.bytes, "idx": shard.index.bytes}
+            files = {"tar": table.shard.tar.bytes, "idx": table.shard.index.bytes}
             if all(sizes.get(f"{task.name}.{ext}") == size for ext, size in files.items()):
                 complete.add(task.name)
     for name in sizes:
@@ -208,31 +235,11 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
     return complete
 
 
-def _finish(folder: Folder, plan: dict[str, Any]) -> None:
+def _finish(folder: Folder, plan: WritingPlan) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
-    for name in summary.empty:  # nothing in it was usable; its table says why
+    for name in summary.empty:  # no sample was usable; its table says why
         for extension in ("idx", "tar"):
             folder.remove(f"{name}.{extension}")
     summary.write_reasons(folder)
     folder.write(MANIFEST, summary.manifest.to_json().encode())
-
-
-def _reporter(
-    progress: Callable[[Progress], None] | None, stage: str, total: int, resumed: int = 0
-) -> Callable[[int, int, int | None], None]:
-    """Return a function that adds up the counters of all tasks; bytes of None stay as they are."""
-    counters: dict[int, tuple[int, int]] = {}
-    samples_in_all, bytes_in_all = resumed, 0
-
-    def report(task: int, samples: int, size: int | None) -> None:
-        nonlocal samples_in_all, bytes_in_all
-        before_samples, before_bytes = counters.get(task, (0, 0))
-        size = before_bytes if size is None else size
-        counters[task] = samples, size
-        samples_in_all += samples - before_samples
-        bytes_in_all += size - before_bytes
-        if progress is not None:
-            progress(Progress(stage, samples_in_all, total, bytes_in_all, resumed))
-
-    return report

@@ -12,6 +12,7 @@ import pytest
 
 import shards
 from shards.layout import FORMAT, File, Manifest, Shard, ShardSet, open_shards
+from shards.manifest_schema import schema as current_schema
 from shards.sealed_json import seal, unseal
 from shards.source import ImageFolder
 from shards.writing.write import write
@@ -150,6 +151,10 @@ def test_a_manifest_of_another_format_is_refused(shard_set: ShardSet):
         ({"statistics": {}}, "lacks statistics.median_shorter_side"),
         ({"shards": [{"name": "00000"}]}, "lacks shards[0].samples, shards[0].tar"),
         ({"remarks": {"a": "b"}}, "is damaged: remarks.a is 'b', expected int"),
+        ({"shards": [3]}, "is damaged: shards[0] is 3, expected an object"),
+        ({"partners": 1}, "is damaged: partners is 1, expected bool"),
+        ({"seed": True}, "is damaged: seed is True, expected int"),
+        ({"seed": -1}, "is damaged: seed is -1, expected int >= 0"),
         ({"samples": 13}, "contradicts itself: samples is not the sum over its shards"),
     ],
 )
@@ -212,6 +217,11 @@ def test_the_schema_accepts_what_is_written_and_refuses_what_opening_refuses(roo
     for name in written:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({k: v for k, v in written.items() if k != name}, SCHEMA)
+
+
+def test_the_schema_is_what_the_code_makes():
+    """Else: python -m shards.manifest_schema > shards/manifest.schema.json."""
+    assert current_schema() == SCHEMA
 
 
 def test_the_schema_describes_every_field_of_the_code():

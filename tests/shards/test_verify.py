@@ -21,6 +21,7 @@ from shards.health.repair import repair
 from shards.health.verification import verify
 from shards.health.watch import Watch
 from shards.layout import ShardSet, open_shards
+from shards.sealed_json import seal, unseal
 from shards.source import ImageFolder
 from shards.subset.selection import select
 from shards.writing.prepare import Preparation
@@ -141,6 +142,18 @@ def test_what_can_be_made_again_is_the_same_to_the_byte(
     if name == "plan.json":  # its fingerprint is for unfinished writings only
         assert json.loads(after.pop(name)).keys() == json.loads(before.pop(name)).keys()
     assert after == before
+
+
+def test_a_plan_that_lacks_settings_is_named_and_made_again(copy: ShardSet) -> None:
+    path = Path(copy.root) / "plan.json"
+    values = unseal(path.read_text())
+    path.write_text(seal({**values, "seed": "0"}, indent=1))
+    assert str(verify(copy.root).problems[0]) == "plan.json is damaged: seed is '0', expected int"
+    del values["preparation"]
+    path.write_text(seal(values, indent=1))
+    assert str(verify(copy.root).problems[0]) == "plan.json lacks preparation"
+    assert repair(copy.root).rebuilt == ["plan.json"]
+    assert not verify(copy.root).problems
 
 
 def test_a_lost_index_or_table_is_made_again(copy: ShardSet) -> None:

@@ -305,7 +305,7 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
         write(source, tmp_path / "letters" / "to_mother.txt")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is no shard"):
+    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is not a shard"):
         write(source, tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
 
@@ -352,6 +352,13 @@ def test_a_writing_with_other_settings_does_not_go_on(class_folders, tmp_path: P
         write(source, tmp_path / "out", **{"samples_per_shard": 2, **other})
 
 
+def test_a_writing_that_skips_does_not_go_on_without_skipping(class_folders, tmp_path: Path):
+    source = ImageFolder(root=class_folders())
+    _break_off(source, tmp_path / "out", skip=5)
+    with pytest.raises(ValueError, match=r"another skip: 5 there, 0 here"):
+        write(source, tmp_path / "out", samples_per_shard=2)
+
+
 def test_a_writing_of_another_list_of_files_does_not_go_on(class_folders, tmp_path: Path):
     root = class_folders()
     _break_off(ImageFolder(root=root), tmp_path / "out")
@@ -390,13 +397,13 @@ def test_a_file_whose_name_is_not_unicode_is_written_and_quarantined_by_name(tmp
     assert open_shards(tmp_path / "out") == shard_set
 
 
-def _break_off(source: Source, out: Path) -> None:
+def _break_off(source: Source, out: Path, *, skip: int = 0) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.samples == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(source, out, samples_per_shard=2, progress=interrupt)
+        write(source, out, samples_per_shard=2, skip=skip, progress=interrupt)
 
 
 def test_a_full_disk_is_said_and_the_writing_goes_on_later(

@@ -1,36 +1,36 @@
-"""A shard set's manifest, from its plan and the tables of its shards."""
+"""A shard set's manifest, made from its plan and the tables of its shards."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.duplicates import count_copies
 from shards.layout import FORMAT, QUARANTINE, REASONS, Account, Manifest, Shard
-from shards.shard_table import Quarantined, Seen, key_hash, read_head, read_values
+from shards.shard_table import Quarantined, SampleRow, Seen, key_hash, read_table
 from shards.storage import Folder
+from shards.writing.writing_plan import WritingPlan
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the tables of all shards add up to."""
+    """The sum of all shards' tables."""
 
     manifest: Manifest
     quarantined: list[Quarantined]
     empty: list[str]
-    """Shards of which no sample was usable."""
+    """Names of shards without a usable sample."""
 
     def write_reasons(self, folder: Folder) -> None:
-        """List all that is in quarantine, a line a sample; no list if nothing is."""
+        """Write the list of quarantined samples, a line each; nothing if there are none."""
         if self.quarantined:
             lines = [json.dumps(asdict(one), ensure_ascii=False) for one in self.quarantined]
             folder.write(f"{QUARANTINE}/{REASONS}", "\n".join([*lines, ""]).encode())
 
 
-def summarise(folder: Folder, plan: dict[str, Any]) -> Summary:
+def summarise(folder: Folder, plan: WritingPlan) -> Summary:
     """Read all tables of a folder, one after the other, and sum them up.
 
     Memory: 16 bytes a sample, for equal keys and equal images.
@@ -39,9 +39,9 @@ def summarise(folder: Folder, plan: dict[str, Any]) -> Summary:
         ValueError: No sample was usable, two have the same key, a table is damaged or missing.
     """
     total, shards, empty = Seen(), [], []
-    left = plan["samples"] - plan.get("skip", 0)
-    found = min(left, plan["limit"] or left)
-    kept = plan.get("kept", found)  # without the copies that were dropped
+    left = plan.samples - plan.skip
+    found = min(left, plan.limit or left)
+    kept = found if plan.kept is None else plan.kept
     keys, contents = np.empty(found, dtype=np.uint64), np.empty(found, dtype=np.uint64)
     written = 0
     for shard, seen, rows in _tables(folder):
@@ -50,8 +50,8 @@ def summarise(folder: Folder, plan: dict[str, Any]) -> Summary:
         if written + len(rows) > found:
             raise ValueError(f"{folder} holds the tables of more than {found:,} samples.")
         end = written + len(rows)
-        keys[written:end] = [key_hash(row["key"]) for row in rows]
-        hashes = bytes.fromhex("".join(row["content"][:16] for row in rows))
+        keys[written:end] = [key_hash(row.key) for row in rows]
+        hashes = bytes.fromhex("".join(row.content[:16] for row in rows))
         contents[written:end] = np.frombuffer(hashes, dtype=np.uint64)
         written = end
     _refuse_equal_keys(folder, keys[:written])
@@ -79,39 +79,38 @@ def summarise(folder: Folder, plan: dict[str, Any]) -> Summary:
     return Summary(manifest, total.quarantined, [shard.name for shard in empty])
 
 
-def _manifest(plan: dict[str, Any], shards: list[Shard], seen: Seen, account: Account) -> Manifest:
-    how = plan["preparation"]
-    reencoded = how["encoding"] == "raw" or how["encoding"].startswith("jpeg")
+def _manifest(plan: WritingPlan, shards: list[Shard], seen: Seen, account: Account) -> Manifest:
+    how = plan.preparation
+    reencoded = how.encoding == "raw" or how.encoding.startswith("jpeg")
     return Manifest(
         format=FORMAT,
-        source=plan["source"],
-        split=plan["split"],
+        source=plan.source,
+        split=plan.split,
         samples=account.written,
-        classes=plan["classes"],
-        encoding=how["encoding"],
-        resize_shorter=how["resize_shorter"] or 0,
+        classes=plan.classes,
+        encoding=how.encoding,
+        resize_shorter=how.resize_shorter or 0,
         extensions=sorted(seen.extensions),
         orientation="pixels" if reencoded else "decoder",
         shards=shards,
         statistics=seen.statistics(),
         account=account,
         remarks=dict(sorted(seen.remarks.items())),
-        seed=plan["seed"],
-        command=plan["command"],
+        seed=plan.seed,
+        command=plan.command,
         parent="",
-        partners=plan.get("partners", False),
+        partners=plan.partners,
     )
 
 
-def _tables(folder: Folder) -> Iterator[tuple[Shard, Seen, list[dict[str, Any]]]]:
+def _tables(folder: Folder) -> Iterator[tuple[Shard, Seen, list[SampleRow]]]:
     names = [name for name in folder.sizes() if name.endswith(".jsonl")]
     for name in sorted(names, key=lambda name: (len(name), name)):  # 100000 comes after 99999
-        text = folder.read(name)
         try:
-            shard, seen = read_head(text)
+            table = read_table(folder.read(name))
         except ValueError as error:
             raise ValueError(f"{folder.path(name)} {error}") from None
-        yield shard, seen, read_values(text)
+        yield table.shard, table.seen, table.rows
 
 
 def _refuse_equal_keys(folder: Folder, keys: NDArray[np.uint64]) -> None:
@@ -123,11 +122,11 @@ def _refuse_equal_keys(folder: Folder, keys: NDArray[np.uint64]) -> None:
     seen: dict[str, int] = {}
     for _, _, rows in _tables(folder):
         for row in rows:
-            key = row["key"]
-            if key_hash(key) in repeated and key in seen:
+            if key_hash(row.key) not in repeated:
+                continue
+            if row.key in seen:
                 raise ValueError(
-                    f"samples {seen[key]} and {row['id']} of the source have the same key "
-                    f"{key!r}; keys must be unique. Rename one of them."
+                    f"samples {seen[row.key]} and {row.id} of the source have the same key "
+                    f"{row.key!r}; keys must be unique. Rename one of them."
                 )
-            if key_hash(key) in repeated:
-                seen[key] = row["id"]
+            seen[row.key] = row.id
