@@ -1,6 +1,8 @@
 """Choose samples of a shard set as a subset over the same tars, without copying them.
 
     python -m tools.select data/mine labelled --fraction 0.01 --rest unlabelled
+
+A subset is a manifest and small tables in DIR/subsets/NAME; it is opened as a shard set is.
 """
 
 from __future__ import annotations

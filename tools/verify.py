@@ -1,6 +1,8 @@
 """Check a shard set against what was written, and repair it on request.
 
     python -m tools.verify data/mine --deep true
+
+Nothing is changed unless --repair says so.
 """
 
 from __future__ import annotations

@@ -38,11 +38,11 @@ def run_function(main: Callable[..., None]) -> None:
 
 
 def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
-    """Call a function with what a command line says.
+    """Call a function with what a command line says; without parameters, it reads that itself.
 
     Args:
         main: the command; see the head of this file.
-        arguments: what to read instead of this process's command line.
+        arguments: words to read instead of this process's command line.
 
     Raises:
         ValueError: a recipe or its flags are wrong.
@@ -51,6 +51,8 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
     words = list(sys.argv[1:] if arguments is None else arguments)
     hints = get_type_hints(main, include_extras=True)
     parameters = inspect.signature(main).parameters
+    if not parameters:
+        return main()
     values: dict[str, Any] = {}
     for name in parameters:
         if hints[name] == Rest:
