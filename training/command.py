@@ -60,6 +60,6 @@ def _message(error: Exception) -> str:
     if isinstance(error, argparse.ArgumentError):  # jsonargparse lays them out over many lines
         text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", " ".join(str(error).split()))
         text = re.sub(r"a <class '(\w+)'>", r"\1", text)
-        union = r"Does not validate against .*? Errors: - (Expected .*?) - Expected NoneType .*Given"
-        return re.sub(union, r"\1. Got", text)
+        optional = r"Does not validate .*? Errors: - (Expected .*?) - Expected NoneType .*Given"
+        return re.sub(optional, r"\1. Got", text)
     return str(error) or type(error).__name__

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -28,7 +27,6 @@ from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
 from training.config import Config
 from training.device_use import utilization
-from training.settings import Settings, parse, parser
 from training.step import Step
 from training.surroundings import surroundings
 
@@ -262,27 +260,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
 
 
-def recipe_parser(prog: str, description: str) -> ArgumentParser:
-    """Return train.py's command line for a tool that trains nothing and makes no run folder."""
-    command_line = parser(prog, description)
-    command_line.set_defaults({"run": Path(".")})
-    return command_line
-
-
-def parse_recipe(command_line: ArgumentParser, arguments: Sequence[str]) -> Settings:
-    """Read a command line of `recipe_parser`; length and trackers of the recipe are set aside."""
-    unused = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
-    return parse([*arguments, *unused], command_line=command_line)
-
-
-def check_writable(options: dict[str, Any], *names: str) -> None:
+def check_writable(**files: Path | None) -> None:
     """Refuse files that cannot be written, before anything is measured.
+
+    Args:
+        files: path by flag.
 
     Raises:
         ValueError: a file's folder does not exist, or it is a folder itself.
     """
-    for name in names:
-        path: Path | None = options[name]
+    for name, path in files.items():
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no folder; --{name} FILE is written into one.")
         if path is not None and path.is_dir():
