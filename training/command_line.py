@@ -72,8 +72,9 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         )
         add_parameters(parser, main)
         values |= vars(parser.parse_args(words))
-    many = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
-    main(*(word for name in many for word in values.pop(name)), **values)
+    several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
+    positional = [word for name in several for word in values.pop(name)]
+    main(*positional, **values)
 
 
 def program(main: Callable[..., None]) -> str:
