@@ -124,7 +124,7 @@ def described(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     entries = re.findall(r"^    (\w+): (.+(?:\n     .+)*)", arguments, re.MULTILINE)
     texts = {name: " ".join(text.split()) for name, text in entries}
     return " ".join(description.split()), {
-        name: text[0].upper() + text[1:].replace("%", "%%") for name, text in texts.items()
+        name: text[0].upper() + text[1:] for name, text in texts.items()
     }
 
 
