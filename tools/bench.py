@@ -108,7 +108,7 @@ def show_header(console: Console, workload: Workload, loader: Loader, source: st
 
 
 def show(console: Console, record: dict[str, Any]) -> None:
-    """Print a table, and in words what it comes to."""
+    """Print a table, and its conclusions in words."""
     rounds = record["rounds"]
     title = f"medians of {rounds} rounds" if rounds > 1 else "one round"
     table = Table(title=title, title_justify="left")
@@ -131,7 +131,7 @@ def show(console: Console, record: dict[str, Any]) -> None:
 
 
 def conclusions(record: dict[str, Any]) -> Sequence[str]:
-    """Return in words what the figures come to."""
+    """Return the conclusions from the figures, in words."""
     lines = []
     if "ratio" in record:
         ratio, wait = record["ratio"], record["figures"]["both"]["data_wait"]
@@ -154,7 +154,7 @@ def conclusions(record: dict[str, Any]) -> Sequence[str]:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draw milliseconds a batch as bars, with least and most."""
+    """Draw milliseconds a batch as bars, with the least and the most."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -14,7 +14,7 @@ from training.run.origin import commit
 
 
 def surroundings(*packages: str) -> dict[str, Any]:
-    """Return what figures depend on besides the code, with the versions of these packages."""
+    """Return date, commit, hardware and load, with the versions of these packages."""
     cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {

@@ -52,7 +52,7 @@ def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[P
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Draw all variants with a finished run as a PNG; those that end highest are named first."""
+    """Draw all variants with a finished run as a PNG; the legend names the best first."""
     import matplotlib
 
     matplotlib.use("agg")
