@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from benchmarks import feed, parity
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
-from tools.compare import standing
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -206,23 +206,35 @@ FIGURES = {
 }
 
 
+UNRANKED = {"effective_dimension"}  # more of it is not better, and it is no percentage
+
+
+def _mean(finals: Sequence[Mapping[str, float]], figure: str) -> float:
+    return mean(each[figure] for each in finals)
+
+
+def _spread(finals: Sequence[Mapping[str, float]], figure: str) -> str:
+    """Return mean and standard deviation over seeds; "" if the figure is missing."""
+    values, scale = [f[figure] for f in finals if figure in f], 1 if figure in UNRANKED else 100
+    return f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f}" if values else ""
+
+
 def methods() -> str:
     """Return what each method learned in the same seconds, the best in bold."""
     record = read("methods-cifar10-cpu")
-    views = {
-        label: next(v for v in record["variants"] if v["name"] == name)["settings"]["views"]
-        for name, label in standing.labels(record).items()
-    }
-    found = standing.rows(record)
-    shown = standing.columns(found, FIGURES)
+    found = {variant["name"]: [] for variant in record["variants"]}
+    for run in record["runs"]:
+        found[run["variant"]].append(run["final"])
+    found = dict(sorted(found.items(), key=lambda item: -_mean(item[1], "knn_top1")))
+    best = {n: max(_mean(f, n) for f in found.values()) for n in FIGURES if n not in UNRANKED}
     rows = []
-    for place, row in enumerate(found):
-        name = f"{METHODS[row.label]}, {views[row.label]}" if row.trained else "random encoder"
-        cells = [
-            f"**{column.cells[place]}**" if column.best == place else column.cells[place]
-            for column in shown
-        ]
-        rows.append([name, *cells])
+    for name, finals in found.items():
+        views = next(v for v in record["variants"] if v["name"] == name)["settings"]["views"]
+        cells = {figure: _spread(finals, figure) for figure in FIGURES}
+        cells |= {n: f"**{cells[n]}**" for n, most in best.items() if _mean(finals, n) == most}
+        rows.append([f"{METHODS[name.removeprefix('cifar10_cpu_')]}, {views}", *cells.values()])
+    untrained = [each["figures"] for each in record["random"]]
+    rows.append(["random encoder", *(_spread(untrained, figure) for figure in FIGURES)])
     around = record["surroundings"]
     return (
         "20,000 CIFAR-10 images, a ResNet of 1.2 million parameters at 32 px, "

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "jsonargparse",
     }
     | {"safetensors", "shards"},
-    "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools"}
+    "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
     | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"},
 }
 

@@ -1,6 +1,7 @@
-"""From nothing to an evaluated encoder: `make demo`. Every command is shown, and can be run alone.
+"""Go from nothing to an evaluated encoder in some minutes: `make demo`.
 
-What is there already is used again; remove data/ and runs/demo to start over.
+Every command is shown, and can be run alone. Files that exist are used again; remove data/ and
+runs/demo to start over.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from shards.layout import MANIFEST
 from training.command import run_command
+from training.command_line import program
 
 DATA, RUN = Path("data"), Path("runs/demo")
 RECIPE = "recipes/sample_s2r2.yaml"
@@ -32,6 +35,8 @@ FIGURES = {
 
 def main() -> None:
     """Generate, shard, preview, train, evaluate, compare."""
+    summary = (__doc__ or "").partition("\n")[0]
+    ArgumentParser(prog=program(main), description=summary, exit_on_error=False).parse_args()
     console = Console(highlight=False)
     begin = time.monotonic()
     for split in ("unlabeled", "train", "test"):
@@ -39,37 +44,16 @@ def main() -> None:
         if not (out / MANIFEST).exists():
             # The first call draws the set and stores it as STL-10 is stored; the others read that.
             source = "sample" if split == "unlabeled" else "stl10"
-            _python(
-                "-m",
-                "tools.shard",
-                source,
-                "--root",
-                f"{DATA}/sample",
-                "--split",
-                split,
-                "--out",
-                str(out),
-            )
+            where = ["--root", f"{DATA}/sample", "--split", split, "--out", str(out)]
+            _python("-m", "tools.shard", source, *where)
     sheet = DATA / "sample-views.png"
     if not sheet.exists():
         train = str(DATA / "sample-unlabeled")
         _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
 
-    launcher = Path(sys.executable).parent / "accelerate"
-    _call(
-        [
-            str(launcher),
-            "launch",
-            "--quiet",
-            "--num_processes",
-            "1",
-            "train.py",
-            "--config",
-            RECIPE,
-            "--run",
-            str(RUN),
-        ]
-    )
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet"]
+    flags = ["--config", RECIPE, "--run", str(RUN)]
+    _call([*launcher, "--num_processes", "1", "train.py", *flags])
     results = {}
     for name, flags in (("random init", ["--random_init", "true"]), ("trained", [])):
         file = RUN / f"evaluation-{name.replace(' ', '-')}.json"
@@ -84,14 +68,14 @@ def main() -> None:
     for figure, words in FIGURES.items():
         table.add_row(words, *(f"{100 * result[figure]:.1f}" for result in results.values()))
     console.print(table)
-    places = {
+    made = {
         "shards": f"{DATA}/sample-*",
         "views": str(sheet),
         "run": f"{RUN} (config.yaml, metrics.jsonl, checkpoints/, encoder.safetensors)",
         "wall time": f"{time.monotonic() - begin:.0f} s",
     }
-    for name, place in places.items():
-        console.print(f"{name:10}{place}")
+    for name, text in made.items():
+        console.print(f"{name:10}{text}")
 
 
 def _python(*arguments: str) -> None:
@@ -99,7 +83,7 @@ def _python(*arguments: str) -> None:
 
 
 def _call(command: list[str]) -> None:
-    """Show a command as a person would type it, and run it; leave with its code if it fails."""
+    """Show a command as a person would type it, and run it; exit with its code if it fails."""
     shown = [Path(command[0]).name, *command[1:]]
     sys.stdout.write(f"\n$ {shlex.join(shown)}\n")
     sys.stdout.flush()

@@ -1,8 +1,7 @@
-"""Show what the trainer gets: rows of images, columns of their views, as one PNG."""
+"""Draw the views that training gets: a row for each image, as one PNG."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,21 @@ from torch import Tensor
 from pipeline.loader import Loader
 from pipeline.normalisation import MEAN, STD
 from shards.layout import open_shards
-from training.command import run_command
-from training.settings import parse, parser
+from training.command_line import run_function
+from training.settings import Settings
 
 GAP = 3  # pixels between views
 
 
-def main() -> None:
-    """Draw the views of the first samples of an epoch, exactly as training sees them."""
-    command_line = parser("python -m tools.preview", "Draw the views that a recipe makes.")
-    command_line.add_argument("folder", type=str, help="Shard set of python -m tools.shard.")
-    command_line.add_argument("--out", type=Path, default=Path("views.png"), help="PNG to write.")
-    command_line.add_argument("--rows", type=int, default=8, help="Samples, one a row.")
-    command_line.set_defaults({"shards": ".", "run": Path(".")})
-    # The recipe's length, whichever way it is given, is of no matter here.
-    length = ["--steps", "1", "--epochs", "null"]
-    settings = parse([*sys.argv[1:], *length], command_line=command_line)
-    folder, out, rows = (settings.options[name] for name in ("folder", "out", "rows"))
+def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows: int = 8) -> None:
+    """Draw the views that a recipe makes, exactly as training sees them.
+
+    Args:
+        settings: the recipe.
+        folder: shard set of `python -m tools.shard`.
+        out: PNG to write.
+        rows: number of samples, one a row: the first of an epoch.
+    """
     if rows < 1:
         raise ValueError(f"rows={rows}; give 1 or more.")
     shard_set = open_shards(folder)
@@ -50,7 +47,7 @@ def main() -> None:
 
 
 def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:
-    """Return one picture, uint8 [H, W, 3]: a row a sample, its views from left to right.
+    """Return one picture, uint8 [H, W, 3]: a row for each sample, its views from left to right.
 
     Args:
         views: normalised view groups [V, B, C, H, W].
@@ -72,4 +69,4 @@ def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_function(main)

@@ -1,73 +1,76 @@
-"""Choose samples of a shard set as a subset, not copied: `python -m tools.select DIR NAME …`."""
+"""Choose samples of a shard set as a subset over the same tars, without copying them.
+
+    python -m tools.select data/mine labelled --fraction 0.01 --rest unlabelled
+
+A subset is a manifest and small tables in DIR/subsets/NAME; it is opened as a shard set is.
+"""
+
+from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from shards.layout import ShardSet, open_shards
 from shards.subset.selection import select
 from shards.survey import rows_of
-from training.command import run_command
+from training.command_line import run_function
 from training.terminal import Section, show
 
 
-def main() -> None:
-    """Parse the flags, write the subset, and sum up."""
-    flags = vars(_parser().parse_args())
-    shard_set = open_shards(flags.pop("dir"))
-    command = shlex.join(["python", "-m", "tools.select", *sys.argv[1:]])
-    chosen = select(shard_set, flags.pop("name"), command=command, **flags)
+def main(
+    dir: str,
+    name: str,
+    *,
+    fraction: float | None = None,
+    per_class: int | None = None,
+    classes: list[str] | None = None,
+    fold: int | None = None,
+    ids: Path | None = None,
+    where: list[str] | None = None,
+    rest: str | None = None,
+    seed: int = 0,
+    stratified: bool = True,
+) -> None:
+    """Choose samples of a shard set as a subset over the same tars, DIR/subsets/NAME.
+
+    A sample must meet all criteria.
+
+    Args:
+        dir: shard set, a folder or a URL.
+        name: name of the subset.
+        fraction: share of the samples that all other flags choose, such as 0.1.
+        per_class: largest number of samples of each class.
+        classes: names of classes, or labels.
+        fold: samples of this fold (STL-10: 0 to 9).
+        ids: text file with one stable id or one key a line. A number without leading zeros is an
+            id; id=42 and key=42 say which is meant.
+        where: FIELD=VALUE, once or several times: samples with these values in KEY.json, such as
+            split=train.
+        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves.
+        seed: seed of --fraction and --per_class.
+        stratified: take the fraction of each class, and at least one sample of each.
+    """
+    shard_set = open_shards(dir)
+    chosen = select(
+        shard_set,
+        name,
+        fraction=fraction,
+        per_class=per_class,
+        classes=classes,
+        fold=fold,
+        ids=ids,
+        where=where,
+        rest=rest,
+        seed=seed,
+        stratified=stratified,
+        command=shlex.join(["python", "-m", "tools.select", *sys.argv[1:]]),
+    )
     subsets = chosen if isinstance(chosen, tuple) else (chosen,)
     show([_summary(shard_set, subset) for subset in subsets], Console())
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m tools.select",
-        description="Choose samples of a shard set as a subset over the same tars, "
-        "DIR/subsets/NAME. All criteria must hold.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("dir", metavar="DIR", type=str, help="Shard set, local or a URL.")
-    parser.add_argument("name", metavar="NAME", type=str, help="Of the subset.")
-    parser.add_argument(
-        "--fraction", type=float, help="Share of what all other flags choose, such as 0.1."
-    )
-    parser.add_argument("--per_class", type=int, help="At most so many samples of each class.")
-    parser.add_argument("--classes", nargs="+", type=str, help="Names of classes, or labels.")
-    parser.add_argument("--fold", type=int, help="Samples of this fold (STL-10: 0 to 9).")
-    parser.add_argument(
-        "--ids",
-        type=Path,
-        help="Text file, one stable id or one key a line. A number without leading zeros is an id; "
-        "id=42 and key=42 leave no doubt.",
-    )
-    parser.add_argument(
-        "--where",
-        nargs="+",
-        type=str,
-        metavar="FIELD=VALUE",
-        help="Samples with these values in KEY.json, such as split=train.",
-    )
-    parser.add_argument(
-        "--rest",
-        metavar="NAME2",
-        type=str,
-        help="Write what --fraction (or, without it, --per_class) leaves as a second subset.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Of --fraction and --per_class.")
-    parser.add_argument(
-        "--stratified",
-        type=bool,
-        default=True,
-        help="Take the fraction of each class, at least one sample of each.",
-    )
-    return parser
 
 
 def _summary(whole: ShardSet, subset: ShardSet) -> Section:
@@ -95,4 +98,4 @@ def _summary(whole: ShardSet, subset: ShardSet) -> Section:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_function(main)

@@ -1,8 +1,13 @@
-"""Write a data set as a shard set: `python -m tools.shard SOURCE --root … --split … --out DIR`.
+"""Write a data set as a shard set, from a source such as a folder, COCO or STL-10.
 
-Sources are what `shards.source` imports; their flags are their constructors' arguments.
+    python -m tools.shard folder --root my/images --out data/mine
+
+Sources are the classes that `shards.source` imports; their flags are their constructors' arguments.
 """
 
+from __future__ import annotations
+
+import inspect
 import json
 import os
 import shlex
@@ -11,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import rich.progress
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -28,6 +33,7 @@ from shards.writing.output import refuse_occupied
 from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
 from training.command import run_command
+from training.command_line import add_parameters, described, program
 
 SOURCES: dict[str, type[Source]] = {
     source.name: source
@@ -38,36 +44,83 @@ LINE_SECONDS = 5  # between progress lines where there is no terminal
 
 
 def main() -> None:
-    """Parse the flags, write the shard set, and sum up."""
+    """Parse the flags of the source that is named, and write its shard set."""
     arguments = _parser().parse_args()
     name = arguments.pop("source")
     flags = arguments[name].as_dict()
-    names = ("out", "limit", "skip", "seed", "samples_per_shard", "drop_duplicates")
-    settings = {name: flags.pop(name) for name in names}
-    engine = _engine(*(flags.pop(n) for n in ("engine", "workers", "ray_address")))
     fields = Preparation.__dataclass_fields__
     preparation = Preparation(**{field: flags.pop(field) for field in fields})
+    own = inspect.signature(shard).parameters
+    settings = {name: flags.pop(name) for name in own if name in flags}
+    shard(SOURCES[name], flags, preparation, **settings)
 
+
+def shard(
+    source: type[Source],
+    flags: dict[str, Any],
+    preparation: Preparation,
+    *,
+    out: str,
+    limit: int | None = None,
+    skip: int = 0,
+    seed: int = 0,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    drop_duplicates: bool = False,
+    workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+) -> None:
+    """Write a data set as shards: shuffled as a whole, balanced, indexed, every image decoded once.
+
+    After a kill, the same command again continues where it was.
+
+    Args:
+        source: what is written.
+        flags: arguments of its constructor.
+        preparation: what happens to each image.
+        out: folder to make, or a URL such as s3://…
+        limit: write only this many samples, chosen at random by the seed.
+        skip: leave out this many samples first: those that --limit of the same number and seed has
+            written.
+        seed: seed of the shuffle over all samples.
+        samples_per_shard: upper bound; the counts of the shards differ by at most one.
+        drop_duplicates: leave out images with the same bytes as another; reads all of them twice.
+        workers: number of processes; by default, one for each core of this machine.
+        engine: processes of this machine, or a Ray cluster.
+        ray_address: address of a cluster, such as auto; by default, a local cluster is started.
+    """
+    chosen = _engine(engine, workers, ray_address)
     console = Console(stderr=True)
-    refuse_occupied(settings["out"])  # before a source takes its time to list or download
-    source = SOURCES[name](**flags)
+    refuse_occupied(out)  # before a source takes its time to list or download
+    opened = source(**flags)
     begin = time.monotonic()
+    with kept_on_interrupt(out), progress_shown(console) as progress:
+        shard_set = write(
+            opened,
+            out,
+            limit=limit,
+            skip=skip,
+            seed=seed,
+            samples_per_shard=samples_per_shard,
+            drop_duplicates=drop_duplicates,
+            preparation=preparation,
+            engine=chosen,
+            command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
+            progress=progress,
+        )
+    _sum_up(shard_set, opened, time.monotonic() - begin)
+
+
+@contextmanager
+def kept_on_interrupt(out: str) -> Iterator[None]:
+    """Say at Ctrl-C where the finished part of a shard set lies."""
     try:
-        with progress_shown(console) as progress:
-            shard_set = write(
-                source,
-                **settings,
-                preparation=preparation,
-                engine=engine,
-                command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
-                progress=progress,
-            )
+        yield
     except KeyboardInterrupt:
-        out = settings["out"].rstrip("/")
+        out = out.rstrip("/")
         folder = out if is_remote(out) else f"{out}.partial"
         sys.stderr.write(f"what is complete stays in {folder}; the same command goes on there\n")
         raise
-    _sum_up(shard_set, source, time.monotonic() - begin)
 
 
 def _engine(name: str, workers: int | None, address: str | None) -> Engine:
@@ -84,9 +137,8 @@ def _parser() -> ArgumentParser:
     # The strings below the fields become their help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="python -m tools.shard",
-        description="Write a data set as shards: shuffled over all of it, balanced, indexed, "
-        "every image decoded once. Repeated after a kill, the same command goes on.",
+        prog=program(main),
+        description=described(shard)[0],
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -96,43 +148,7 @@ def _parser() -> ArgumentParser:
         command = ArgumentParser(description=summary, allow_abbrev=False, exit_on_error=False)
         command.add_class_arguments(source)
         command.add_class_arguments(Preparation)
-        command.add_argument(
-            "--out", type=str, required=True, help="Folder to make, or a URL such as s3://…"
-        )
-        command.add_argument(
-            "--limit", type=int, help="Write only this many samples, chosen at random by the seed."
-        )
-        command.add_argument(
-            "--skip",
-            type=int,
-            default=0,
-            help="Leave out so many first: what --limit of this number and seed has written.",
-        )
-        command.add_argument("--seed", type=int, default=0, help="Of the shuffle over all samples.")
-        command.add_argument(
-            "--samples_per_shard",
-            type=int,
-            default=SAMPLES_PER_SHARD,
-            help="Upper bound; the counts of the shards differ by at most one.",
-        )
-        command.add_argument(
-            "--drop_duplicates",
-            type=bool,
-            default=False,
-            help="Leave out images whose bytes are those of another; reads all of them twice.",
-        )
-        command.add_argument(
-            "--workers", type=int, help="Processes; by default, one a core of this machine."
-        )
-        command.add_argument(
-            "--engine",
-            type=Literal["local", "ray"],
-            default="local",
-            help="Processes of this machine, or a Ray cluster.",
-        )
-        command.add_argument(
-            "--ray_address", type=str, help="Of a cluster, such as auto; by default, a local one."
-        )
+        add_parameters(command, shard, "source", "flags", "preparation")
         commands.add_subcommand(name, command, help=summary)
     return parser
 

@@ -1,67 +1,45 @@
-"""Check a shard set against what was written: `python -m tools.verify DIR [--deep true]`."""
+"""Check a shard set against what was written, and repair it on request.
+
+    python -m tools.verify data/mine --deep true
+
+Nothing is changed unless --repair says so.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
 import time
 
 import rich.progress
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from shards.engine import LocalWorkers
-from shards.health.repair import repair
+from shards.health import repair as repairs
 from shards.health.verification import verify
-from training.command import run_command
+from training.command_line import run_function
 
 SHOWN = 20  # problems that are listed one by one
 
 
-def main() -> None:
-    """Verify, perhaps repair, and leave with 1 if something is damaged."""
-    parser = ArgumentParser(
-        prog="python -m tools.verify",
-        description="Check counts, sizes, hashes and index offsets of a shard set. Exit code 0: "
-        "as it was written; 1: damaged, or repaired only in part; 2: wrong input.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("folder", type=str, help="Shard set: a folder, or a URL such as s3://…")
-    parser.add_argument(
-        "--deep",
-        type=bool,
-        default=False,
-        help="Also decode every image as training does, and compare labels and ids.",
-    )
-    parser.add_argument(
-        "--repair",
-        type=bool,
-        default=False,
-        help="Rebuild indexes, tables and manifest, and quarantine samples whose bytes changed "
-        "(with --deep, also those that do not decode); good samples keep their bytes.",
-    )
-    parser.add_argument(
-        "--workers", type=int, help="Processes; by default, one a core of this machine."
-    )
-    options = parser.parse_args()
-    workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))
+def main(
+    folder: str, *, deep: bool = False, repair: bool = False, workers: int | None = None
+) -> None:
+    """Check counts, sizes, hashes and index offsets of a shard set.
 
-    if options.repair:
-        with rich.progress.Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("repairing", total=None)
+    Exit code 0: as it was written; 1: damaged, or only partly repaired; 2: wrong input.
 
-            def repairing(shards: int, total: int) -> None:
-                bar.update(task, completed=shards, total=total)
-
-            repaired = repair(options.folder, deep=options.deep, progress=repairing)
-        for problem in repaired.quarantined:
-            print(f"quarantined: {problem}")
-        for name in repaired.rebuilt:
-            print(f"made again:  {name}")
-        for problem in repaired.unrepaired:
-            print(f"unrepaired:  {problem}")
-        if not (repaired.quarantined or repaired.rebuilt or repaired.unrepaired):
-            print("nothing to repair")
-
+    Args:
+        folder: shard set: a folder, or a URL such as s3://…
+        deep: also decode every image as training does, and compare labels and ids.
+        repair: rebuild indexes, tables and manifest, and quarantine samples whose bytes changed
+            (with --deep, also those that do not decode); good samples keep their bytes.
+        workers: number of processes; by default, one for each core of this machine.
+    """
+    if repair:
+        _repair(folder, deep=deep)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
     begin = time.monotonic()
     with rich.progress.Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking", total=None)
@@ -69,26 +47,43 @@ def main() -> None:
         def advance(samples: int, total: int, _bytes: int) -> None:
             bar.update(task, completed=samples, total=total)
 
-        found = verify(
-            options.folder, deep=options.deep, engine=LocalWorkers(workers), progress=advance
-        )
+        found = verify(folder, deep=deep, engine=LocalWorkers(workers), progress=advance)
     seconds = time.monotonic() - begin
     for problem in found.problems[:SHOWN]:
         print(problem)
     if len(found.problems) > SHOWN:
         print(f"… and {len(found.problems) - SHOWN:,} more")
-    checked = "sizes, hashes and indexes" + (", every image decoded" if options.deep else "")
+    checked = "sizes, hashes and indexes" + (", every image decoded" if deep else "")
     print(
-        f"{options.folder}: {found.shards:,} shards, {found.samples:,} samples, "
+        f"{folder}: {found.shards:,} shards, {found.samples:,} samples, "
         f"{found.bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({checked}): "
         + (f"{len(found.problems):,} problems" if found.problems else "as it was written")
     )
     if found.problems:
-        if not options.repair:
-            deep = " --deep true" if options.deep else ""
-            print(f"to repair: python -m tools.verify {options.folder} --repair true{deep}")
+        if not repair:
+            more = " --deep true" if deep else ""
+            print(f"to repair: python -m tools.verify {folder} --repair true{more}")
         sys.exit(1)
 
 
+def _repair(folder: str, *, deep: bool) -> None:
+    """Repair a shard set, and print what was done."""
+    with rich.progress.Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("repairing", total=None)
+
+        def advance(shards: int, total: int) -> None:
+            bar.update(task, completed=shards, total=total)
+
+        repaired = repairs.repair(folder, deep=deep, progress=advance)
+    for problem in repaired.quarantined:
+        print(f"quarantined: {problem}")
+    for name in repaired.rebuilt:
+        print(f"made again:  {name}")
+    for problem in repaired.unrepaired:
+        print(f"unrepaired:  {problem}")
+    if not (repaired.quarantined or repaired.rebuilt or repaired.unrepaired):
+        print("nothing to repair")
+
+
 if __name__ == "__main__":
-    run_command(main)
+    run_function(main)

@@ -59,5 +59,7 @@ def _message(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, argparse.ArgumentError):  # jsonargparse lays them out over many lines
         text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", " ".join(str(error).split()))
-        return re.sub(r"a <class '(\w+)'>", r"\1", text)
+        text = re.sub(r"a <class '(\w+)'>", r"\1", text)
+        optional = r"Does not validate .*? Errors: - (Expected .*?) - Expected NoneType .*Given"
+        return re.sub(optional, r"\1. Got", text)
     return str(error) or type(error).__name__

@@ -38,7 +38,7 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
 
 
 def parser(
-    prog: str = "train.py", description: str = "Pretrain an image encoder from many views."
+    prog: str | None = None, description: str = "Pretrain an image encoder from many views."
 ) -> ArgumentParser:
     """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
     # The strings below the fields become their help.

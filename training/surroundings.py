@@ -14,7 +14,7 @@ from training.run.origin import commit
 
 
 def surroundings(*packages: str) -> dict[str, Any]:
-    """Return what figures depend on besides the code, with the versions of these packages."""
+    """Return date, commit, hardware and load, with the versions of these packages."""
     cpu = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {
@@ -28,3 +28,21 @@ def surroundings(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
     }
+
+
+def without_absolute_paths(value: Any) -> Any:
+    """Return it with paths below the working folder relative, and only the end of all others."""
+    if isinstance(value, dict):
+        return {name: without_absolute_paths(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_absolute_paths(each) for each in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    return " ".join(_relative(word) for word in value.split(" "))
+
+
+def _relative(word: str) -> str:
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

@@ -1,4 +1,4 @@
-"""Sections of a report: tables on a terminal, aligned lines where there is none; bars and bins."""
+"""Sections of a report: tables on a terminal, aligned lines in a file; bars and bins."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rich.text import Text
 _BAR = 30  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _BINS = 12
-# Between these ratios of width to height lie the borders of the bins.
+# Ratios of width to height; the borders of the bins lie between them.
 _RATIOS = {
     "1:3": 1 / 3,
     "1:2": 1 / 2,
@@ -32,16 +32,16 @@ Bins = list[tuple[str, int]]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: label and values, row by row."""
+    """A part of a report: rows of a label and its values."""
 
     title: str
     rows: list[tuple[str, ...]]
-    """All of one length; numbers come already formatted."""
+    """All of the same length; numbers are formatted already."""
 
 
 def show(sections: list[Section], console: Console) -> None:
     """Print a report."""
-    if not console.is_terminal:  # whole lines, however long the paths
+    if not console.is_terminal:  # long paths are not wrapped
         for number, section in enumerate(sections):
             print(("\n" if number else "") + section.title)
             widths = [max(map(len, column)) for column in zip(*section.rows, strict=True)]
@@ -59,7 +59,7 @@ def show(sections: list[Section], console: Console) -> None:
 
 
 def bar(count: int, largest: int) -> str:
-    """Return a bar of characters, to an eighth of one; something shows of every count above 0."""
+    """Return a bar of characters, exact to an eighth; every count above 0 is visible."""
     eighths = max(round(8 * _BAR * count / max(largest, 1)), int(count > 0))
     text = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
     encoding = sys.stdout.encoding or "ascii"
@@ -77,9 +77,9 @@ def bars(bins: Bins) -> list[tuple[str, ...]]:
 
 
 def bins_of(values: NDArray[np.integer]) -> Bins:
-    """Count whole numbers in bins with round borders: even ones, or of growing width.
+    """Count whole numbers in bins with round borders, of equal or of growing width.
 
-    The first and the last are open, so that a few far off do not stretch the others.
+    The first and the last bin are open, so that a few outliers do not stretch the others.
     """
     low, high = (int(value) for value in np.percentile(values, [1, 99]).round())
     if low == high and len(np.unique(values)) == 1:
@@ -104,7 +104,7 @@ def bins_of(values: NDArray[np.integer]) -> Bins:
 
 
 def aspect_bins(widths: NDArray[np.integer], heights: NDArray[np.integer]) -> Bins:
-    """Count images by the usual ratio of width to height that is nearest."""
+    """Count images by the nearest of the usual ratios of width to height."""
     ratios = np.log(list(_RATIOS.values()))
     nearest = np.searchsorted((ratios[1:] + ratios[:-1]) / 2, np.log(widths / heights))
     counts = np.bincount(nearest, minlength=len(ratios))
@@ -114,6 +114,6 @@ def aspect_bins(widths: NDArray[np.integer], heights: NDArray[np.integer]) -> Bi
 
 
 def _trimmed(bins: Bins) -> Bins:
-    """Leave out empty bins at both ends."""
+    """Remove empty bins at both ends."""
     full = [number for number, (_, count) in enumerate(bins) if count]
     return bins[full[0] : full[-1] + 1]

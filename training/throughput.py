@@ -1,4 +1,4 @@
-"""How fast the pipeline, the training step and both together are: for `bench` and `tune`."""
+"""Speed of the pipeline, of the training step and of both together: for `bench` and `tune`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -28,29 +27,28 @@ from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
 from training.config import Config
 from training.device_use import utilization
-from training.settings import Settings, parse, parser
 from training.step import Step
 from training.surroundings import surroundings
 
 GIB = 2**30
 PACKAGES = ("torch", "torchvision", "accelerate")
-DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one of them is there
-LEAST = 2  # batches that are timed, however long they take
-RATE = 0.0  # learning rate: the same work as any other, and the weights stay as they are
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one of them is installed
+LEAST = 2  # batches that are always timed
+RATE = 0.0  # learning rate: the same work as with any other, but the weights do not change
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Some batches, one after the other."""
+    """How long some consecutive batches took."""
 
     batches: int
     seconds: float
     waited: float
-    """Seconds of them in which the step, or nothing, waited for data; see `wait_seconds`."""
+    """Seconds of waiting for data; see `Loader.wait_seconds`."""
     host: float
-    """Seconds of them that this process was inside the loader."""
+    """Seconds that this process spent inside the loader."""
     utilization: float | None = None
-    """Share of the last second of them in which the GPU computed, if it can be asked."""
+    """Share of the last second in which the GPU computed; None if that is unknown."""
 
     @property
     def seconds_a_batch(self) -> float:
@@ -59,7 +57,7 @@ class Measurement:
 
 
 class Workload:
-    """A recipe on this machine, in one process: what loaders and steps are made from.
+    """A recipe on this machine, in one process; makes its loaders and its training step.
 
     Args:
         config: the recipe.
@@ -95,8 +93,8 @@ class Workload:
 
         Args:
             tuning: how it runs.
-            groups: other view groups than the recipe's.
-            shuffle_buffer: another one than the recipe's.
+            groups: view groups instead of the recipe's.
+            shuffle_buffer: its size instead of the recipe's.
         """
         config = self.config
         return Loader(
@@ -112,7 +110,7 @@ class Workload:
 
     @cached_property
     def step(self) -> Step:
-        """The training step, made when it is first asked for."""
+        """The training step, made at its first use."""
         return Step(self.config, self._accelerator)
 
 
@@ -123,16 +121,16 @@ def measure(
     *,
     loader: Loader | None = None,
 ) -> Measurement:
-    """Time turns, after those that fill the loader's queue; wait for the device at the end only.
+    """Time turns, after warming up; wait for the device only at the end.
 
     Args:
-        turn: what is done for each batch: `pipeline_turn`, `step_turn` or `feed_turn`.
-        seconds: how long, warming up included; two batches are timed however long they take.
-        device: where it is done.
-        loader: the one that the turns take from.
+        turn: called for each batch: `pipeline_turn`, `step_turn` or `feed_turn`.
+        seconds: how long, including warming up; at least two batches are timed.
+        device: where the work is done.
+        loader: the loader that the turns take batches from.
     """
     begin, warm = time.perf_counter(), 0
-    # Batches that lay in the queue already would be counted as made in no time.
+    # Batches that are in the queue already would seem to take no time.
     wanted = 1 + ((loader.tuning.prefetch or 0) if loader else 1)
     while warm == 0 or (warm < wanted and time.perf_counter() - begin < seconds / 2):
         turn()
@@ -158,7 +156,7 @@ def pipeline_turn(loader: Loader) -> Callable[[], object]:
 
 
 def step_turn(step: Step, views: tuple[Tensor, ...]) -> Callable[[], object]:
-    """Return a function that trains on always the same batch."""
+    """Return a function that trains on the same batch each time."""
     return lambda: step(views, learning_rate=RATE)
 
 
@@ -176,29 +174,29 @@ def feed_turn(loader: Loader, step: Step) -> Callable[[], object]:
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
-    """Return the batches of one epoch after the other, as training takes them."""
+    """Return the batches of all epochs, one after the other, as training takes them."""
     return chain.from_iterable(repeat(loader))
 
 
 def cached(loader: Loader) -> tuple[Tensor, ...]:
-    """Return the views of the next batch as copies on the device, laid out as the loader's are."""
+    """Return copies of the next batch's views, on the device and in the same memory layout."""
     return tuple(views.clone() for views in next(endless(loader)).views)
 
 
 def fill_cache(loader: Loader, seconds: float = math.inf) -> bool:
-    """Take an epoch if decoded images are kept, so that all are; false if time ran out before."""
+    """Read one epoch if decoded images are cached; return False if the time was too short."""
     if loader.tuning.decode != "cache" or loader.device.type != "cuda":
         return True
     deadline = time.perf_counter() + seconds
     for _ in loader:
-        synchronize(loader.device)  # else the host would be ahead of the clock
+        synchronize(loader.device)  # else the host would run ahead of the device
         if time.perf_counter() > deadline:
             return False
     return True
 
 
 def settle(loader: Loader, last: Measurement) -> None:
-    """Wait until the loader has filled its queue, so that what comes next has the cores alone."""
+    """Wait until the loader has filled its queue, so that the next measurement has all cores."""
     time.sleep(((loader.tuning.prefetch or 0) + 1) * last.seconds_a_batch)
     synchronize(loader.device)
 
@@ -206,13 +204,13 @@ def settle(loader: Loader, last: Measurement) -> None:
 def write_trace(
     turn: Callable[[], object], path: Path, device: torch.device, *, batches: int = 5
 ) -> None:
-    """Write what some turns do, for https://ui.perfetto.dev or chrome://tracing.
+    """Write a trace of some turns, for https://ui.perfetto.dev or chrome://tracing.
 
     Args:
-        turn: one batch, warmed up.
+        turn: called for each batch; it has warmed up.
         path: JSON to write.
-        device: where it is done.
-        batches: how many turns.
+        device: where the work is done.
+        batches: number of turns.
     """
     turn()
     synchronize(device)
@@ -220,7 +218,7 @@ def write_trace(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     else:
-        # To the profiler it is an error that there is no GPU.
+        # The profiler reports a missing GPU as an error.
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     with profile(activities=activities) as profiler:
         for _ in range(batches):
@@ -230,10 +228,10 @@ def write_trace(
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:
-    """Return the most memory of this process on the host, and what is in use of the GPU's.
+    """Return the peak memory of this process on the host, and the memory in use on the GPU.
 
-    The latter is next to the most too: neither DALI nor PyTorch gives memory back by itself. It
-    holds what other processes use of that GPU.
+    The latter is close to its peak: neither DALI nor PyTorch gives memory back by itself. It
+    includes what other processes use of that GPU.
     """
     most = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 3)}
     if device.type == "cuda":
@@ -243,12 +241,12 @@ def memory_gib(device: torch.device) -> dict[str, float]:
 
 
 def milliseconds(ms: float) -> str:
-    """Return milliseconds for people, with three digits or more."""
+    """Return milliseconds as text, with three digits or more."""
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what figures depend on: hardware, versions, commit."""
+    """Return what measurements depend on: hardware, versions, commit."""
     installed = []
     for package in (*PACKAGES, *DALI):
         with contextlib.suppress(PackageNotFoundError):
@@ -256,33 +254,22 @@ def machine(device: torch.device) -> dict[str, Any]:
             installed.append(package)
     try:
         found = surroundings(*installed)
-    except OSError as error:  # no git, no /proc: that ends no measurement
+    except OSError as error:  # without git or /proc, measure nevertheless
         found = {"incomplete": str(error)}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
 
 
-def recipe_parser(prog: str, description: str) -> ArgumentParser:
-    """Return train.py's command line for a tool that trains nothing and makes no run folder."""
-    command_line = parser(prog, description)
-    command_line.set_defaults({"run": Path(".")})
-    return command_line
-
-
-def parse_recipe(command_line: ArgumentParser, arguments: Sequence[str]) -> Settings:
-    """Read a command line of `recipe_parser`; length and trackers of the recipe are set aside."""
-    unused = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
-    return parse([*arguments, *unused], command_line=command_line)
-
-
-def check_writable(options: dict[str, Any], *names: str) -> None:
+def check_writable(**files: Path | None) -> None:
     """Refuse files that cannot be written, before anything is measured.
+
+    Args:
+        files: path by flag.
 
     Raises:
         ValueError: a file's folder does not exist, or it is a folder itself.
     """
-    for name in names:
-        path: Path | None = options[name]
+    for name, path in files.items():
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no folder; --{name} FILE is written into one.")
         if path is not None and path.is_dir():

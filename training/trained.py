@@ -25,9 +25,9 @@ class Trained:
     """Height and width of the images that it was trained on, in pixels."""
     device: torch.device
     autocast: torch.dtype | None
-    """Precision; none is float32."""
+    """Precision of its layers; None is float32."""
     tuning: Tuning | None
-    """How its run's pipeline was tuned for this machine."""
+    """Settings of its run's pipeline that move pixels; None without a GPU."""
     name: str
     """What it is, for people."""
 
@@ -36,13 +36,13 @@ def open_encoder(path: Path, *, config: Path | None = None, device: str = "auto"
     """Load an encoder.
 
     Args:
-        path: A run's folder, a checkpoint's, or an exported encoder.safetensors.
-        config: The recipe that an exported file was trained with; by default, the configuration in
+        path: a run's folder, a checkpoint's, or an exported encoder.safetensors.
+        config: the recipe that an exported file was trained with; by default, the configuration in
             the file's folder, where a run leaves it.
         device: auto, cpu or gpu.
 
     Raises:
-        ValueError: There is nothing of the kind, or the weights do not fit the recipe's encoder.
+        ValueError: the path holds no encoder, or the weights do not fit the recipe's encoder.
     """
     if not path.exists():
         raise ValueError(
@@ -52,26 +52,43 @@ def open_encoder(path: Path, *, config: Path | None = None, device: str = "auto"
         return _exported(path, config or path.parent / run_folder.CONFIG, device)
     if config is not None:
         raise ValueError(f"config={config} is for exported files, but {path} is a run.")
-    if (path / checkpoint.RECORD).exists():
-        run, saved = path.resolve().parent.parent, checkpoint.read(path)
-    else:
-        run_folder.read_config(path)  # refuses what is no run
-        run, saved = path, checkpoint.newest(path)
-        if saved is None:
-            raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
+    run, saved = locate(path)
+    if saved is None:
+        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
     settings = _config(run / run_folder.CONFIG, device)
     settings.method.load_state_dict(saved.method())
     return _trained(settings, settings.views.size, run, f"{path}, step {saved.step:,}")
 
 
+def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
+    """Return the run that a folder belongs to, and its checkpoint: itself, or the run's newest.
+
+    Raises:
+        ValueError: the folder is neither a run's nor a checkpoint's.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
+    if (path / checkpoint.RECORD).exists():
+        return path.resolve().parent.parent, checkpoint.read(path)
+    run_folder.read_config(path)  # refuses a folder that is no run
+    return path, checkpoint.newest(path)
+
+
+def device_of(config: Config) -> torch.device:
+    """Return where a configuration computes in this process, alone."""
+    if config.on_gpu:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def _exported(path: Path, recipe: Path, device: str) -> Trained:
     if not recipe.exists():
         raise ValueError(
-            f"{path} holds weights alone, and there is no {recipe} that says of which network. "
+            f"{path} holds weights alone, and there is no {recipe} to say of which network. "
             "Give the recipe that it was trained with: --config FILE."
         )
     tensors, facts = run_folder.read_export(path)
-    # A recipe need not say where a run is.
+    # A recipe may leave out the run's folder.
     settings = _config(recipe, device, "--run", str(path.parent))
     try:
         settings.method.encoder.load_state_dict(tensors)
@@ -85,15 +102,13 @@ def _exported(path: Path, recipe: Path, device: str) -> Trained:
 
 
 def _config(path: Path, device: str, *more: str) -> Config:
-    # What the run was trained with need not be on this machine.
+    # This machine may lack the run's device, precision and trackers.
     here = ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
     return parse(["--config", str(path), *here, *more]).config
 
 
 def _trained(config: Config, size: int, run: Path, name: str) -> Trained:
-    device = torch.device("cpu")
-    if config.on_gpu:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = device_of(config)
     encoder = config.method.encoder.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Trained(
         encoder=encoder,

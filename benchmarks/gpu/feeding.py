@@ -8,9 +8,7 @@ the GPU (what stable-pretraining published 870.9 samples/s for, ViT-S/16 on one 
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +20,10 @@ from benchmarks import peers
 from benchmarks.gpu import material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from pipeline.profile import synchronize
-from tools import bench
-from training.throughput import RATE, Workload, parse_recipe, recipe_parser
+from training.command_line import UNUSED
+from training.rounds import bench
+from training.settings import parse
+from training.throughput import RATE, Workload
 
 Words = list[str]
 BF16 = ["--mixed_precision", "bf16"]
@@ -98,13 +98,11 @@ def fed(place: Sizes, words: Words) -> Row:
 
     Args:
         place: where and how large.
-        words: of its command line.
+        words: train.py's, of the case.
     """
-    path = place.data / "bench.json"
-    given = ["--seconds", str(place.of(3.0, 0.3)), "--rounds", str(place.of(3, 1))]
-    sys.argv = ["bench", "feed", *words_of(words), *given, "--json", str(path)]
-    bench.main()
-    found = json.loads(path.read_text())
+    settings = parse([*words_of(words), "--run", "unused", *UNUSED])
+    seconds, rounds = place.of(3.0, 0.3), place.of(3, 1)
+    found = bench(settings, "feed", seconds=seconds, rounds=rounds)
     kept = ("figures", "ratio", "batch_size", "views", "precision", "memory_gib", "tuning")
     return {name: found[name] for name in kept}
 
@@ -116,8 +114,7 @@ def fed_by_kornia(place: Sizes, words: Words) -> Row:
         place: where and how large.
         words: train.py's, of the case.
     """
-    given = [*words_of(words), "--run", "unused"]
-    config = parse_recipe(recipe_parser("benchmarks.gpu", ""), given).config
+    config = parse([*words_of(words), "--run", "unused", *UNUSED]).config
     workload = Workload(config)
     (group,) = config.groups
     # Batches travel through shared memory: on a machine with little of it workers die.

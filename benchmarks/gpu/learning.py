@@ -19,8 +19,8 @@ from statistics import median
 
 from benchmarks.gpu import forked_program, material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
-from tools.compare.run_length import RunLength, pace_of
 from training.monitor import records
+from training.run_length import RunLength, step_time_of
 
 KNOWN = 0.848
 SECONDS, GOAL_SECONDS, PILOT_STEPS = 180.0, 285.0, 100
@@ -107,7 +107,7 @@ def learn(place: Sizes, words: list[str], run: Path, seconds: float) -> Row:
     short += ["--evaluation_test", "null", "--evaluation_train", "null", "--warmup_epochs", "0"]
     _train([*words, *common, *short], pilot)
     paces = [record for record in records(pilot) if "loss" in record]
-    pace = pace_of(paces)
+    pace = step_time_of(paces)
     if COMPILED[0] in words:  # what the pilot compiled, the run finds on the disk
         pace = replace(pace, start_up=min(pace.start_up, CACHED_SECONDS))
     steps = RunLength(seconds=seconds).steps(1, pace)

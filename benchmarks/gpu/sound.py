@@ -28,9 +28,11 @@ from pipeline.profile import synchronize
 from pipeline.selfcheck import decoder_differences
 from pipeline.tuning import Tuning
 from shards.layout import open_shards
+from training.command_line import UNUSED
 from training.monitor import records
 from training.run import checkpoint
-from training.throughput import Workload, endless, parse_recipe, recipe_parser
+from training.settings import parse
+from training.throughput import Workload, endless
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
 
@@ -182,7 +184,7 @@ def losses(place: Sizes, precision: str) -> Row:
     """
     steps = place.of(60, 2)
     words = [*_words(place, steps), "--run", "unused", "--mixed_precision", precision]
-    workload = Workload(parse_recipe(recipe_parser("benchmarks.gpu", ""), words).config)
+    workload = Workload(parse([*words, "--run", "unused", *UNUSED]).config)
     torch.manual_seed(0)
     with workload.loader(Tuning()) as loader:
         found = [

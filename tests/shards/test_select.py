@@ -364,10 +364,11 @@ def test_the_manifest_says_how_it_was_made(whole):
 
 def test_the_command_writes_sums_up_and_says_what_is_next(whole, monkeypatch, capsys):
     from tools.select import main
+    from training.command_line import call
 
     flags = ["--fraction", "0.5", "--rest", "val", "--classes", "ant", "2", "--seed", "3"]
     monkeypatch.setattr("sys.argv", ["select", whole.root, "train", *flags])
-    main()
+    call(main)
 
     text = " ".join(capsys.readouterr().out.split())
     assert "subset train samples 61 of 224 (27.23%) classes 2 of 5, 1 to 60 samples each" in text

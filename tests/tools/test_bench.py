@@ -15,7 +15,7 @@ from tests.conftest import MakeShardSet
 from tests.program import RECIPE, finish, texts
 from tools import bench
 from training import throughput
-from training.command import run_command
+from training.command_line import call, run_function
 
 VIEWS, BATCH_SIZE = 4, 8  # of RECIPE
 
@@ -93,7 +93,7 @@ def test_a_part_alone(
     monkeypatch.setattr(throughput, "default_threads", lambda: 1)
     monkeypatch.setattr(sys, "argv", ["bench", what, *flags, *more])
     threads = torch.get_num_threads()
-    bench.main()
+    call(bench.main)
     torch.set_num_threads(threads)
     record = json.loads(out.read_text())
     check(record, {kind})
@@ -162,7 +162,7 @@ def refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        run_command(bench.main)
+        run_function(bench.main)
     _, err = capsys.readouterr()
     assert ended.value.code == 2
     assert err.startswith("error: ") and err.count("\n") == 1

@@ -19,12 +19,14 @@ from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import CPU, RECIPE, losses, texts
 from tools.compare import __main__ as compare
-from tools.compare import chart, standing, trial
+from tools.compare import chart
+from tools.compare import result_tables as tables
+from tools.compare import run as child
 from tools.compare.plan import Plan
-from tools.compare.run_length import RunLength, StepTime, pace_of
 from tools.compare.variants import Variant, check_terms, terms, variants
-from training.command import run_command
+from training.command_line import run_function
 from training.monitor import records
+from training.run_length import RunLength, StepTime, step_time_of
 from training.settings import parse
 
 BATCH_SIZE, VIEWS, SAMPLES = 8, 4, 42  # of RECIPE, and of the shard set
@@ -57,7 +59,7 @@ def start(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     for name, value in CPU.items():
         monkeypatch.setenv(name, value)
     try:
-        run_command(compare.main)
+        run_function(compare.main)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
         return ended.code
@@ -138,8 +140,8 @@ def pretended(recipes: list[Path], more: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PRETENDED_SETTINGS", json.dumps(settings))
     monkeypatch.setenv("PRETENDED_EPOCH", str(SAMPLES // BATCH_SIZE))
     stub = str(Path(__file__).parent / "pretender.py")
-    monkeypatch.setattr(trial, "launch", lambda _: [sys.executable, stub])
-    monkeypatch.setattr(trial, "TICK", 0.02)
+    monkeypatch.setattr(child, "launch", lambda _: [sys.executable, stub])
+    monkeypatch.setattr(child, "TICK", 0.02)
 
     def random_command(self: Plan, variant: Variant, seed: int) -> list[str]:
         figures = json.dumps({"knn_top1": 0.2 + seed / 10, "run": "x"})
@@ -169,10 +171,10 @@ def test_two_recipes_with_two_seeds_stopped_and_continued(
         for name in ("straight", "stopped")
     )
     assert without_times(first) == without_times(second)
-    assert standing.rows(first) == standing.rows(second)
+    assert tables.rows(first) == tables.rows(second)
     for run in (stopped / "runs").iterdir():  # no step was made twice, no finished run again
         assert [at for at, _ in losses(run)] == list(range(1, 16))
-    (row,) = [row for row in standing.rows(second) if not row.trained]
+    (row,) = [row for row in tables.rows(second) if not row.trained]
     assert row.figures["knn_top1"] == pytest.approx((0.25, np.std([0.2, 0.3], ddof=1)))
 
 
@@ -209,22 +211,22 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
 
 def test_means_and_deviations_are_numpys() -> None:
     values = [0.503, 0.511, 0.498, 0.52]
-    middle, deviation = standing.spread(values)
+    middle, deviation = tables.spread(values)
     assert middle == pytest.approx(np.mean(values))
     assert deviation == pytest.approx(np.std(values, ddof=1))
-    assert standing.spread([0.5]) == (0.5, None)
+    assert tables.spread([0.5]) == (0.5, None)
 
 
 def test_a_pilot_tells_its_start_from_its_pace() -> None:
     """Steps of 0.25 s after 3 s of compilation."""
     steps = [{"step": at, "seconds": 3 + at / 4} for at in range(10, 60, 10)]
-    pace = pace_of(steps)
+    pace = step_time_of(steps)
     assert (pace.seconds_per_step, pace.start_up) == pytest.approx((0.25, 3.0))
     assert RunLength(seconds=100).steps(99, pace) == int((97 - 3) / 0.25)
     # What compiles as late as the second record is start too.
-    late = pace_of([{"step": 1, "seconds": 0.1}, {"step": 2, "seconds": 3.0}, *steps])
+    late = step_time_of([{"step": 1, "seconds": 0.1}, {"step": 2, "seconds": 3.0}, *steps])
     assert (late.seconds_per_step, late.start_up) == pytest.approx((0.25, 3.0), rel=0.2)
-    assert pace_of([{"step": 4, "seconds": 8.0}]) == StepTime(2.0, 0.0)
+    assert step_time_of([{"step": 4, "seconds": 8.0}]) == StepTime(2.0, 0.0)
 
 
 def test_a_budget_of_image_views_counts_every_view() -> None:
@@ -257,9 +259,9 @@ def test_a_pilot_of_what_is_evaluated_by_copies_evaluates_nothing(
 
 
 def test_the_figure_that_counts_is_of_what_is_sought() -> None:
-    assert standing.main_of({"view_map", "copy_map"}) == "copy_map"
-    assert standing.main_of({"view_map", "copy_map", "knn_top1"}) == "knn_top1"
-    assert standing.main_of({"view_map"}) == "view_map"
+    assert tables.main_of({"view_map", "copy_map"}) == "copy_map"
+    assert tables.main_of({"view_map", "copy_map", "knn_top1"}) == "knn_top1"
+    assert tables.main_of({"view_map"}) == "view_map"
 
 
 def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
@@ -273,12 +275,12 @@ def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert records(tmp_path) == lines
-    found = trial.result(tmp_path, batch_size=8, views=2, total_steps=30)
+    found = child.result(tmp_path, batch_size=8, views=2, total_steps=30)
     assert found["images_per_second"] == pytest.approx(15 * 8 / 5)
     assert found["data_wait"] == pytest.approx((0.5 * 4 + 0.0 * 1) / 5)
     assert (found["seconds"], found["memory_gib"], found["image_views"]) == (14.0, 2.0, 25 * 16)
     assert [(p["step"], p["seconds"]) for p in found["curve"]] == [(15, 11.0), (25, 14.0)]
-    assert trial.seconds_at(5, lines[:1]) == pytest.approx(4.5)
+    assert child.seconds_at(5, lines[:1]) == pytest.approx(4.5)
 
 
 def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> None:
@@ -301,11 +303,11 @@ def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> Non
 
 def test_a_run_that_was_cut_off_and_the_best_are_marked() -> None:
     record = made_up(steps={"m-a": 97, "m-b": 100})
-    a, b, floor = standing.rows(record)
+    a, b, floor = tables.rows(record)
     assert (a.label, b.label, floor.label) == ("b", "a", "random encoder")
     assert b.marks == " †" and "seed 0 at 97%, seed 1 at 97%" in b.notes[0]
-    assert standing.rows(made_up(steps={"m-a": 98, "m-b": 100}))[1].marks == ""
-    text = standing.markdown(record)
+    assert tables.rows(made_up(steps={"m-a": 98, "m-b": 100}))[1].marks == ""
+    text = tables.markdown(record)
     assert "| b | **60.0 ± 14.1** |" in text and "| a † | 50.0 ± 14.1 |" in text
     assert "| random encoder | 30.0 ± 0.0 |" in text
     (line,) = compare.best(record, "knn_top1")
@@ -315,7 +317,7 @@ def test_a_run_that_was_cut_off_and_the_best_are_marked() -> None:
 @pytest.mark.parametrize("width", [100, 160])
 def test_the_table_is_cut_nowhere(width: int) -> None:
     console = Console(width=width, force_terminal=True, color_system=None, record=True)
-    standing.show(made_up(steps={"m-a": 97, "m-b": 100}), console)
+    tables.show(made_up(steps={"m-a": 97, "m-b": 100}), console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines()[:20])) <= width
     for words in ("50.0 ± 14.1", "label mAP %", "image views", "waiting %", "rate", "alike: "):
@@ -326,12 +328,12 @@ def made_up(*, steps: dict[str, int]) -> dict[str, Any]:
     """Return a record of two variants with two seeds, of 100 steps each."""
 
     def settings(rate: float) -> dict[str, Any]:
-        known: dict[str, Any] = dict.fromkeys(standing.SETTINGS, "")
+        known: dict[str, Any] = dict.fromkeys(tables.SETTINGS, "")
         return known | {"learning_rate": rate, "batch_size": 8}
 
     def run(name: str, seed: int) -> dict[str, Any]:
         final = {"knn_top1": (0.4 if name == "m-a" else 0.5) + 0.2 * seed, "label_map": 0.25}
-        cost = dict.fromkeys(standing.COST, 1.0)
+        cost = dict.fromkeys(tables.COST, 1.0)
         own = {"variant": name, "seed": seed, "steps": steps[name], "total_steps": 100}
         return cost | own | {"final": final}
 

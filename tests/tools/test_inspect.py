@@ -19,6 +19,7 @@ from shards.survey import survey
 from shards.writing.prepare import Preparation
 from shards.writing.write import write
 from tools.inspect import __main__ as inspect
+from training.command_line import call
 from training.terminal import aspect_bins, bar, bins_of, show
 
 Inspect = Callable[..., str]
@@ -72,7 +73,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inspect:
     def run(*flags: object) -> str:
         monkeypatch.setattr(sys, "argv", ["inspect", *map(str, flags)])
-        inspect.main()
+        call(inspect.main)
         return capsys.readouterr().out
 
     return run

@@ -21,6 +21,7 @@ from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
+from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
 from training.trained import open_encoder
@@ -62,7 +63,7 @@ def mine(shard_set: ShardSet, encoder: Path, out: Path, *more: str) -> None:
     words += ["--out", str(out), "--workers", "1", "--device", "cpu", *more]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
-        mine_pairs.main()
+        call(mine_pairs.main)
 
 
 def told(pair_set: ShardSet) -> dict[int, tuple[int, float]]:
@@ -114,7 +115,7 @@ def test_pairs_are_mined_drawn_and_trained_on(
 
     sheet = tmp_path / "views.png"
     monkeypatch.setattr(sys, "argv", ["preview", str(out), "--out", str(sheet), "--rows", "2"])
-    preview.main()
+    call(preview.main)
     assert "in turn of each image and its partner" in capsys.readouterr().out and sheet.exists()
 
 

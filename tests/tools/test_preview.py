@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import MakeShardSet
 from tools import preview
+from training.command_line import call
 
 KEYS = ("views", "more_views")
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -28,7 +29,7 @@ def test_a_sheet_can_be_drawn_for_every_recipe_and_for_none(
     out = tmp_path / "views.png"
     words = ["preview", str(make_shard_set(12).root), "--out", str(out), "--rows", "2"]
     monkeypatch.setattr(sys, "argv", [*words, *(["--config", str(recipe)] if recipe else [])])
-    preview.main()
+    call(preview.main)
     width, height = Image.open(out).size
     assert width >= height > 60
 

@@ -17,9 +17,10 @@ from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import RECIPE, finish
-from tools import tune
+from tools.tune import __main__ as tune
+from tools.tune import search as tune_search
 from training import machine_settings, throughput
-from training.command import run_command
+from training.command_line import call, run_function
 from training.settings import parse
 from training.throughput import Measurement, Workload
 
@@ -34,20 +35,21 @@ Speed = Callable[[Tuning], float]
 
 def searched(
     speed: Speed, *, gpu: bool = False, seconds: float = 1000.0
-) -> tuple[tune.Search, Tuning]:
+) -> tuple[tune_search.Search, Tuning]:
     """Search where training has a known speed."""
 
     def measured(tuning: Tuning, groups: object, seconds: float) -> Measurement:
         return Measurement(batches=10, seconds=10 / speed(tuning), waited=0.0, host=0.0)
 
-    search = tune.Search(measured, START, seconds=seconds, gpu=gpu)
+    search = tune_search.Search(measured, START, seconds=seconds, gpu=gpu)
     search.run(PLAN)
     return search, search.verify()
 
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "default_threads", lambda: 4)
+    for module in (tune, tune_search):
+        monkeypatch.setattr(module, "default_threads", lambda: 4)
     # In this process one thread computes: several wait long for each other on a busy machine.
     monkeypatch.setattr(throughput, "default_threads", lambda: 1)
 
@@ -78,7 +80,7 @@ def test_a_gain_that_does_not_last_changes_nothing() -> None:
 
     def speed(tuning: Tuning) -> float:
         seen[tuning] += 1
-        return 1.1 if tuning.prefetch == 4 and seen[tuning] <= tune.ROUNDS else 1.0
+        return 1.1 if tuning.prefetch == 4 and seen[tuning] <= tune_search.ROUNDS else 1.0
 
     search, found = searched(speed)
     assert search.best.prefetch == 4 and found == START
@@ -125,11 +127,11 @@ def test_a_machine_that_changes_meanwhile_is_reported() -> None:
 
 
 def test_faster_pixels_are_advice_only(make_shard_set: MakeShardSet) -> None:
-    def measured(tuning: Tuning, groups: tune.Groups | None, seconds: float) -> Measurement:
+    def measured(tuning: Tuning, groups: tune_search.Groups | None, seconds: float) -> Measurement:
         warp = groups is not None and groups[0].resampling == "warp"
         return Measurement(batches=10, seconds=5 if warp else 10, waited=0.0, host=0.0)
 
-    search = tune.Search(measured, START, seconds=1000, gpu=False)
+    search = tune_search.Search(measured, START, seconds=1000, gpu=False)
     group = parse(["--shards", ".", "--run", ".", "--steps", "1"]).config.views
     others = {name: (replace(group, resampling=name),) for name in ("warp", "supersample")}
     (line,) = search.advise(others)
@@ -194,7 +196,7 @@ def test_a_pipeline_that_cannot_be_built_is_skipped_with_its_reason(
     more = ["--tuning.threads", "1", "--tuning.prefetch", "1", "--seconds", "4"]
     monkeypatch.setattr(sys, "argv", ["tune", *flags, *more, "--out", str(out)])
     threads = torch.get_num_threads()
-    tune.main()
+    call(tune.main)
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "failed: no such operator" in printed and f"--tuned {out}" in printed
@@ -222,7 +224,7 @@ def test_wrong_input_is_one_line(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(sys, "argv", ["tune", *flags, *more])
     with pytest.raises(SystemExit) as ended:
-        run_command(tune.main)
+        run_function(tune.main)
     _, err = capsys.readouterr()
     assert ended.value.code == 2
     assert err.startswith("error: ") and err.count("\n") == 1

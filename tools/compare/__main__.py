@@ -1,12 +1,12 @@
-"""Train recipes under one budget, over several seeds, and say who learned what at which cost.
+"""Train recipes under one budget, over several seeds, and compare what they learned and cost.
 
     python -m tools.compare recipes/cifar10_cpu_*.yaml --seconds 150 --seeds 0 1 2 --out runs/cmp
     python -m tools.compare recipes/cifar10_cpu_*.yaml --seconds 40 --seeds 0 --out runs/search \
         --vary learning_rate=1e-3,2e-3,4e-3 --best_by knn_top1 -- --evaluation_test data/val
 
-Every run is a train.py of its own, one after the other, in OUT/runs; what stands after -- are flags
-of train.py for all of them. The same command again continues where it was, in the middle of a run
-too. OUT/comparison.json holds all that was found, .md the table, .png the chart.
+Every run is a train.py of its own, one after the other, in OUT/runs. Words after -- are flags of
+train.py for all runs. The same command again continues, even in the middle of a run.
+OUT/comparison.json holds all results, .md the table, .png the chart.
 """
 
 from __future__ import annotations
@@ -18,138 +18,131 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from shards.layout import open_shards
 from tools.compare import chart
-from tools.compare.contest import RESULT, Contest
-from tools.compare.plan import Plan
-from tools.compare.run_length import RunLength
-from tools.compare.standing import markdown, show
-from tools.compare.trial import Stopped
-from tools.compare.variants import EVALUATION_SETS, TERMS, Variant, check_terms, variants
-from training.command import run_command
+from tools.compare.result_tables import RESULT, markdown, show
+from tools.compare.variants import EVALUATION_SETS, Variant, check_terms, variants
+from training.command_line import Repeated, Rest, run_function
+from training.run_length import RunLength
+
+if TYPE_CHECKING:
+    from tools.compare.plan import Plan
 
 Figure = Literal[
     "knn_top1", "linear_top1", "view_map", "label_map", "view_r1", "label_r1", "copy_map"
 ]
+Term = Literal["encoder", "shards", "evaluation", "precision", "policy"]
 
 
-def main() -> None:
-    """Check that it is a comparison, train what is missing, and report."""
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    own, more = words[:cut], words[cut + 1 :]
-    options = vars(_command_line().parse_args(own))
-    out: Path = options["out"]
+def main(
+    *recipes: Path,
+    out: Path,
+    seconds: float | None = None,
+    image_views: int | None = None,
+    seeds: Sequence[int] = (0,),
+    vary: Repeated | None = None,
+    vary_where_known: bool = False,
+    allow_differences: list[Term] | None = None,
+    best_by: Figure | None = None,
+    points: int = 6,
+    processes: int = 1,
+    redraw: bool = False,
+    more: Rest,
+) -> None:
+    """Train recipes under one budget and compare them.
+
+    Flags of train.py for all runs follow --, at the end.
+
+    Args:
+        recipes: YAML files.
+        out: folder of the comparison and of its runs.
+        seconds: training seconds of each run.
+        image_views: instead of --seconds: number of samples times views that the encoder is shown
+            in each run.
+        seeds: one run for each.
+        vary: KEY=VALUE,VALUE: a setting and its values, such as
+            method.objective.temperature=0.05,0.1. May be repeated; all combinations are trained.
+        vary_where_known: vary a setting only in the recipes that have it; by default the others
+            are refused.
+        allow_differences: terms in which the recipes may differ, besides views, batch, method and
+            optimizer.
+        best_by: print the best variant of each recipe by this figure, as flags.
+        points: number of evaluations in a run, the last included.
+        processes: number of processes of each run, one for each GPU.
+        redraw: only write tables and chart again, from OUT's JSON.
+        more: flags of train.py.
+    """
     console = Console(highlight=False)
-    if options["redraw"]:
-        _report(_read(out), out, console, options["best_by"])
+    if redraw:
+        _report(_read(out), out, console, best_by)
         return
-
-    budget = RunLength(seconds=options["seconds"], image_views=options["image_views"])
-    seeds: list[int] = options["seeds"]
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or options["points"] < 1:
+    budget = RunLength(seconds=seconds, image_views=image_views)
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or points < 1:
         raise ValueError(
-            f"seeds={seeds} and points={options['points']}; give different seeds, none negative, "
-            "and 1 point or more."
+            f"seeds={list(seeds)} and points={points}; give different seeds, none negative, and 1 "
+            "point or more."
         )
-    if not options["recipes"]:
+    if not recipes:
         raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
-    compared = variants(
-        options["recipes"], options["vary"] or [], more, where_known=options["vary_where_known"]
-    )
-    allowed = check_terms(compared, options["allow_differences"] or [])
-    samples = _check_data(compared, options["processes"])
+    compared = variants(recipes, vary or [], more, where_known=vary_where_known)
+    allowed = check_terms(compared, allow_differences or [])
+    samples = _check_data(compared, processes)
     if not chart.available():
         console.print("no chart: matplotlib is missing; uv pip install matplotlib, then --redraw")
 
-    with _taken(out), _signals():
-        plan = Plan(
-            out=out,
-            compared=compared,
-            samples=samples,
-            seeds=seeds,
-            budget=budget,
-            points=options["points"],
-            processes=options["processes"],
-            more=more,
-            allowed=allowed,
-            command=shlex.join(["python", "-m", "tools.compare", *words]),
-        )
-        contest = Contest(plan, console)
-        try:
-            contest.run()
-        except Stopped as stopped:
-            name = signal.Signals(stopped.number).name
-            console.print(f"{name}: the same command continues {out}", soft_wrap=True)
-            sys.exit(128 + stopped.number)
-        record = contest.write()
-    _report(record, out, console, options["best_by"])
-    if contest.errors:
+    from tools.compare.plan import Plan  # imports torch, which --help does without
+
+    plan = Plan(
+        out=out,
+        compared=compared,
+        samples=samples,
+        seeds=seeds,
+        budget=budget,
+        points=points,
+        processes=processes,
+        more=more,
+        allowed=allowed,
+        command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
+    )
+    record, failed = _trained(plan, console)
+    _report(record, out, console, best_by)
+    if failed:
         sys.exit(1)
 
 
-def _command_line() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m tools.compare",
-        description="Train recipes under one budget and compare them. Flags of train.py for all "
-        "of them follow --, at the end.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="YAML files.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="Folder of the comparison, and of its runs."
-    )
-    parser.add_argument("--seconds", type=float, help="Training seconds of each run.")
-    parser.add_argument(
-        "--image_views",
-        type=int,
-        help="Instead of --seconds: samples times views that the encoder is shown in each run.",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="A run each.")
-    parser.add_argument(
-        "--vary",
-        action="append",
-        type=str,
-        metavar="KEY=VALUE,VALUE",
-        help="A setting and its values, such as method.objective.temperature=0.05,0.1. Repeated, "
-        "all combinations are trained.",
-    )
-    parser.add_argument(
-        "--vary_where_known",
-        type=bool,
-        default=False,
-        help="Vary a setting in the recipes that have it; by default the others are refused.",
-    )
-    parser.add_argument(
-        "--allow_differences",
-        nargs="+",
-        type=Literal[TERMS],  # pyright: ignore[reportInvalidTypeForm]
-        help="In what the recipes may differ besides views, batch, method and optimizer.",
-    )
-    parser.add_argument(
-        "--best_by", type=Figure | None, help="Print the best variant of each recipe as flags."
-    )
-    parser.add_argument(
-        "--points", type=int, default=6, help="Evaluations in a run, the last included."
-    )
-    parser.add_argument("--processes", type=int, default=1, help="Of each run, one a GPU.")
-    parser.add_argument(
-        "--redraw", type=bool, default=False, help="Only tables and chart, from OUT's JSON."
-    )
-    return parser
+def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:
+    """Train what is missing; return the record, and whether a run failed."""
+    from tools.compare.comparison import Comparison
+    from tools.compare.run import Stopped
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    with _locked(plan.out):
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, stop) for number in signals}
+        try:
+            comparison = Comparison(plan, console)
+            comparison.run()
+            return comparison.write(), bool(comparison.errors)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            console.print(f"{name}: the same command continues {plan.out}", soft_wrap=True)
+            sys.exit(128 + stopped.number)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
-    """Refuse what no run could read, and return the number of samples by shard set."""
+    """Refuse shard sets and batches that no run can use; return samples by shard set."""
     samples: dict[str, int] = {}
     for variant in compared:
         settings = variant.resolved
@@ -159,9 +152,9 @@ def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
                 "a held-out shard set: -- --evaluation_test DIR."
             )
         for name in ("shards", *EVALUATION_SETS):
-            place = settings[name]
-            if place is not None and place not in samples:
-                samples[place] = len(open_shards(place))
+            root = settings[name]
+            if root is not None and root not in samples:
+                samples[root] = len(open_shards(root))
         size = settings["batch_size"]
         if size % processes or size > samples[settings["shards"]]:
             raise ValueError(
@@ -169,9 +162,6 @@ def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
                 f"to be at most the {samples[settings['shards']]} samples of {settings['shards']}."
             )
     return samples
-
-
-# ── what is left behind ───────────────────────────────────────────────────────────────────────────
 
 
 def _read(out: Path) -> dict[str, Any]:
@@ -195,13 +185,12 @@ def _report(record: dict[str, Any], out: Path, console: Console, best_by: str | 
         print(text)
     files = [RESULT, "comparison.md", *([drawn] if drawn else [])]
     console.print(f"in {out}: {', '.join(files)}", soft_wrap=True)
-    if best_by:
-        for line in best(record, best_by):
-            console.print(line, soft_wrap=True, markup=False)
+    for line in best(record, best_by) if best_by else ():
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def best(record: dict[str, Any], figure: str) -> list[str]:
-    """Return the flags of the best variant of each recipe, by the mean over seeds of a figure."""
+    """Return the flags of the best variant of each recipe, by the mean of a figure over seeds."""
     lines = []
     for recipe in dict.fromkeys(variant["recipe"] for variant in record["variants"]):
         means: dict[str, float] = {}
@@ -209,7 +198,7 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
         for variant in record["variants"]:
             runs = [r for r in record["runs"] if r["variant"] == variant["name"] and "final" in r]
             values = [run["final"][figure] for run in runs if figure in run["final"]]
-            # A variant that failed with a seed is not the best because of the others.
+            # A variant that lacks a seed cannot be the best.
             if variant["recipe"] == recipe and len(values) == len(record["seeds"]):
                 means[variant["name"]] = sum(values) / len(values)
                 flags[variant["name"]] = variant["flags"]
@@ -223,8 +212,8 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _taken(out: Path) -> Iterator[None]:
-    """Hold the folder: a second comparison in it would train the same runs."""
+def _locked(out: Path) -> Iterator[None]:
+    """Lock the folder: a second comparison in it would train the same runs."""
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)
     try:
@@ -239,20 +228,5 @@ def _taken(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `Stopped`."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 if __name__ == "__main__":
-    run_command(main)
+    run_function(main)

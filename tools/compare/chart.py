@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from shards import durable
-from tools.compare.standing import LEARNED, RANDOM, labels, main_figure, spread, views_text
+from tools.compare.result_tables import LEARNED, RANDOM, labels, main_figure, spread, views_text
 
-# Nine that people with any eyes tell apart, by Okabe and Ito and by Tol; a tenth has another dash.
+# Nine that colour-blind people can distinguish (Okabe and Ito; Tol); a tenth has another dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 COLOURS += ("#56b4e9", "#882255", "#222222", "#999933")
 MARKERS = "osD^vPX*p"
@@ -26,16 +26,16 @@ def available() -> bool:
 
 
 def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[Point]:
-    """Return one line: at each evaluation the mean over seeds, and where the seeds lie.
+    """Return one line: at each evaluation the mean over seeds, and their least and most.
 
     Args:
-        runs: of one variant, one a seed.
-        figure: what is drawn, such as knn_top1.
-        across: seconds or image_views.
+        runs: of one variant, one for each seed.
+        figure: name of the figure, such as knn_top1.
+        across: what x is, seconds or image_views.
 
     Returns:
-        Points (x, mean, least, most). Online evaluations are matched by step, and the final ones
-        with each other, though a run that was cut off has its own at another step.
+        Points (x, mean, least, most). Online evaluations are matched by step. Final ones are
+        matched with each other, even if a run was cut off at another step.
     """
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -52,7 +52,7 @@ def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[P
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Draw all variants with a finished run as a PNG; those that end highest are named first."""
+    """Draw all variants with a finished run as a PNG; the legend names the best first."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -64,14 +64,14 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     done = [run for run in record["runs"] if "final" in run and figure in run["final"]]
     lines = {v["name"]: [r for r in done if r["variant"] == v["name"]] for v in record["variants"]}
     ends = {name: mean(r["final"][figure] for r in runs) for name, runs in lines.items() if runs}
-    floors = [f["figures"][figure] for f in record["random"] if figure in f.get("figures", {})]
+    random = [f["figures"][figure] for f in record["random"] if figure in f.get("figures", {})]
 
     chart, panels = pyplot.subplots(
         1, 2, figsize=(12, 5), dpi=150, sharey=True, layout="constrained"
     )
     for axes, across in zip(panels, ("seconds", "image_views"), strict=True):
-        if floors:
-            axes.axhline(100 * mean(floors), color=QUIET, linewidth=1, linestyle=(0, (5, 3)))
+        if random:
+            axes.axhline(100 * mean(random), color=QUIET, linewidth=1, linestyle=(0, (5, 3)))
         for number, name in enumerate(lines):
             if name not in ends:
                 continue
@@ -99,9 +99,9 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         middle, deviation = spread([run["final"][figure] for run in lines[name]])
         beside = "" if deviation is None else f" ± {100 * deviation:.1f}"
         texts.append(f"{100 * middle:.1f}{beside}  {called[name]}")
-    if floors:
+    if random:
         handles.append(Line2D([], [], color=QUIET, linewidth=1, linestyle=(0, (5, 3))))
-        texts.append(f"{100 * mean(floors):.1f}  {RANDOM}")
+        texts.append(f"{100 * mean(random):.1f}  {RANDOM}")
     chart.legend(
         handles, texts, loc="outside right upper", frameon=False, fontsize=9.5, labelspacing=0.7
     )

@@ -1,9 +1,9 @@
-"""Where everything of a comparison lies, and the exact commands that make it.
+"""Where the files of a comparison lie, how long its runs are, and the commands that make them.
 
-OUT/random/VARIANT-seed0.json   what the encoder can before it is trained
-    pilots/RECIPE-HASH.json     seconds a step
+OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
+    pilots/RECIPE-HASH.json     seconds of a step
     runs/VARIANT-seed0/         as train.py leaves it, without checkpoints
-    logs/*.log                  what the child processes said
+    logs/*.log                  output of the child processes
     comparison.json, .md, .png  the result
 """
 
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.compare import run_length, trial
-from tools.compare.run_length import RunLength, StepTime
+from tools.compare import run
 from tools.compare.variants import EVALUATION_SETS, Variant, terms
+from training import run_length
+from training.run_length import RunLength, StepTime
 
-CHECKPOINTS = 10  # of a run: a tenth of it is the most that a kill can cost
+CHECKPOINTS = 10  # of a run: a kill costs at most a tenth of it
 ENDLESS = 10**9  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is going to be done."""
+    """A comparison: what is compared, and under which budget."""
 
     out: Path
     compared: Sequence[Variant]
@@ -37,32 +38,32 @@ class Plan:
     points: int
     """Evaluations in a run, the last included."""
     processes: int
-    """Of each run."""
+    """Number of them in each run."""
     more: Sequence[str]
     """Flags of train.py for all runs."""
     allowed: dict[str, list[str]]
     """Differences that were allowed, by name."""
     command: str
-    """Of the comparison."""
+    """Command line of the comparison."""
 
-    # ── places ──────────────────────────────────────────────────────────────────────────────────
+    # ── files ───────────────────────────────────────────────────────────────────────────────────
 
     def run(self, variant: Variant, seed: int) -> Path:
         """Return the folder of a run."""
         return self.out / "runs" / f"{variant.name}-seed{seed}"
 
     def random(self, variant: Variant, seed: int) -> Path:
-        """Return the JSON with the figures of an encoder that was not trained."""
+        """Return the JSON with the figures of a random encoder."""
         return self.out / "random" / f"{variant.name}-seed{seed}.json"
 
     def pilot(self, variant: Variant) -> Path:
-        """Return the JSON with the pace of a variant; those with equal steps share one."""
+        """Return the JSON with the step time of a variant; variants with equal steps share one."""
         return self.out / "pilots" / f"{variant.cost_key(self.processes)}.json"
 
     # ── lengths ─────────────────────────────────────────────────────────────────────────────────
 
-    def floors(self) -> list[Variant]:
-        """Return one variant for each kind of encoder and of evaluation."""
+    def encoders(self) -> list[Variant]:
+        """Return one variant for each kind of random encoder and of evaluation."""
         kinds: dict[str, Variant] = {}
         for variant in self.compared:
             agreed, size = terms(variant.resolved), variant.resolved["views"]["size"]
@@ -70,23 +71,23 @@ class Plan:
             kinds.setdefault(json.dumps([*kind, size]), variant)
         return list(kinds.values())
 
-    def pace(self, variant: Variant) -> dict[str, Any] | None:
-        """Return what the pilot found, or none if there was none yet."""
+    def step_time(self, variant: Variant) -> dict[str, Any] | None:
+        """Return what the pilot of a variant found, None before it."""
         path = self.pilot(variant)
         return json.loads(path.read_text()) if path.exists() else None
 
     def length(self, variant: Variant) -> int | None:
-        """Return the number of steps, or none while the pilot is missing.
+        """Return the number of steps of a run, None before its pilot.
 
         Raises:
             ValueError: no step fits into the budget, or none after the warm-up.
         """
-        facts = self.pace(variant) if self.budget.seconds else None
-        if self.budget.seconds and facts is None:
+        found = self.step_time(variant) if self.budget.seconds else None
+        if self.budget.seconds and found is None:
             return None
-        pace = StepTime(facts["seconds_per_step"], facts["start_up"]) if facts else None
+        time = StepTime(found["seconds_per_step"], found["start_up"]) if found else None
         try:
-            steps = self.budget.steps(variant.image_views, pace)
+            steps = self.budget.steps(variant.image_views, time)
         except ValueError as error:
             raise ValueError(f"{variant.name}: {error}") from error
         warmup = round(variant.resolved["warmup_epochs"] * self._epoch(variant))
@@ -100,37 +101,36 @@ class Plan:
     # ── commands ────────────────────────────────────────────────────────────────────────────────
 
     def random_command(self, variant: Variant, seed: int) -> list[str]:
-        """Return how the encoder is evaluated that a run begins with."""
+        """Return the command that evaluates the encoder with which a run begins."""
         settings, found = variant.resolved, self.random(variant, seed)
         words = [str(found.with_suffix("")), "--random_init", "true", "--json", str(found)]
         words += ["--device", settings["device"], "--mixed_precision", settings["mixed_precision"]]
         return [sys.executable, "-m", "tools.evaluate", *words]
 
     def pilot_command(self, variant: Variant, *, log_every: int) -> list[str]:
-        """Return how the seconds of a step are measured."""
+        """Return the command that measures the seconds of a step."""
         assert self.budget.seconds is not None
         seconds = min(run_length.SECONDS, self.budget.seconds / 4)
         words = ["--steps", str(ENDLESS), "--max_seconds", f"{seconds:g}"]
-        for name in EVALUATION_SETS:
+        for name in (*EVALUATION_SETS, "evaluate_every"):
             words += [f"--{name}", "null"]
-        words += ["--evaluate_every", "null", "--log_every", str(log_every)]
-        words += ["--checkpoint_every", str(ENDLESS)]
+        words += ["--log_every", str(log_every), "--checkpoint_every", str(ENDLESS)]
         return self._train(variant, self.seeds[0], self.pilot(variant).with_suffix(""), words)
 
     def run_command(self, variant: Variant, seed: int, steps: int) -> list[str]:
-        """Return how a run is trained."""
+        """Return the command that trains a run."""
         between = -(-steps // self.points)
         words = ["--steps", str(steps), "--max_seconds", f"{self.budget.seconds or 'null'}"]
         words += ["--evaluate_every", repr(between / self._epoch(variant))]
         words += ["--checkpoint_every", str(max(1, steps // CHECKPOINTS))]
         return self._train(variant, seed, self.run(variant, seed), words)
 
-    def _train(self, variant: Variant, seed: int, run: Path, words: Sequence[str]) -> list[str]:
+    def _train(self, variant: Variant, seed: int, folder: Path, words: Sequence[str]) -> list[str]:
         mine = ["--config", str(variant.recipe), *self.more, *variant.flags]
         fixed = ["--epochs", "null", "--profile_seconds", "0", "--keep_checkpoints", "1"]
-        fixed += ["--trackers", "[]", "--seed", str(seed), "--run", str(run)]
-        return [*trial.launch(self.processes), *mine, *fixed, *words]
+        fixed += ["--trackers", "[]", "--seed", str(seed), "--run", str(folder)]
+        return [*run.launch(self.processes), *mine, *fixed, *words]
 
     def _epoch(self, variant: Variant) -> int:
-        """Return steps an epoch."""
+        """Return the number of steps in an epoch."""
         return self.samples[variant.resolved["shards"]] // variant.resolved["batch_size"]

@@ -1,4 +1,4 @@
-"""What is compared: recipes with what varies, and whether that is a fair comparison."""
+"""What is compared: recipes with the settings that vary, and whether that is fair."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.settings import Settings, parse
+if TYPE_CHECKING:
+    from training.settings import Settings
 
-# What the recipes must agree in, with the names of --allow_differences.
+# What the recipes must agree in; --allow_differences takes these names.
 TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
-# Set for every run by the comparison, and the flag of its own that says so, if there is one.
+# {setting that the comparison sets for every run: its own flag for that, if there is one}.
 OWN = {
     **dict.fromkeys(("steps", "epochs"), "--seconds or --image_views"),
     **{"max_seconds": "--seconds", "seed": "--seeds", "run": "--out", "evaluate_every": "--points"},
     **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "keep_every"), ""),
     **dict.fromkeys(("profile_seconds", "trackers"), ""),
 }
-# What makes no step longer or shorter: variants that differ in nothing else share a pilot.
+# Settings that do not change the time of a step: variants with equal others share a pilot.
 FREE = {*OWN, "learning_rate", "weight_decay", "momentum", "warmup_epochs", "log_every"}
 EVALUATION_SETS = tuple(f"evaluation_{name}" for name in ("train", "test", "queries", "references"))
 FREE |= {*EVALUATION_SETS, "check_shards", "check_memory", "self_check"}
@@ -33,10 +34,10 @@ class Variant:
     """A recipe with its values of the settings that vary."""
 
     name: str
-    """Of its folders: the recipe's name, and what varies."""
+    """Name of its folders: the recipe's name, and the values that vary."""
     recipe: Path
     flags: tuple[str, ...]
-    """What --vary adds to the recipe's command line."""
+    """Flags that --vary adds to the recipe's command line."""
     settings: Settings
 
     @property
@@ -46,7 +47,7 @@ class Variant:
 
     @property
     def views(self) -> int:
-        """Views of a sample in a step, those of all groups."""
+        """Views of a sample in a step, over all groups."""
         return sum(group["count"] for group in _groups(self.resolved))
 
     @property
@@ -57,8 +58,8 @@ class Variant:
     def cost_key(self, processes: int) -> str:
         """Return a name that variants share if their steps take equally long.
 
-        Of the method's arguments, numbers with a point, such as temperatures, are taken to cost
-        nothing; whole ones, such as the length of a queue, are not.
+        Of the method's arguments, numbers with a point, such as temperatures, are assumed to cost
+        nothing; whole numbers, such as the length of a queue, may cost time.
         """
         rest = {name: value for name, value in self.resolved.items() if name not in FREE}
         rest["method"] = _without_floats(rest["method"])
@@ -69,7 +70,7 @@ class Variant:
 def variants(
     recipes: Sequence[Path], vary: Sequence[str], more: Sequence[str], *, where_known: bool
 ) -> list[Variant]:
-    """Return every recipe with every combination of what varies, each checked by parsing it.
+    """Return every recipe with every combination of values, each checked by parsing it.
 
     Args:
         recipes: YAML files; their names, without folders, must differ.
@@ -78,7 +79,7 @@ def variants(
         where_known: vary a setting in the recipes that have it, instead of refusing the others.
 
     Raises:
-        ValueError: what is unknown, doubled or impossible.
+        ValueError: a setting is unknown, named twice or impossible.
     """
     _refuse_own(more)
     axes = [_axis(text) for text in vary]
@@ -115,7 +116,7 @@ def variants(
 
 
 def terms(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return what recipes must agree in, by the names of TERMS."""
+    """Return the settings that recipes must agree in, by the names of TERMS."""
     looks = [{k: v for k, v in group.items() if k != "count"} for group in _groups(resolved)]
     return {
         "encoder": resolved["method"]["init_args"].get("encoder"),
@@ -124,23 +125,23 @@ def terms(resolved: dict[str, Any]) -> dict[str, Any]:
             name.removeprefix("evaluation_"): resolved[name] for name in EVALUATION_SETS
         },
         "precision": {name: resolved[name] for name in ("device", "mixed_precision")},
-        # Two groups of one look are as good as one: how many views there are may differ.
+        # Equal groups count once: the number of views may differ.
         "policy": [json.loads(look) for look in sorted({json.dumps(each) for each in looks})],
     }
 
 
 def check_terms(compared: Sequence[Variant], allowed: Sequence[str]) -> dict[str, list[str]]:
-    """Refuse recipes that are no fair comparison.
+    """Refuse recipes that differ in more than a fair comparison allows.
 
     Args:
-        compared: two or more, or one.
+        compared: one or more.
         allowed: the names of TERMS in which they may differ.
 
     Returns:
         The differences that were allowed, by name.
 
     Raises:
-        ValueError: all other differences.
+        ValueError: the recipes differ in other terms.
     """
     found: dict[str, list[str]] = {}
     first, *others = compared
@@ -156,8 +157,8 @@ def check_terms(compared: Sequence[Variant], allowed: Sequence[str]) -> dict[str
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, texts in refused.items() for text in texts)
         raise ValueError(
-            f"the recipes differ in what a comparison holds fixed ({listed}). Set it alike for all "
-            "after --, such as -- --shards DIR, or compare them nevertheless with "
+            f"the recipes differ in what a comparison holds fixed ({listed}). Set it to the same "
+            "value for all after --, such as -- --shards DIR, or allow the difference with "
             f"--allow_differences {' '.join(refused)}"
         )
     return found
@@ -183,7 +184,7 @@ def summary(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def has(resolved: dict[str, Any], key: str) -> bool:
-    """Whether a dotted setting is there, with or without the words init_args in between."""
+    """Whether a dotted setting exists; the words init_args may be left out."""
     value: Any = resolved
     for word in plain_key(key).split("."):
         if isinstance(value, dict) and word not in value and "init_args" in value:
@@ -195,11 +196,13 @@ def has(resolved: dict[str, Any], key: str) -> bool:
 
 
 def plain_key(key: str) -> str:
-    """Return a dotted setting without the words init_args, which flags do not need."""
+    """Return a dotted setting without init_args, which flags do not need."""
     return key.replace(".init_args.", ".")
 
 
 def _parse(recipe: Path, more: Sequence[str]) -> Settings:
+    from training.settings import parse  # imports every network, for seconds
+
     length = ["--epochs", "null", "--steps", "1", "--trackers", "[]", "--run", "."]
     try:
         return parse(["--config", str(recipe), *more, *length])
@@ -226,7 +229,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 
 def _short(key: str, axes: Sequence[tuple[str, list[str]]]) -> str:
-    """Return the end of a dotted name that no other axis ends with."""
+    """Return the shortest end of a dotted name that is unique among the axes."""
     words = key.split(".")
     for count in range(1, len(words) + 1):
         end = ".".join(words[-count:])
@@ -236,7 +239,7 @@ def _short(key: str, axes: Sequence[tuple[str, list[str]]]) -> str:
 
 
 def _apart(here: Any, there: Any) -> tuple[str, str]:
-    """Return two values as text: of mappings and of lists, only what is not in both."""
+    """Return two values as text; of mappings and lists, only where they differ."""
     if isinstance(here, list) and isinstance(there, list):
         mine = [each for each in here if each not in there]
         theirs = [each for each in there if each not in here]

@@ -1,7 +1,11 @@
-"""Show what is in a shard set or subset: `python -m tools.inspect DIR [--out FILE.png]`.
+"""Show what is in a shard set or subset, as a report and a contact sheet.
+
+    python -m tools.inspect data/mine --out sheet.png
 
 The report comes from manifest, tables and indexes; only the images of the contact sheet are read.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -22,7 +25,7 @@ from shards.shard_table import SampleRow
 from shards.storage import LocalFolder, folder_at
 from shards.survey import Survey, rows_at, survey
 from tools.inspect.sheet import contact_sheet, pictures
-from training.command import run_command
+from training.command_line import run_function
 from training.terminal import Section, aspect_bins, bar, bars, bins_of, show
 
 _CLASSES = 25  # more are shown by the largest and smallest alone
@@ -32,35 +35,31 @@ _KEYS = 4  # of a group
 _CHECKED = 100_000  # groups of copies whose labels are compared
 
 
-def main() -> None:
-    """Parse the flags, report, and draw."""
-    parser = ArgumentParser(
-        prog="python -m tools.inspect",
-        description="Show what is in a shard set or subset; with --out, a contact sheet too.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("dir", metavar="DIR", type=str, help="Shard set, local or a URL.")
-    parser.add_argument("--out", type=Path, help="PNG to write, with images and histograms.")
-    parser.add_argument("--samples", type=int, default=48, help="Images on it, drawn at random.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the draw.")
-    flags = parser.parse_args()
-    if flags.samples < 1:
-        raise ValueError(f"samples={flags.samples}; expected 1 or more.")
-    if not 0 <= flags.seed < 2**32:
-        raise ValueError(f"seed={flags.seed}; expected a number from 0 to {2**32 - 1}.")
-    if flags.out is not None and flags.out.suffix.lower() != ".png":
-        raise ValueError(f"out={flags.out}; expected a name that ends with .png.")
-    if flags.out is not None and not flags.out.absolute().parent.is_dir():
-        raise ValueError(f"{flags.out.parent} is no folder; make it, or give another --out.")
-    shard_set = open_shards(flags.dir)
+def main(dir: str, *, out: Path | None = None, samples: int = 48, seed: int = 0) -> None:
+    """Show what is in a shard set or subset; with --out, draw a contact sheet too.
+
+    Args:
+        dir: shard set, a folder or a URL.
+        out: PNG to write, with images and histograms.
+        samples: number of images on it, drawn at random.
+        seed: seed of the draw.
+    """
+    if samples < 1:
+        raise ValueError(f"samples={samples}; expected 1 or more.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"out={out}; expected a name that ends with .png.")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder; make it, or give another --out.")
+    shard_set = open_shards(dir)
     found = survey(shard_set)
     show(list(report(shard_set, found)), Console())
-    if flags.out is not None:
-        shown = pictures(shard_set, flags.samples, flags.seed)
-        with durable.replaced(flags.out, suffix=str(os.getpid())) as aside:
+    if out is not None:
+        shown = pictures(shard_set, samples, seed)
+        with durable.replaced(out, suffix=str(os.getpid())) as aside:
             contact_sheet(shard_set, found, shown).save(aside, format="PNG")
-        print(f"\ncontact sheet of {len(shown)} samples: {flags.out}")
+        print(f"\ncontact sheet of {len(shown)} samples: {out}")
     elif sys.stdout.isatty():
         print("see some of them: --out FILE.png")
 
@@ -229,4 +228,4 @@ def _channels(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_function(main)

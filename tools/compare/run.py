@@ -1,7 +1,7 @@
-"""One run of a comparison: train.py as a child process, and what it left in its folder.
+"""One run of a comparison: train.py as a child process, and the figures in the run's folder.
 
-A run is finished when its encoder is exported, which train.py does last; its checkpoints are
-dropped then. Everything is read from the run's own files: there is no second account to disagree.
+A run is finished when its encoder and its final evaluation exist. All is read from the run's own
+files, so that no second record can disagree with them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Stopped(BaseException):
 
 
 class Failed(Exception):
-    """A child process failed; the text is its exit status and last word."""
+    """A child process failed; the text holds its exit status and its last message."""
 
 
-# ── what a run left ───────────────────────────────────────────────────────────────────────────────
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def finished(run: Path) -> bool:
@@ -45,54 +45,52 @@ def finished(run: Path) -> bool:
 
 
 def drop_checkpoints(run: Path) -> None:
-    """Remove what only a run that goes on would need."""
+    """Remove the checkpoints of a run that will not continue."""
     shutil.rmtree(run / checkpoint.FOLDER, ignore_errors=True)
 
 
 def result(run: Path, *, batch_size: int, views: int, total_steps: int) -> dict[str, Any]:
     """Return the figures of a finished run.
 
-    Speed and waiting are those after the first record, which holds the start of the pipeline.
-    Evaluations are given the training seconds of their step, between two records by interpolation.
+    Speed and waiting leave out the first record, which includes the start of the pipeline. The
+    seconds of an evaluation between two records are interpolated.
 
     Args:
-        run: its folder.
-        batch_size: samples a step.
+        run: the run's folder.
+        batch_size: samples in a step.
         views: views of a sample.
-        total_steps: length of its schedule.
+        total_steps: length of the run's schedule.
     """
     found = records(run)
     steps = [record for record in found if "loss" in record]
-    evaluations = [record for record in found if "evaluation" in record]
     final = _finals(found)[-1]
-    first, last = steps[0], steps[-1]
-    laps = steps[1:]
-    if not laps:  # there is nothing else
+    first, last, laps = steps[0], steps[-1], steps[1:]
+    if not laps:  # a single record
         first, laps = {"step": 0, "seconds": 0.0}, steps
-    done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    spent = last["seconds"] - first["seconds"]
     waited = sum(
         lap["data_wait"] * (lap["seconds"] - before["seconds"])
         for before, lap in pairwise([first, *laps])
     )
-    points = [r for r in evaluations if r["evaluation"] == "online" and r["step"] < last["step"]]
+    online = [r for r in found if r.get("evaluation") == "online" and r["step"] < last["step"]]
+
+    def figures(record: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in record.items() if k not in ("step", "evaluation")}
+
+    def at(step: int) -> dict[str, Any]:
+        seconds = seconds_at(step, steps)
+        return {"step": step, "seconds": seconds, "image_views": step * batch_size * views}
+
     return {
         "steps": last["step"],
         "total_steps": total_steps,
         "seconds": last["seconds"],
         "image_views": last["step"] * batch_size * views,
-        "images_per_second": done * batch_size / spent,
+        "images_per_second": (last["step"] - first["step"]) * batch_size / spent,
         "data_wait": waited / spent,
         "memory_gib": max(record["memory_gib"] for record in steps),
-        "final": {k: v for k, v in final.items() if k not in ("step", "evaluation")},
-        "curve": [
-            {
-                "step": point["step"],
-                "seconds": seconds_at(point["step"], steps),
-                "image_views": point["step"] * batch_size * views,
-            }
-            | {k: v for k, v in point.items() if k not in ("step", "evaluation")}
-            for point in [*points, final]
-        ],
+        "final": figures(final),
+        "curve": [at(point["step"]) | figures(point) for point in [*online, final]],
     }
 
 
@@ -115,9 +113,9 @@ def _finals(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def launch(processes: int) -> list[str]:
-    """Return the beginning of the command line that trains with this many processes.
+    """Return the first words of a command that trains with this many processes.
 
-    One process needs no launcher, and without it no person's default settings of Accelerate.
+    One process starts without a launcher, which would read the user's settings of Accelerate.
     """
     program = "train.py" if Path("train.py").resolve() == ROOT / "train.py" else ROOT / "train.py"
     if processes == 1:
@@ -132,30 +130,24 @@ def call(command: Sequence[str], log: Path, on_tick: Callable[[], None]) -> None
 
     Args:
         command: what to run.
-        log: where its output is appended.
+        log: file that its output is appended to.
         on_tick: called twice a second.
 
     Raises:
-        Failed: with its exit status and the last line that it wrote.
-        Stopped: a signal came; the child has been told, has saved and ended.
+        Failed: the child failed; the text has its exit status and its last error.
+        Stopped: a signal came; the child has saved and ended.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with log.open("a") as output:
         begin = output.tell()
         child = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-                ),
-                "PYTHONUNBUFFERED": "1",
-                "COLUMNS": "160",
-            },
-            start_new_session=True,  # Ctrl-C reaches it through us alone, once
-            preexec_fn=end_with_parent,  # no run outlives this program unseen
+            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+            start_new_session=True,  # Ctrl-C reaches it only through this program, once
+            preexec_fn=end_with_parent,  # no run outlives this program
         )
         try:
             while True:
@@ -172,7 +164,7 @@ def call(command: Sequence[str], log: Path, on_tick: Callable[[], None]) -> None
 
 
 def last_word(log: Path, begin: int = 0) -> str:
-    """Return the last line of a log that says what was wrong, or its last one."""
+    """Return the last line of a log that names an error; without one, the last line."""
     with log.open("rb") as file:
         file.seek(begin)
         text = file.read().decode(errors="replace")

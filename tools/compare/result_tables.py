@@ -1,4 +1,4 @@
-"""Who stands where: means and deviations over seeds, as tables for a terminal and in Markdown."""
+"""The result of a comparison: means and deviations over seeds, for a terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-# What the encoder learned: {figure: heading}; accuracies are in percent, and the more the better.
+RESULT = "comparison.json"
+RANDOM = "random encoder"
+# What the encoder learned: {figure: heading}. Accuracies are in percent; more is better.
 LEARNED = {
     "knn_top1": "k-NN %",
     "linear_top1": "linear %",
@@ -24,7 +26,7 @@ LEARNED = {
     "copy_z_map": "copy µAP by z %",
     "effective_dimension": "dim.",
 }
-# What that took: {figure: heading}.
+# What that cost: {figure: heading}.
 COST = {
     "steps": "steps",
     "image_views": "image views",
@@ -43,28 +45,27 @@ SETTINGS = {
     "weight_decay": "decay",
     "warmup_epochs": "warm-up",
 }
-CUT = 0.02  # of the schedule that a run may lack before it is said
-RANDOM = "random encoder"
+CUT = 0.02  # share of the schedule that a run may lack without a remark
 Spread = tuple[float, float | None]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A variant, or the encoder that was not trained, over its seeds."""
+class TableRow:
+    """A variant, or the random encoder, over its seeds."""
 
     label: str
     figures: dict[str, Spread]
     complete: bool
-    """With every seed."""
+    """Whether it has figures of every seed."""
     trained: bool = True
     marks: str = ""
     notes: list[str] = field(default_factory=list)
-    """What is to be said below the table."""
+    """Remarks below the table."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A heading, its cells, and which of them is to stand out."""
+class TableColumn:
+    """A heading, its cells, and which cell is the best."""
 
     heading: str
     cells: list[str]
@@ -72,7 +73,7 @@ class Column:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return mean and standard deviation (of the sample: n - 1); none of a single value."""
+    """Return mean and standard deviation of the sample (n - 1), which one value does not have."""
     return mean(values), stdev(values) if len(values) > 1 else None
 
 
@@ -82,67 +83,67 @@ def main_figure(record: Mapping[str, Any]) -> str:
 
 
 def main_of(figures: Collection[str]) -> str:
-    """Return the figure that says most: k-NN, if there are labels; else copies found, if sought."""
+    """Return the most telling figure: k-NN if there are labels, else copies found, else views."""
     return next((name for name in ("knn_top1", "copy_map") if name in figures), "view_map")
 
 
 def labels(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return {name of a variant: what it is called}, without what all of them begin with."""
+    """Return {name of a variant: its label}, without the words that all begin with."""
     stems = {variant["name"]: variant["recipe_name"] for variant in record["variants"]}
     if len(stems) == 1:
         return {name: name for name in stems}
     if len(set(stems.values())) == 1:
         return {name: name[len(stem) :].lstrip("-") for name, stem in stems.items()}
     words = [stem.split("_") for stem in stems.values()]
-    alike, most = 0, min(map(len, words)) - 1  # of each, a word is left
-    while alike < most and len({each[alike] for each in words}) == 1:
-        alike += 1
-    begin = len("".join(f"{word}_" for word in words[0][:alike]))
+    same, most = 0, min(map(len, words)) - 1  # each keeps a word
+    while same < most and len({each[same] for each in words}) == 1:
+        same += 1
+    begin = len("".join(f"{word}_" for word in words[0][:same]))
     return {name: name[begin:] for name in stems}
 
 
-def rows(record: Mapping[str, Any]) -> list[Standing]:
-    """Return what is known so far, the best first, the encoder that was not trained last."""
+def rows(record: Mapping[str, Any]) -> list[TableRow]:
+    """Return a row for each variant, the best first, and the random encoder last."""
     names, main = labels(record), main_figure(record)
     found = [_row(record, variant, names[variant["name"]]) for variant in record["variants"]]
     found.sort(key=lambda row: -row.figures.get(main, (-1.0,))[0])
-    floors: dict[str, list[dict[str, float]]] = {}
-    for floor in record["random"]:
-        floors.setdefault(floor["variant"], [])
-        if "figures" in floor:
-            floors[floor["variant"]].append(floor["figures"])
-    for name, figures in floors.items():
-        label = RANDOM if len(floors) == 1 else f"{RANDOM} of {names[name]}"
-        found.append(Standing(label, _spreads(figures, LEARNED), complete=True, trained=False))
+    random: dict[str, list[dict[str, float]]] = {}
+    for each in record["random"]:
+        known = random.setdefault(each["variant"], [])
+        if "figures" in each:
+            known.append(each["figures"])
+    for name, figures in random.items():
+        label = RANDOM if len(random) == 1 else f"{RANDOM} of {names[name]}"
+        found.append(TableRow(label, _spreads(figures, LEARNED), complete=True, trained=False))
     return found
 
 
-def columns(found: Sequence[Standing], figures: Mapping[str, str]) -> list[Column]:
-    """Return the columns of these figures, without those that nobody has."""
-    kept: list[Column] = []
+def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[TableColumn]:
+    """Return the columns of these figures, except those without any value."""
+    kept: list[TableColumn] = []
     for name, heading in figures.items():
         known = [row.figures.get(name) for row in found]
         if not any(known):
             continue
-        # A variant that failed with a seed is not the best because of the others.
+        # A variant that lacks a seed cannot be the best.
         whole = [row.trained and row.complete for row in found]
         trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
         if name in LEARNED and name != "effective_dimension" and len(trained) > 1:
             best = max(trained, key=lambda i: trained[i])
-        kept.append(Column(heading, [FORMATS[name](v) if v else "" for v in known], best))
+        kept.append(TableColumn(heading, [FORMATS[name](v) if v else "" for v in known], best))
     return kept
 
 
-def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[Column]]:
-    """Return the settings in which all variants agree as a line, and columns of the others."""
+def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
+    """Return a line of the settings that all variants share, and columns of the others."""
     found = [variant["settings"] for variant in record["variants"]]
     alike, apart = [], []
     for name, heading in SETTINGS.items():
         values = [each[name] for each in found]
         cells = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
         if len(set(cells)) > 1:
-            apart.append(Column(heading, cells))
+            apart.append(TableColumn(heading, cells))
         elif cells[0]:
             alike.append(f"{heading} {cells[0]}")
     return f"alike: {', '.join(alike)}" if alike else "", apart
@@ -160,7 +161,7 @@ def title(record: Mapping[str, Any]) -> str:
 
 
 def subtitle(record: Mapping[str, Any]) -> str:
-    """Return what was alike for all, in a line."""
+    """Return what all had in common, in a line."""
     agreed, around = record["agreed"], record["surroundings"]
     encoder = (agreed.get("encoder") or {}).get("class_path", "").rpartition(".")[2]
     where = around.get("gpu") or f"{around['cores']} CPU cores"
@@ -169,12 +170,11 @@ def subtitle(record: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def notes(record: Mapping[str, Any], found: Sequence[Standing]) -> list[str]:
-    """Return what is to be said below the table."""
+def notes(record: Mapping[str, Any], found: Sequence[TableRow]) -> list[str]:
+    """Return the remarks below the table."""
     said = [note for row in found for note in row.notes]
-    for floor in record["random"]:
-        if "error" in floor:
-            said.append(f"{RANDOM}, seed {floor['seed']}: {floor['error']}")
+    failed = [each for each in record["random"] if "error" in each]
+    said += [f"{RANDOM}, seed {each['seed']}: {each['error']}" for each in failed]
     for name, texts in record["allowed"].items():
         said.append(f"not alike, as --allow_differences says: {name}: {'; '.join(texts)}")
     counts = {v["views_of_first_group"] for v in record["variants"]}
@@ -193,20 +193,20 @@ def notes(record: Mapping[str, Any], found: Sequence[Standing]) -> list[str]:
 
 
 def show(record: Mapping[str, Any], console: Console) -> None:
-    """Print the tables: learned and cost beside each other if there is room, else one below."""
+    """Print the tables: learned and cost side by side if there is room, else below each other."""
     found = rows(record)
     learned, cost = columns(found, LEARNED), columns(found, COST)
     names = [f"{row.label}{row.marks}" for row in found]
     quiet = [not row.trained for row in found]
     console.print(Text(f"{title(record)}\n{subtitle(record)}", style="bold"))
     whole = _table(names, quiet, [*learned, *cost])
-    free = console.options.update(max_width=sys.maxsize)  # else its wish ends at the console's
+    free = console.options.update(max_width=sys.maxsize)  # else the wish is cut
     if Measurement.get(console, free, whole).maximum <= console.width:
         console.print(whole)
     else:
         console.print(_table(names, quiet, learned))
         trained = sum(row.trained for row in found)
-        short = [Column(c.heading, c.cells[:trained]) for c in cost]
+        short = [TableColumn(c.heading, c.cells[:trained]) for c in cost]
         console.print(_table(names[:trained], quiet[:trained], short))
     alike, apart = settings_columns(record)
     if apart:
@@ -246,7 +246,7 @@ def views_text(count: float) -> str:
     return f"{count:g}"
 
 
-def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> Standing:
+def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> TableRow:
     mine = [run for run in record["runs"] if run["variant"] == variant["name"]]
     done = [run for run in mine if "final" in run]
     said, marks = [], ""
@@ -267,7 +267,7 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> S
         said.append(f"{label}: {variant['error']}")
     figures = [run["final"] | {name: run[name] for name in COST} for run in done]
     values = _spreads(figures, {**LEARNED, **COST})
-    return Standing(label, values, complete, marks=marks, notes=said)
+    return TableRow(label, values, complete, marks=marks, notes=said)
 
 
 def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:
@@ -275,53 +275,42 @@ def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -
     return {name: spread(values) for name, values in known.items() if values}
 
 
-def _table(names: Sequence[str], quiet: Sequence[bool], shown: Sequence[Column]) -> Table:
+def _table(names: Sequence[str], quiet: Sequence[bool], shown: Sequence[TableColumn]) -> Table:
     table = Table(header_style="bold cyan", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     for column in shown:
         number = column.heading not in ("method", "objective", "views", "optimizer")
         table.add_column(column.heading, justify="right" if number else "left", no_wrap=number)
-    for place, name in enumerate(names):
+    for i, name in enumerate(names):
         cells = [
-            Text(column.cells[place], style="bold" if column.best == place else "")
-            for column in shown
+            Text(column.cells[i], style="bold" if column.best == i else "") for column in shown
         ]
-        table.add_row(Text(name), *cells, style="dim" if quiet[place] else None)
+        table.add_row(Text(name), *cells, style="dim" if quiet[i] else None)
     return table
 
 
-def _markdown(names: Sequence[str], shown: Sequence[Column]) -> str:
+def _markdown(names: Sequence[str], shown: Sequence[TableColumn]) -> str:
     lines = [["", *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
-    for place, name in enumerate(names):
+    for i, name in enumerate(names):
         cells = [
-            f"**{column.cells[place]}**" if column.best == place else column.cells[place]
-            for column in shown
+            f"**{column.cells[i]}**" if column.best == i else column.cells[i] for column in shown
         ]
         lines.append([name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _number(text: Callable[[float], str]) -> Callable[[Spread], str]:
-    return lambda value: text(value[0])
-
-
-def _spread_text(scale: float) -> Callable[[Spread], str]:
-    def text(value: Spread) -> str:
-        middle, deviation = value
-        return f"{scale * middle:.1f}" + (
-            "" if deviation is None else f" ± {scale * deviation:.1f}"
-        )
-
-    return text
+def _percent(value: Spread, scale: float = 100) -> str:
+    middle, deviation = value
+    return f"{scale * middle:.1f}" + ("" if deviation is None else f" ± {scale * deviation:.1f}")
 
 
 FORMATS: dict[str, Callable[[Spread], str]] = {
-    **dict.fromkeys(LEARNED, _spread_text(100)),
-    "effective_dimension": _spread_text(1),
-    "steps": _number(lambda steps: f"{steps:,.0f}"),
-    "image_views": _number(views_text),
-    "seconds": _number(lambda seconds: f"{seconds:,.1f}"),
-    "images_per_second": _number(lambda rate: f"{rate:,.0f}"),
-    "memory_gib": _number(lambda gib: f"{gib:.1f}"),
-    "data_wait": _number(lambda share: f"{100 * share:.1f}"),
+    **dict.fromkeys(LEARNED, _percent),
+    "effective_dimension": lambda value: _percent(value, scale=1),
+    "steps": lambda value: f"{value[0]:,.0f}",
+    "image_views": lambda value: views_text(value[0]),
+    "seconds": lambda value: f"{value[0]:,.1f}",
+    "images_per_second": lambda value: f"{value[0]:,.0f}",
+    "memory_gib": lambda value: f"{value[0]:.1f}",
+    "data_wait": lambda value: f"{100 * value[0]:.1f}",
 }

@@ -1,59 +1,29 @@
-"""Find out how the pipeline runs best on this machine, for one recipe; train.py picks it up.
-
-    python -m tools.tune --config recipes/stl10_s2r2.yaml --views.count 8 --batch_size 512
-
-What counts is the speed of training itself, steps fed by the pipeline, not of the pipeline alone:
-without a GPU both share the cores. One setting after the other is varied, from the defaults on,
-each value beside the one in use and in alternating order, so that a busy minute of the machine hits
-both. Where a GPU computes, the fewest threads and batches ahead are taken that cost at most 1 %:
-what they leave is free for other processes. Settings given as flags are kept as they are.
-"""
+"""The search: one setting after the other, each value measured beside the one in use."""
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.graph import ViewGroup
 from pipeline.tuning import Tuning, default_threads
-from training import machine_settings
-from training.command import run_command
-from training.throughput import (
-    Measurement,
-    Workload,
-    check_writable,
-    feed_turn,
-    fill_cache,
-    machine,
-    measure,
-    milliseconds,
-    parse_recipe,
-    recipe_parser,
-)
+from training.throughput import Measurement, milliseconds
 
 ROUNDS = 2  # of each value
-FINAL_ROUNDS = 3  # of the settings begun with beside those found
+FINAL_ROUNDS = 3  # of the first settings beside those found
 SEARCH_END, ADVICE_END = 0.65, 0.75  # of the time; the rest is for the final rounds
-DROP = 0.9  # of the speed of the value in use: slower than this at first, and it is given up
-WORTH = 1.01  # times as fast is worth a change; less is as good
-DRIFT = 1.05  # times as long, for the same, is worth a word about the machine
+DROP = 0.9  # of the speed of the value in use: a value slower than this at first is given up
+WORTH = 1.01  # times as fast is worth a change; less counts as equal
+DRIFT = 1.05  # times as long for the same settings is worth a word about the machine
 ADVISE = 1.10  # times as fast is worth a word about pixels
-CACHE_SHARE = 0.25  # of the GPU's free memory that decoded images may take
-FRUGAL = ("threads", "prefetch")  # settings of which a GPU's run takes the least that suffices
+FRUGAL = ("threads", "prefetch")  # on a GPU, the least that suffices is taken
 UNTRIED = "no time left for it"
 PIXELS = {
     "resize": "it is filtered against aliasing, and costs no quality",
@@ -66,172 +36,34 @@ Groups = tuple[ViewGroup, ...]
 
 @dataclass
 class Candidate:
-    """Settings, and what came of them."""
+    """Settings, and how fast training was with them."""
 
     name: str
     tuning: Tuning
     groups: Groups | None = None
-    """Instead of the recipe's."""
+    """View groups instead of the recipe's."""
     ms: list[float] = field(default_factory=list)
-    """Of a batch, one a round."""
+    """Milliseconds of a batch, one for each round."""
     ratios: list[float] = field(default_factory=list)
-    """Speed over that of the settings in use, one a round."""
+    """Speed divided by that of the settings in use, one for each round."""
     note: str = ""
-    """What is to be said about it."""
+    """A remark for the table."""
     out: bool = False
-    """Given up."""
+    """Whether it was given up."""
 
     @property
     def ratio(self) -> float:
-        """Median speed over that of the settings in use."""
+        """Median speed divided by that of the settings in use."""
         return median(self.ratios)
 
 
-def main() -> None:
-    """Search, show, and write what was found."""
-    settings = parse_recipe(_command_line(), sys.argv[1:])
-    options, config = settings.options, settings.config
-    if options["seconds"] <= 0:
-        raise ValueError(f"seconds={options['seconds']:g}, but the search needs more than 0.")
-    check_writable(options, "out")
-    console = Console(highlight=False)
-    around = machine(torch.device("cuda" if config.on_gpu else "cpu"))
-    workload = Workload(config)
-    path = options["out"] or machine_settings.path_for(
-        config, workload.shard_set, workload.device, config.batch_size, 1
-    )
-    start = config.tuning.filled(batch_size=config.batch_size)
-    plan = [
-        (name, values)
-        for name, values in coordinates(workload)
-        if getattr(config.tuning, name) is None
-    ]
-    search = Search(
-        partial(measure_fed, workload, longest=options["seconds"] / 10),
-        start,
-        seconds=options["seconds"],
-        gpu=workload.device.type == "cuda",
-    )
-    with Live(console=console, get_renderable=search.table, refresh_per_second=2):
-        search.run(plan)
-        advice = search.advise(resamplings(workload))
-        found = search.verify()
-    if not console.is_terminal:
-        console.line()  # which rich leaves out there
-    for line in (search.verdict, *advice):
-        console.print(line, soft_wrap=True)
-
-    remarks = {
-        "made by": f"python -m tools.tune {' '.join(sys.argv[1:])}",
-        "date": around.get("date"),
-        "machine": f"{around['gpu'] or around.get('cpu')}, {around['cores']} cores",
-        "training": search.verdict,
-    }
-    machine_settings.write(path, found, remarks=remarks)
-    if options["out"] or config.tuned != "auto":
-        console.print(f"written to {path}; train.py takes it with --tuned {path}", soft_wrap=True)
-    else:
-        console.print(
-            f"written to {path}, where train.py finds it for such images, views and batches on "
-            "this machine; its header says so",
-            soft_wrap=True,
-        )
-
-
-def _command_line() -> ArgumentParser:
-    command_line = recipe_parser(
-        "python -m tools.tune", "Find settings of the pipeline for this machine and a recipe."
-    )
-    command_line.add_argument(
-        "--seconds", type=float, default=150.0, help="How long to search, about."
-    )
-    command_line.add_argument(
-        "--out",
-        type=Path | None,
-        help="YAML to write; by default where train.py looks for it, in ~/.cache/viewrank.",
-    )
-    return command_line
-
-
-# ── what is tried ─────────────────────────────────────────────────────────────────────────────────
-
-
-def coordinates(workload: Workload) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the settings to vary, those of most effect first, with their values."""
-    manifest, batch_size = workload.shard_set.manifest, workload.config.batch_size
-    if workload.device.type == "cuda":
-        if not manifest.raw:
-            yield "decode", ["gpu", "cpu"]
-            yield "hw_decoder_load", [0.0, 0.5, 0.75, 0.9, 1.0]
-        yield "minibatch", [batch_size, *(n for n in (256, 64) if n < batch_size)]
-    yield "finish", ["fused", "dali"]
-    cores = default_threads()
-    yield "threads", sorted({cores, *(2**n for n in range(cores.bit_length()))})
-    yield "prefetch", [1, 2, 3, 4]
-    if workload.device.type == "cuda" and not manifest.raw:
-        # Last, because the cache is filled anew for each measurement. The decoder reserves as much
-        # as if all images were as large as the largest.
-        largest = 3 * manifest.statistics.max_width * manifest.statistics.max_height
-        free, _ = torch.cuda.mem_get_info(workload.device)
-        if manifest.samples * largest <= CACHE_SHARE * free:
-            yield "decode", ["cache"]
-
-
-def near(threads: int) -> list[int]:
-    """Return numbers of threads a quarter below and above, one more than cores at most."""
-    step = max(1, threads // 4)
-    return [n for n in (threads - step, threads + step) if 1 <= n <= default_threads() + 1]
-
-
-def resamplings(workload: Workload) -> dict[str, Groups]:
-    """Return the recipe's view groups with each resampling that is not theirs already."""
-    groups = workload.config.groups
-    now = {g.resampling_for(workload.shard_set, workload.device)[0] for g in groups}
-    others: dict[str, Groups] = {}
-    for resampling in ("resize", "warp", "supersample"):
-        if now != {resampling}:
-            others[resampling] = tuple(replace(g, resampling=resampling) for g in groups)
-    return others
-
-
-def measure_fed(
-    workload: Workload, tuning: Tuning, groups: Groups | None, seconds: float, *, longest: float
-) -> Measurement:
-    """Measure training with a pipeline of its own.
-
-    Args:
-        workload: the recipe.
-        tuning: how its pipeline runs.
-        groups: view groups instead of the recipe's.
-        seconds: how long, building and warming up included.
-        longest: how long filling a cache of decoded images may take on top.
-
-    Raises:
-        ValueError: that takes longer.
-    """
-    # A small shuffle buffer, because filling it takes time and makes no batch slower.
-    buffer = min(workload.config.shuffle_buffer, 4 * workload.config.batch_size)
-    begin = time.perf_counter()
-    with workload.loader(tuning, groups=groups, shuffle_buffer=buffer) as loader:
-        begin_filled = time.perf_counter()
-        if not fill_cache(loader, longest):
-            raise ValueError(f"decoding all images once takes more than {longest:g} s")
-        begin += time.perf_counter() - begin_filled
-        turn = feed_turn(loader, workload.step)
-        left = seconds - (time.perf_counter() - begin)
-        return measure(turn, left, loader.device, loader=loader)
-
-
-# ── the search ────────────────────────────────────────────────────────────────────────────────────
-
-
 class Search:
-    """Varies one setting after the other, and says in `verdict` what came of it.
+    """Varies one setting after the other; `verdict` says what was found.
 
     Args:
         measured: measures training under settings, with view groups or the recipe's, for seconds.
-        start: the settings to begin with, none missing.
-        seconds: how long all of it may take, about.
+        start: the settings to begin with; none may be missing.
+        seconds: about how long the whole search may take.
         gpu: whether a GPU computes, so that threads and memory of the host are worth saving.
     """
 
@@ -273,7 +105,7 @@ class Search:
             self._vary(name, beside, share - (time.perf_counter() - begin))
 
     def advise(self, others: dict[str, Groups]) -> list[str]:
-        """Return in words which resampling would be much faster; they change pixels."""
+        """Return in words which resamplings would be much faster; they change pixels."""
         in_use = Candidate("resampling as it is", self.best)
         rivals = [Candidate(f"resampling {name}", self.best, g) for name, g in others.items()]
         self._compare(in_use, rivals, ROUNDS, self._until(ADVICE_END), late=ADVICE_END)
@@ -288,7 +120,7 @@ class Search:
         return lines
 
     def verify(self) -> Tuning:
-        """Hold what was found against what was begun with, and return what is to be used."""
+        """Compare the settings found with the first ones, and return those to use."""
         begun_with = Candidate("settings begun with, again", self.start)
         if self.best == self.start:
             self._compare(begun_with, [], 1, self._until(1) / 3)
@@ -321,7 +153,7 @@ class Search:
         return self.start
 
     def table(self) -> Table:
-        """Return all that was measured so far."""
+        """Return a table of everything measured so far."""
         seconds = time.perf_counter() - self._begin
         title = f"{seconds:.0f} of {self._seconds:.0f} s: {self._now}"
         if self.verdict:
@@ -372,16 +204,15 @@ class Search:
         late: float = math.inf,
         least: int = 1,
     ) -> None:
-        """Measure all in turns; a rival that fails or is clearly slower is given up.
+        """Measure all in turn; a rival that fails or is clearly slower is given up.
 
         Args:
             in_use: what the others are compared with.
             rivals: the others.
             rounds: how often, if time allows.
             seconds: how long.
-            late: rivals whose first turn would begin after this share of the search's time have
-                none.
-            least: rounds that are taken however long they last, and whatever comes out.
+            late: share of the search's time after which no rival gets its first turn.
+            least: rounds that are always taken, whatever they last and show.
         """
         if rivals and not self._until(late):
             for each in rivals:
@@ -406,7 +237,7 @@ class Search:
                     span = max(0.0, deadline - time.perf_counter()) / turns
                     measurement = self._measured(each.tuning, each.groups, span)
                 except Exception as error:
-                    # Whatever DALI, the driver or the memory has against it: others may do.
+                    # DALI, the driver or the memory refuses these settings; others may work.
                     if each is in_use:
                         raise
                     reason = _short(str(error) or type(error).__name__)
@@ -429,7 +260,7 @@ class Search:
         return all(new <= old for new, old in pairs) and any(new < old for new, old in pairs)
 
     def _doubts(self) -> str:
-        """Return in words what speaks against the result."""
+        """Return in words what makes the result doubtful."""
         doubts = ""
         untried = sum(each.note == UNTRIED for each in self.candidates)
         if untried:
@@ -451,5 +282,7 @@ def _short(text: str) -> str:
     return line if len(line) <= 100 else f"{line[:100]}…"
 
 
-if __name__ == "__main__":
-    run_command(main)
+def near(threads: int) -> list[int]:
+    """Return numbers of threads a quarter below and above, one more than cores at most."""
+    step = max(1, threads // 4)
+    return [n for n in (threads - step, threads + step) if 1 <= n <= default_threads() + 1]

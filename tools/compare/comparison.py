@@ -1,6 +1,6 @@
-"""A comparison from its first pilot to its last run; what is there already is not done again.
+"""A comparison from its first pilot to its last run; what exists already is not done again.
 
-encoders as they begin ─▶ pilots: seconds a step ─▶ for every seed: for every variant: a run
+random encoders ─▶ pilots: seconds of a step ─▶ for every seed: for every variant: a run
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,27 +20,26 @@ from rich.console import Console
 from rich.status import Status
 
 from shards import durable
-from tools.bench import without_absolute_paths
-from tools.compare import run_length, trial
+from tools.compare import run
 from tools.compare.plan import Plan
-from tools.compare.standing import LEARNED, RANDOM, main_of
-from tools.compare.trial import Failed
+from tools.compare.result_tables import LEARNED, RANDOM, RESULT, main_of
+from tools.compare.run import Failed
 from tools.compare.variants import Variant, summary, terms
+from training import run_length
 from training.config import gpu_available
 from training.monitor import METRICS, records
 from training.run import checkpoint, run_folder
 from training.settings import Settings
+from training.surroundings import without_absolute_paths
 from training.throughput import machine
 
-RESULT = "comparison.json"
 
-
-class Contest:
+class Comparison:
     """Does what a plan says.
 
     Args:
-        plan: what is to be done.
-        console: where to say what happens.
+        plan: what to do.
+        console: where to report progress.
 
     Raises:
         ValueError: the folder holds another comparison, or runs with other settings.
@@ -53,134 +51,127 @@ class Contest:
         self._plan, self._console = plan, console
         self._status: Status | None = None
         check(plan)
-        self._surroundings = _machine()  # before the runs: it holds the load of others
+        self._surroundings = _machine()  # before the runs: it includes the load of other programs
 
     def run(self) -> None:
-        """Do what is missing; the result is written whenever something has ended.
+        """Do what is missing, and write the result after each run.
 
         Raises:
-            ValueError: a budget is too small for a variant.
+            ValueError: the budget is too small for a variant.
             Stopped: a signal came; the running child has saved and ended.
         """
         plan = self._plan
         self.write()
         watched = self._console.status("") if self._console.is_terminal else nullcontext()
         with watched as self._status:
-            for variant in plan.floors():
+            for variant in plan.encoders():
                 for seed in plan.seeds:
-                    self._floor(variant, seed)
+                    self._evaluate_random(variant, seed)
             if plan.budget.seconds is not None:
                 for variant in plan.compared:
                     self._pilot(variant)
             lengths = {variant.name: plan.length(variant) for variant in plan.compared}
             self.write()
-            # Recipes alternate, so that a busy hour of the machine meets all of them.
+            # Recipes alternate, so that a busy hour of the machine slows all of them.
             todo = [(variant, seed) for seed in plan.seeds for variant in plan.compared]
             for number, (variant, seed) in enumerate(todo, start=1):
                 steps = lengths[variant.name]
                 if steps is not None:  # else its pilot failed
-                    self._run(variant, seed, steps, f"run {number} of {len(todo)}: ")
+                    self._train(variant, seed, steps, f"run {number} of {len(todo)}: ")
                     self.write()
 
-    def record(self) -> dict[str, Any]:
-        """Return all that is known, from the files of the runs, without absolute paths."""
+    def write(self) -> dict[str, Any]:
+        """Write all that is known to OUT/comparison.json, without absolute paths; return it."""
         plan = self._plan
         agreed = terms(plan.compared[0].resolved)
-        facts = {
-            "command": plan.command,
-            "budget": plan.budget.facts(),
-            "seeds": list(plan.seeds),
-            "points": plan.points,
-            "processes": plan.processes,
-            "agreed": {name: agreed[name] for name in agreed if name not in plan.allowed},
-            "allowed": plan.allowed,
-            "surroundings": self._surroundings,
-            "variants": [self._variant(variant) for variant in plan.compared],
-            "random": [self._random(v, seed) for v in plan.floors() for seed in plan.seeds],
-            "runs": [self._entry(v, seed) for v in plan.compared for seed in plan.seeds],
-        }
-        return without_absolute_paths(facts)
-
-    def write(self) -> dict[str, Any]:
-        """Write the record to OUT/comparison.json, and return it."""
-        record = self.record()
-        _write_json(self._plan.out / RESULT, record)
+        record = without_absolute_paths(
+            {
+                "command": plan.command,
+                "budget": plan.budget.facts(),
+                "seeds": list(plan.seeds),
+                "points": plan.points,
+                "processes": plan.processes,
+                "agreed": {name: agreed[name] for name in agreed if name not in plan.allowed},
+                "allowed": plan.allowed,
+                "surroundings": self._surroundings,
+                "variants": [self._variant(variant) for variant in plan.compared],
+                "random": [self._random(v, seed) for v in plan.encoders() for seed in plan.seeds],
+                "runs": [self._entry(v, seed) for v in plan.compared for seed in plan.seeds],
+            }
+        )
+        _write_json(plan.out / RESULT, record)
         return record
 
     # ── the children ────────────────────────────────────────────────────────────────────────────
 
-    def _floor(self, variant: Variant, seed: int) -> None:
-        """Evaluate the weights that a variant begins with."""
+    def _evaluate_random(self, variant: Variant, seed: int) -> None:
+        """Evaluate the weights that a variant begins with, unless that is done."""
         found = self._plan.random(variant, seed)
-        place = found.with_suffix("")
-        text = with_values(variant, seed=seed, run=str(place)).yaml()
-        config = place / run_folder.CONFIG
+        folder = found.with_suffix("")
+        text = with_values(variant, seed=seed, run=str(folder)).yaml()
+        config = folder / run_folder.CONFIG
         if found.exists() and config.exists() and config.read_text() == text:
             return
         found.unlink(missing_ok=True)
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         config.write_text(text)
-        name, command = _floor_name(variant, seed), self._plan.random_command(variant, seed)
-        self._child(name, command, None)
+        self._child(_random_name(variant, seed), self._plan.random_command(variant, seed), None)
 
     def _pilot(self, variant: Variant) -> None:
-        """Measure the seconds of a step, unless a variant with equal steps has had its pilot."""
+        """Measure the seconds of a step, unless a variant with equal steps had its pilot."""
         found = self._plan.pilot(variant)
-        run = found.with_suffix("")
-        name = _pilot_name(found)
+        folder, name = found.with_suffix(""), _pilot_name(found)
         if found.exists() or name in self.errors:
             return
         steps: list[dict[str, Any]] = []
-        for log_every in (variant.resolved["log_every"], 1):  # the latter for slow steps alone
-            shutil.rmtree(run, ignore_errors=True)  # of a pilot that was stopped
+        for log_every in (variant.resolved["log_every"], 1):  # 1 only if steps are slow
+            shutil.rmtree(folder, ignore_errors=True)  # of a pilot that was stopped
             command = self._plan.pilot_command(variant, log_every=log_every)
-            if not self._child(name, command, run):
+            if not self._child(name, command, folder):
                 return
-            steps = [record for record in records(run) if "loss" in record]
+            steps = [record for record in records(folder) if "loss" in record]
             if len(steps) >= run_length.RECORDS:
                 break
-        trial.drop_checkpoints(run)
-        (run / run_folder.ENCODER).unlink()
-        facts = asdict(run_length.pace_of(steps)) | {
-            "steps": steps[-1]["step"],
-            "command": shown(command),
-        }
+        run.drop_checkpoints(folder)
+        (folder / run_folder.ENCODER).unlink()
+        facts = asdict(run_length.step_time_of(steps))
+        facts |= {"steps": steps[-1]["step"], "command": shown(command)}
         _write_json(found, facts)
         self._say(f"{name}: {1000 * facts['seconds_per_step']:.3g} ms a step")
 
-    def _run(self, variant: Variant, seed: int, steps: int, place: str) -> None:
-        """Train, unless it is done."""
-        run, name = self._plan.run(variant, seed), _run_name(variant, seed)
-        if not trial.finished(run):
+    def _train(self, variant: Variant, seed: int, steps: int, number: str) -> None:
+        """Train a run, unless that is done."""
+        folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
+        if not run.finished(folder):
             command = self._plan.run_command(variant, seed, steps)
-            if not self._child(name, command, run, place):
+            if not self._child(name, command, folder, number):
                 return
-            if not trial.finished(run):
+            if not run.finished(folder):
                 self.errors[name] = "it ended without a final evaluation"
                 return
-        trial.drop_checkpoints(run)
+        run.drop_checkpoints(folder)
         figures = self._figures(variant, seed)
         main = main_of(figures["final"])
         heading, value = LEARNED[main].removesuffix(" %"), 100 * figures["final"][main]
         end = f"{figures['steps']:,} steps in {figures['seconds']:.1f} s"
-        self._say(f"{place}{name}: {heading} {value:.1f} %, {end}")
+        self._say(f"{number}{name}: {heading} {value:.1f} %, {end}")
 
-    def _child(self, name: str, command: list[str], run: Path | None, place: str = "") -> bool:
-        """Run a child process and return whether it succeeded; a failure is said and kept."""
+    def _child(self, name: str, command: list[str], folder: Path | None, number: str = "") -> bool:
+        """Run a child process and return whether it succeeded; report and keep a failure."""
         log = self._plan.out / "logs" / f"{name.replace(', ', '-').replace(' ', '-')}.log"
         if self._status is None:
-            self._say(f"{place}{name} …")
+            self._say(f"{number}{name} …")
 
         def tick() -> None:
             if self._status is not None:
-                self._status.update(f"{place}{name}{_progress(run)}")
+                self._status.update(f"{number}{name}{_progress(folder)}")
 
         tick()
         try:
-            trial.call(command, log, tick)
+            run.call(command, log, tick)
         except Failed as failed:
             self.errors[name] = str(failed)
-            self._say(f"FAILED {place}{name}: {failed} (all that it said: {log})")
+            self._say(f"FAILED {number}{name}: {failed} (its whole output: {log})")
             return False
         return True
 
@@ -200,7 +191,7 @@ class Contest:
             "resolved": variant.resolved,
         }
         if self._plan.budget.seconds is not None:
-            facts["pilot"] = self._plan.pace(variant)
+            facts["pilot"] = self._plan.step_time(variant)
             if error := self.errors.get(_pilot_name(self._plan.pilot(variant))):
                 facts["error"] = f"its pilot failed: {error}"
         return facts
@@ -209,12 +200,11 @@ class Contest:
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
         facts["command"] = shown(self._plan.random_command(variant, seed))
         found = self._plan.random(variant, seed)
-        if error := self.errors.get(_floor_name(variant, seed)):
+        if error := self.errors.get(_random_name(variant, seed)):
             facts["error"] = error
         elif found.exists():
             values = json.loads(found.read_text())
-            numbers = {k: v for k, v in values.items() if isinstance(v, float)}
-            facts["figures"] = numbers
+            facts["figures"] = {k: v for k, v in values.items() if isinstance(v, float)}
         return facts
 
     def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -222,31 +212,30 @@ class Contest:
         steps = self._plan.length(variant)
         if steps is not None:
             facts["command"] = shown(self._plan.run_command(variant, seed, steps))
-        if trial.finished(self._plan.run(variant, seed)):
+        if run.finished(self._plan.run(variant, seed)):
             return facts | self._figures(variant, seed)
         if error := self.errors.get(_run_name(variant, seed)):
             facts["error"] = error
         return facts
 
     def _figures(self, variant: Variant, seed: int) -> dict[str, Any]:
-        run, size = self._plan.run(variant, seed), variant.resolved["batch_size"]
-        total = run_folder.read_config(run)["steps"]
-        return trial.result(run, batch_size=size, views=variant.views, total_steps=total)
+        folder, size = self._plan.run(variant, seed), variant.resolved["batch_size"]
+        total = run_folder.read_config(folder)["steps"]
+        return run.result(folder, batch_size=size, views=variant.views, total_steps=total)
 
 
 def check(plan: Plan) -> None:
-    """Refuse a folder that holds something else than a part of this comparison.
+    """Refuse a folder that holds anything but a part of this comparison.
 
-    More recipes, variants and seeds may be asked for than were there before.
+    More recipes, variants and seeds than before are allowed.
 
     Raises:
-        ValueError: what differs.
+        ValueError: the folder differs.
     """
     path = plan.out / RESULT
     if path.exists():
         then = json.loads(path.read_text())
-        now = {"budget": plan.budget.facts(), "processes": plan.processes}
-        for name, value in now.items():
+        for name, value in {"budget": plan.budget.facts(), "processes": plan.processes}.items():
             if then[name] != value:
                 raise ValueError(
                     f"{plan.out} holds a comparison with {name} {then[name]}, this one has "
@@ -254,20 +243,20 @@ def check(plan: Plan) -> None:
                 )
     for variant in plan.compared:
         for seed in plan.seeds:
-            run = plan.run(variant, seed)
-            if not trial.finished(run) and not (run / checkpoint.FOLDER).exists():
+            folder = plan.run(variant, seed)
+            if not run.finished(folder) and not (folder / checkpoint.FOLDER).exists():
                 continue
-            changed = with_values(variant, seed=seed).changed(run_folder.read_config(run))
+            changed = with_values(variant, seed=seed).changed(run_folder.read_config(folder))
             changed = [text for text in changed if text.split(":")[0] not in ("steps", "epochs")]
             if changed:
                 raise ValueError(
-                    f"{run} was trained with other settings ({'; '.join(changed)}); give another "
-                    "--out, or remove that folder to train it again."
+                    f"{folder} was trained with other settings ({'; '.join(changed)}); give "
+                    "another --out, or remove that folder to train it again."
                 )
 
 
 def with_values(variant: Variant, **values: Any) -> Settings:
-    """Return the settings of a variant with some values replaced, as plain ones."""
+    """Return the settings of a variant with some plain values replaced."""
     return replace(variant.settings, resolved=variant.resolved | values)
 
 
@@ -276,7 +265,7 @@ def shown(command: list[str]) -> str:
     return shlex.join(["python" if w == sys.executable else w for w in command])
 
 
-def _floor_name(variant: Variant, seed: int) -> str:
+def _random_name(variant: Variant, seed: int) -> str:
     return f"{RANDOM} of {variant.name}, seed {seed}"
 
 
@@ -288,22 +277,21 @@ def _run_name(variant: Variant, seed: int) -> str:
     return f"{variant.name}, seed {seed}"
 
 
-def _progress(run: Path | None) -> str:
-    """Return the newest step of a run in words; its file may be being written."""
-    if run is None or not (run / METRICS).exists():
-        return " …"
-    for line in reversed((run / METRICS).read_text().splitlines()):
-        try:
-            record: Mapping[str, Any] = json.loads(line)
-        except ValueError:
-            continue
-        if "loss" in record:
-            return f", step {record['step']:,}, {record['seconds']:.0f} s of training"
+def _progress(folder: Path | None) -> str:
+    """Return the newest step of a run in words."""
+    if folder is not None and (folder / METRICS).exists():
+        for line in reversed((folder / METRICS).read_text().splitlines()):
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line may be half written
+                continue
+            if "loss" in record:
+                return f", step {record['step']:,}, {record['seconds']:.0f} s of training"
     return " …"
 
 
 def _machine() -> dict[str, Any]:
-    """Return what figures depend on; a child asks for the GPU, so that none of it is held here."""
+    """Return what figures depend on; a child names the GPU, so that none of it is held here."""
     facts = machine(torch.device("cpu"))
     if gpu_available():
         ask = "import torch; print(torch.cuda.get_device_name())"

@@ -1,0 +1,1 @@
+"""Find the settings of the pipeline that run best on this machine."""

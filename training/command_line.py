@@ -1,0 +1,149 @@
+"""A command's flags, types and help from its `main` function: parameters and docstring.
+
+    def main(folder: str, *, rows: int = 8, out: Path | None = None) -> None:
+
+    python -m tools.NAME FOLDER --rows 4 --out views.png
+
+Parameters before the asterisk are positional words, the others are flags; a list takes several
+words. The docstring's Args become the help. With a parameter `settings` the command takes every
+flag of train.py too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from training.command import run_command
+
+Repeated = Annotated[list[str], "repeated"]
+"""A flag that may stand several times, each time with one value."""
+Rest = Annotated[list[str], "rest"]
+"""All words after --, unread."""
+# A command that trains nothing ignores what a recipe says of a run's length and its trackers.
+UNUSED = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
+
+
+def run_function(main: Callable[..., None]) -> None:
+    """Run a command: parse this process's arguments, call its function, report errors in a line."""
+    run_command(partial(call, main))
+
+
+def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
+    """Call a function with what a command line says; without parameters, it reads that itself.
+
+    Args:
+        main: the command; see the head of this file.
+        arguments: words to read instead of this process's command line.
+
+    Raises:
+        ValueError: a recipe or its flags are wrong.
+        ArgumentError: a flag is unknown, missing or of the wrong type.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    hints = get_type_hints(main, include_extras=True)
+    parameters = inspect.signature(main).parameters
+    if not parameters:
+        return main()
+    values: dict[str, Any] = {}
+    for name in parameters:
+        if hints[name] == Rest:
+            cut = words.index("--") if "--" in words else len(words)
+            words, values[name] = words[:cut], words[cut + 1 :]
+    if "settings" in parameters:
+        from training.settings import parse  # imports every network, for seconds
+
+        settings = parse([*words, *UNUSED], command_line=_recipe_parser(main))
+        values |= {"settings": settings, **settings.options}
+    else:
+        parser = ArgumentParser(
+            prog=program(main),
+            description=described(main)[0],
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        add_parameters(parser, main)
+        values |= vars(parser.parse_args(words))
+    several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
+    positional = [word for name in several for word in values.pop(name)]
+    main(*positional, **values)
+
+
+def program(main: Callable[..., None]) -> str:
+    """Return how a command is called: by its module, or by `viewrank`, which says so in argv."""
+    if sys.argv[0].startswith("viewrank "):
+        return sys.argv[0]
+    file = Path(main.__code__.co_filename)
+    return f"python -m tools.{file.parent.name if file.stem == '__main__' else file.stem}"
+
+
+def add_parameters(parser: ArgumentParser, main: Callable[..., Any], *skipped: str) -> None:
+    """Add a flag, or a positional word, for each parameter of a function.
+
+    Args:
+        parser: what to add them to.
+        main: the function.
+        skipped: parameters that get their value otherwise.
+    """
+    hints, (_, helps) = get_type_hints(main, include_extras=True), described(main)
+    for name, parameter in inspect.signature(main).parameters.items():
+        hint, default = hints[name], parameter.default
+        if name in ("settings", *skipped) or hint == Rest:
+            continue
+        item = _item(hint)
+        more: dict[str, Any] = {"type": item or hint, "help": helps[name]}
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            more["nargs"] = "*"
+        elif Repeated in (hint, *get_args(hint)):
+            more["action"] = "append"
+        elif item is not None:
+            more["nargs"] = "+"
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            if get_origin(hint) is not Literal:  # that is shown by its values
+                more["metavar"] = name.upper()
+            parser.add_argument(name, **more)
+        elif default is parameter.empty:
+            parser.add_argument(f"--{name}", required=True, **more)
+        else:
+            default = list(default) if isinstance(default, tuple) else default
+            parser.add_argument(f"--{name}", default=default, **more)
+
+
+def described(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Return a docstring's description on one line, and its sentences by argument."""
+    description, _, rest = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+    arguments = re.split(r"\n\n(?=\w+:\n)", rest)[0]
+    entries = re.findall(r"^    (\w+): (.+(?:\n     .+)*)", arguments, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    return " ".join(description.split()), {
+        name: text[0].upper() + text[1:] for name, text in texts.items()
+    }
+
+
+def _recipe_parser(main: Callable[..., None]) -> ArgumentParser:
+    """Return train.py's command line with a command's own flags; no run folder is needed."""
+    from training.settings import parser
+
+    command_line = parser(program(main), described(main)[0])
+    command_line.set_defaults({"run": Path(".")})
+    if "folder" in inspect.signature(main).parameters:  # the shard set, instead of --shards
+        command_line.set_defaults({"shards": "."})
+    add_parameters(command_line, main)
+    return command_line
+
+
+def _item(hint: Any) -> Any:
+    """Return the type of a list's items, None if it is no list; `list[X] | None` is one."""
+    if get_origin(hint) in (list, Sequence):
+        return get_args(hint)[0]
+    if get_origin(hint) in (Annotated, Union, UnionType):
+        return next(filter(None, map(_item, get_args(hint))), None)
+    return None
