@@ -29,7 +29,6 @@ from pipeline.read import decode, decode_surroundings, read, shape_of
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
-DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
 MANY_VIEWS = 12  # on a GPU, from here on one operator for all views
 FEW_VIEWS = 2  # up to here the crops leave out enough of an image to decode just their surroundings
 
@@ -295,6 +294,7 @@ def images_pipeline(
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:
+    dali_type = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[dtype]
     return fn.crop_mirror_normalize(
-        images, dtype=DTYPES[dtype], output_layout="HWC", mean=list(MEAN), std=list(STD)
+        images, dtype=dali_type, output_layout="HWC", mean=list(MEAN), std=list(STD)
     )
