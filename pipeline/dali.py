@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 else:
     DataNode = Any  # at run time, only annotations name it
 
-    def Pipeline(**settings: Any) -> Any:  # only called, never subclassed
+    def Pipeline(**settings: Any) -> Any:
+        """Return a pipeline; nothing subclasses it."""
         return import_module("nvidia.dali.pipeline").Pipeline(**settings)
 
 
