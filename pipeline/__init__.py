@@ -1,1 +1,1 @@
-"""Tars on disk become many random views on the device. Nothing else imports nvidia.dali."""
+"""Tars on disk become many random views on the device. No other part imports nvidia.dali."""

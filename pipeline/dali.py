@@ -1,17 +1,40 @@
-"""DALI as the rest of this package sees it: its stubs miss constants and widen every result."""
+"""DALI as the rest of this package sees it: its stubs miss constants and widen every result.
 
-from typing import Any
+It is imported when it is first used, so that `--help` does not wait for it.
+"""
 
-import nvidia.dali
-import nvidia.dali.backend
-import nvidia.dali.math
-from nvidia.dali.data_node import DataNode as DataNode
-from nvidia.dali.pipeline import Pipeline as Pipeline
+from __future__ import annotations
 
-fn: Any = nvidia.dali.fn
-types: Any = nvidia.dali.types
-math: Any = nvidia.dali.math
-backend: Any = nvidia.dali.backend
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvidia.dali.data_node import DataNode as DataNode
+    from nvidia.dali.pipeline import Pipeline as Pipeline
+else:
+    DataNode = Any  # at run time, only annotations name it
+
+    def Pipeline(**settings: Any) -> Any:
+        """Return a pipeline; nothing subclasses it."""
+        return import_module("nvidia.dali.pipeline").Pipeline(**settings)
+
+
+class _Module:
+    """A module that is imported when one of its attributes is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # jsonargparse asks every global of a module for some
+            raise AttributeError(attribute)
+        return getattr(import_module(self._name), attribute)
+
+
+fn: Any = _Module("nvidia.dali.fn")
+types: Any = _Module("nvidia.dali.types")
+math: Any = _Module("nvidia.dali.math")
+backend: Any = _Module("nvidia.dali.backend")
 
 
 def driver_begun() -> bool:

@@ -2,9 +2,9 @@
 
     uint8 views ─▶ colours ─▶ clamp to 0..255 ─▶ solarise ─▶ normalise ─▶ float32, float16, bfloat16
 
-One pass on the training stream instead of two or three inside DALI: it reads a byte and writes a
-float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
-(`pipeline.finish_kernel`); the definition is `Finish` in PyTorch's operators, which the CPU runs.
+It is one pass on the training stream instead of two or three inside DALI. It reads a byte and
+writes a float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
+(`pipeline.finish_kernel`). Its definition is `Finish` in PyTorch's operators, which the CPU runs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pipeline.augment import Augment, Color, Solarize
 from pipeline.augment.color import LUMA
 from pipeline.normalisation import MEAN, STD
 
-# Four digits: the three of DALI's chroma rows do not add up to 0, and would tint a gray view.
+# Four digits: DALI's chroma rows have three, do not add up to 0 and would tint a gray view.
 _YIQ = torch.tensor(
     [LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
 )
-_CHUNK = 1 << 20  # bytes of float32 in flight on the CPU: what stays in its second-level cache
+_CHUNK = 1 << 20  # bytes of float32 in a chunk: it stays in the CPU's second-level cache
 
 
 class Finish:
     """Finishes the views of one view group.
 
     Args:
-        late: the augmentations that DALI left to do (`Policy.late`).
+        late: the augmentations that DALI leaves to this pass (`Policy.late`).
         dtype: of the result.
-        workers: from `one_threaded`, for the CPU; None: the calling thread does the work.
+        workers: threads from `one_threaded`, for the CPU; with None the calling thread works alone.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Finish:
 
         Args:
             pixels_NPC: uint8, N views of P pixels of three channels.
-            factors_NF: of `Policy.augment`; None if no augmentation is late.
+            factors_NF: from `Policy.augment`; None if no augmentation is late.
         """
-        # Also within inference mode, which does not reach the workers.
+        # Leave inference mode: it would not reach the workers' threads.
         with torch.inference_mode(False), torch.no_grad():
             if pixels_NPC.is_cuda:
                 return self.by_triton(pixels_NPC, factors_NF)
@@ -128,7 +128,7 @@ class Finish:
 
         chunks = range(0, views, chunk)
         for _ in self._workers.map(work, chunks) if self._workers else map(work, chunks):
-            pass  # and raise what was raised
+            pass  # raises what a worker raised
         return out_NPC
 
     def _scratch(self, chunk: int, pixels: int) -> Tensor:
@@ -140,7 +140,7 @@ class Finish:
 
     @property
     def linear(self) -> bool:
-        """Whether all of it is one linear map and one clamp."""
+        """Whether the whole pass is one linear map and one clamp."""
         return self.solarize is None and (self.color is None or self.color.hue_space == "yiq")
 
     def color_maps(self, factors_NF: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,14 +153,14 @@ class Finish:
         assert self.color is not None
         if self.color.pivot == "gray":
             return torch.full((len(x_NPC),), 128.0, device=x_NPC.device)
-        # By rows of pixels, which are added up in parallel.
+        # Sum up rows of pixels, which run in parallel.
         block = _block(x_NPC.shape[1])
         sum_NK = x_NPC.view(len(x_NPC), -1, 3 * block).sum(1, dtype=torch.float32)
         mean_NC = sum_NK.view(-1, block, 3).sum(1) / x_NPC.shape[1]
         return mean_NC @ _constant(LUMA, x_NPC.device)
 
     def _maps(self, factors_NF: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """Return the map of `block` pixels at once, and what the pivot is multiplied with."""
+        """Return the map of `block` pixels at once, and the factor of the pivot."""
         map_N33, lift_N = self.color_maps(factors_NF)
         if self.linear:  # the normalisation is part of the map
             map_N33 = map_N33 / _constant(STD, map_N33.device)
@@ -175,7 +175,7 @@ class Finish:
         factors_NF: Tensor | None,
         maps: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """Write the finished views of `x_NPC` to `y_NPC`, float32 both."""
+        """Write the finished views of `x_NPC` to `y_NPC`; both are float32."""
         # Views as rows of whole pixels, wide enough to be multiplied and clamped at full speed.
         block = _block(x_NPC.shape[1])
         x, y = (t.view(len(t), -1, 3 * block) for t in (x_NPC, y_NPC))
@@ -192,7 +192,7 @@ class Finish:
             torch.baddbmm(lift_N11, x, map_NKK, out=y).clamp_(0, 255)
             if self.color is not None and self.color.hue_space == "hsv":
                 assert factors_NF is not None
-                # Of a gray view the hue makes no difference.
+                # The hue does not change a gray view.
                 moved = torch.nonzero(factors_NF[:, 2] * factors_NF[:, 3])[:, 0]
                 y_NPC.index_copy_(0, moved, shift_hue(y_NPC[moved], factors_NF[moved, 3]))
         if self.solarize is not None:
@@ -229,8 +229,8 @@ def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
 def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
     """Return the pixels, 0..255, with their HSV angle shifted by `hue_N` turns.
 
-    By planes and in place, without boolean masks and remainders, which PyTorch's CPU operators do
-    at a tenth of the speed of the rest.
+    It works by planes and in place, without boolean masks and remainders: PyTorch's CPU operators
+    do these at a tenth of the speed of the rest.
     """
     r, g, b = rgb_NPC.movedim(-1, 0).contiguous()
     high = torch.maximum(torch.maximum(r, g), b)
@@ -243,8 +243,8 @@ def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
     angle.lerp_(g - b, red).div_(chroma.clamp(min=1e-6)).add_(6 * hue_N[:, None])
     angle.sub_((angle / 6).floor_(), alpha=6)
     out_NPC = torch.empty_like(rgb_NPC)
-    # Each channel rises from the lowest value to the highest and falls, along one side of the
-    # hexagon each; red is high around 0, so it is the complement of what is high around 3.
+    # Each channel rises from the lowest value to the highest and falls again, each along one side
+    # of the hexagon. Red is high around 0: the complement of a channel that is high around 3.
     torch.sub(angle, 3, out=r).abs_().sub_(1).clamp_(0, 1)
     torch.sub(angle, 2, out=g).abs_().neg_().add_(2).clamp_(0, 1)
     torch.sub(angle, 4, out=b).abs_().neg_().add_(2).clamp_(0, 1)
@@ -255,7 +255,7 @@ def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
 
 @cache
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return numbers on the device; once, because the host waits for the copy."""
+    """Return numbers on the device; cached, because the host waits for the copy."""
     return torch.tensor(values, device=device)
 
 
@@ -272,7 +272,7 @@ def _chroma_maps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _block(pixels: int) -> int:
-    """Return how many pixels make a row of a view: few multiplications wasted, few rows."""
+    """Return how many pixels make a row of a view: few wasted multiplications, few rows."""
     return math.gcd(pixels, 8)
 
 
@@ -286,23 +286,23 @@ def _normalisation(block: int, device: torch.device) -> tuple[Tensor, Tensor, Te
 
 
 def one_threaded(threads: int) -> ThreadPoolExecutor:
-    """Return workers in each of which PyTorch's operators use that worker's thread alone."""
+    """Return threads in which each of PyTorch's operators uses the calling thread alone."""
     here = torch.get_num_threads()
     together = threading.Barrier(threads)
 
     def begin(_: int) -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # the first question makes the number this thread's own
+        torch.get_num_threads()  # the first call fixes the number for this thread
         together.wait()
 
     workers = ThreadPoolExecutor(threads, "viewrank-finish")
     list(workers.map(begin, range(threads)))
-    torch.set_num_threads(here)  # what others' threads will begin with
+    torch.set_num_threads(here)  # for threads that others start later
     return workers
 
 
 class _Pool:
-    """Memory that is used again as soon as no tensor lies in it.
+    """Memory that is reused as soon as no tensor lies in it.
 
     Fresh pages would cost more than all the arithmetic.
     """
@@ -315,6 +315,6 @@ class _Pool:
         free = self._free.setdefault(size, [])
         block = free.pop() if free else np.empty(size, dtype=np.uint8)
         lent = block[:]
-        # Dies with the storage of the last tensor that was made of it.
+        # `lent` dies with the storage of the last tensor that was made of it.
         weakref.finalize(lent, free.append, block).atexit = False
         return torch.from_numpy(lent).view(dtype).view(*shape)

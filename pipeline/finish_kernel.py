@@ -1,4 +1,4 @@
-"""`pipeline.finish` as one Triton kernel; tested against it, by Triton's interpreter too."""
+"""`pipeline.finish` as one Triton kernel; tests compare the two, also by Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finish_on_gpu(
 
     Args:
         pixels_NPC: uint8, N views of P pixels of three channels.
-        row_NR: numbers of each view: a colour map of 9, its shift, the hue, the threshold.
+        row_NR: 12 numbers a view: the 9 of its colour map, its shift, the hue, the threshold.
         mean: of the channels, in 0..255.
         std: of the channels, in 0..255.
         dtype: of the result.

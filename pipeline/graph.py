@@ -3,12 +3,12 @@
     tar ─▶ this rank's part ─▶ decode once ─┬▶ V views as frames ─▶ augment ─▶ group 0 ─▶ finish
                                             └▶ V' views as frames ─▶ …      ─▶ group 1 ─▶ …
 
-Of a pair set (see `shards.source.pairs`) both images are decoded, and views are cut from the image
-and its partner in turn (see `pipeline.partners`); everything after the crops is the same.
+A sample of a pair set (see `shards.source.pairs`) has two images. Both are decoded, and views are
+cut from the image and its partner in turn (see `pipeline.partners`); the rest is the same.
 
-A description only: `Loader` and `Images` run it, and `pipeline.finish` does what it leaves to do:
-colours, solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers
-are drawn on the CPU, so that the same program runs without a GPU and sees the same views.
+These are descriptions: `Loader` and `Images` run them. `pipeline.finish` then does the colours,
+solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers are drawn
+on the CPU, so that the same program runs without a GPU and sees the same views.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from pipeline.read import decode, decode_surroundings, read, shape_of
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
-DTYPES = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}
-MANY_VIEWS = 12  # on a GPU, from here on one operator for all views
-FEW_VIEWS = 2  # up to here the crops leave out enough of an image to decode just their surroundings
+MANY_VIEWS = 12  # on a GPU, one operator makes all views of a larger group
+FEW_VIEWS = 2  # so few crops leave out enough of an image to decode their surroundings only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,8 @@ class ViewGroup:
     resampling: Literal["auto", "warp", "resize", "supersample"] = "auto"
     """resize: filtered against aliasing, one operator a view. warp: bilinear, one operator for all
     views; exact for crops that are scaled up. supersample: warp to twice the size, halved by a
-    filter; one operator too. auto chooses by the images' size, the device and the views' number,
-    and says why."""
+    filter; one operator too. auto chooses by the size of the images, the device and the number of
+    views, and says why."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -58,12 +57,12 @@ class ViewGroup:
             raise ValueError(f"size={self.size} pixels; views are 8 pixels or more.")
 
     def resampling_for(self, shard_set: ShardSet, device: torch.device) -> tuple[Resampling, str]:
-        """Return the resampling that is meant for these images on this device, and why."""
+        """Return the resampling for these images on this device, and the reason."""
         if self.resampling != "auto":
             return self.resampling, "as set"
         shorter = shard_set.manifest.statistics.median_shorter_side
         if device.type != "cuda":
-            # Agrees with warp to a grey level where crops are scaled up, and is faster here.
+            # Agrees with warp within a level of 255 where crops are scaled up, and is faster here.
             return "resize", "the fastest on a CPU"
         if shorter <= self.size:
             return "warp", f"exact: crops of {shorter:g} px are scaled up"
@@ -85,11 +84,11 @@ class GraphSettings:
     device: torch.device
     """Where the views are made."""
     seed: int
-    """Of the order of the samples and of every random parameter."""
+    """Decides the order of the samples and every random parameter."""
     dtype: torch.dtype
-    """float16 or float32, of views that DALI finishes."""
+    """Of views that DALI finishes: float16 or float32."""
     shuffle_buffer: int
-    """Samples held for shuffling, on top of the shuffle of the shards' order."""
+    """Samples held for shuffling, besides the shuffle of the shards' order."""
     tuning: Tuning
     """How it runs on this machine; every field has a value."""
 
@@ -109,15 +108,15 @@ def views_pipeline(
 ) -> Pipeline:
     """Build the training graph of one rank.
 
-    Outputs, for each group, [B, V·size, size, 3] uint8, and if an augmentation is late, its factors
-    [B, V, F] float32 (`Policy.augment`); with `tuning.finish="dali"` instead finished views in
-    `dtype`. Then ids and labels, int64 [B, 1]. All on `device`.
+    It outputs, for each group, [B, V·size, size, 3] uint8, and if an augmentation is late, its
+    factors [B, V, F] float32 (`Policy.augment`); with `tuning.finish="dali"` instead finished views
+    in `dtype`. Ids and labels follow, int64 [B, 1]. All are on `device`.
 
     Args:
         shard_set: where the samples come from.
         groups: the views of every sample.
         settings: how they are made.
-        checkpoint: where to go on, from `Pipeline.checkpoint`.
+        checkpoint: the state to continue from, by `Pipeline.checkpoint`; None is the beginning.
         stage: how far to go, for a profile: "read" outputs ids and labels alone, "decode" the
             decoded images too.
     """
@@ -125,9 +124,9 @@ def views_pipeline(
     seed, rank, world_size = settings.seed, settings.rank, settings.world_size
     part = -(-len(shard_set) // world_size)
     sizes = shard_set.manifest.statistics
-    images = 2 if shard_set.manifest.partners else 1  # of a sample
-    # The decoder's cache, if it is used, may grow to all of the set, because parts change with
-    # every epoch, with each image as large as the largest.
+    images = 2 if shard_set.manifest.partners else 1  # a sample
+    # The decoder's cache, if it is used, may grow to the whole set, because parts change every
+    # epoch. Each image is counted as large as the largest.
     cache_mib = 1 + images * len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
     assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
@@ -153,12 +152,12 @@ def views_pipeline(
             shuffle_after_epoch_seed=seed % 2**31,
             shard_id=rank,
             num_shards=world_size,
-            # An epoch ends with a batch, the same on every rank; `Loader` drops the padded one.
+            # All ranks have the same number of batches an epoch; `Loader` drops the padded one.
             pad_last_batch=True,
         )
         draws = [Draw(group.count, (seed, rank, 1 + g)) for g, group in enumerate(groups)]
-        # One image's crops are the first numbers of its group's stream; of two images, each has as
-        # many as its share of the views, from streams of its own.
+        # A single image's crops are the first draws from its group's stream. Of two images, each
+        # has a stream for its share of the group's views.
         by_image = [dict(enumerate(draws))]
         if images > 1:
             by_image = [
@@ -181,13 +180,13 @@ def views_pipeline(
 
 @dataclass(frozen=True)
 class _Source:
-    """What views are cut from: a decoded image, or what is needed of it."""
+    """A decoded image, or the part of it that its crops need."""
 
     image: DataNode
     boxes: dict[int, Boxes]
-    """Its crops by the number of the view group; a group may have none of it."""
+    """Its crops, {view group: crops}; a group may have no crop of it."""
     views: dict[int, int]
-    """How many they are."""
+    """The number of its crops, {view group: number}."""
 
 
 def _source(
@@ -198,7 +197,7 @@ def _source(
     tuning: Tuning,
     cache_mib: int,
 ) -> _Source:
-    """Draw the crops of an image and decode it; `draws` by the number of the view group."""
+    """Draw the crops of an image and decode it; `draws` is {view group: its draw}."""
     shape = shape_of(stored)
     boxes = {g: groups[g].policy.crop.draw(shape, draw) for g, draw in draws.items()}
     views = {g: draw.views for g, draw in draws.items()}
@@ -260,8 +259,8 @@ def images_pipeline(
     """Build the evaluation graph: centre crops without augmentation, in the order of the shards.
 
     Images are scaled to a shorter side of `size` (8/7 of it from 128 pixels on: 256 for 224, as is
-    customary), then cropped. Outputs [B, size, size, 3], ids and labels [B, 1]; the last batch is
-    padded by repeating its last sample. For arguments see `views_pipeline`.
+    customary), then cropped. It outputs [B, size, size, 3], ids and labels [B, 1]. The last batch
+    is padded with its last sample. For the arguments see `GraphSettings` and `Images`.
     """
     gpu = device.type == "cuda"
     assert tuning.threads, "a filled Tuning"
@@ -295,6 +294,7 @@ def images_pipeline(
 
 
 def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:
+    dali_type = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[dtype]
     return fn.crop_mirror_normalize(
-        images, dtype=DTYPES[dtype], output_layout="HWC", mean=list(MEAN), std=list(STD)
+        images, dtype=dali_type, output_layout="HWC", mean=list(MEAN), std=list(STD)
     )

@@ -22,18 +22,18 @@ class LabelledImages:
     image_BCHW: Tensor
     """Normalised centre crops, channels-last in memory."""
     label_B: Tensor
-    """Labels, int64, −1 where there is none."""
+    """Labels, int64; −1 for a sample without one."""
     id_B: Tensor
     """Stable sample ids, int64."""
 
 
 class Images:
-    """This rank's part of a shard set, in its order; every iteration is a pass of its own.
+    """This rank's part of a shard set, in stored order; every iteration is one pass.
 
     Args:
         shard_set: where the samples come from.
         size: height and width of the crops, in pixels.
-        batch_size: samples at a time on this rank.
+        batch_size: samples a batch on this rank.
         rank: this process.
         world_size: number of processes; their parts are disjoint and together complete.
         device: where the images are decoded and delivered.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Batch:
     id_B: Tensor
     """Stable sample ids, int64 [B]."""
     label_B: Tensor
-    """Labels, int64 [B], −1 where there is none."""
+    """Labels, int64 [B]; −1 for a sample without one."""
 
 
 class Loader:
@@ -40,10 +41,11 @@ class Loader:
 
     An epoch has floor(samples / (world_size · batch_size)) steps. Within it no sample is repeated
     and no two ranks share one: a repeat would be a false negative to any ranking or contrastive
-    objective. What does not fill a last batch is left out, other samples each epoch.
+    objective. Samples that do not fill a last batch are left out, other ones each epoch.
 
-    Tensors are DALI's own buffers. They stay valid as long as they are referenced; on a GPU they
-    are ordered on the stream that is current when the batch is taken, so use them on that stream.
+    Tensors are DALI's own buffers or those of the last pass. They stay valid as long as they are
+    referenced. On a GPU they are ordered on the stream that is current when the batch is taken, so
+    use them on that stream.
 
     Args:
         shard_set: where the samples come from.
@@ -52,13 +54,13 @@ class Loader:
         rank: this process.
         world_size: number of processes.
         device: where the views are made and delivered.
-        seed: of the order of the samples and of every view.
+        seed: decides the order of the samples and every view.
         dtype: of the views: float32, float16, or with the fused finish bfloat16.
         shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
             cache, not in this process.
         tuning: how it runs on this machine; by default, with all threads that this process may use.
-        searching: called before it looks for a sample that cannot be read, which takes as long as
-            reading the shard set.
+        searching: called before it looks for an unreadable sample, which takes as long as reading
+            the whole shard set.
 
     Raises:
         ValueError: a part has fewer samples than a batch.
@@ -120,10 +122,10 @@ class Loader:
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
-        self._blob: bytes | None = None
+        self._checkpoint: bytes | None = None
         self._clock = _WaitClock(device)
         self._host_seconds = 0.0
-        # Two batches are held back from DALI's pool, which frees in its own order, not in torch's.
+        # Two batches stay referenced: DALI's pool frees memory in its own order, not in PyTorch's.
         self._held: deque[tuple[Tensor, ...]] = deque(maxlen=2)
 
     def __len__(self) -> int:
@@ -133,7 +135,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the epoch, or the whole next one if this one has ended."""
         if self.step == self._steps:
-            # The batch that the reader had to pad.
+            # Pass over the batch that the reader had to pad.
             for _ in range(self._reader_steps - self._steps):
                 self._take()
             self.epoch, self.step = self.epoch + 1, 0
@@ -146,33 +148,33 @@ class Loader:
             yield batch
 
     def wait_seconds(self) -> float:
-        """Return how long training waited for data so far, without waiting for the device.
+        """Return how long training has waited for data; the call does not wait for the device.
 
-        On a GPU this is the time its stream stood still for a batch; on the CPU, the time this
+        On a GPU this is how long its stream stood still for batches; on the CPU, how long this
         process did.
         """
         return self._clock.seconds()
 
     def host_seconds(self) -> float:
-        """Return how long this process was inside the loader so far.
+        """Return how long this process has been inside the loader.
 
-        On the CPU that is the waiting; on a GPU it should be next to nothing, since the loader only
-        queues work: what it takes there, the next step is queued later.
+        On the CPU that is the waiting. On a GPU it should be close to 0, since the loader only
+        queues work; the next step is queued later by this time.
         """
         return self._host_seconds
 
     def stage(self, stage: Literal["read", "decode", "augment"]) -> Pipeline:
-        """Return a pipeline of its own that goes up to a stage, for `pipeline.profile`."""
+        """Return a separate pipeline that ends after a stage, for `pipeline.profile`."""
         batch_size = self.batch_size_per_rank
-        if self.device.type == "cpu":  # where time grows with the batch, a small one tells
+        if self.device.type == "cpu":  # there time grows with the batch: measure a small one
             batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
         allow_open_files(len(self.shard_set.tars))
-        # Shuffled little: filling the buffer would be timed too.
+        # A small shuffle buffer, because the time to fill it would count too.
         settings = replace(self._settings, batch_size=batch_size, shuffle_buffer=batch_size)
         return views_pipeline(self.shard_set, self.groups, settings, checkpoint=None, stage=stage)
 
     def finished(self, outputs: tuple[Tensor, ...]) -> Batch:
-        """Return a batch of what the graph gave out; see `views_pipeline`."""
+        """Return the batch made of the graph's outputs; see `views_pipeline`."""
         left = iter(outputs)
         views: list[Tensor] = []
         for group, finish in zip(self.groups, self._finishes, strict=True):
@@ -187,24 +189,23 @@ class Loader:
         return Batch(views=tuple(views), id_B=id_B, label_B=label_B)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what makes the next batch the very next one, bit for bit."""
-        blob = self._pipeline.checkpoint() if self._pipeline else self._blob
+        """Return the state from which a loader continues with the next batch, bit for bit."""
+        checkpoint = self._pipeline.checkpoint() if self._pipeline else self._checkpoint
+        array = np.frombuffer(bytearray(checkpoint or b""), dtype=np.uint8)
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "pipeline": torch.frombuffer(bytearray(blob or b""), dtype=torch.uint8)
-            if blob
-            else torch.empty(0, dtype=torch.uint8),
+            "pipeline": torch.from_numpy(array),
             **self._identity(),
         }
 
     def differences(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return what `load_state_dict` would refuse a state for, as it is here."""
-        # What a state lacks is younger than it, and its configuration is the same.
+        """Return {name: value of this loader} for all that `load_state_dict` would refuse."""
+        # A state that lacks a name is older than the name; its configuration was the same.
         return {n: here for n, here in self._identity().items() if state.get(n, here) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; only before the first batch.
+        """Continue where `state_dict` was taken; only before the first batch.
 
         Raises:
             ValueError: the state belongs to another shard set, rank, world size or batch size.
@@ -214,23 +215,23 @@ class Loader:
             if name == "manifest":
                 raise ValueError(
                     f"{self.shard_set.root} is not the shard set that the run was trained on so "
-                    "far: its manifest differs, though not in the number of samples. Give the one "
-                    "that it was, or a new --run, or set --reshape_data true to begin the epoch "
-                    "anew with this one."
+                    "far: its manifest differs, though not in the number of samples. Give that "
+                    "shard set, or a new --run, or set --reshape_data true to begin the epoch "
+                    "again with this one."
                 )
             raise ValueError(
                 f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
-                "what comes next would be something else. Continue with the same shards, "
-                "batch size, number of processes and --tuning, or set --reshape_data true to "
-                "begin the epoch anew."
+                "the next batch would be a different one. Continue with the same shards, batch "
+                "size, number of processes and --tuning, or set --reshape_data true to begin the "
+                "epoch again."
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self._blob = state["pipeline"].numpy().tobytes() or None
+        self._checkpoint = state["pipeline"].numpy().tobytes() or None
 
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
         if self._pipeline is not None:
-            self._blob = self._pipeline.checkpoint()
+            self._checkpoint = self._pipeline.checkpoint()
         self._pipeline = None
         self._held.clear()
         if self._workers is not None:
@@ -248,6 +249,7 @@ class Loader:
         self.close()
 
     def _identity(self) -> dict[str, Any]:
+        """Return what a state and its loader must have in common."""
         return {
             "samples": len(self.shard_set),
             "manifest": hashlib.sha256(self.shard_set.manifest.to_json().encode()).hexdigest(),
@@ -261,13 +263,13 @@ class Loader:
         }
 
     def _take(self) -> tuple[Any, ...]:
-        """Return the next outputs of the pipeline and start the one after the prefetched ones."""
+        """Return the next outputs of the pipeline, and let it begin another batch."""
         try:
             if self._pipeline is None:
                 allow_open_files(len(self.shard_set.tars))
-                # Built late, because only construction can restore a state.
+                # Built at the first batch, because DALI restores a state only at construction.
                 self._pipeline = views_pipeline(
-                    self.shard_set, self.groups, self._settings, checkpoint=self._blob
+                    self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
                 )
                 self._pipeline.build()
                 self._pipeline.schedule_run()
@@ -283,7 +285,7 @@ class Loader:
 
 
 def current_stream(device: torch.device) -> Any:
-    """Return the stream that batches are ordered on; none on the CPU."""
+    """Return the stream that batches are ordered on; None on the CPU."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
@@ -314,7 +316,7 @@ class _WaitClock:
         return event
 
     def seconds(self) -> float:
-        # Only what the device has already passed: asking for more would wait.
+        # Only events that the device has passed: later ones would have to be waited for.
         while self._open and self._open[0][1].query():
             begin, end = self._open.popleft()
             self._seconds += begin.elapsed_time(end) / 1000

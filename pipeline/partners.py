@@ -1,4 +1,4 @@
-"""Views that are cut from several images of a sample in turn: the image, its partner, the image.
+"""Cuts views from the images of a sample in turn: the image, its partner, the image.
 
 Turns are counted through all view groups, so that two groups of one view each, such as BYOL's two
 policies, also get one view of either image.
@@ -12,11 +12,11 @@ from pipeline.dali import DataNode, fn
 
 
 def shares(counts: Sequence[int], images: int) -> list[dict[int, int]]:
-    """Return for each image how many views of which group are cut from it; {group: views}.
+    """Return for each image how many views of each group are cut from it: {group: views}.
 
     Args:
-        counts: Views of each group.
-        images: How many images take turns.
+        counts: views of each group.
+        images: how many images take turns.
     """
     of_image: list[dict[int, int]] = [{} for _ in range(images)]
     group_of_view = [group for group, count in enumerate(counts) for _ in range(count)]
@@ -31,8 +31,8 @@ def alternate(cuts: Sequence[DataNode], *, views: int, size: int) -> DataNode:
 
     Args:
         cuts: uint8 [V', size, size, 3], layout "FHWC", of each image; the second of two has as
-            many frames as the first, or one less.
-        views: V, all together.
+            many frames as the first, or one fewer.
+        views: V, of both images together.
         size: height and width of a view, in pixels.
 
     Returns:

@@ -16,7 +16,7 @@ from pipeline.unreadable import unreadable
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds a batch, of the pipeline alone on its threads, at full speed."""
+    """Seconds a batch, with the pipeline alone on its threads at full speed."""
 
     read: float
     decode: float
@@ -27,12 +27,12 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """All stages: the shortest step that this pipeline can feed."""
+        """Of all stages: the shortest step that this pipeline can feed."""
         return self.read + self.decode + self.augment + self.finish
 
     @property
     def largest(self) -> str:
-        """The stage that takes most of it."""
+        """The stage that takes the most time."""
         return max(("read", "decode", "augment", "finish"), key=lambda name: getattr(self, name))
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
 
     Args:
         loader: whose settings are measured.
-        seconds: how long to measure; warming up, and batches that take longer, come on top.
+        seconds: how long to measure, besides warming up; long batches take longer.
 
     Raises:
         ValueError: a sample cannot be read or decoded.

@@ -1,4 +1,4 @@
-"""What is stored of a sample: read from the tars, and decoded, whole or in part."""
+"""Reads the components of samples from their tars and decodes images, whole or in part."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shards.layout import PARTNER, ShardSet
 def read(
     shard_set: ShardSet, *, images: int = 1, **settings: Any
 ) -> tuple[list[list[DataNode]], DataNode, DataNode]:
-    """Return what is stored of each image (see `decode`), the id and the label, on the CPU.
+    """Return the stored components of each image (see `decode`), the id and the label, on the CPU.
 
-    Of a pair set's two images the partner is the second; with `images=1` it is not read.
+    In a pair set the second image is the partner; with `images=1` it is not read.
     """
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
@@ -26,9 +26,9 @@ def read(
         partner = image if raw else ["jpg;png"]
         image += [re.sub(r"(^|;)", rf"\1{PARTNER}", extensions) for extensions in partner]
     outputs = fn.readers.webdataset(
-        # DALI would take 1 MiB for each component of each sample in the shuffle buffer, 24 GiB for
-        # 8,192 of 3, and free it as soon as they are mapped: a limit on address space refuses it,
-        # and where there is none, tensors wander over it and the memory in use grows for hours.
+        # By default DALI takes 1 MiB for each component of each sample in the shuffle buffer, 24
+        # GiB for 8,192 samples of 3, and frees it once they are mapped. A limit on address space
+        # refuses that; without one, tensors spread over it and memory in use grows for hours.
         tensor_init_bytes=1,
         paths=shard_set.tars,
         index_paths=shard_set.indexes,
@@ -47,7 +47,7 @@ def shape_of(stored: list[DataNode]) -> DataNode:
 
 
 def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int = 0) -> DataNode:
-    """Return the image, uint8 [H, W, 3], on the device."""
+    """Return the image, uint8 [H, W, 3], on the device; `stored` is from `read`."""
     if len(stored) == 2:  # bare pixels, and their shape
         pixels, shape = stored
         image = fn.reshape(pixels, shape=shape, layout="HWC")
@@ -63,7 +63,7 @@ def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int 
         device="mixed",
         output_type=types.RGB,
         hw_decoder_load=tuning.hw_decoder_load,
-        # What the CPU decoders do always: without it GPU and CPU pixels differ.
+        # As the CPU's decoder always does; without it GPU and CPU pixels differ.
         jpeg_fancy_upsampling=True,
         **cache,
     )
@@ -72,10 +72,10 @@ def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int 
 def decode_surroundings(
     encoded: DataNode, shape: DataNode, boxes: Sequence[Boxes], sizes: Sequence[int]
 ) -> tuple[DataNode, list[Boxes]]:
-    """Return the smallest part of an image that all crops are made of, and where they lie in it.
+    """Return the smallest part of an image that all crops need, and the crops' boxes in it.
 
-    Bit for bit the part of the whole image. It includes what the filter that scales a crop down
-    reads beyond its edges, so that the crops are the same but for the rounding of coordinates.
+    It is bit for bit the part of the whole image. It includes the pixels beyond a crop's edges that
+    the filter for scaling down reads: only the rounding of coordinates changes the crops.
     """
     anchor, extent = [], []
     for axis, (begin, length) in enumerate((("top", "height"), ("left", "width"))):

@@ -1,8 +1,8 @@
-"""Is what the GPU makes what the CPU makes? Asked once, before training.
+"""Checks once, before training, that the GPU makes the same pixels as the CPU.
 
 GPU decoders have returned wrong pixels without an error (on Hopper, in August 2026, nvJPEG's
-batched hardware path: pytorch/vision#9606, meta-pytorch/torchcodec#1634). A run trained on them
-ends as if nothing had happened.
+batched hardware path: pytorch/vision#9606, meta-pytorch/torchcodec#1634). A run that trains on them
+shows no sign of it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, unreadable
 from shards.layout import ShardSet
 
-# Decoders differ by a level or two in the inverse cosine transform, and in how they enlarge colour,
-# of which most JPEGs have half the resolution: of small images some would be 4 levels apart. That
-# changes neither brightness nor the mean colour of a block. Wrong pixels are whole blocks of them.
+# Right decoders differ by a level or two in the inverse cosine transform, and in how they enlarge
+# colour, which most JPEGs have at half the resolution: some small images would be 4 levels apart.
+# That changes neither brightness nor the mean colour of a block. Wrong pixels fill whole blocks.
 MEAN_LEVELS = 2.0  # of 255, over an image
-FAR_LEVELS, FAR_SHARE = 32, 0.02  # so many levels apart, at most this share of an image's pixels
-BLOCK = 16  # pixels that share at most one value of colour of theirs
+FAR_LEVELS, FAR_SHARE = 32, 0.02  # at most this share of an image's pixels differs by more levels
+BLOCK = 16  # pixels a side; in so large a block the ways to enlarge colour agree in the mean
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -40,14 +40,14 @@ def check_decoder(
     Args:
         shard_set: whose first samples.
         device: where training decodes.
-        tuning: how training decodes; no field is none.
-        samples: how many at once: batched decoding has paths of its own.
+        tuning: how training decodes; every field has a value.
+        samples: how many in one batch: code that decodes batches differs from that for one image.
 
     Returns:
-        What was compared, with the largest mean difference, for people.
+        A sentence for people: how many were compared, and the largest mean difference.
 
     Raises:
-        ValueError: the pixels differ by more than decoders do.
+        ValueError: the pixels differ by more than right decoders do.
     """
     if device.type != "cuda" or shard_set.manifest.raw or tuning.decode == "cpu":
         return "no decoding on a GPU to check"
@@ -57,7 +57,7 @@ def check_decoder(
 def compare_decoders(
     shard_set: ShardSet, *, device: torch.device, tuning: Tuning, samples: int
 ) -> str:
-    """See `check_decoder`; also where both are the CPU's."""
+    """Do what `check_decoder` does, and compare the CPU's decoder with itself on a CPU."""
     apart = decoder_differences(shard_set, device=device, tuning=tuning, samples=samples)
     for each in apart:
         if each.wrong:
@@ -84,7 +84,7 @@ class Difference(NamedTuple):
 
     @property
     def wrong(self) -> bool:
-        """Whether decoders do not differ by so much."""
+        """Whether right decoders never differ so much."""
         return self.mean > MEAN_LEVELS or self.far > FAR_SHARE
 
 
@@ -96,7 +96,7 @@ def decoder_differences(
     Args:
         shard_set: whose first samples.
         device: where the first decoder is.
-        tuning: how it decodes; no field is none.
+        tuning: how it decodes; every field has a value.
         samples: how many, at most.
     """
     gpu = device.type == "cuda"
@@ -117,7 +117,7 @@ def decoder_differences(
         images, expected, ids = (output.as_cpu() for output in pipeline.run())
     except RuntimeError as error:
         raise unreadable(shard_set, error) from error
-    with ThreadPoolExecutor(tuning.threads or 1) as workers:  # milliseconds for each photo
+    with ThreadPoolExecutor(tuning.threads or 1) as workers:  # each photo takes milliseconds
         apart = workers.map(
             distance,
             [np.asarray(images.at(i)) for i in range(samples)],
@@ -161,7 +161,7 @@ def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: to
         on_device = None if given is None else given.to(device)
         try:
             found = Finish(late, dtype=dtype)(pixels.to(device), on_device).float().cpu()
-        except Exception as error:  # Triton's own, and those of the compiler that it calls
+        except Exception as error:  # of Triton, or of the compiler that it calls
             raise ValueError(
                 f"the last pass's kernel does not run here ({' '.join(str(error).split())[:200]}). "
                 "Triton needs a C compiler; install one, or set --tuning.finish dali."

@@ -15,10 +15,11 @@ from pipeline.setting import setting
 class Tuning:
     """Settings of the machine, not of the experiment: the same images, the same random draws.
 
-    `decode` and `hw_decoder_load` move pixels by what decoders differ in, a level or so, `finish`
-    by rounding and clamping (docs/augmentation.md); a run that is continued keeps these three.
+    `decode` and `hw_decoder_load` change pixels by about a level, as decoders differ, `finish` by
+    rounding and clamping (docs/augmentation.md); a run that is continued keeps these three.
 
-    None is what `python -m tools.tune` found for this machine and load, or else a default.
+    None stands for the value that `python -m tools.tune` found for this machine and load, or else
+    for a default.
     """
 
     threads: int | None = setting(None, resume="free", compare="costs")
@@ -51,12 +52,12 @@ class Tuning:
         return replace(self, decode="gpu") if self.decode == "cache" else self
 
     def over(self, other: Tuning) -> Tuning:
-        """Return these settings, and those of `other` where there are none."""
+        """Return these settings, with those of `other` for fields that are None."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(other, **{name: v for name, v in given.items() if v is not None})
 
     def filled(self, *, batch_size: int, ranks_per_node: int = 1) -> Tuning:
-        """Return these settings with the defaults where there are none."""
+        """Return these settings, with the defaults for fields that are None."""
         return self.over(
             Tuning(
                 threads=default_threads(ranks_per_node),
@@ -75,5 +76,5 @@ def default_threads(ranks_per_node: int = 1) -> int:
 
 
 def float_type(device: torch.device, autocast: torch.dtype | None) -> torch.dtype:
-    """Return the type in which views are handed over: what a GPU's networks compute in."""
+    """Return the type of the views: on a GPU the one that networks compute in, else float32."""
     return autocast if autocast is not None and device.type == "cuda" else torch.float32

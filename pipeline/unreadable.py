@@ -1,4 +1,4 @@
-"""What DALI cannot read or decode, in words that name the file and what to do."""
+"""Turns DALI's failures into errors that name the file and say what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.layout import ShardSet
 
 
 class Unreadable(ValueError):
-    """A sample cannot be read or decoded; the text names it and what to do.
+    """A sample cannot be read or decoded; the text names it and says what to do.
 
     Args:
         text: for people.
@@ -26,10 +26,10 @@ class Unreadable(ValueError):
 def unreadable(
     shard_set: ShardSet, error: RuntimeError, *, searching: Callable[[], object] = lambda: None
 ) -> Exception:
-    """Turn DALI's failure to read or decode into an error that names the file and what to do.
+    """Turn DALI's failure to read or decode into an error that names the file and the remedy.
 
-    DALI does not say which sample it was, so the tars are compared with the manifest, now that the
-    run has ended anyway. Other failures come back unchanged.
+    DALI does not say which sample failed. The run has ended anyway, so all tars are compared with
+    the manifest. Other failures come back unchanged.
     """
     text = " ".join(str(error).split())
     if "Too many open files" in text:
@@ -43,7 +43,7 @@ def unreadable(
     searching()
     sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
     found = explain_failure(shard_set)
-    if found is None:  # as written, yet DALI refuses it: its own words are all there is
+    if found is None:  # its bytes are as written: DALI's own words are all that is known
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return Unreadable(
         f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "

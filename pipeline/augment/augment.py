@@ -13,12 +13,12 @@ class Draw:
     """Random parameters for the V views of a sample, drawn on the CPU whatever the device.
 
     The CPU and the GPU graph therefore see the same numbers, and one small DALI checkpoint restores
-    all of them. Every operator gets a seed of its own, by the order of the draws: adding an
-    augmentation at the end of a policy leaves the draws before it as they were.
+    all of them. Every operator gets its own seed, by the order of the draws: an augmentation that
+    is added at the end of a policy does not change the draws before it.
 
     Args:
         views: V, the number of views of each sample.
-        seed: entropy of this stream: the run's seed, the rank and the view group.
+        seed: entropy of this stream of numbers: the run's seed, the rank and the view group.
     """
 
     def __init__(self, views: int, seed: tuple[int, ...]) -> None:
@@ -32,10 +32,10 @@ class Draw:
     def uniform(self, low: float, high: float) -> DataNode:
         """Return V numbers, uniform in [low, high); float32 [V]."""
         unit = fn.random.uniform(range=(0.0, 1.0), shape=[self.views], seed=self.seed())
-        return low + (high - low) * unit  # also where high is low, which DALI would refuse
+        return low + (high - low) * unit  # DALI would refuse a range with high == low
 
     def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
-        """Return V zeros and ones, one with `probability`; float32 [V, 1 × `trailing`]."""
+        """Return V numbers, 1 with `probability`, else 0; float32 [V, and `trailing` ones]."""
         shape = [self.views] + [1] * trailing
         # coin_flip draws integers only.
         flip = fn.random.coin_flip(probability=probability, shape=shape, seed=self.seed())
@@ -45,8 +45,8 @@ class Draw:
 class Augment(ABC):
     """One random change of the pixels of a view; its fields are its settings.
 
-    An augmentation that changes every pixel on its own may also offer `factors`: it can then wait
-    for the hand-over (see `pipeline.finish`), which saves a pass over the pixels.
+    Color and Solarize change each pixel separately. They also have `factors`, so that the last pass
+    can do them (see `Policy.late` and `pipeline.finish`), which saves a pass over the pixels.
     """
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Augment(ABC):
 
 
 def check_probability(name: str, value: float) -> None:
-    """Refuse what is no probability.
+    """Refuse a value that is not a probability.
 
     Raises:
         ValueError: `value` is outside 0..1.

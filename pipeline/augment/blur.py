@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.augment.augment import Augment, Draw, check_interval, check_probability
 from pipeline.dali import DataNode, fn, math, types
 
-_FARTHEST = 512  # pixels from the middle of a window: more than any has
+_FARTHEST = 512  # pixels from the middle of a window; no window is so wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Blur(Augment):
     """Some views are blurred, with a random standard deviation.
 
     Args:
-        probability: of a view being blurred.
+        probability: that a view is blurred.
         sigma: smallest and largest standard deviation, in pixels of the view.
         window: width of the filter, in pixels, odd; by default a tenth of the view's size, made
             odd, as in SimCLR and BYOL: 23 for 224 px, 9 for 96.
@@ -40,7 +40,7 @@ class Blur(Augment):
         if self.probability == 0:
             return views
         blurred, sigma = draw.coin(self.probability), draw.uniform(*self.sigma)
-        # Known only when it runs: an augmentation is not told the size of its views.
+        # Computed in the graph: an augmentation does not know the size of its views.
         radius = views.shape()[1] // 20 if self.window is None else self.window // 2
         if views.device == "gpu":
             # A window of one pixel is exactly the identity.
@@ -48,8 +48,8 @@ class Blur(Augment):
             return fn.gaussian_blur(
                 views, sigma=fn.per_frame(sigma), window_size=fn.per_frame(window)
             )
-        # On the CPU two general filters take a quarter of gaussian_blur's time, and round once more
-        # in between.
+        # On the CPU two general filters take a quarter of gaussian_blur's time; they round once
+        # more, between the two.
         offset_W = fn.slice(
             types.Constant(np.arange(-_FARTHEST, _FARTHEST + 1, dtype=np.float32)),
             _FARTHEST - radius,

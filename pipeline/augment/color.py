@@ -17,18 +17,18 @@ LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B: ITU-R BT.601
 class Color(Augment):
     """Brightness, contrast, saturation and hue change together; some views lose their colour.
 
-    One linear map of RGB and one rounding, where torchvision's ColorJitter makes four passes in a
-    random order (but for clamping, the first three commute). docs/augmentation.md has the measured
-    differences.
+    It is one linear map of RGB and one rounding. torchvision's ColorJitter makes four passes in a
+    random order; except for clamping, the first three commute. docs/augmentation.md has the
+    measured differences.
 
     Args:
         jitter: probability that a view's colours change.
         brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness].
-        contrast: likewise.
-        saturation: likewise.
-        hue: the shift is uniform in [-hue, hue], in turns (0.5 is all the way round).
+        contrast: as for brightness.
+        saturation: as for brightness.
+        hue: the shift is uniform in [-hue, hue], in turns (0.5 gives any hue).
         grayscale: probability that a view becomes gray, whatever its jitter.
-        pivot: what contrast turns about: the "mean" luma of the view, as in torchvision, or
+        pivot: the level that contrast keeps: the "mean" luma of the view, as in torchvision, or
             mid-"gray", 128, as in DALI's colour operator.
         hue_space: "yiq" rotates the colours linearly; "hsv" is torchvision's shift of the angle
             in the colour hexagon, a further, non-linear pass.
@@ -73,13 +73,13 @@ class Color(Augment):
         """See `Augment.apply`.
 
         Raises:
-            ValueError: DALI has no such hue.
+            ValueError: DALI's colour operator has no hue in HSV.
         """
         if self.hue and self.hue_space != "yiq":
             raise ValueError(
-                f"hue_space={self.hue_space} is not within DALI's colour operator; set it to yiq, "
-                "or let the hand-over do it: --tuning.finish fused, and Color as the last of the "
-                "augmentations, but for Blur and Solarize."
+                f"DALI's colour operator does not have hue_space={self.hue_space}; set it to yiq, "
+                "or let the last pass do it: --tuning.finish fused, with no augmentation after "
+                "Color but Blur and then Solarize."
             )
         brightness, contrast, saturation, hue = self.factors(draw)
         if self.contrast and self.pivot == "mean":
@@ -94,7 +94,7 @@ class Color(Augment):
         )
 
     def _about_mean(self, views: DataNode, scale: DataNode, lift: DataNode) -> DataNode:
-        """Return `views · scale + mean luma · lift`, which needs a pass of its own."""
+        """Return `views · scale + mean luma · lift`, by a separate pass over the pixels."""
         mean = fn.reductions.mean(views, axes=[1, 2], keep_dims=True)
         weights = types.Constant(np.array(LUMA, dtype=np.float32).reshape(1, 1, 1, 3))
         scale, lift = (fn.reshape(x, shape=[-1, 1, 1, 1]) for x in (scale, lift))

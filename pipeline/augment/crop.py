@@ -24,7 +24,7 @@ class Boxes:
     """0 or 1."""
 
     def moved(self, top: DataNode, left: DataNode) -> Boxes:
-        """Return the same crops in an image of which only what lies below and right is left."""
+        """Return the same crops in the part of the image that begins at `top` and `left`."""
         return replace(self, top=self.top - top, left=self.left - left)
 
 
@@ -35,7 +35,7 @@ class Crop:
     The law is torchvision's RandomResizedCrop: uniform area, log-uniform aspect, ten attempts.
 
     Args:
-        area: smallest and largest part of the image's area.
+        area: smallest and largest part of the image's area that a crop shows.
         aspect: smallest and largest ratio of width to height.
         flip: probability of a horizontal flip.
     """
@@ -123,7 +123,7 @@ def cut(
     )
     frames = fn.warp_affine(
         image,
-        matrix,  # by place: only there does it turn one image into V frames
+        matrix,  # positional: only so does DALI turn one image into V frames
         size=(side, side),
         inverse_map=False,
         interp_type=types.INTERP_LINEAR,

@@ -10,10 +10,10 @@ from pipeline.dali import DataNode, fn, types
 
 @dataclass(frozen=True, kw_only=True)
 class Solarize(Augment):
-    """Some views have every value at or above the threshold inverted.
+    """In some views, every value from the threshold on is inverted.
 
     Args:
-        probability: of a view being solarised.
+        probability: that a view is solarised.
         threshold: the darkest value that is inverted, 0..255.
     """
 
@@ -23,16 +23,16 @@ class Solarize(Augment):
     def __post_init__(self) -> None:
         check_probability("probability", self.probability)
         if not 0 <= self.threshold <= 255:
-            raise ValueError(f"threshold={self.threshold} is no pixel value; give 0 to 255.")
+            raise ValueError(f"threshold={self.threshold} is not a pixel value; give 0 to 255.")
 
     def factors(self, draw: Draw) -> tuple[DataNode, ...]:
-        """Return the threshold of each view; 256, which no value reaches, leaves it as it is.
+        """Return the threshold of each view; 256, which no value reaches, changes nothing.
 
         Args:
             draw: random numbers, one per view.
 
         Returns:
-            float32 [V], the only one.
+            One factor, float32 [V].
         """
         return (256 - (256 - self.threshold) * draw.coin(self.probability),)
 

@@ -1,7 +1,7 @@
 """View policies, one file a paper.
 
-The import list is the registry: what is named here is a choice of `--views.policy`, and is held by
-the tests to the values of its paper.
+The import list is the registry: a policy that is named here is a choice of `--views.policy`, and
+tests hold it to the values of its paper.
 """
 
 from pipeline.augment.policy.byol_views import BYOL as BYOL

@@ -4,9 +4,9 @@ Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Lear
 https://arxiv.org/abs/2006.07733, appendix B, table 6; `google-deepmind/deepmind-research`,
 byol/utils/augmentations.py.
 
-Differs from the authors' code: bilinear interpolation with a filter against aliasing for bicubic;
-brightness is multiplied, theirs adds up to 0.4 of white; one order of the colour changes, theirs is
-random.
+Differs from the authors' code: interpolation is bilinear with a filter against aliasing, theirs is
+bicubic; brightness is multiplied, theirs adds up to 0.4 of white; the colour changes have one
+order, theirs is random.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.augment.policy.policy import Policy, pair_augments
 
 
 class BYOL(Policy):
-    """BYOL's asymmetric pair: the first view always blurred, the second solarised at times.
+    """BYOL's asymmetric pair: the first view is always blurred, the second sometimes solarised.
 
     Grill et al. 2020, https://arxiv.org/abs/2006.07733. The pair is two view groups of one view:
     `views` with BYOL, `more_views` with BYOL and `second: true`.
 
     Args:
-        second: the second view of the pair: blur 0.1 and solarise 0.2, for 1 and 0.
+        second: the second view of the pair: blur 0.1 instead of 1, solarise 0.2 instead of 0.
         area: smallest and largest part of the image's area that a view shows.
         flip: probability of a horizontal flip.
         blur_window: width of the blur's filter in pixels, odd; by default, as in the paper, a

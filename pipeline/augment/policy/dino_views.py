@@ -1,11 +1,11 @@
-"""DINO's augmentation: two global views, asymmetric as BYOL's, and local ones.
+"""DINO's augmentation: two global views, as asymmetric as BYOL's, and local ones.
 
 Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, "Emerging Properties in Self-Supervised
 Vision Transformers", ICCV 2021, https://arxiv.org/abs/2104.14294; `facebookresearch/dino`,
 main_dino.py: two global views of 224 px and, by default, eight local ones of 96.
 
-Differs from the authors' code: bilinear interpolation with a filter against aliasing for Pillow's
-bicubic; a window for the blur, which Pillow's has not.
+Differs from the authors' code: interpolation is bilinear with a filter against aliasing, theirs is
+Pillow's bicubic; the blur has a window, Pillow's has none.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pipeline.augment.policy.policy import Policy, pair_augments, refuse_second_
 
 
 class DINO(Policy):
-    """DINO's views: a global one always blurred, a second one solarised at times, local ones.
+    """DINO's views: a global one, always blurred, a second one, sometimes solarised, local ones.
 
     Caron et al. 2021, https://arxiv.org/abs/2104.14294. Three view groups: one view with DINO, one
     with `second: true`, and the small ones with `local: true`.
 
     Args:
-        second: the second global view: blur 0.1 and solarise 0.2, for 1 and 0.
+        second: the second global view: blur 0.1 instead of 1, solarise 0.2 instead of 0.
         local: the local views: areas 0.05..0.4, blur 0.5, no solarisation.
         area: smallest and largest part of the image's area that a view shows; by default that of
             the authors' code, 0.4..1 and 0.05..0.4. They recommend 0.14..1 without local views,
@@ -31,7 +31,7 @@ class DINO(Policy):
             size.
 
     Raises:
-        ValueError: a view that is second and local.
+        ValueError: a view is second and local.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ Group Ordering Constraints", ICCV 2023, https://arxiv.org/abs/2301.02009. With f
 is another first and the fourth another second; multi-crop is the pair at 224 px and six small
 crops of 96.
 
-Differs from the authors' code: bilinear interpolation with a filter against aliasing for Pillow's
-bicubic; a window for the blur, which Pillow's has not.
+Differs from the authors' code: interpolation is bilinear with a filter against aliasing, theirs is
+Pillow's bicubic; the blur has a window, Pillow's has none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipeline.augment.policy.policy import Policy, pair_augments, refuse_second_
 
 
 class GroCo(Policy):
-    """GroCo's asymmetric pair, which is BYOL's: one view always blurred, the other solarised.
+    """GroCo's asymmetric pair, as BYOL's: one view always blurred, the other sometimes solarised.
 
     Shvetsova et al. 2023, https://arxiv.org/abs/2301.02009. View groups as for BYOL.
 
     Args:
-        second: the second view of the pair: blur 0.1 and solarise 0.2, for 1 and 0.
+        second: the second view of the pair: blur 0.1 instead of 1, solarise 0.2 instead of 0.
         small: the small crops of multi-crop: areas 0.05..0.14, blur 0.5, no solarisation.
         area: smallest and largest part of the image's area that a view shows; by default 0.14..1,
             and 0.05..0.14 for the small crops.
@@ -30,7 +30,7 @@ class GroCo(Policy):
             size.
 
     Raises:
-        ValueError: a view that is second and small.
+        ValueError: a view is second and small.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Chen, Fan, Girshick, He, "Improved Baselines with Momentum Contrastive Learning", 2020,
 https://arxiv.org/abs/2003.04297; `facebookresearch/moco`, main_moco.py, --aug-plus.
 
-Differs from the authors' code: Pillow's blur, theirs, has no window, which at a tenth of the view
+Differs from the authors' code: theirs blurs by Pillow, without a window. Ours, a tenth of the view,
 cuts a Gaussian of sigma 2 at 2.75 sigma for 224 px, and at 2.25 for 96.
 """
 

@@ -1,4 +1,4 @@
-"""What a view policy is: a crop followed by augmentations."""
+"""What a view policy is: a crop, then augmentations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.dali import DataNode, fn
 
 
 class Policy:
-    """A crop followed by any augmentations, in their order; the named policies are instances.
+    """A crop, then any augmentations in their order; the named policies are subclasses.
 
     Args:
         crop: the geometric part.
-        augments: what happens to the cropped views, first to last.
+        augments: the augmentations of the cropped views, first to last.
     """
 
     def __init__(self, *, crop: Crop, augments: Sequence[Augment] = ()) -> None:
@@ -26,12 +26,12 @@ class Policy:
 
     @property
     def late(self) -> tuple[Augment, ...]:
-        """What can wait for the hand-over: Solarize as the last, Color but for blurs after it.
+        """What the last pass can do: a Solarize at the end, and a Color that only blurs follow.
 
         Blur and colour commute except where colours are clamped; docs/augmentation.md has the
-        difference that it makes. Blur and solarisation do not.
+        measured difference. Blur and solarisation do not commute.
         """
-        # What never happens must not cost a pass over the pixels.
+        # An augmentation of probability 0 must not cost a pass over the pixels.
         left = [a for a in self.augments if not isinstance(a, Solarize) or a.probability]
         late: list[Augment] = []
         if left and isinstance(left[-1], Solarize):
@@ -45,15 +45,15 @@ class Policy:
     def augment(
         self, views: DataNode, draw: Draw, *, late: Sequence[Augment] = ()
     ) -> tuple[DataNode, DataNode | None]:
-        """Return the augmented views, and what is left to do.
+        """Return the augmented views, and the factors of the augmentations left to the last pass.
 
         Args:
             views: uint8 [V, H, W, 3], layout "FHWC".
-            draw: random numbers, the same whatever is late.
-            late: those of the augmentations that wait for the hand-over.
+            draw: random numbers; they do not depend on `late`.
+            late: the augmentations that are left to the last pass (see `pipeline.finish`).
 
         Returns:
-            The views, and the factors of the late augmentations, float32 [V, F] on the CPU.
+            The views, and the factors, float32 [V, F] on the CPU; None if none are late.
         """
         factors: list[DataNode] = []
         for augment in self.augments:
@@ -73,8 +73,8 @@ def pair_augments(
 ) -> tuple[Augment, ...]:
     """Return the augmentations of BYOL's asymmetric pair, which DINO and GroCo use too.
 
-    The first view is always blurred, the second one seldom, and at times solarised. Small crops are
-    blurred half of the time.
+    The first view is always blurred. The second one is seldom blurred and sometimes solarised.
+    Small crops are blurred half of the time.
     """
     return (
         Color(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),

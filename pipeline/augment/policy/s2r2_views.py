@@ -1,13 +1,13 @@
 """The augmentation for S2R2: many views of one image, all of one kind.
 
 Varamesh, Diba, Tuytelaars, Van Gool, "Self-Supervised Ranking for Representation Learning", 2020,
-https://arxiv.org/abs/2010.07258. Its authors published no code, and of the paper only the abstract
-was at hand, so that nothing here is its own value. Inferred from the first author's other code of
-the same months (`alivaramesh/MIXEM`): SimCLR's colours at strength 1 for 0.8 of the views,
-grayscale 0.2, blur 0.5 with sigma 0.1..2 and a window of a tenth of the view. Our own, and our
-recipes': the areas 0.2..1; that code has 0.08..1.
+https://arxiv.org/abs/2010.07258. Its authors published no code, and only the abstract of the paper
+was at hand, so no value here is known to be the paper's. These are inferred from the first author's
+other code of the same months (`alivaramesh/MIXEM`): SimCLR's colours at strength 1 for 0.8 of the
+views, grayscale 0.2, blur 0.5 with sigma 0.1..2 and a window of a tenth of the view. The areas
+0.2..1 are our own, as in our recipes; that code has 0.08..1.
 
-Differs from that code: views are normalised; there, those of STL-10 and COCO are not.
+Differs from that code: views are normalised; it does not normalise those of STL-10 and COCO.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning o
 Representations", ICML 2020, https://arxiv.org/abs/2002.05709, appendix A;
 `google-research/simclr`, data_util.py. For CIFAR-10 the paper uses strength 0.5 and no blur.
 
-Differs from the authors' code: bilinear interpolation with a filter against aliasing, theirs is
-bicubic without; one order of the colour changes, theirs is random.
+Differs from the authors' code: interpolation is bilinear with a filter against aliasing, theirs is
+bicubic without one; the colour changes have one order, theirs is random.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.augment.solarize import Solarize
 
 
 class SimCLR(Policy):
-    """SimCLR's augmentation: strong colours, half of the views blurred; solarisation off.
+    """SimCLR's augmentation: strong colours, half of the views blurred, no solarisation.
 
     Chen et al. 2020, https://arxiv.org/abs/2002.05709.
 

@@ -5,8 +5,8 @@ Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882
 `facebookresearch/swav`, src/multicropdataset.py. Two large crops of 224 px and six small ones of
 96 are the paper's usual set.
 
-Differs from the authors' code: there the blur's window is 23 for every size, and the last channel
-is divided by 0.225 here, as everywhere else, and by 0.228 there.
+Differs from the authors' code: theirs has a blur window of 23 for every size, and divides the last
+channel by 0.228; ours divides it by 0.225, as everywhere else.
 """
 
 from __future__ import annotations
