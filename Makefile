@@ -1,10 +1,14 @@
 # make demo: from nothing to a trained and evaluated encoder. make test: lint, types and tests.
 # make torture: what make test has no time for.
-# CUDA=12 installs DALI for CUDA 12 drivers; PYTHON=python3.12 chooses the interpreter.
+# make test PYTHON=python3.12: the tests with the lowest versions that pyproject.toml promises.
+# CUDA=12 installs DALI for CUDA 12 drivers; PYTHON chooses the interpreter.
 CUDA ?= 13
 PYTHON ?= python3
+# Two runs hold both ends: make test is the newest versions, with Python 3.12 named the lowest.
+LOWEST := $(and $(filter python3.12,$(notdir $(PYTHON))),$(filter test torture,$(MAKECMDGOALS)))
+CONSTRAINTS := constraints$(if $(LOWEST),-lowest).txt
 # The two builds of DALI would overwrite each other.
-VENV := $(if $(filter 12,$(CUDA)),.venv-cuda12,.venv)
+VENV := .venv$(if $(LOWEST),-lowest)$(if $(filter 12,$(CUDA)),-cuda12)
 TORCH := $(if $(filter 12,$(CUDA)),--torch-backend=cu126)
 READY := $(VENV)/ready
 
@@ -13,7 +17,8 @@ READY := $(VENV)/ready
 demo: $(READY)
 	$(VENV)/bin/python -m tools.demo
 
-test: $(READY) lint
+# Types are those of the newest versions: older NumPy, Pillow and torch declare theirs otherwise.
+test: $(READY) $(if $(LOWEST),,lint)
 	$(VENV)/bin/python -m pytest
 
 # An hour: kills, damage and rank failures, many times over.
@@ -30,12 +35,12 @@ lint: $(READY)
 # Compiled here once, because with PYTHONDONTWRITEBYTECODE set, as in many containers, every start
 # would compile torch again, for ten seconds. The mark is written last: an installation that was
 # interrupted is taken up again.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python \
-	    $(TORCH) --constraint constraints.txt --editable '.[cuda$(CUDA),dev]'
+	    $(TORCH) --constraint $(CONSTRAINTS) --editable '.[cuda$(CUDA),dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-*
