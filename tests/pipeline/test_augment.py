@@ -1,6 +1,5 @@
 """Every augmentation against torchvision, NumPy or a law that it must keep."""
 
-import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from tests.conftest import MakeShardSet, Pictures
 from tools import preview
+from training.command_line import call
 
 V, SIZE = 6, 24
 PIXELS = Pictures(1, height=40, width=56).pixels(0).copy()
@@ -315,7 +315,6 @@ def test_a_pair_is_two_groups_of_a_recipe(
     policy: str,
     make_shard_set: MakeShardSet,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -327,8 +326,7 @@ def test_a_pair_is_two_groups_of_a_recipe(
     )
     out, rows = tmp_path / "views.png", 4
     words = [str(make_shard_set(12).root), "--config", str(recipe), "--rows", str(rows)]
-    monkeypatch.setattr(sys, "argv", ["preview", *words, "--out", str(out)])
-    preview.main()
+    call(preview.main, [*words, "--out", str(out)])
     assert Image.open(out).size == tuple(n * (32 + preview.GAP) + preview.GAP for n in (2, rows))
 
 

@@ -59,7 +59,7 @@ class ThreeExponentials(Method):
     """Each saves its result, so four are alive at worst: these, and a gradient."""
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # without the encoder and projector of a real method
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:

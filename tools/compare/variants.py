@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,17 +16,14 @@ if TYPE_CHECKING:
 
 # What the recipes must agree in; --allow_differences takes these names.
 TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
-# {setting that the comparison sets for every run: its own flag for that, if there is one}.
-OWN = {
-    **dict.fromkeys(("steps", "epochs"), "--seconds or --image_views"),
-    **{"max_seconds": "--seconds", "seed": "--seeds", "run": "--out", "evaluate_every": "--points"},
-    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "keep_every"), ""),
-    **dict.fromkeys(("profile_seconds", "trackers"), ""),
-}
-# Settings that do not change the time of a step: variants with equal others share a pilot.
-FREE = {*OWN, "learning_rate", "weight_decay", "momentum", "warmup_epochs", "log_every"}
 EVALUATION_SETS = tuple(f"evaluation_{name}" for name in ("train", "test", "queries", "references"))
-FREE |= {*EVALUATION_SETS, "check_shards", "check_memory", "self_check"}
+
+
+def _rule(name: str) -> Mapping[str, Any]:
+    """Return what a setting says of itself; see `pipeline.setting`."""
+    from training.settings import RULES  # here: it imports every network, for seconds
+
+    return RULES.get(name, {"compare": "costs", "flag": ""})
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Variant:
         Of the method's arguments, numbers with a point, such as temperatures, are assumed to cost
         nothing; whole numbers, such as the length of a queue, may cost time.
         """
-        rest = {name: value for name, value in self.resolved.items() if name not in FREE}
+        rest = {n: v for n, v in self.resolved.items() if _rule(n)["compare"] == "costs"}
         rest["method"] = _without_floats(rest["method"])
         text = json.dumps([rest, processes], sort_keys=True)
         return f"{self.recipe.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -214,8 +211,9 @@ def _refuse_own(flags: Sequence[str]) -> None:
     """Refuse flags that would be overridden."""
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
-        if flag.startswith("--") and name in OWN:
-            instead = f"; give {OWN[name]} instead" if OWN[name] else ""
+        rule = _rule(name)
+        if flag.startswith("--") and rule["compare"] == "set":
+            instead = f"; give {rule['flag']} instead" if rule["flag"] else ""
             raise ValueError(f"{flag} is what the comparison sets for every run{instead}.")
 
 
