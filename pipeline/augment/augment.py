@@ -45,6 +45,9 @@ class Draw:
 class Augment(ABC):
     """One random change of the pixels of a view; its fields are its settings.
 
+    A field `probability` says what part of the views changes; tests set it to 0 and 1. (Color has
+    `jitter` and `grayscale` for it.)
+
     Color and Solarize change each pixel separately. They also have `factors`, so that the last pass
     can do them (see `Policy.late` and `pipeline.finish`), which saves a pass over the pixels.
     """
@@ -55,7 +58,7 @@ class Augment(ABC):
 
         Args:
             views: uint8 frames [V, H, W, C] of one sample, layout "FHWC", on the CPU or the GPU.
-            draw: random numbers, one per view.
+            draw: random numbers, one per view, on the CPU; `.gpu()` moves them.
         """
 
 

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch's threads would wait for those of the tests' other process."""
+    """Use one thread: PyTorch's threads would wait for those of the tests' other process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Every augmentation against torchvision, NumPy or a law that it must keep."""
+"""Every augmentation is compared with torchvision, NumPy or a law that it must keep."""
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -93,12 +93,12 @@ def test_an_augment_of_probability_zero_is_the_identity(kind: type[Augment]) -> 
 @pytest.mark.parametrize("kind", AUGMENTS)
 def test_an_augment_of_probability_one_changes_views(kind: type[Augment]) -> None:
     changed = apply(with_probability(kind, 1.0))
-    # Not each: the smallest blur rounds to the identity.
+    # Not every view: the smallest blur rounds to the identity.
     assert sum((changed[v] != VIEWS[v]).any() for v in range(V)) > V // 2
 
 
 @pytest.mark.parametrize("kind", AUGMENTS)
-def test_the_same_seed_repeats_and_another_does_not(kind: type[Augment]) -> None:
+def test_the_same_seed_repeats_and_another_seed_does_not(kind: type[Augment]) -> None:
     assert (apply(kind(), seed=3) == apply(kind(), seed=3)).all()
     assert any((apply(kind(), seed=3) != apply(kind(), seed=s)).any() for s in range(4, 8))
 
@@ -116,12 +116,12 @@ def test_grayscale_is_torchvisions() -> None:
     assert difference.max() <= 2
 
 
-def test_brightness_multiplies_by_a_factor_of_its_range() -> None:
+def test_brightness_multiplies_by_a_factor_in_its_range() -> None:
     dark = np.full((V, SIZE, SIZE, 3), 100, dtype=np.uint8)
     jitter = Color(jitter=1.0, brightness=0.4, contrast=0, saturation=0, hue=0, grayscale=0)
     factors = apply(jitter, dark)[:, 0, 0, 0] / 100
     assert ((factors >= 0.595) & (factors <= 1.405)).all()
-    assert len(set(factors.tolist())) == V  # every view draws for itself
+    assert len(set(factors.tolist())) == V  # every view has its own factor
 
 
 def test_blur_is_torchvisions_gaussian_of_the_same_width() -> None:
@@ -134,9 +134,9 @@ def test_blur_is_torchvisions_gaussian_of_the_same_width() -> None:
 
 @pytest.mark.parametrize(("size", "window"), [(224, 23), (96, 9), (64, 7), (32, 3), (16, 1)])
 def test_the_blurs_window_is_an_odd_tenth_of_the_view(size: int, window: int) -> None:
-    assert window == int(size * 0.1) | 1  # as the papers' code has it
+    assert window == int(size * 0.1) | 1  # as in the papers' code
     views = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    sigma = (50.0, 50.0)  # so wide that the window is all that counts
+    sigma = (50.0, 50.0)  # so wide that only the window counts
     expected = tv.gaussian_blur(torch.from_numpy(views).permute(0, 3, 1, 2), [window] * 2, [50.0])
     changed = apply(Blur(probability=1.0, sigma=sigma), views)
     difference = np.abs(changed.astype(int) - expected.permute(0, 2, 3, 1).numpy().astype(int))
@@ -176,7 +176,7 @@ def test_warp_and_resize_cut_the_same_views_when_crops_are_scaled_up() -> None:
 
 
 def test_crop_areas_have_the_law_of_torchvision() -> None:
-    """A picture whose red and green are its coordinates tells what a crop shows."""
+    """In a picture whose red and green are its coordinates, a crop's pixels say where it lies."""
     side, count = 256, 400
     ramp = np.arange(side, dtype=np.uint8)
     picture = np.stack(
@@ -221,7 +221,7 @@ def test_crops_of_every_scale_are_torchvisions_within_rounding() -> None:
     assert rows["scaled up"]["warp"][0] < 0.4
 
 
-def test_every_operator_is_torchvisions_but_for_what_the_documentation_says() -> None:
+def test_every_operator_is_torchvisions_except_where_the_documentation_says_so() -> None:
     rows = parity.operator_rows(LARGE)
     for row in rows:
         for form, found in (("fused", row.fused), ("dali", row.dali)):
@@ -234,7 +234,7 @@ def test_every_operator_is_torchvisions_but_for_what_the_documentation_says() ->
     assert apart["hue, `hue_space: yiq`"] > 2 > apart["hue, `hue_space: hsv`"]
 
 
-def test_the_exact_chain_is_torchvisions_but_for_order_and_clamping() -> None:
+def test_the_exact_chain_is_torchvisions_except_for_order_and_clamping() -> None:
     default, exact, blurred_first, backwards = parity.chain_rows(LARGE)
     assert exact.fused and default.fused and blurred_first.fused and backwards.fused
     assert exact.fused[0] < default.fused[0]
@@ -243,7 +243,7 @@ def test_the_exact_chain_is_torchvisions_but_for_order_and_clamping() -> None:
 
 # ── policies ──────────────────────────────────────────────────────────────────────────────────────
 
-# As the papers and their authors' code have them; S2R2's are inferred, its areas our recipes'.
+# From the papers and their authors' code; S2R2's are inferred, its areas are our recipes'.
 # area, jitter p, brightness, contrast, saturation, hue, gray p, blur p, solarise p
 PAPERS: list[tuple[Policy, tuple[Any, ...]]] = [
     (SimCLR(), ((0.08, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
@@ -284,12 +284,12 @@ def test_a_policy_has_the_values_of_its_paper(policy: Policy, paper: tuple[Any, 
     assert [(a.probability, a.threshold) for a in solarizes if a.probability] == (
         [(solarize, 128)] if solarize else []
     )
-    # The papers' order, whatever the finish makes of it.
+    # The papers' order, whatever the last pass does.
     order = [type(a) for a in policy.augments]
     assert order == [Color, Blur, Solarize][: len(order)]
 
 
-def test_every_policy_is_held_to_its_paper() -> None:
+def test_every_policy_is_compared_with_its_paper() -> None:
     named = {
         value
         for value in vars(registry).values()
@@ -330,7 +330,7 @@ def test_a_pair_is_two_groups_of_a_recipe(
     assert Image.open(out).size == tuple(n * (32 + preview.GAP) + preview.GAP for n in (2, rows))
 
 
-# ── what is left to the hand-over ─────────────────────────────────────────────────────────────────
+# ── what is left to the last pass ─────────────────────────────────────────────────────────────────
 
 C, C2, B, S, S2 = Color(), Color(hue=0.1), Blur(), Solarize(), Solarize(threshold=9)
 NEVER = Solarize(probability=0.0)
@@ -344,8 +344,8 @@ NEVER = Solarize(probability=0.0)
         ([C, B], [C]),
         ([B, C, S], [C, S]),
         ([S], [S]),
-        ([C, B, NEVER], [C]),  # what never happens costs no pass over the pixels
-        ([C, S, B], []),  # a blur of what is solarised stays after it
+        ([C, B, NEVER], [C]),  # a probability of 0 costs no pass over the pixels
+        ([C, S, B], []),  # a blur of solarised views stays after it
         ([S, C], [C]),
         ([C, C2], [C2]),
         ([C, S, S2], [S2]),
@@ -353,7 +353,7 @@ NEVER = Solarize(probability=0.0)
         ([B], []),
     ],
 )
-def test_what_waits_for_the_hand_over_may_come_last(
+def test_the_last_pass_gets_what_may_come_last(
     augments: list[Augment], late: list[Augment]
 ) -> None:
     assert list(Policy(crop=Crop(), augments=augments).late) == late
@@ -372,7 +372,7 @@ def test_the_draws_are_the_same_whatever_is_late() -> None:
 
 
 def test_solarisation_before_a_blur_is_done_before_it() -> None:
-    """Against NumPy: a policy of one's own keeps its order."""
+    """A user's own policy keeps its order; the oracle is NumPy."""
     policy = Policy(
         crop=Crop(),
         augments=[Solarize(probability=1.0), Blur(probability=1.0, sigma=(1.0, 1.0), window=9)],

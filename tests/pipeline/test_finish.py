@@ -1,4 +1,4 @@
-"""The hand-over pass against a naive reference, torchvision, DALI's operators and its kernel."""
+"""The last pass against a naive reference, torchvision, DALI's operators and its kernel."""
 
 import colorsys
 import importlib.util
@@ -71,7 +71,7 @@ def levels(finished: Tensor) -> NDArray[np.float64]:
 def naive(
     pixels_NPC: Tensor, factors_NF: Tensor, color: Color | None, threshold: float = 256
 ) -> NDArray[np.float64]:
-    """Do to one pixel after the other what the words say, in float64; values in 0..255."""
+    """Finish one pixel after the other by the definitions, in float64; values in 0..255."""
     to_yiq = np.array(
         [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
     )
@@ -191,7 +191,7 @@ def test_normalisation_is_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("changed", OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
-def test_no_factor_leads_out_of_what_pixels_can_be(changed: dict[str, float]) -> None:
+def test_no_factor_leads_out_of_the_range_of_pixels(changed: dict[str, float]) -> None:
     for hue_space in ("yiq", "hsv"):
         finish = Finish([Color(hue_space=hue_space)], dtype=torch.float32)
         ours = levels(finish(PIXELS, factors(**changed)))
@@ -219,7 +219,7 @@ def both_forms(
     return found[0], found[1]
 
 
-def test_the_fused_form_is_dalis_but_for_its_rounding(make_shard_set: MakeShardSet) -> None:
+def test_the_fused_form_is_dalis_except_for_its_rounding(make_shard_set: MakeShardSet) -> None:
     policy = Policy(crop=Crop(), augments=[Blur(window=5), Color(pivot="gray"), Solarize()])
     fused, dali = both_forms(make_shard_set, policy)
     # DALI rounds colours to a level; 127.6 becomes 128 before it is solarised, and then 127.
@@ -228,17 +228,17 @@ def test_the_fused_form_is_dalis_but_for_its_rounding(make_shard_set: MakeShardS
 
 
 def test_about_the_mean_dali_rounds_and_clamps_twice(make_shard_set: MakeShardSet) -> None:
-    # Gentle colours on gentle pictures: clamps are what differs on strong ones.
+    # Gentle colours on gentle pictures: on strong ones the clamps differ.
     color = Color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)
     fused, dali = both_forms(make_shard_set, Policy(crop=Crop(), augments=[color]))
     difference = np.abs(fused - dali)
     assert difference.mean() < 0.6 and np.quantile(difference, 0.95) < 1.5
 
 
-def test_a_whole_policy_agrees_in_both_forms_but_for_the_order(
+def test_a_whole_policy_agrees_in_both_forms_except_for_the_order(
     make_shard_set: MakeShardSet,
 ) -> None:
-    """DALI's form blurs what the colours have clamped, the fused one clamps what was blurred."""
+    """DALI's form clamps colours and then blurs, the fused one blurs and then clamps colours."""
     fused, dali = both_forms(make_shard_set, SimCLR(strength=0.5))
     assert np.abs(fused - dali).mean() < 2
 
@@ -249,7 +249,7 @@ def test_a_whole_policy_agrees_in_both_forms_but_for_the_order(
 @pytest.mark.parametrize("side", [1, 3, 5, 8, 10, 12])
 @pytest.mark.parametrize("views", [1, 4, 11])
 @pytest.mark.parametrize("hue_space", ["yiq", "hsv"])
-def test_chunks_of_any_size_are_finished_alike(
+def test_chunks_of_any_size_give_the_same_result(
     monkeypatch: pytest.MonkeyPatch, side: int, views: int, hue_space
 ) -> None:
     draw = torch.Generator().manual_seed(side)
@@ -278,29 +278,29 @@ def test_a_result_that_is_held_is_not_written_over(dtype: torch.dtype) -> None:
     finish = Finish([Color()], dtype=dtype)
     first = finish(PIXELS, factors())
     before = first.clone()
-    part = first[1:, :5].permute(2, 0, 1)  # only a part of it is held on to, by another tensor
+    part = first[1:, :5].permute(2, 0, 1)  # another tensor holds a part of it
     del first
     for _ in range(4):
         finish(PIXELS, factors(brightness=0.2))
     assert (part == before[1:, :5].permute(2, 0, 1)).all()
 
 
-def test_memory_is_used_again_once_its_result_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_reused_once_its_result_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh: list[object] = []
     empty = np.empty
     monkeypatch.setattr(np, "empty", lambda *a, **k: fresh.append(a) or empty(*a, **k))
     finish = Finish([Color()], dtype=torch.float32)
     first, second = (finish(PIXELS, factors()) for _ in range(2))
-    places = {first.data_ptr(), second.data_ptr()}
-    assert len(places) == len(fresh) == 2
+    addresses = {first.data_ptr(), second.data_ptr()}
+    assert len(addresses) == len(fresh) == 2
     del first, second
     for _ in range(5):
         held = [finish(PIXELS, factors()) for _ in range(2)]
-        assert {x.data_ptr() for x in held} == places
+        assert {x.data_ptr() for x in held} == addresses
         del held
-    assert len(fresh) == 2  # not just the same place by chance
+    assert len(fresh) == 2  # not the same address by chance
     finish(PIXELS[:1], factors()[:1])
-    assert len(fresh) == 3  # a batch of another size has memory of its own
+    assert len(fresh) == 3  # a batch of another size has its own memory
 
 
 # ── the kernel ────────────────────────────────────────────────────────────────────────────────────
@@ -317,7 +317,7 @@ def kernel_differences(device: str) -> list[float]:
     draw = torch.Generator().manual_seed(0)
     found = []
     for late, dtype in kernel_cases():
-        # More pixels than a program takes, and not a multiple of them.
+        # More pixels than one program takes, and not a multiple of that.
         pixels = torch.randint(0, 256, (2, 1100, 3), generator=draw, dtype=torch.uint8)
         pixels[0, :8] = torch.from_numpy(PURE[:8])
         rows = torch.rand(2, 4, generator=draw) * torch.tensor([1.5, 1.5, 1.5, 1.0])
@@ -331,13 +331,13 @@ def kernel_differences(device: str) -> list[float]:
         kernel = Finish(late, dtype=dtype).by_triton(pixels.to(device), rows.to(device))
         difference = (kernel.float().cpu() - expected).abs()
         assert kernel.dtype == dtype
-        # Solarised colours near the threshold may fall to either side of it.
+        # Solarised colours near the threshold may fall on either side of it.
         found.append(float(difference.flatten().quantile(0.999)))
     return found
 
 
-def test_triton_interpreted_does_what_the_definition_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The file once more, as a module that is interpreted; a process of its own takes seconds.
+def test_the_interpreted_kernel_is_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Load the file again as an interpreted module; another process would take seconds.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = importlib.util.find_spec("pipeline.finish_kernel")
     assert found and found.loader
@@ -350,6 +350,6 @@ def test_triton_interpreted_does_what_the_definition_says(monkeypatch: pytest.Mo
 
 
 @pytest.mark.gpu
-def test_triton_on_a_gpu_does_what_the_definition_says() -> None:
+def test_the_kernel_on_a_gpu_is_the_definition() -> None:
     found = kernel_differences("cuda")
     assert max(found[:-1]) < 2e-5 and found[-1] < 2e-3

@@ -1,4 +1,4 @@
-"""Evaluation images: every sample once, and the pixels that torchvision would give."""
+"""Evaluation images: every sample once, with torchvision's pixels."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """The laws of the random parameters: their ranges, their distributions, and their independence.
 
-Seeds are fixed, so a test either always passes or never does. Bounds are those that a right law
-would break once in a thousand seeds (Kolmogorov-Smirnov: 1.95 / sqrt(n)) or once in fifteen
-thousand (four standard deviations).
+Seeds are fixed, so a test passes always or never. A right law would exceed the bounds once in a
+thousand seeds (Kolmogorov-Smirnov: 1.95 / sqrt(n)) or once in fifteen thousand (four standard
+deviations).
 """
 
 from functools import cache
@@ -29,7 +29,7 @@ Values = NDArray[np.float64]  # [images, views]
 
 
 class LawRecorder(Draw):
-    """Keeps what an augmentation draws."""
+    """Records the numbers that an augmentation draws."""
 
     def __init__(self, views: int, seed: tuple[int, ...]) -> None:
         super().__init__(views, seed)
@@ -51,7 +51,7 @@ def run(outputs: list[DataNode], pipe: Pipeline) -> list[Values]:
 
 @cache
 def crops(law: str, image: tuple[int, int], seed: int = 0) -> dict[str, Values]:
-    """Draw crops of B images; their sides in pixels, their place as part of what is possible."""
+    """Draw crops of B images; sides in pixels, positions as a share of the free space."""
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
         shape = types.Constant(np.array(image, dtype=np.int64))
@@ -191,13 +191,13 @@ def test_colours_change_together_and_with_their_probability() -> None:
     assert (changed == (drawn["contrast"] != 1)).all() and (changed == (drawn["hue"] != 0)).all()
     gray = drawn["saturation"] == 0
     assert is_probability(gray * 1.0, 0.2)
-    assert is_probability(gray[changed] * 1.0, 0.2)  # whatever the jitter
+    assert is_probability(gray[changed] * 1.0, 0.2)  # independent of the jitter
 
 
 def test_blur_has_its_probability_and_a_uniform_sigma() -> None:
     drawn = blurs()
     assert is_probability(drawn["coin"], 0.3)
-    assert (drawn["changed"] == drawn["coin"]).all()  # those and no others
+    assert (drawn["changed"] == drawn["coin"]).all()  # these views and no others
     assert drawn["sigma"].min() >= 0.5 and drawn["sigma"].max() <= 2.0
     for sigma in (drawn["sigma"], drawn["sigma"][drawn["coin"] == 1]):
         assert farthest_from_uniform(sigma, 0.5, 2.0) < 1.95 / np.sqrt(sigma.size)
@@ -241,7 +241,7 @@ def test_views_of_an_image_are_independent_and_so_are_images(name: str) -> None:
     assert abs(spread - 1) < 4 * np.sqrt(2 / B)
 
 
-def test_what_one_policy_draws_is_independent_of_what_else_it_draws() -> None:
+def test_all_numbers_that_a_policy_draws_are_independent() -> None:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
         draw = LawRecorder(V, (3,))
@@ -256,7 +256,7 @@ def test_what_one_policy_draws_is_independent_of_what_else_it_draws() -> None:
         assert correlation(one, other) < 4 / np.sqrt(B * V)
 
 
-def test_seeds_ranks_and_batches_draw_anew() -> None:
+def test_seeds_ranks_and_batches_draw_different_numbers() -> None:
     same, again, other = colors(0)["brightness"], colors(0)["brightness"], colors(1)["brightness"]
     assert (same == again).all() and correlation(same, other) < 4 / np.sqrt(B * V)
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)

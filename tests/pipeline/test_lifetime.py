@@ -1,4 +1,4 @@
-"""Buffers are not used again while anything still reads them; planted early releases are found."""
+"""Buffers are not reused while a tensor still reads them; planted early releases are found."""
 
 import ctypes
 import time
@@ -25,10 +25,10 @@ FORMS = ["dali", "fused"]
 
 
 def late_readers_see_their_batch(shard_set: ShardSet, finish: Any, batches: int = 30) -> bool:
-    """Let a slow reader sum up each batch while the loader has long gone on.
+    """Let a slow reader sum up each batch while the loader already makes later ones.
 
-    The reader holds the only reference: as soon as it is done the memory may be used again, and not
-    earlier. What it should have seen comes from a loader whose batches are read at once.
+    The reader holds the only reference: the memory may be reused as soon as it is done, and not
+    earlier. The expected sums come from a loader whose batches are read at once.
     """
 
     def loader() -> Loader:
@@ -43,7 +43,7 @@ def late_readers_see_their_batch(shard_set: ShardSet, finish: Any, batches: int 
     seen = [0.0] * batches
 
     def read_late(step: int, views: torch.Tensor) -> None:
-        time.sleep(0.02)  # a kernel that has been queued, and not yet begun
+        time.sleep(0.02)  # as a kernel that is queued and has not begun
         seen[step] = add_up(views)
 
     with loader() as prompt:
@@ -94,7 +94,7 @@ def test_a_planted_early_release_is_found(
 @pytest.mark.gpu
 @pytest.mark.parametrize("finish", FORMS)
 def test_a_late_kernel_sees_its_batch(make_shard_set: MakeShardSet, finish: Any) -> None:
-    """The same with kernels: the host runs ahead, the device reads late, nobody waits."""
+    """The same with kernels: the host runs ahead and the device reads late."""
     device, batches = torch.device("cuda", 0), 50
     shard_set = make_shard_set(64)
 

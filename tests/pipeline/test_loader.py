@@ -1,4 +1,4 @@
-"""The loader's promises: which samples, which memory, which place to go on from."""
+"""The loader's promises: which samples it gives, in which memory, and from where it continues."""
 
 import resource
 from itertools import chain, islice, repeat
@@ -82,7 +82,7 @@ def test_parts_are_complete_over_an_epoch(make_shard_set: MakeShardSet) -> None:
         assert ids == set(range(48))
 
 
-def test_what_an_epoch_leaves_out_differs_from_epoch_to_epoch(make_shard_set: MakeShardSet) -> None:
+def test_every_epoch_leaves_out_other_samples(make_shard_set: MakeShardSet) -> None:
     with Loader(make_shard_set(41), [SMALL], batch_size_per_rank=8) as loader:
         left_out = {next(iter(set(range(41)) - set(epoch_ids(loader)))) for _ in range(8)}
     assert len(left_out) > 1
@@ -115,7 +115,7 @@ def test_the_hand_over_copies_nothing_and_is_channels_last(make_shard_set: MakeS
         batch = next(iter(loader))
         pipeline = loader._pipeline
         assert pipeline is not None
-        # The next batch, taken by hand, so that DALI's own address can be seen.
+        # Take the next batch by hand, to see DALI's own address.
         outputs = pipeline.share_outputs()
         addresses = [
             output.data_ptr() for output in (outputs[0].as_tensor(), outputs[1].as_tensor())
@@ -175,7 +175,7 @@ def test_a_state_restored_twice_without_a_step_is_kept(make_shard_set: MakeShard
         assert torch.equal(second.state_dict()["pipeline"], state["pipeline"])
 
 
-def test_threads_and_prefetch_may_change_when_a_loader_goes_on(
+def test_threads_and_prefetch_may_change_when_a_loader_continues(
     make_shard_set: MakeShardSet,
 ) -> None:
     shard_set = make_shard_set(41)
@@ -206,7 +206,7 @@ def test_a_state_of_a_rewritten_shard_set_is_refused(
     ("other", "words"),
     [
         ({"batch_size_per_rank": 4}, "batch_size_per_rank=8, this run has 4"),
-        # DALI would go on in a buffer of another size: samples would be lost, others come twice.
+        # With a buffer of another size DALI would lose samples and repeat others.
         ({"shuffle_buffer": 5}, "shuffle_buffer=8192, this run has 5"),
     ],
 )
@@ -270,7 +270,7 @@ def test_gpu_views_equal_cpu_views(make_shard_set: MakeShardSet) -> None:
     cpu, gpu = first("cpu"), first("cuda:0")
     assert torch.equal(cpu.id_B, gpu.id_B.cpu())
     for on_cpu, on_gpu in zip(cpu.views, gpu.views, strict=True):
-        # Rounding of a pixel to one of 255 levels, a few times over, is 0.02 after normalising.
+        # Rounding a pixel to one of 255 levels a few times is 0.02 after normalising.
         assert (on_cpu - on_gpu.cpu()).abs().mean() < 0.02
 
 
@@ -302,7 +302,7 @@ def test_the_host_never_waits_for_the_gpu(make_shard_set: MakeShardSet, finish: 
 def test_one_operator_makes_all_views(
     make_shard_set: MakeShardSet, resampling: Any, grows: bool
 ) -> None:
-    """Of the operators that touch pixels only those of "resize" grow in number with the views."""
+    """Only with "resize" does the number of operators on pixels grow with the views."""
 
     def pixel_operators(count: int) -> int:
         group = ViewGroup(policy=SimCLR(), count=count, size=16, resampling=resampling)
@@ -310,7 +310,7 @@ def test_one_operator_makes_all_views(
             graph = loader.stage("augment")
             graph.build()
             names = [op.name.strip("_").split("_")[0] for op in graph._ops or []]
-        assert "Uniform" in names  # the names are what this test takes them for
+        assert "Uniform" in names  # this test knows the operators' names
         return sum(name in ("WarpAffine", "Resize", "Filter", "Reshape") for name in names)
 
     few, many = pixel_operators(2), pixel_operators(16)
@@ -335,7 +335,7 @@ def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(
 
     parts = views()
     monkeypatch.setattr("pipeline.graph.FEW_VIEWS", 0)
-    # One rounding of a coordinate in float32 is the only difference.
+    # Rounding a coordinate in float32 once is the only difference.
     assert (parts - views()).abs().max() < 1.01 / 255 / 0.224
 
 

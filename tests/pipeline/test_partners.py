@@ -1,4 +1,4 @@
-"""Views of a pair set: cut from image and partner in turn, by every way of cutting."""
+"""Views of a pair set are cut from image and partner in turn, with every resampling."""
 
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -61,9 +61,9 @@ def groups(counts: tuple[int, ...], policy: Policy, resampling: Any = "auto") ->
 def test_views_are_of_the_image_and_of_its_partner_in_turn(
     pair_set: ShardSet, counts: tuple[int, ...], resampling
 ) -> None:
-    """Crops of the whole image show which image they are of."""
+    """A crop of the whole image shows which image it was cut from."""
     source = Pictures(SAMPLES)
-    # Up and down again by a filter is not quite the same.
+    # Scaling up and then down by a filter changes an image a little.
     levels = 40 if resampling == "supersample" else 0.6
     with Loader(pair_set, groups(counts, WHOLE, resampling), batch_size_per_rank=8) as loader:
         batch = take(loader, 1)[0]
@@ -104,7 +104,7 @@ def test_resumed_views_are_the_uninterrupted_ones(pair_set: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("resampling", ["resize", "warp"])
-def test_what_surrounds_the_crops_is_all_that_they_need(
+def test_crops_need_only_their_surroundings(
     make_shard_set: MakeShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resampling
 ) -> None:
     """Up to two crops an image, so four views of a pair, are decoded in part."""
@@ -130,7 +130,7 @@ def test_what_surrounds_the_crops_is_all_that_they_need(
     monkeypatch.setattr("pipeline.graph.FEW_VIEWS", 0)
     whole = views(4)
     assert not calls
-    # Coordinates are rounded elsewhere: a grey level, of 255, now and then.
+    # Coordinates are rounded differently, which sometimes is one level of 255.
     assert (partial - whole).abs().max() < 2.5 / 255 / STD.min()
 
 
@@ -144,7 +144,7 @@ def test_only_crops_grow_with_the_views_and_no_faster_than_without_partners(
         return len(pipeline._ops or [])
 
     own = make_shard_set(SAMPLES, encoding="raw" if pair_set.manifest.raw else "png")
-    assert operators(pair_set, 16) - operators(pair_set, 8) == 8  # one draws a crop, as without
+    assert operators(pair_set, 16) - operators(pair_set, 8) == 8  # one draws a crop, as in `own`
     assert operators(own, 16) - operators(own, 8) == 8
 
 

@@ -1,4 +1,4 @@
-"""The self-check finds planted errors, and nothing where there is none."""
+"""The self-check finds planted errors, and no error where there is none."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
 
 def wrong_block(image: DataNode) -> DataNode:
-    """Overwrite a quarter of the rows, as a batch that was read too early."""
+    """Overwrite a quarter of the rows, as in a batch that was read too early."""
     return fn.erase(image, anchor=[0.0], shape=[0.25], axis_names="H", normalized=True)
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_kernel_is_found(policy: Any, monkeypatch: pytest.MonkeyPatch) -
 
     def wrong(self: Any, pixels: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
         views = right(self, pixels, factors)
-        return views.flip(-1) if self.dtype == torch.float16 else views  # channels exchanged
+        return views.flip(-1) if self.dtype == torch.float16 else views  # exchange channels
 
     monkeypatch.setattr(selfcheck.Finish, "__call__", wrong)
     with pytest.raises(ValueError, match="kernel gives other views"):
