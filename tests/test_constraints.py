@@ -24,7 +24,7 @@ def requirements() -> Iterator[Requirement]:
     for extra in wanted:
         for requirement in map(Requirement, extras[extra]):
             if requirement.name == project["name"]:
-                wanted.extend(requirement.extras)
+                wanted.extend(sorted(requirement.extras))
             else:
                 yield requirement
 
