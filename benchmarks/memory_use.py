@@ -64,7 +64,7 @@ def loader(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def one_loader(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Take some batches, as training does: the last one is held while the next is made."""
-    from pipeline.augment import SimCLR
+    from pipeline.augment import SimCLRViews
     from pipeline.graph import ViewGroup
     from pipeline.loader import Loader
     from pipeline.tuning import Tuning
@@ -73,7 +73,7 @@ def one_loader(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
 
     resampling = case.get("resampling", "auto")
     groups = [
-        ViewGroup(policy=SimCLR(), count=count, size=size, resampling=resampling)
+        ViewGroup(policy=SimCLRViews(), count=count, size=size, resampling=resampling)
         for count, size in case["groups"]
     ]
     shard_set = open_shards(arguments.shards)
@@ -147,12 +147,12 @@ def flat(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def one_flat(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Take batches of 8 images, 2 views of 32 px, and look at memory every 10."""
-    from pipeline.augment import SimCLR
+    from pipeline.augment import SimCLRViews
     from pipeline.graph import ViewGroup
     from pipeline.loader import Loader
     from shards.layout import open_shards
 
-    group = ViewGroup(policy=SimCLR(), count=2, size=32)
+    group = ViewGroup(policy=SimCLRViews(), count=2, size=32)
     held: list[float] = []
     with Loader(open_shards(arguments.shards), [group], batch_size_per_rank=8) as batches:
         steps = len(batches)
@@ -188,7 +188,7 @@ def shards(arguments: argparse.Namespace) -> dict[str, Any]:
 def one_shards(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Open a set, take the first batch, count descriptors and memory."""
     del arguments
-    from pipeline.augment import SimCLR
+    from pipeline.augment import SimCLRViews
     from pipeline.graph import ViewGroup
     from pipeline.loader import Loader
     from shards.layout import open_shards
@@ -197,7 +197,7 @@ def one_shards(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (case["descriptors"], hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    group = ViewGroup(policy=SimCLR(), count=2, size=16)
+    group = ViewGroup(policy=SimCLRViews(), count=2, size=16)
     begin = time.perf_counter()
     failure = None
     with Peak() as peak:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.augment import Augment, Blur, Color, Draw, Policy, SimCLR, Solarize
+from pipeline.augment import Augment, Blur, Color, Draw, Policy, SimCLRViews, Solarize
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
 from pipeline.finish import Finish
@@ -452,7 +452,7 @@ def torchvision_chain(
 
 def chain_rows(pictures: Sequence[Picture]) -> list[ParityRow]:
     """Compare all of SimCLR, and torchvision with itself in other orders."""
-    policy, parameters = SimCLR(), "drawn, strength 1"
+    policy, parameters = SimCLRViews(), "drawn, strength 1"
     ours, drawn = our_chain(pictures, policy, policy.late)
     dali, _ = our_chain(pictures, policy, ())
     precise = exact(policy)
@@ -482,7 +482,7 @@ def hue_cost(folder: Path, *, rounds: int) -> dict[str, float]:
 
     SimCLR, 8 views of 96 px; the median of turns that alternate.
     """
-    policies: dict[str, Policy] = {"yiq": SimCLR(), "hsv": exact(SimCLR())}
+    policies: dict[str, Policy] = {"yiq": SimCLRViews(), "hsv": exact(SimCLRViews())}
     N = 256
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (N, SIZE * SIZE, 3), generator=draw, dtype=torch.uint8)

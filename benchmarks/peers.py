@@ -32,7 +32,7 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 from torchvision.transforms import v2
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.dali import fn, types
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
@@ -122,7 +122,9 @@ def as_pil(stored: Stored) -> Image.Image:
 
 def viewrank(feed: Feed) -> Iterator[Views]:
     """Yield from our loader: one DALI graph, all views of a sample in one tensor."""
-    policy = SimCLR(blur=BLUR if feed.blur_window else 0.0, blur_window=max(1, feed.blur_window))
+    policy = SimCLRViews(
+        blur=BLUR if feed.blur_window else 0.0, blur_window=max(1, feed.blur_window)
+    )
     loader = Loader(
         feed.shard_set,
         [ViewGroup(policy=policy, count=feed.views, size=feed.size)],

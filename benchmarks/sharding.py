@@ -272,7 +272,7 @@ def stl10(arguments: argparse.Namespace) -> dict[str, Any]:
             print(json.dumps(row), file=sys.stderr)
             rows.append(row)
             shutil.rmtree(out)
-    return {"stl10": rows, "views": "96 px, SimCLR policy, batch 256, 2 threads"}
+    return {"stl10": rows, "views": "96 px, SimCLRViews, batch 256, 2 threads"}
 
 
 def write_stl10_binaries(folder: Path, images: int) -> None:
@@ -298,11 +298,11 @@ def _loading(root: str, views: int, steps: int) -> float:
     """Return the loader's images/s, in a process of its own."""
     program = f"""
 import time
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.layout import open_shards
-group = ViewGroup(policy=SimCLR(), count={views}, size=96)
+group = ViewGroup(policy=SimCLRViews(), count={views}, size=96)
 with Loader(open_shards({root!r}), [group], batch_size_per_rank=256) as loader:
     batches = iter(loader)
     for _ in range(3):

@@ -38,7 +38,7 @@ class ViewGroup:
     """Views of one size under one policy; multi-crop is two or more groups."""
 
     policy: Policy
-    """How a view is made: SimCLR, MoCoV2, SwAV, BYOL, DINO, GroCo, S2R2 (docs/augmentation.md), or
+    """How a view is made: one of the papers' (docs/augmentation.md), such as SimCLRViews, or
     Policy with a crop and augmentations."""
     count: int = 4
     """Views of each sample (V)."""

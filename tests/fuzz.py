@@ -34,7 +34,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards import durable
@@ -67,7 +67,7 @@ class Hang(BaseException):
 def read_set(root: Path) -> None:
     """Open a shard set, train on a batch of it, and verify it."""
     shard_set = open_shards(root)
-    group = ViewGroup(count=2, size=16, policy=SimCLR(blur=0.0))
+    group = ViewGroup(count=2, size=16, policy=SimCLRViews(blur=0.0))
     with Loader(shard_set, [group], batch_size_per_rank=4, shuffle_buffer=4) as loader:
         for batch in loader:
             assert batch.views[0].shape == (2, 4, 3, 16, 16)

@@ -20,9 +20,9 @@ TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "
 CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 # Tiny, and with all that could break a resume: multi-crop, blur, dropout-free batch norm, clipping.
 RECIPE = """
-views: {count: 2, size: 24, policy: {class_path: SimCLR}}
+views: {count: 2, size: 24, policy: {class_path: SimCLRViews}}
 more_views:
-- {count: 2, size: 16, policy: {class_path: SwAV, init_args: {small: true, blur_window: 3}}}
+- {count: 2, size: 16, policy: {class_path: SwAVViews, init_args: {small: true, blur_window: 3}}}
 batch_size: 8
 method:
   class_path: JointEmbedding

@@ -17,9 +17,9 @@ from training.monitor import records
 
 # A start of one step, then phases of 4; 70 keys of 42 samples are two views each.
 RECIPE = """
-views: {count: 1, size: 16, policy: {class_path: SimCLR, init_args: {blur_window: 3}}}
+views: {count: 1, size: 16, policy: {class_path: SimCLRViews, init_args: {blur_window: 3}}}
 more_views:
-- {count: 1, size: 16, policy: {class_path: SimCLR, init_args: {area: [0.8, 1.0], blur: 0.0}}}
+- {count: 1, size: 16, policy: {class_path: SimCLRViews, init_args: {area: [0.8, 1.0], blur: 0.0}}}
 batch_size: 8
 method:
   class_path: QKIteration

@@ -45,16 +45,16 @@ profile_seconds: 0
 check_memory: false
 """
 GROUPS = """
-views: {count: 2, size: 24, policy: {class_path: SimCLR, init_args: {blur_window: 3}}}
+views: {count: 2, size: 24, policy: {class_path: SimCLRViews, init_args: {blur_window: 3}}}
 """
 CROPS = """
 more_views:
-- {count: 2, size: 16, policy: {class_path: SwAV, init_args: {small: true, blur_window: 3}}}
+- {count: 2, size: 16, policy: {class_path: SwAVViews, init_args: {small: true, blur_window: 3}}}
 """
 PAIR = """
-views: {count: 1, size: 16, policy: {class_path: SimCLR, init_args: {blur_window: 3}}}
+views: {count: 1, size: 16, policy: {class_path: SimCLRViews, init_args: {blur_window: 3}}}
 more_views:
-- {count: 1, size: 16, policy: {class_path: SimCLR, init_args: {area: [0.8, 1.0], blur: 0.0}}}
+- {count: 1, size: 16, policy: {class_path: SimCLRViews, init_args: {area: [0.8, 1.0], blur: 0.0}}}
 """
 HEAD = "encoder: {class_path: SmallResNet, init_args: {width: 4}}, hidden_size: 16, "
 METHODS = {

@@ -26,7 +26,7 @@ RULES = settings_of(Config)
 
 # As plain values, because instances as defaults cannot be written to the run's config.yaml.
 DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
-    "views.policy": {"class_path": "pipeline.augment.SimCLR"},
+    "views.policy": {"class_path": "pipeline.augment.SimCLRViews"},
     "method": {
         "class_path": "model.method.JointEmbedding",
         "init_args": {

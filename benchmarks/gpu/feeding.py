@@ -41,7 +41,7 @@ def cases(place: Sizes) -> dict[str, Words]:
     resnet50 = ["--method.encoder", "ResNet", "--method.encoder.depth", "50"]
     vit = ["--method.encoder", "VisionTransformer", "--method.encoder.variant", "s_16"]
     large = ["--views.count", "2", "--views.size", "224", "--batch_size", "256"]
-    crops = '[{"count": 6, "size": 96, "policy": {"class_path": "SimCLR"}}]'
+    crops = '[{"count": 6, "size": 96, "policy": {"class_path": "SimCLRViews"}}]'
     return {
         VIT: [*photos, *large, *vit, *BF16],
         "ResNet-50, 2 × 224 px": [*photos, *large, *resnet50, *BF16],

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu import material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from benchmarks.gpu.jpeg_engine import decoding_engine_use
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning, default_threads
@@ -87,7 +87,7 @@ def throughput(place: Sizes, root: Path, tuning: Tuning, *, V: int, size: int) -
     batch_size = place.of(max(16, min(512, 2 ** (fits.bit_length() - 1))), 8)
     loader = Loader(
         shard_set,
-        [ViewGroup(policy=SimCLR(), count=V, size=size)],
+        [ViewGroup(policy=SimCLRViews(), count=V, size=size)],
         batch_size_per_rank=batch_size,
         device=device,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.gpu import forked_program, material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.profile import synchronize
@@ -146,7 +146,7 @@ def buffers(place: Sizes, finish: Literal["fused", "dali"]) -> Row:
         nonlocal behind
         loader = Loader(
             shard_set,
-            [ViewGroup(policy=SimCLR(), count=place.of(8, 2), size=place.of(96, 16))],
+            [ViewGroup(policy=SimCLRViews(), count=place.of(8, 2), size=place.of(96, 16))],
             batch_size_per_rank=place.of(32, 4),
             device=device,
             shuffle_buffer=place.of(8192, 16),

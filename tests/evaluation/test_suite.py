@@ -10,14 +10,14 @@ from evaluation.suite import Suite
 from model.encoder import SmallResNet
 from model.method import JointEmbedding
 from model.objective import SmoothAP
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from shards.layout import ShardSet
 from shards.source.source import Sample
 from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
-GROUP = ViewGroup(policy=SimCLR(), count=3, size=16)
+GROUP = ViewGroup(policy=SimCLRViews(), count=3, size=16)
 CPU = torch.device("cpu")
 
 

@@ -14,20 +14,20 @@ from torchvision.transforms.v2 import functional as tv
 import pipeline.augment as registry
 from benchmarks import parity
 from pipeline.augment import (
-    BYOL,
-    DINO,
-    S2R2,
     Augment,
     Blur,
+    BYOLViews,
     Color,
     Crop,
+    DINOViews,
     Draw,
-    GroCo,
-    MoCoV2,
+    GroCoViews,
+    MoCoV2Views,
     Policy,
-    SimCLR,
+    S2R2Views,
+    SimCLRViews,
     Solarize,
-    SwAV,
+    SwAVViews,
 )
 from pipeline.augment.crop import Resampling, cut
 from pipeline.dali import Pipeline, fn, types
@@ -246,20 +246,20 @@ def test_the_exact_chain_is_torchvisions_except_for_order_and_clamping() -> None
 # From the papers and their authors' code; S2R2's are inferred, its areas are our recipes'.
 # area, jitter p, brightness, contrast, saturation, hue, gray p, blur p, solarise p
 PAPERS: list[tuple[Policy, tuple[Any, ...]]] = [
-    (SimCLR(), ((0.08, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
-    (SimCLR(strength=0.5, blur=0), ((0.08, 1), 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0, 0)),
-    (MoCoV2(), ((0.2, 1), 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0.5, 0)),
-    (SwAV(), ((0.14, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
-    (SwAV(small=True), ((0.05, 0.14), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
-    (BYOL(), ((0.08, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
-    (BYOL(second=True), ((0.08, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
-    (DINO(), ((0.4, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
-    (DINO(second=True), ((0.4, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
-    (DINO(local=True), ((0.05, 0.4), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0)),
-    (GroCo(), ((0.14, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
-    (GroCo(second=True), ((0.14, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
-    (GroCo(small=True), ((0.05, 0.14), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0)),
-    (S2R2(), ((0.2, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
+    (SimCLRViews(), ((0.08, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
+    (SimCLRViews(strength=0.5, blur=0), ((0.08, 1), 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0, 0)),
+    (MoCoV2Views(), ((0.2, 1), 0.8, 0.4, 0.4, 0.4, 0.1, 0.2, 0.5, 0)),
+    (SwAVViews(), ((0.14, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
+    (SwAVViews(small=True), ((0.05, 0.14), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
+    (BYOLViews(), ((0.08, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
+    (BYOLViews(second=True), ((0.08, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
+    (DINOViews(), ((0.4, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
+    (DINOViews(second=True), ((0.4, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
+    (DINOViews(local=True), ((0.05, 0.4), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0)),
+    (GroCoViews(), ((0.14, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1, 0)),
+    (GroCoViews(second=True), ((0.14, 1), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2)),
+    (GroCoViews(small=True), ((0.05, 0.14), 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0)),
+    (S2R2Views(), ((0.2, 1), 0.8, 0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0)),
 ]
 
 
@@ -310,7 +310,7 @@ def test_every_policy_runs_through_the_loader(
         assert (views[0] != views[1]).any()
 
 
-@pytest.mark.parametrize("policy", ["BYOL", "DINO", "GroCo"])
+@pytest.mark.parametrize("policy", ["BYOLViews", "DINOViews", "GroCoViews"])
 def test_a_pair_is_two_groups_of_a_recipe(
     policy: str,
     make_shard_set: MakeShardSet,
@@ -360,7 +360,7 @@ def test_the_last_pass_gets_what_may_come_last(
 
 
 def test_the_draws_are_the_same_whatever_is_late() -> None:
-    policy, drawn = SimCLR(solarize=0.5), []
+    policy, drawn = SimCLRViews(solarize=0.5), []
     for late in (policy.late, ()):
         pipe = Pipeline(batch_size=1, num_threads=1, device_id=None)
         with pipe:
@@ -400,8 +400,8 @@ def test_solarisation_before_a_blur_is_done_before_it() -> None:
         (lambda: replace(Color(), contrast=-1.0), ["contrast=-1.0", "0 switches it off"]),
         (lambda: Solarize(threshold=300), ["threshold=300", "0 to 255"]),
         (lambda: Blur(window=-2), ["window=-2", "try 1"]),
-        (lambda: DINO(second=True, local=True), ["second=true and local=true", "false"]),
-        (lambda: GroCo(second=True, small=True), ["second=true and small=true", "false"]),
+        (lambda: DINOViews(second=True, local=True), ["second=true and local=true", "false"]),
+        (lambda: GroCoViews(second=True, small=True), ["second=true and small=true", "false"]),
     ],
 )
 def test_an_impossible_setting_is_refused_with_the_remedy(make, words: list[str]) -> None:

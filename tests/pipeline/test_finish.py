@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline import finish as module
-from pipeline.augment import Augment, Blur, Color, Crop, Policy, SimCLR, Solarize
+from pipeline.augment import Augment, Blur, Color, Crop, Policy, SimCLRViews, Solarize
 from pipeline.dali import Pipeline, fn, types
 from pipeline.finish import Finish, one_threaded
 from pipeline.graph import ViewGroup
@@ -239,7 +239,7 @@ def test_a_whole_policy_agrees_in_both_forms_except_for_the_order(
     make_shard_set: MakeShardSet,
 ) -> None:
     """DALI's form clamps colours and then blurs, the fused one blurs and then clamps colours."""
-    fused, dali = both_forms(make_shard_set, SimCLR(strength=0.5))
+    fused, dali = both_forms(make_shard_set, SimCLRViews(strength=0.5))
     assert np.abs(fused - dali).mean() < 2
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from pipeline.augment import Blur, Color, Crop, Draw, SimCLR, Solarize
+from pipeline.augment import Blur, Color, Crop, Draw, SimCLRViews, Solarize
 from pipeline.dali import DataNode, Pipeline, fn, types
 
 B, V = 500, 4  # images, views of each
@@ -245,7 +245,7 @@ def test_all_numbers_that_a_policy_draws_are_independent() -> None:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
         draw = LawRecorder(V, (3,))
-        policy = SimCLR()
+        policy = SimCLRViews()
         shape = types.Constant(np.array([96, 96], dtype=np.int64))
         boxes = policy.crop.draw(shape, draw)
         frames = fn.reshape(types.Constant(np.zeros((V, 8, 8, 3), np.uint8)), layout="FHWC")

@@ -13,14 +13,14 @@ import torch
 
 import pipeline.finish
 import pipeline.loader
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 
-GROUPS = [ViewGroup(policy=SimCLR(), count=4, size=32)]
+GROUPS = [ViewGroup(policy=SimCLRViews(), count=4, size=32)]
 FORMS = ["dali", "fused"]
 
 

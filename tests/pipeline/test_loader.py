@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.augment import Crop, Policy, SimCLR
+from pipeline.augment import Crop, Policy, SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
 from pipeline.tuning import Tuning
@@ -19,10 +19,10 @@ from shards.source import ImageFolder
 from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
-SMALL = ViewGroup(policy=SimCLR(), count=3, size=16)
+SMALL = ViewGroup(policy=SimCLRViews(), count=3, size=16)
 MULTI_CROP = [
-    ViewGroup(policy=SimCLR(), count=2, size=24),
-    ViewGroup(policy=SimCLR(), count=3, size=16),
+    ViewGroup(policy=SimCLRViews(), count=2, size=24),
+    ViewGroup(policy=SimCLRViews(), count=3, size=16),
 ]
 UNCHANGED = ViewGroup(
     policy=Policy(crop=Crop(area=(1, 1), aspect=(1, 1), flip=0)), count=2, size=32
@@ -305,7 +305,7 @@ def test_one_operator_makes_all_views(
     """Only with "resize" does the number of operators on pixels grow with the views."""
 
     def pixel_operators(count: int) -> int:
-        group = ViewGroup(policy=SimCLR(), count=count, size=16, resampling=resampling)
+        group = ViewGroup(policy=SimCLRViews(), count=count, size=16, resampling=resampling)
         with Loader(make_shard_set(16), [group], batch_size_per_rank=4) as loader:
             graph = loader.stage("augment")
             graph.build()
@@ -327,7 +327,7 @@ def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(
     for index in range(16):
         Image.fromarray(pictures.pixels(index)).save(folder / f"{index}.jpg", quality=85)
     shard_set = write(ImageFolder(root=folder), tmp_path / "shards")
-    group = ViewGroup(policy=SimCLR(), count=2, size=32)
+    group = ViewGroup(policy=SimCLRViews(), count=2, size=32)
 
     def views() -> Tensor:
         with Loader(shard_set, [group], batch_size_per_rank=16) as loader:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import read
-from pipeline.augment import Crop, Policy, SimCLR
+from pipeline.augment import Crop, Policy, SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Batch, Loader
@@ -88,7 +88,7 @@ def test_shares_count_through_all_groups() -> None:
 
 def test_resumed_views_are_the_uninterrupted_ones(pair_set: ShardSet) -> None:
     def loader() -> Loader:
-        return Loader(pair_set, groups((3, 2), SimCLR()), batch_size_per_rank=10, seed=7)
+        return Loader(pair_set, groups((3, 2), SimCLRViews()), batch_size_per_rank=10, seed=7)
 
     with loader() as straight:
         take(straight, 3)  # into the second epoch
@@ -118,7 +118,7 @@ def test_crops_need_only_their_surroundings(
 
     def views(count: int) -> torch.Tensor:
         calls.clear()
-        of = groups((count,), SimCLR(), resampling)
+        of = groups((count,), SimCLRViews(), resampling)
         with Loader(pair_set, of, batch_size_per_rank=8, seed=1) as loader:
             return take(loader, 1)[0].views[0]
 
@@ -138,7 +138,7 @@ def test_only_crops_grow_with_the_views_and_no_faster_than_without_partners(
     make_shard_set: MakeShardSet, pair_set: ShardSet
 ) -> None:
     def operators(shard_set: ShardSet, count: int) -> int:
-        of = groups((count,), SimCLR(), "warp")
+        of = groups((count,), SimCLRViews(), "warp")
         pipeline = Loader(shard_set, of, batch_size_per_rank=4).stage("augment")
         pipeline.build()
         return len(pipeline._ops or [])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pipeline import graph, selfcheck
-from pipeline.augment import GroCo, SimCLR
+from pipeline.augment import GroCoViews, SimCLRViews
 from pipeline.dali import DataNode, fn, types
 from pipeline.graph import ViewGroup
 from pipeline.tuning import Tuning
@@ -96,7 +96,7 @@ def test_the_distance_of_a_shift_is_the_shift() -> None:
     assert selfcheck.distance(image, image[:, :16]) == (255.0, 1.0)
 
 
-@pytest.mark.parametrize("policy", [SimCLR(), GroCo(second=True)])
+@pytest.mark.parametrize("policy", [SimCLRViews(), GroCoViews(second=True)])
 def test_a_wrong_kernel_is_found(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [ViewGroup(policy=policy, count=2, size=16)]
     selfcheck.check_finish(groups, device=CPU, dtype=torch.float32)
@@ -117,6 +117,6 @@ def test_the_gpu_decodes_as_the_cpu(make_shard_set: MakeShardSet) -> None:
     device = torch.device("cuda", 0)
     said = selfcheck.check_decoder(make_shard_set(64), device=device, tuning=TUNING)
     assert "images decoded as on the CPU" in said
-    groups = [ViewGroup(policy=GroCo(second=True), count=2, size=32)]
+    groups = [ViewGroup(policy=GroCoViews(second=True), count=2, size=32)]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         selfcheck.check_finish(groups, device=device, dtype=dtype)

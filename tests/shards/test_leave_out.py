@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.health.leave_out import find_bad, leave_out
@@ -37,7 +37,7 @@ def damaged(make_shard_set: MakeShardSet, tmp_path: Path) -> tuple[ShardSet, dic
 
 
 def seen(shard_set: ShardSet) -> list[int]:
-    group = ViewGroup(count=2, size=16, policy=SimCLR(blur=0.0))
+    group = ViewGroup(count=2, size=16, policy=SimCLRViews(blur=0.0))
     with Loader(shard_set, [group], batch_size_per_rank=3, shuffle_buffer=4) as loader:
         return sorted(int(i) for batch in loader for i in batch.id_B)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards import as_webdataset
@@ -76,7 +76,7 @@ def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path) -> None
 def test_training_reads_every_sample_from_a_store(tmp_path: Path) -> None:
     write(Pictures(24), f"{BUCKET}/train", samples_per_shard=9)
     shard_set = open_shards(f"{BUCKET}/train")
-    group = ViewGroup(policy=SimCLR(), count=2, size=16)
+    group = ViewGroup(policy=SimCLRViews(), count=2, size=16)
     with Loader(shard_set, [group], batch_size_per_rank=8) as loader:
         batches = list(loader)
     assert sorted(i for batch in batches for i in batch.id_B.tolist()) == list(range(24))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
@@ -58,7 +58,7 @@ def test_what_is_left_trains_an_epoch(
     made: tuple[Path, dict[str, str], ShardSet], resampling: str
 ) -> None:
     _, _, shard_set = made
-    group = ViewGroup(policy=SimCLR(), count=2, size=24, resampling=resampling)  # pyright: ignore[reportArgumentType]
+    group = ViewGroup(policy=SimCLRViews(), count=2, size=24, resampling=resampling)  # pyright: ignore[reportArgumentType]
     ids = []
     with Loader(shard_set, [group], batch_size_per_rank=32) as loader:
         for batch in loader:

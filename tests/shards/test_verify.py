@@ -13,7 +13,7 @@ import pytest
 
 import shards.health.watch
 import shards.writing.write
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.engine import LocalWorkers
@@ -28,7 +28,7 @@ from shards.writing.prepare import Preparation
 from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
-VIEWS = [ViewGroup(policy=SimCLR(), count=2, size=16)]
+VIEWS = [ViewGroup(policy=SimCLRViews(), count=2, size=16)]
 
 
 @pytest.fixture

@@ -375,7 +375,12 @@ def made_up(*, steps: dict[str, int]) -> dict[str, Any]:
             ["SmallResNet in", "ResNet in"],
         ),
         ("count: 2, size: 24", "count: 2, size: 32", "policy", ["24 in", "32 in"]),
-        ("{class_path: SimCLR}", "{class_path: BYOL}", "policy", ["SimCLR in", "BYOL in"]),
+        (
+            "{class_path: SimCLRViews}",
+            "{class_path: BYOLViews}",
+            "policy",
+            ["SimCLRViews in", "BYOLViews in"],
+        ),
         ("batch_size", "mixed_precision: fp32\nbatch_size", "", ["mixed_precision"]),
         ("batch_size", "mixed_precision: bf16\nbatch_size", "precision", ["auto", "bf16"]),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.augment import SimCLR
+from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.profile import Profile, profile
@@ -15,7 +15,7 @@ from shards.layout import open_shards
 from tests.conftest import MakeShardSet
 from training.bottleneck import Bottleneck
 
-GROUPS = [ViewGroup(policy=SimCLR(), count=2, size=16)]
+GROUPS = [ViewGroup(policy=SimCLRViews(), count=2, size=16)]
 STAGES = Profile(read=0.001, decode=0.060, augment=0.030, finish=0.009)
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_image_ends_the_profile_with_what_to_do(
 def test_a_profile_of_more_work_is_longer(make_shard_set: MakeShardSet) -> None:
     """Many times the pixels: the augmentation must show it, however busy the machine is."""
     shard_set = make_shard_set(64)
-    large = [ViewGroup(policy=SimCLR(), count=16, size=64)]
+    large = [ViewGroup(policy=SimCLRViews(), count=16, size=64)]
     with (
         Loader(shard_set, GROUPS, batch_size_per_rank=16) as few,
         Loader(shard_set, large, batch_size_per_rank=16) as many,

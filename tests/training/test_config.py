@@ -12,7 +12,7 @@ import yaml
 
 from model.method import SimSiam
 from model.objective import NTXent
-from pipeline.augment import MoCoV2
+from pipeline.augment import MoCoV2Views
 from training.config import Config
 from training.settings import parse, parser
 
@@ -45,7 +45,7 @@ def test_every_recipe_parses_and_says_how_it_is_run(recipe: Path) -> None:
 
 
 def test_the_resolved_configuration_parses_to_itself(tmp_path: Path) -> None:
-    first = parse([*LEAST, "--views.policy", "MoCoV2", "--views.policy.blur", "0.25"])
+    first = parse([*LEAST, "--views.policy", "MoCoV2Views", "--views.policy.blur", "0.25"])
     saved = tmp_path / "config.yaml"
     saved.write_text(first.yaml())
     second = parse(["--config", str(saved)])
@@ -58,7 +58,7 @@ def test_the_resolved_configuration_parses_to_itself(tmp_path: Path) -> None:
     [
         ("--method.objective", "NTXent", NTXent),  # its temperature is not SmoothAP's
         ("--method", "SimSiam", SimSiam),  # its embeddings are larger than JointEmbedding's
-        ("--views.policy", "MoCoV2", MoCoV2),  # its blur is weaker than SimCLR's
+        ("--views.policy", "MoCoV2Views", MoCoV2Views),  # its blur is weaker than SimCLR's
     ],
 )
 def test_a_class_that_replaces_another_has_its_own_defaults(flag: str, name: str, Each: type):
@@ -142,7 +142,7 @@ def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> No
         (["--batchsize", "3"], ["unrecognized arguments", "--batchsize"]),
         (["--steps", "many"], ["steps", "many"]),
         (["--method.objective", "SmothAP"], ["SmothAP", "Choose from", "SmoothAP", "NTXent"]),
-        (["--views.policy", "SimCLRR"], ["SimCLRR", "Choose from", "MoCoV2"]),
+        (["--views.policy", "SimCLRViewsR"], ["SimCLRR", "Choose from", "MoCoV2"]),
         (["--method.objective.temperature", "0"], ["temperature=0", "above 0"]),
         (["--config", "missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--optimizer", "adam"], ["optimizer", "adamw"]),

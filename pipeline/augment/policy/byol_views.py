@@ -15,11 +15,11 @@ from pipeline.augment.crop import Crop
 from pipeline.augment.policy.policy import Policy, pair_augments
 
 
-class BYOL(Policy):
+class BYOLViews(Policy):
     """BYOL's asymmetric pair: the first view is always blurred, the second sometimes solarised.
 
     Grill et al. 2020, https://arxiv.org/abs/2006.07733. The pair is two view groups of one view:
-    `views` with BYOL, `more_views` with BYOL and `second: true`.
+    `views` with BYOLViews, `more_views` with BYOLViews and `second: true`.
 
     Args:
         second: the second view of the pair: blur 0.1 instead of 1, solarise 0.2 instead of 0.

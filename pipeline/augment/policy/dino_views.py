@@ -14,11 +14,11 @@ from pipeline.augment.crop import Crop
 from pipeline.augment.policy.policy import Policy, pair_augments, refuse_second_and_small
 
 
-class DINO(Policy):
+class DINOViews(Policy):
     """DINO's views: a global one, always blurred, a second one, sometimes solarised, local ones.
 
-    Caron et al. 2021, https://arxiv.org/abs/2104.14294. Three view groups: one view with DINO, one
-    with `second: true`, and the small ones with `local: true`.
+    Caron et al. 2021, https://arxiv.org/abs/2104.14294. Three view groups: one view with
+    DINOViews, one with `second: true`, and the small ones with `local: true`.
 
     Args:
         second: the second global view: blur 0.1 instead of 1, solarise 0.2 instead of 0.

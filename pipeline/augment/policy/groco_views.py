@@ -15,7 +15,7 @@ from pipeline.augment.crop import Crop
 from pipeline.augment.policy.policy import Policy, pair_augments, refuse_second_and_small
 
 
-class GroCo(Policy):
+class GroCoViews(Policy):
     """GroCo's asymmetric pair, as BYOL's: one view always blurred, the other sometimes solarised.
 
     Shvetsova et al. 2023, https://arxiv.org/abs/2301.02009. View groups as for BYOL.

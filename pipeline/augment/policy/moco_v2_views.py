@@ -15,7 +15,7 @@ from pipeline.augment.crop import Crop
 from pipeline.augment.policy.policy import Policy
 
 
-class MoCoV2(Policy):
+class MoCoV2Views(Policy):
     """MoCo-v2's augmentation, SimSiam's too: larger crops and gentler colours than SimCLR.
 
     Chen et al. 2020, https://arxiv.org/abs/2003.04297.

@@ -12,10 +12,10 @@ Differs from that code: views are normalised; it does not normalise those of STL
 
 from __future__ import annotations
 
-from pipeline.augment.policy.simclr_views import SimCLR
+from pipeline.augment.policy.simclr_views import SimCLRViews
 
 
-class S2R2(SimCLR):
+class S2R2Views(SimCLRViews):
     """S2R2's many symmetrical views, as far as known: SimCLR's colours, areas 0.2..1.
 
     Varamesh et al. 2020, https://arxiv.org/abs/2010.07258; the values are inferred from the first

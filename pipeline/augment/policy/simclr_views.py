@@ -17,7 +17,7 @@ from pipeline.augment.policy.policy import Policy
 from pipeline.augment.solarize import Solarize
 
 
-class SimCLR(Policy):
+class SimCLRViews(Policy):
     """SimCLR's augmentation: strong colours, half of the views blurred, no solarisation.
 
     Chen et al. 2020, https://arxiv.org/abs/2002.05709.

@@ -11,10 +11,10 @@ channel by 0.228; ours divides it by 0.225, as everywhere else.
 
 from __future__ import annotations
 
-from pipeline.augment.policy.simclr_views import SimCLR
+from pipeline.augment.policy.simclr_views import SimCLRViews
 
 
-class SwAV(SimCLR):
+class SwAVViews(SimCLRViews):
     """SwAV's crops with SimCLR's colours: areas 0.14..1, or 0.05..0.14 for the small crops.
 
     Caron et al. 2020, https://arxiv.org/abs/2006.09882.
