@@ -79,7 +79,7 @@ def test_a_command_line_can_be_read_twice():
 
 def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
     recipe = tmp_path / "multi_crop.yaml"
-    policy = "{class_path: SwAV, init_args: {small: true}}"
+    policy = "{class_path: SwAVViews, init_args: {small: true}}"
     recipe.write_text(f"more_views:\n- {{count: 6, size: 48, policy: {policy}}}\n")
     config = parse([*LEAST, "--config", str(recipe), "--views.count", "2"]).config
     assert [(g.count, g.size) for g in config.groups] == [(2, 96), (6, 48)]
@@ -142,7 +142,7 @@ def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> No
         (["--batchsize", "3"], ["unrecognized arguments", "--batchsize"]),
         (["--steps", "many"], ["steps", "many"]),
         (["--method.objective", "SmothAP"], ["SmothAP", "Choose from", "SmoothAP", "NTXent"]),
-        (["--views.policy", "SimCLRViewsR"], ["SimCLRR", "Choose from", "MoCoV2"]),
+        (["--views.policy", "SimCLRR"], ["SimCLRR", "Choose from", "MoCoV2Views"]),
         (["--method.objective.temperature", "0"], ["temperature=0", "above 0"]),
         (["--config", "missing.yaml"], ["missing.yaml", "does not exist"]),
         (["--optimizer", "adam"], ["optimizer", "adamw"]),
