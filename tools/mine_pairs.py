@@ -113,22 +113,14 @@ def main(
     source = Pairs(shard_set=shard_set, partners=partners, scores=scores)
     if not np.array_equal(source.ids, features.id_N.cpu().numpy()):
         raise ValueError(f"{shard_set.root} changed while it was read; mine again.")
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    with kept_on_interrupt(out), progress_shown(Console(stderr=True)) as progress:
-        pair_set = write(
-            source,
-            out,
-            seed=seed,
-            samples_per_shard=samples_per_shard,
-            # JPEG and PNG files keep their bytes; the limit on pixels was the first writing's.
-            preparation=Preparation(
-                encoding="raw" if shard_set.manifest.raw else "original", max_megapixels=1e6
-            ),
-            engine=LocalWorkers(workers),
-            command=shlex.join(["python", "-m", "tools.mine_pairs", *sys.argv[1:]]),
-            progress=progress,
-        )
+    pair_set = _write(
+        source,
+        out,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        encoding="raw" if shard_set.manifest.raw else "original",
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+    )
     # Beside a folder on a disk; that of a store, here.
     beside = Path(out).name if is_remote(out) else out.rstrip("/")
     sheet = sheet or Path(f"{beside}.png")
@@ -158,6 +150,24 @@ def main(
         Section("pair set", list(facts.items())),
     ]
     show(sections, Console())
+
+
+def _write(
+    source: Pairs, out: str, *, seed: int, samples_per_shard: int, encoding: str, workers: int
+) -> ShardSet:
+    """Write the pair set, and show how far it is."""
+    with kept_on_interrupt(out), progress_shown(Console(stderr=True)) as progress:
+        return write(
+            source,
+            out,
+            seed=seed,
+            samples_per_shard=samples_per_shard,
+            # JPEG and PNG files keep their bytes; the limit on pixels was the first writing's.
+            preparation=Preparation(encoding=encoding, max_megapixels=1e6),
+            engine=LocalWorkers(workers),
+            command=shlex.join(["python", "-m", "tools.mine_pairs", *sys.argv[1:]]),
+            progress=progress,
+        )
 
 
 def _draw(
