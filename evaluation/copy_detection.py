@@ -39,7 +39,7 @@ def run(
             there is none (a distractor).
         reference: the collection that is searched; its labels are of no matter.
         limit: predictions that count: the highest scores of all pairs, one threshold for all.
-        rows: Queries per block; changes memory and speed only.
+        rows: queries per block; changes memory and speed only.
 
     Returns:
         copy_map: µAP, 0 to 1.
@@ -49,7 +49,7 @@ def run(
             first ten of their own predictions.
 
     Raises:
-        ValueError: No query has an original, a label is the id of no reference or of several, the
+        ValueError: no query has an original, a label is the id of no reference or of several, the
             two feature sizes differ, features are not finite, or the limit is below 1.
     """
     if limit < 1:

@@ -33,9 +33,9 @@ class Features:
     """Features of N samples, all on one device.
 
     Args:
-        h_NF: Features [N, F], float32: N * F * 4 bytes (0.4 GiB for 50,000 samples at F = 2048).
-        label_N: Labels [N], int64; -1 where the sample has none.
-        id_N: Stable sample ids [N], int64.
+        h_NF: features [N, F], float32: N * F * 4 bytes (0.4 GiB for 50,000 samples at F = 2048).
+        label_N: labels [N], int64; -1 where the sample has none.
+        id_N: stable sample ids [N], int64.
     """
 
     h_NF: Tensor
@@ -57,7 +57,7 @@ class Features:
         """Return only the rows that have a label: what every evaluation begins with.
 
         Raises:
-            ValueError: A feature is not finite. It is noticed here and not in `embed`, because here
+            ValueError: a feature is not finite. It is noticed here and not in `embed`, because here
                 all ranks hold the same rows: where one rank stops, all of them do.
         """
         broken = int((~self.h_NF.isfinite().all(dim=1)).sum())
@@ -97,15 +97,15 @@ def embed(
     The encoder runs in eval mode; every module's mode is restored, also when a batch fails.
 
     Args:
-        encoder: The network [B, C, H, W] -> h [B, F].
-        batches: Every sample exactly once.
-        autocast: Compute in this dtype (torch.bfloat16, torch.float16); None computes in float32.
+        encoder: the network [B, C, H, W] -> h [B, F].
+        batches: every sample exactly once.
+        autocast: compute in this dtype (torch.bfloat16, torch.float16); None computes in float32.
 
     Returns:
         Features in the order of the batches.
 
     Raises:
-        ValueError: There are no batches, or the encoder does not return [B, F].
+        ValueError: there are no batches, or the encoder does not return [B, F].
     """
     h, label, ids = [], [], []
     with eval_mode(encoder), torch.inference_mode():
@@ -135,7 +135,7 @@ def number_classes(train: Features, test: Features) -> tuple[Tensor, Features, F
         The original labels [K] in increasing order, then train and test labelled by class number.
 
     Raises:
-        ValueError: A set has no labels, train has a single class, test has a class that train
+        ValueError: a set has no labels, train has a single class, test has a class that train
             lacks, the two feature sizes differ, or features are not finite.
     """
     for name, features in (("train", train), ("test", test)):

@@ -22,8 +22,8 @@ def run(z_VAD: Tensor, *, rows: int | None = None) -> dict[str, float]:
     """Measure embeddings [V, A, D] of any floating dtype; they need not be normalised.
 
     Args:
-        z_VAD: Embeddings, at least 2 views of at least 2 samples.
-        rows: Samples per block of the uniformity; changes memory and speed only.
+        z_VAD: embeddings, at least 2 views of at least 2 samples.
+        rows: samples per block of the uniformity; changes memory and speed only.
 
     Returns:
         alignment: mean squared distance of two views of one sample, 0 (equal) to 4; 2 is chance.
@@ -32,7 +32,7 @@ def run(z_VAD: Tensor, *, rows: int | None = None) -> dict[str, float]:
         effective_dimension: 1 to D, over all views of all samples.
 
     Raises:
-        ValueError: There are fewer than 2 views or 2 samples.
+        ValueError: there are fewer than 2 views or 2 samples.
     """
     if z_VAD.ndim != 3 or z_VAD.shape[0] < 2 or z_VAD.shape[1] < 2:
         raise ValueError(
@@ -55,7 +55,7 @@ def spread(z_VAD: Tensor) -> tuple[Tensor, Tensor]:
     et al. 2017, https://doi.org/10.1101/214262), at most the effective dimension.
 
     Args:
-        z_VAD: Embeddings [V, A, D] of any floating dtype; they need not be normalised.
+        z_VAD: embeddings [V, A, D] of any floating dtype; they need not be normalised.
 
     Returns:
         Total variance on the unit sphere, 0 (one point) to 1, and tr(C)^2 / tr(C^2) of the

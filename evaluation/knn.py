@@ -27,17 +27,17 @@ def run(
     chosen by `torch.topk`: the same ones in every run on one device.
 
     Args:
-        train: The samples that vote; those without a label are left out.
-        test: The samples to classify; those without a label are left out.
-        neighbours: Votes per test sample; all of train where it is smaller.
+        train: the samples that vote; those without a label are left out.
+        test: the samples to classify; those without a label are left out.
+        neighbours: votes per test sample; all of train where it is smaller.
         temperature: T of exp(s / T); small makes the nearest neighbour decide.
-        rows: Test samples per block; changes memory and speed only.
+        rows: test samples per block; changes memory and speed only.
 
     Returns:
         {"knn_top1": share of test samples classified rightly, 0 to 1}.
 
     Raises:
-        ValueError: A setting is out of range, or the labels do not allow classification.
+        ValueError: a setting is out of range, or the labels do not allow classification.
     """
     if neighbours < 1 or temperature <= 0:
         raise ValueError(

@@ -49,19 +49,19 @@ def run(
     """Choose l2 on a part of train, fit on all of train, report on test.
 
     Args:
-        train: Samples to fit; those without a label are left out.
-        test: Samples to report on; those without a label are left out.
-        l2_grid: Strengths to choose from, all above 0. The best validation accuracy wins, the
+        train: samples to fit; those without a label are left out.
+        test: samples to report on; those without a label are left out.
+        l2_grid: strengths to choose from, all above 0. The best validation accuracy wins, the
             stronger of equals.
-        validation_fraction: Share of every class's train samples held out for that choice, 0 to 1.
-        seed: Decides which samples are held out.
+        validation_fraction: share of every class's train samples held out for that choice, 0 to 1.
+        seed: decides which samples are held out.
         iterations: L-BFGS iterations at most, for every strength.
 
     Returns:
         {"linear_top1": share of test samples classified rightly, 0 to 1; "linear_l2": the chosen}.
 
     Raises:
-        ValueError: A setting is out of range, or the labels do not allow classification.
+        ValueError: a setting is out of range, or the labels do not allow classification.
     """
     if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
         raise ValueError(
@@ -89,12 +89,12 @@ def fit(
     """Minimise the objective above on features h [N, F] of class numbers [N].
 
     Args:
-        h_NF: Features; a standardised copy of them is made.
-        class_N: Class numbers, 0 to classes - 1.
+        h_NF: features; a standardised copy of them is made.
+        class_N: class numbers, 0 to classes - 1.
         classes: K.
-        l2: Strength of the penalty, on the *mean* cross-entropy.
+        l2: strength of the penalty, on the *mean* cross-entropy.
         iterations: L-BFGS iterations at most.
-        start: Begin from this probe's weight and bias, fitted on the same rows; None begins at 0.
+        start: begin from this probe's weight and bias, fitted on the same rows; None begins at 0.
     """
     # Evaluation may be called under no_grad or inference mode; only this function needs gradients.
     with torch.inference_mode(False), torch.enable_grad(), exact_float32(h_NF.device):
@@ -135,7 +135,7 @@ def split(class_N: Tensor, id_N: Tensor, *, fraction: float, seed: int) -> Tenso
     gives at least one.
 
     Raises:
-        ValueError: No class has two rows.
+        ValueError: no class has two rows.
     """
     N = len(class_N)
     shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))

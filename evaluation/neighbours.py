@@ -22,8 +22,8 @@ class Neighbours:
     """For each of N images up to K others, most similar first; equals in the order of the images.
 
     Args:
-        position_NK: Their places among the N, int64; -1 where there are fewer than K.
-        score_NK: Their cosines, float32; -inf there.
+        position_NK: their places among the N, int64; -1 where there are fewer than K.
+        score_NK: their cosines, float32; -inf there.
     """
 
     position_NK: Tensor
@@ -51,13 +51,13 @@ def nearest_others(
     Memory: the features twice, one block of scores and 12 bytes a neighbour; never N x N.
 
     Args:
-        h_NF: Features of all images [N, F]; they need not be normalised.
+        h_NF: features of all images [N, F]; they need not be normalised.
         count: K, how many are kept of each; fewer where there are fewer others.
-        upper: Cosine above which two images count as copies of each other; 1 for none.
-        rows: Images per block; changes memory and speed only.
+        upper: cosine above which two images count as copies of each other; 1 for none.
+        rows: images per block; changes memory and speed only.
 
     Raises:
-        ValueError: A setting is out of range, there are fewer than two images, or a feature is not
+        ValueError: a setting is out of range, there are fewer than two images, or a feature is not
             finite.
     """
     N = len(h_NF)
@@ -90,12 +90,12 @@ def lower_for(neighbours: Neighbours, keep: float) -> float:
     A cosine means another similarity with every encoder; a share means the same with all.
 
     Args:
-        neighbours: Of all images, chosen without a lower threshold.
-        keep: Above 0, up to 1. More have one where cosines are equal; fewer where fewer others
+        neighbours: of all images, chosen without a lower threshold.
+        keep: above 0, up to 1. More have one where cosines are equal; fewer where fewer others
             are below the upper threshold.
 
     Raises:
-        ValueError: It is no such share, or no image has any neighbour.
+        ValueError: it is no such share, or no image has any neighbour.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep}; expected a share of the images, above 0 and up to 1.")
@@ -119,9 +119,9 @@ def choose_partners(
     one that differs least from the image itself.
 
     Args:
-        neighbours: The candidates.
-        best: Take the most similar.
-        seed: Of the choice.
+        neighbours: the candidates.
+        best: take the most similar.
+        seed: of the choice.
 
     Returns:
         The partners' positions [N], int64, and their cosines [N], float32; 1 for itself.
@@ -140,8 +140,8 @@ def pair_purity(partner_N: Tensor, label_N: Tensor) -> float | None:
     """Return the share of pairs of two images with equal labels; None if no pair is labelled.
 
     Args:
-        partner_N: Partners' positions; pairs with itself do not count.
-        label_N: Labels; pairs of which one image has none (-1) do not count either.
+        partner_N: partners' positions; pairs with itself do not count.
+        label_N: labels; pairs of which one image has none (-1) do not count either.
     """
     own_N = torch.arange(len(partner_N), device=partner_N.device)
     counts_N = (partner_N != own_N) & (label_N >= 0) & (label_N[partner_N] >= 0)

@@ -26,8 +26,8 @@ def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
     """Return the exact AP [Q] of every query's ranking; nan where a query has no positive.
 
     Args:
-        S_QG: Scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
-        positive_QG: True where the gallery row is a right answer; False where S is -inf.
+        S_QG: scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
+        positive_QG: true where the gallery row is a right answer; False where S is -inf.
     """
     G = S_QG.shape[1]
     K = int(positive_QG.sum(dim=1).max())
@@ -64,14 +64,14 @@ def view_average_precision(z_VAD: Tensor, *, rows: int | None = None) -> Tensor:
     for log steps: no sort, no host sync, no gradient (8 views of 1024 samples: 0.6 s on one core).
 
     Args:
-        z_VAD: Embeddings [V, A, D] of any floating dtype; they need not be normalised.
-        rows: Queries per block; changes memory and speed only.
+        z_VAD: embeddings [V, A, D] of any floating dtype; they need not be normalised.
+        rows: queries per block; changes memory and speed only.
 
     Returns:
         AP of view v of sample a at place v * A + a.
 
     Raises:
-        ValueError: There are fewer than 2 views or 2 samples.
+        ValueError: there are fewer than 2 views or 2 samples.
     """
     position_QK, hits_QK = _view_positions(z_VAD, rows)
     return (hits_QK / position_QK).mean(dim=1)
@@ -132,11 +132,11 @@ def run_views(z_VAD: Tensor, *, rows: int | None = None) -> dict[str, float]:
     """Rank the views of held-out samples: mean AP, and R@1 and R@5 of the best positive.
 
     Args:
-        z_VAD: Embeddings [V, A, D]; mean AP depends on V and A, so compare only at equal ones.
-        rows: Queries per block; changes memory and speed only.
+        z_VAD: embeddings [V, A, D]; mean AP depends on V and A, so compare only at equal ones.
+        rows: queries per block; changes memory and speed only.
 
     Raises:
-        ValueError: There are fewer than 2 views or 2 samples.
+        ValueError: there are fewer than 2 views or 2 samples.
     """
     position_QK, hits_QK = _view_positions(z_VAD, rows)
     negatives_Q = (position_QK - hits_QK).amin(dim=1)
@@ -155,11 +155,11 @@ def run_labels(test: Features, *, rows: int | None = None) -> dict[str, float]:
     bounded by blocks; time is that of sorting N rows of N scores (N = 4,000: 0.6 s on one core).
 
     Args:
-        test: Samples to rank; those without a label are left out.
-        rows: Queries per block; changes memory and speed only.
+        test: samples to rank; those without a label are left out.
+        rows: queries per block; changes memory and speed only.
 
     Raises:
-        ValueError: No two samples share a label, or features are not finite.
+        ValueError: no two samples share a label, or features are not finite.
     """
     test = test.labelled()
     _, class_N, count_K = test.label_N.unique(return_inverse=True, return_counts=True)

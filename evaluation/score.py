@@ -36,9 +36,9 @@ def blocks(
     """Yield the score matrix S [Q, G] in blocks of queries; the caller may overwrite a block.
 
     Args:
-        query_QD: Queries [Q, D], float32; normalise them for cosine scores.
-        gallery_GD: Gallery rows [G, D], float32, on the same device.
-        rows: Queries per block; None chooses so that memory stays bounded whatever Q is.
+        query_QD: queries [Q, D], float32; normalise them for cosine scores.
+        gallery_GD: gallery rows [G, D], float32, on the same device.
+        rows: queries per block; None chooses so that memory stays bounded whatever Q is.
 
     Yields:
         The first query's row number, and the scores [rows, G] from there on.

@@ -8,7 +8,7 @@ def count_copies(halves: NDArray[np.uint64]) -> int:
     """Return how many images have the content of an earlier one. Sorts its argument.
 
     Args:
-        halves: The first 8 bytes of each image's hash. Among 10⁸ different images, two have equal
+        halves: the first 8 bytes of each image's hash. Among 10⁸ different images, two have equal
             first 8 bytes with a probability of 3 in 10,000. The count is then one too high.
     """
     halves.sort()

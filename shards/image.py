@@ -116,7 +116,7 @@ def open_with_pillow(data: bytes) -> Image.Image:
     """Open an image without decoding it.
 
     Raises:
-        ValueError: The reason why it is not an image.
+        ValueError: the reason why it is not an image.
     """
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
@@ -144,7 +144,7 @@ def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
         The pixels, and a list of what was done to get them.
 
     Raises:
-        ValueError: The reason why it cannot be decoded.
+        ValueError: the reason why it cannot be decoded.
     """
     done = []
     try:

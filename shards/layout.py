@@ -166,7 +166,7 @@ class Manifest:
         """Read the text of manifest.json.
 
         Raises:
-            ValueError: It is damaged; the message does not name the file.
+            ValueError: it is damaged; the message does not name the file.
         """
         values = unseal(text)
         if values.get("format") != FORMAT:
@@ -235,11 +235,11 @@ def open_shards(root: Location) -> ShardSet:
     Compares names and sizes, and reads no tar: 10,000 shards take less than a second.
 
     Args:
-        root: The folder that `tools.shard` wrote, local or a URL such as s3://bucket/folder.
+        root: the folder that `tools.shard` wrote, local or a URL such as s3://bucket/folder.
 
     Raises:
-        FileNotFoundError: The folder, its manifest or one of its files is missing.
-        ValueError: A file is damaged. Both messages say what was found and what to do.
+        FileNotFoundError: the folder, its manifest or one of its files is missing.
+        ValueError: a file is damaged. Both messages say what was found and what to do.
     """
     folder = folder_at(root)
     if not folder.exists():

@@ -23,7 +23,7 @@ def unseal(text: str) -> dict[str, Any]:
     """Return the values of a sealed text.
 
     Raises:
-        ValueError: It is damaged; the message does not name the file.
+        ValueError: it is damaged; the message does not name the file.
     """
     try:
         values = json.loads(text)

@@ -162,12 +162,12 @@ def write_table(
     """Return the text of a table, and the shard's entry in the manifest.
 
     Args:
-        name: Of the shard.
-        tar: Its tar.
-        index: Its index.
-        seen: Facts about its samples.
-        rows: Its samples.
-        task: Digest of the samples that were to be written. A writing that goes on keeps the table
+        name: of the shard.
+        tar: its tar.
+        index: its index.
+        seen: facts about its samples.
+        rows: its samples.
+        task: digest of the samples that were to be written. A writing that goes on keeps the table
             only if its digest is equal.
     """
     lines = "".join(f"{row.to_json()}\n" for row in rows).encode()
@@ -181,7 +181,7 @@ def read_table(text: bytes) -> ShardTable:
     """Read a table.
 
     Raises:
-        ValueError: It is damaged; the message does not name the file.
+        ValueError: it is damaged; the message does not name the file.
     """
     first, _, lines = text.partition(b"\n")
     try:
@@ -201,7 +201,7 @@ def read_rows(text: bytes) -> list[SampleRow]:
     """Read a table's samples; `read_table` or a hash must have vouched for the text.
 
     Raises:
-        ValueError: A row is damaged; the message does not name the file.
+        ValueError: a row is damaged; the message does not name the file.
     """
     _, _, lines = text.partition(b"\n")
     try:

@@ -29,7 +29,7 @@ def folder_at(location: Location) -> "Folder":
     """Return the folder at a location, whether it exists or not.
 
     Raises:
-        ValueError: The protocol is unknown, or its package is not installed.
+        ValueError: the protocol is unknown, or its package is not installed.
     """
     return RemoteFolder(os.fspath(location)) if is_remote(location) else LocalFolder(location)
 

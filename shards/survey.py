@@ -35,7 +35,7 @@ def survey(shard_set: ShardSet) -> Survey:
     """Read all tables and indexes of a shard set.
 
     Raises:
-        ValueError: A file differs from the one that was written.
+        ValueError: a file differs from the one that was written.
     """
     samples = len(shard_set)
     labels, widths, heights = (np.empty(samples, dtype=np.int32) for _ in range(3))
@@ -57,7 +57,7 @@ def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     """Return the rows of one shard's table.
 
     Raises:
-        ValueError: The table differs from the one that was written.
+        ValueError: the table differs from the one that was written.
     """
     rows = read_rows(_checked(shard_set, f"{shard.name}.jsonl", shard.table))
     assert len(rows) == shard.samples, (shard_set.root, shard.name)
@@ -68,7 +68,7 @@ def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
     """Return the lines of one shard's index, a line a row.
 
     Raises:
-        ValueError: The index differs from the one that was written.
+        ValueError: the index differs from the one that was written.
     """
     lines = index_lines(_checked(shard_set, f"{shard.name}.idx", shard.index))
     assert len(lines) == shard.samples, (shard_set.root, shard.name)

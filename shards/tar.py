@@ -67,7 +67,7 @@ def index_lines(text: bytes) -> list[str]:
     """Return the lines of an index file, one a sample.
 
     Raises:
-        ValueError: It is damaged; the message does not name the file.
+        ValueError: it is damaged; the message does not name the file.
     """
     try:
         first, *lines = text.decode("ascii").splitlines()
@@ -85,7 +85,7 @@ def components(line: str) -> Iterator[tuple[str, int, int, str]]:
     """Yield extension, offset, size and file name of each component of an index line.
 
     Raises:
-        ValueError: The line is damaged.
+        ValueError: the line is damaged.
     """
     words = line.split(" ")
     if len(words) % 4:

@@ -13,7 +13,7 @@ def from_values(values: Any, kind: type[Kind]) -> Kind:
     """Return the values of a JSON object as a dataclass; values without a field are left out.
 
     Raises:
-        ValueError: A value does not fit; the message does not name the file.
+        ValueError: a value does not fit; the message does not name the file.
     """
     try:
         return msgspec.convert(values, kind)

@@ -43,7 +43,7 @@ class Job(ABC):
         """Return the task without its sample number `done`, which kills every worker.
 
         Raises:
-            ValueError: The job cannot leave a sample out.
+            ValueError: the job cannot leave a sample out.
         """
         raise ValueError(f"sample {done} of task {task} stops every worker that reads it.")
 

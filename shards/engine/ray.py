@@ -18,7 +18,7 @@ class Ray(Engine):
     Every machine needs viewrank: start Ray's nodes where it is installed.
 
     Args:
-        address: Of the cluster, as `ray.init` takes it; None starts one on this machine.
+        address: of the cluster, as `ray.init` takes it; None starts one on this machine.
     """
 
     def __init__(self, address: str | None = None) -> None:

@@ -29,7 +29,7 @@ class LocalWorkers(Engine):
     """Worker processes that share the job's memory with this one (fork).
 
     Args:
-        workers: How many.
+        workers: how many.
     """
 
     def __init__(self, workers: int) -> None:

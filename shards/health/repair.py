@@ -58,12 +58,12 @@ def repair(
     byte. After an interruption the same call can be made again.
 
     Args:
-        root: The shard set; no subset.
-        deep: Also quarantine samples that have the bytes that were written, but do not decode.
-        progress: Called with the shards done and their total.
+        root: the shard set; no subset.
+        deep: also quarantine samples that have the bytes that were written, but do not decode.
+        progress: called with the shards done and their total.
 
     Raises:
-        ValueError: It is a subset, neither manifest nor plan can be read, or `deep` is asked for
+        ValueError: it is a subset, neither manifest nor plan can be read, or `deep` is asked for
             and the decoder does not work.
     """
     folder = folder_at(root)

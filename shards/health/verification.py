@@ -56,13 +56,13 @@ def verify(
     """Check counts, sizes, hashes and index of a shard set; with `deep`, decode every image too.
 
     Args:
-        root: The shard set; its manifest may be damaged.
-        deep: Also decode with the decoder that training uses, and compare labels and ids.
-        engine: Who does it; by default, this process.
-        progress: Called with the samples done, their total, and the bytes read.
+        root: the shard set; its manifest may be damaged.
+        deep: also decode with the decoder that training uses, and compare labels and ids.
+        engine: who does it; by default, this process.
+        progress: called with the samples done, their total, and the bytes read.
 
     Raises:
-        FileNotFoundError: The folder, or all that could be checked in it, is missing.
+        FileNotFoundError: the folder, or all that could be checked in it, is missing.
     """
     folder = folder_at(root)
     if not folder.exists():
@@ -224,8 +224,8 @@ def undecodable(files: dict[str, bytes], *, partners: bool = False) -> str | Non
     """Return why training cannot use a sample; None if it can.
 
     Args:
-        files: Its components by extension.
-        partners: Whether it must have a partner. A partner that it has is decoded in any case.
+        files: its components by extension.
+        partners: whether it must have a partner. A partner that it has is decoded in any case.
     """
     reason = _undecodable(files)
     partner = {

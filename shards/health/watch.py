@@ -18,10 +18,10 @@ class Watch:
     because that takes as long as reading the whole set. A thread that reads 200 MB/s can.
 
     Args:
-        shard_set: The set that the run trains on.
-        rank: This process; each checks its share of the shards.
-        world_size: Number of processes.
-        enabled: False checks nothing.
+        shard_set: the set that the run trains on.
+        rank: this process; each checks its share of the shards.
+        world_size: number of processes.
+        enabled: false checks nothing.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class Criterion(ABC):
         """Refuse a condition that no sample fits.
 
         Raises:
-            ValueError: No sample fits it.
+            ValueError: no sample fits it.
         """
 
 

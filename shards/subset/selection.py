@@ -58,27 +58,27 @@ def select(
     """Write a subset of a shard set as SET/subsets/NAME. All criteria must hold.
 
     Args:
-        shard_set: The whole set, not a subset.
-        name: Of the subset: letters, digits, "_", "-", ".".
-        fraction: Share of the samples that fit the other criteria, above 0 and up to 1; drawn by
+        shard_set: the whole set, not a subset.
+        name: of the subset: letters, digits, "_", "-", ".".
+        fraction: share of the samples that fit the other criteria, above 0 and up to 1; drawn by
             the seed.
-        per_class: At most this many samples of each class, drawn by the seed.
-        classes: Names of classes, or labels.
-        fold: Samples whose metadata have this number in "folds" (STL-10).
-        ids: A text file with one stable id or one key a line. A number without leading zeros is an
+        per_class: at most this many samples of each class, drawn by the seed.
+        classes: names of classes, or labels.
+        fold: samples whose metadata have this number in "folds" (STL-10).
+        ids: a text file with one stable id or one key a line. A number without leading zeros is an
             id; id=42 and key=42 say which is meant.
         where: FIELD=VALUE on the samples' metadata; a list fits if it has the value.
-        seed: Of per_class and fraction, 0 to 2**32 - 1.
-        stratified: Take the fraction of every class, and at least one sample of each.
-        rest: Name of a second subset, of what the fraction (or, without one, per_class) leaves.
-        command: Noted in the manifests.
+        seed: of per_class and fraction, 0 to 2**32 - 1.
+        stratified: take the fraction of every class, and at least one sample of each.
+        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves.
+        command: noted in the manifests.
 
     Returns:
         The subset; with `rest`, both.
 
     Raises:
-        ValueError: A criterion is unusable, or no sample fits.
-        FileExistsError: A subset of this name exists.
+        ValueError: a criterion is unusable, or no sample fits.
+        FileExistsError: a subset of this name exists.
     """
     names = [name] if rest is None else [name, rest]
     _check(shard_set, names, fraction=fraction, per_class=per_class, seed=seed)

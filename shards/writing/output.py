@@ -22,7 +22,7 @@ def refuse_occupied(out: Location) -> None:
     """Refuse an output folder that holds anything. `write` calls it; a command may do so earlier.
 
     Raises:
-        FileExistsError: Something is in the way; the message says what to do.
+        FileExistsError: something is in the way; the message says what to do.
     """
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise FileExistsError(f"{out} is a file; expected a folder to write. Give another --out.")

@@ -34,8 +34,8 @@ class Unusable(Exception):
     """An image that cannot be stored.
 
     Args:
-        reason: One of a few, by which the summary counts.
-        detail: What was found.
+        reason: one of a few, by which the summary counts.
+        detail: what was found.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -97,13 +97,13 @@ def prepare(
     """Return an image as it is to be stored.
 
     Args:
-        image: A file's bytes, or pixels [H, W, 3].
-        how: The encoding, size and checks.
-        extension: Of the file's name, to compare with the content; "" if there is none.
-        measure: Decode even if nothing else needs it.
+        image: a file's bytes, or pixels [H, W, 3].
+        how: the encoding, size and checks.
+        extension: of the file's name, to compare with the content; "" if there is none.
+        measure: decode even if nothing else needs it.
 
     Raises:
-        Unusable: It cannot be stored; the error says why.
+        Unusable: it cannot be stored; the error says why.
     """
     if isinstance(image, bytes):
         header, pixels, remarks = _examine(image, how, extension, measure)

@@ -36,7 +36,7 @@ def summarise(folder: Folder, plan: WritingPlan) -> Summary:
     Memory: 16 bytes a sample, for equal keys and equal images.
 
     Raises:
-        ValueError: No sample was usable, two have the same key, a table is damaged or missing.
+        ValueError: no sample was usable, two have the same key, a table is damaged or missing.
     """
     total, shards, empty = Seen(), [], []
     left = plan.samples - plan.skip

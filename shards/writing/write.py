@@ -94,26 +94,26 @@ def write(
     same tars, byte for byte, on any engine and after any number of interruptions.
 
     Args:
-        source: Where the samples come from.
-        out: Folder to make; it may exist if it is empty. Local, or a URL that fsspec knows.
-        seed: Of the shuffle, 0 to 2**32 - 1.
-        samples_per_shard: Upper bound; the shards' sample counts differ by at most one, before
+        source: where the samples come from.
+        out: folder to make; it may exist if it is empty. Local, or a URL that fsspec knows.
+        seed: of the shuffle, 0 to 2**32 - 1.
+        samples_per_shard: upper bound; the shards' sample counts differ by at most one, before
             samples are quarantined.
-        limit: Write only this many samples, chosen at random (the first of the shuffle).
-        skip: Leave out this many samples at the beginning of the shuffle. A set written with this
+        limit: write only this many samples, chosen at random (the first of the shuffle).
+        skip: leave out this many samples at the beginning of the shuffle. A set written with this
             number as its limit and the same seed then shares no sample with this one.
-        preparation: How images are stored and checked.
-        drop_duplicates: Leave out images whose bytes are those of another; the first in the
+        preparation: how images are stored and checked.
+        drop_duplicates: leave out images whose bytes are those of another; the first in the
             source's order stays. Reads every image once more.
-        engine: Who does it; by default, this process alone.
-        command: Noted in the manifest.
-        progress: Called now and then.
+        engine: who does it; by default, this process alone.
+        command: noted in the manifest.
+        progress: called now and then.
 
     Raises:
-        ValueError: A setting or a key is unusable, no image is usable, or another writing was
+        ValueError: a setting or a key is unusable, no image is usable, or another writing was
             begun there.
         FileExistsError: `out` is not empty, or is being written by another process.
-        OSError: The disk is full or cannot be written; complete shards stay for another attempt.
+        OSError: the disk is full or cannot be written; complete shards stay for another attempt.
     """
     preparation, engine = preparation or Preparation(), engine or Serial()
     _check(source, seed=seed, samples_per_shard=samples_per_shard, limit=limit, skip=skip)

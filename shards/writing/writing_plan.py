@@ -41,6 +41,6 @@ class WritingPlan:
         """Read the text of plan.json.
 
         Raises:
-            ValueError: What is wrong with it, without the name of the file.
+            ValueError: what is wrong with it, without the name of the file.
         """
         return from_values(unseal(text), cls)
