@@ -10,7 +10,7 @@ contestants are, and what each of them does: `benchmarks/peers.py`.
 The shard sets are written first, in a scratch folder: 2,048 images of the folder of COCO (copies,
 where it has fewer) and 10,240 of CIFAR-10, and 4,096 generated ones of 96 x 96 as bare pixels.
 Every measurement is a process of its own, and in each round all take their turn, so that a busy
-minute of the machine hits all alike. Time starts with the batches that follow a warm-up, and whole
+minute of the machine hits all. Time starts with the batches that follow a warm-up, and whole
 turns of the workers count, since these finish side by side. Memory is that of the process and its
 workers, shared pages counted once, without pages of files and without the images that a contestant
 is given in memory. The machine should be otherwise idle.

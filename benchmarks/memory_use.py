@@ -1,4 +1,4 @@
-"""Host memory of the loader and of training, beside what `training.memory_forecast` foretells.
+"""Host memory of the loader and of training, beside the forecast of `training.memory_forecast`.
 
     python -m benchmarks.memory_use loader [--shards data/coco256] [--out FILE.json]
     python -m benchmarks.memory_use budget [--shards data/coco256] [--out FILE.json]

@@ -1,6 +1,6 @@
 """Render what was measured: tables of README and docs, from the JSON in benchmarks/results.
 
-    python -m benchmarks.report             write them all anew
+    python -m benchmarks.report             write them all again
     python -m benchmarks.report --check     say which are not what the JSON says; the suite does too
     python -m benchmarks.report DIR         show what `python -m benchmarks.gpu` wrote there, and
                                             draw its charts beside it
@@ -350,7 +350,7 @@ def _checkpoints() -> str:
         f"{around['cpu']}. The step loop waits {found['loop_waits_seconds']:.2f} s for the copy; "
         f"on the disk it is after {found['saved_after_seconds']:.1f} s, loaded again after "
         f"{found['restored_after_seconds']:.1f} s. One every 30 s costs "
-        f"{busy} of the training if that keeps all cores busy, so that whoever writes takes time "
+        f"{busy} of the training if that keeps all cores busy, so that writing takes time "
         f"from it, and {left} if it leaves one; medians and quartiles of {times}."
     )
 

@@ -5,7 +5,7 @@
     python -m benchmarks.sharding shuffle
 
 Every writing is a process of its own, and in each round all take their turn, so that a busy minute
-of the machine hits all alike. Give --scratch on a disk of memory (tmpfs) to measure the programs
+of the machine hits all of them. Give --scratch on a disk of memory (tmpfs) to measure the programs
 rather than the disk: inputs are copied there, and shards are written there. Memory is the peak of
 the proportional set size (PSS) over the whole tree of processes: pages that workers share count
 once. Peers:
@@ -83,7 +83,7 @@ def write_shardwriter(root: Path, out: Path) -> int:
 
 
 def write_img2dataset_style(root: Path, out: Path, workers: int) -> int:
-    """Decode, encode anew, and write with webdataset's TarWriter, in several processes."""
+    """Decode, encode again, and write with webdataset's TarWriter, in several processes."""
     out.mkdir()
     files = files_below(root)
     chunks = [files[i : i + PER_SHARD] for i in range(0, len(files), PER_SHARD)]

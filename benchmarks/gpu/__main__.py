@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --minutes 3 --out /tmp/rehearsal --rehearse       on the CPU, tiny
 
 First comes what tells most, of every stage: the GPU's tests, decoded pixels, a fed ViT, ranking
-32,768 embeddings, one method learning: nine and a half minutes, as they are reckoned. Then stages
+32,768 embeddings, one method learning: nine and a half minutes, by estimate. Then stages
 run in the order of their value, each in its own share of the time; what one leaves over the next
 ones have. Every figure is in OUT/STAGE.json as soon as it is there, so that whatever cuts the
 command off loses only the one in the making; the same command makes what is missing, that day or

@@ -86,7 +86,7 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
 
 
 def words_of(words: Words) -> Words:
-    """Return the words of a case, with what all have alike."""
+    """Return the words of a case, with those that all cases have."""
     return [
         *("--method", "JointEmbedding", "--method.objective", "SmoothAP"),
         *("--warmup_epochs", "0", "--tuned", "none", "--profile_seconds", "0", *words),

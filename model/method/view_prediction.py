@@ -1,4 +1,4 @@
-"""How well a view's embedding foretells those of its sample's other views: BYOL and SimSiam."""
+"""How well an embedding predicts those of its sample's other views: BYOL and SimSiam."""
 
 import torch
 import torch.nn.functional as F

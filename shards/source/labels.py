@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 # "007" is a name. "7.0" is what pandas makes of a column of numbers with gaps.
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,17}))(?:\.0+)?")
-_MOST_NUMBERS = 1_000_000  # classes named by their numbers, before they are counted anew
+_MOST_NUMBERS = 1_000_000  # classes named by their numbers, before they get new numbers
 _MOST_NAMES = 10_000_000
 
 
 def natural(name: str) -> str:
-    """Sort key that puts 2.jpg before 10.jpg; names alike but for leading zeros stay in order.
+    """Sort key that puts 2.jpg before 10.jpg; names that differ only in leading zeros stay in order.
 
     One string, which takes a tenth of the memory of a list of numbers and texts.
     """

@@ -103,7 +103,7 @@ class WebDataset(Source):
         self._levels = how_much_to_say(len(self), self._name, 3)
         self.notes = self._remarks(scans, decided)
         if complete and not whole:
-            self.notes.append("the same ids occur in several places: samples are numbered anew")
+            self.notes.append("the same ids occur in several places: samples get new numbers")
 
     def _scan(self, convention: Convention) -> list[Scan]:
         # Headers of local tars are soon there, and threads would only wait for each other.
