@@ -4,7 +4,7 @@
     python -m benchmarks.objectives --scale [--out FILE.json]    how both grow as N doubles
 
 Every measurement has a process of its own, and in each round all take their turn, so that a busy
-minute of the machine hits all of them. "Extra" is the peak of resident memory above what the process
+minute of the machine hits all. "Extra" is the peak of resident memory above what the process
 held before the step: embeddings and libraries are not in it. What would not fit into the memory
 that is free is left out, with the estimate. The machine should be otherwise idle.
 
