@@ -137,7 +137,7 @@ def color(image: Image.Image, rng: Rng) -> Image.Image:
 
 
 def tone(image: Image.Image, rng: Rng) -> Image.Image:
-    """Grey, sepia, posterised to 2 or 3 bits, solarised above 128, or inverted; with equal probability."""
+    """Grey, sepia, posterised to 2 or 3 bits, solarised above 128, or inverted: one of them."""
     which, bits = int(rng.integers(5)), int(rng.integers(2, 4))
     grey = ImageOps.grayscale(image)
     if which == 0:
