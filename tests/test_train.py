@@ -283,8 +283,10 @@ def test_the_evaluate_tool_measures_trained_and_first_weights(
         return json.loads(out.read_text())
 
     trained, first = evaluate("a.json"), evaluate("b.json", "--random_init", "true")
-    for name in ("knn_top1", "linear_top1", "view_map", "label_map", "effective_dimension"):
+    for name in ("knn_top1", "view_map", "label_map", "alignment", "effective_dimension"):
         assert trained[name] != first[name]
+    # A probe may fit these 42 samples without an error, whatever the encoder.
+    assert all(0.1 < figures["linear_top1"] <= 1 for figures in (trained, first))
     assert (trained["step"], first["step"]) == (14, 0)
 
 
