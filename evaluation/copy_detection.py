@@ -37,7 +37,7 @@ def run(
     Args:
         query: edited copies; the label is the id of the reference that one was made from, -1 where
             there is none (a distractor).
-        reference: the collection that is searched; its labels are of no matter.
+        reference: the collection that is searched; its labels do not matter.
         limit: predictions that count: the highest scores of all pairs, one threshold for all.
         rows: queries per block; changes memory and speed only.
 

@@ -49,7 +49,7 @@ def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def copies(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags for copy detection; what is trained on here is of no matter."""
+    """Flags for copy detection; the training set does not matter here."""
     root = tmp_path_factory.mktemp("copies")
     counts = {"queries": 12, "distractors": 8, "backgrounds": 4}
     flags = ["--evaluation_test", str(shard_set.root)]

@@ -28,7 +28,7 @@ class BlackboxAP(MeanOverQueries):
         position_k = number of gallery views that score as high as k or higher, k itself included
         AP         = mean over positives k of among_positives_k / position_k
 
-    Its gradient by the scores s is none of the loss, which is a step function, but of an
+    Its gradient by the scores s is not that of the loss, which is a step function, but that of an
     interpolation of it: with the loss's derivative by the positions, which is zero but at the
     positives, push the scores, look where all then stand, and divide by the push:
 

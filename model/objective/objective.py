@@ -10,7 +10,7 @@ class Objective(nn.Module, ABC):
     """A loss of embeddings: z [V, A, D] → scalar.
 
     An objective knows nothing of ranks, precision, settings or labels: it sees the views of all
-    samples of all ranks, and which rows belong together it sees from their place. A new one is
+    samples of all ranks; which rows belong together follows from their position. A new one is
     a file with a class that has a `loss`, and a line in this package's `__init__`.
     """
 

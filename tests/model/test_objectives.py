@@ -229,7 +229,7 @@ def status(key):
 def peak(Each, A):
     z_VAD = torch.randn(4, A, 128, requires_grad=True)
     before = status("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again
     Each()(z_VAD).backward()
     return status("VmHWM") - before
 
