@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from model.method.method import large
 from model.objective import Objective
 from pipeline.loader import Loader
 from training.config import Config
+from training.free_memory import free_bytes
 from training.processes import Processes
 
 GIB = 2**30
@@ -141,7 +141,8 @@ def forecast(
         model=held + copies * trained,
         activations=activations,
         objective=objective,
-        capacity=held + _free(loader.device) // (1 if loader.device.type == "cuda" else ranks_here),
+        capacity=held
+        + free_bytes(loader.device) // (1 if loader.device.type == "cuda" else ranks_here),
         unknown=unknown,
     )
 
@@ -339,46 +340,3 @@ def _gib(size: int) -> str:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _free(device: torch.device) -> int:
-    """Return the bytes that can still be had, once tensors that are alive are left as they are."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(available, *_cgroups_free())
-
-
-def _cgroups_free(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> list[int]:
-    """Return the free bytes of each control group (v1 or v2) that limits this process.
-
-    A group's usage includes the page cache, which gives way.
-    """
-    free: list[int] = []
-    for line in own.read_text().splitlines() if own.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, limit, usage, prefix = root, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            prefix = "total_"
-        else:
-            continue
-        inner = base / path.lstrip("/")
-        for folder in (inner, *inner.parents):  # a container may see its own group as the root
-            try:
-                allowed, used = ((folder / name).read_text().strip() for name in (limit, usage))
-                rows = (folder / "memory.stat").read_text().splitlines()
-            except OSError:  # no such group here, or the root, which has no limit
-                allowed, used, rows = "max", "", []
-            if allowed != "max":
-                bytes_of = {name: int(value) for name, value in (row.split() for row in rows)}
-                cached = bytes_of[f"{prefix}active_file"] + bytes_of[f"{prefix}inactive_file"]
-                free.append(int(allowed) - int(used) + cached)
-            if folder == base:
-                break
-    return free

@@ -18,13 +18,13 @@ from model.objective import NTXent, Objective, SmoothAP
 from pipeline.loader import Loader
 from tests.conftest import MakeShardSet
 from training.config import Config
+from training.free_memory import cgroups_free
 from training.memory_forecast import (
     FULL,
     GIB,
     SPARE,
     MemoryForecast,
     _Alive,
-    _cgroups_free,
     forecast,
     loader_bytes,
     refuse,
@@ -273,7 +273,7 @@ def test_control_groups_of_version_2_are_read_up_to_the_root(tmp_path: Path, wri
         write(f"fs/{folder}/memory.max", f"{limit}\n")
         write(f"fs/{folder}/memory.current", "5000\n")
         write(f"fs/{folder}/memory.stat", "anon 1\nactive_file 1000\ninactive_file 500\n")
-    assert _cgroups_free(tmp_path / "fs", tmp_path / "own") == [4500]
+    assert cgroups_free(tmp_path / "fs", tmp_path / "own") == [4500]
 
 
 def test_control_groups_of_version_1_and_a_container_s_own_root(
@@ -286,11 +286,11 @@ def test_control_groups_of_version_1_and_a_container_s_own_root(
         "fs/memory/memory.stat",
         "active_file 1\ninactive_file 1\ntotal_active_file 300\ntotal_inactive_file 700\n",
     )
-    assert _cgroups_free(tmp_path / "fs", tmp_path / "own") == [8000]
+    assert cgroups_free(tmp_path / "fs", tmp_path / "own") == [8000]
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert _cgroups_free(tmp_path, tmp_path / "own") == []
+    assert cgroups_free(tmp_path, tmp_path / "own") == []
 
 
 def test_this_machine_has_a_capacity(loader: Loader) -> None:
