@@ -136,6 +136,7 @@ def forecast(
         activations = max(0, step - trained - objective)
     except Exception as error:  # a method of any kind, such as one whose shapes depend on values
         unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    sharing = 1 if loader.device.type == "cuda" else ranks_here  # processes of this memory
     return MemoryForecast(
         loader=loader_bytes(loader, B),
         model=held + copies * trained,
