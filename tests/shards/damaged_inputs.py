@@ -327,8 +327,6 @@ QUARANTINED: dict[str, Make] = {
         for form in ("GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "TGA", "AVIF")
     },
 }
-if int(PIL.__version__.split(".")[0]) < 13:  # which cannot read what it writes
-    QUARANTINED["tif_YCbCr"] = REPAIRED.pop("tif_YCbCr")
 SINGLE: dict[str, Make] = {
     "empty": lambda _: b"",
     "zeros": lambda _: bytes(1 << 20),
@@ -346,6 +344,8 @@ UNNOTICED: dict[str, Make] = {
     "jpg_as_text": edited(BASELINE, lambda data: data.replace(b"\n", b"\r\n")),  # Pillow
     "jpg_half_and_another": joined(BASELINE, BASELINE, end=0.5),  # nvImageCodec
 }
+if int(PIL.__version__.split(".")[0]) < 13:  # which cannot read what it writes; nvImageCodec can
+    UNNOTICED["tif_YCbCr"] = REPAIRED.pop("tif_YCbCr")
 # Pillow turns these two; nvImageCodec and browsers do not.
 TURNED_BY_XMP: dict[str, Make] = {
     "jpg": with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
