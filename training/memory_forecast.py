@@ -142,8 +142,7 @@ def forecast(
         model=held + copies * trained,
         activations=activations,
         objective=objective,
-        capacity=held
-        + free_bytes(loader.device) // (1 if loader.device.type == "cuda" else ranks_here),
+        capacity=held + free_bytes(loader.device) // sharing,
         unknown=unknown,
     )
 
