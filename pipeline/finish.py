@@ -149,7 +149,7 @@ class Finish:
         return color_map(factors_NF, rotate=self.color.hue_space == "yiq")
 
     def pivot(self, x_NPC: Tensor) -> Tensor:
-        """Return the gray level that contrast leaves as it is, before brightness: [N]."""
+        """Return the gray level that contrast does not change, before brightness: [N]."""
         assert self.color is not None
         if self.color.pivot == "gray":
             return torch.full((len(x_NPC),), 128.0, device=x_NPC.device)

@@ -25,7 +25,7 @@ from shards.layout import ShardSet
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank trains on in one step."""
+    """The samples that one rank trains on in one step."""
 
     views: tuple[Tensor, ...]
     """One tensor a view group, [V, B, C, H, W], normalised, channels-last in memory, each sample's

@@ -1,4 +1,4 @@
-"""What a batch costs, stage by stage: a short measurement before training."""
+"""Measures the cost of a batch, stage by stage, shortly before training."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Profile:
 
 
 def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
-    """Measure the stages of a loader's pipeline, each in a pipeline of its own.
+    """Measure the stages of a loader's pipeline, each in a separate pipeline.
 
-    The loader itself is left as it is.
+    The loader itself does not change.
 
     Args:
         loader: whose settings are measured.

@@ -1,4 +1,4 @@
-"""What an augmentation is, and where its random numbers come from."""
+"""Defines an augmentation, and the source of its random numbers."""
 
 from __future__ import annotations
 

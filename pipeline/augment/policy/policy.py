@@ -1,4 +1,4 @@
-"""What a view policy is: a crop, then augmentations."""
+"""Defines a view policy: a crop, then augmentations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Policy:
 
     @property
     def late(self) -> tuple[Augment, ...]:
-        """What the last pass can do: a Solarize at the end, and a Color that only blurs follow.
+        """The work for the last pass: a Solarize at the end, and a Color that only blurs follow.
 
         Blur and colour commute except where colours are clamped; docs/augmentation.md has the
         measured difference. Blur and solarisation do not commute.
