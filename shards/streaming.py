@@ -25,7 +25,7 @@ from webdataset.shardlists import split_by_node
 from shards.image import open_with_pillow, upright_pixels
 from shards.layout import PARTNER, ShardSet, open_shards
 from shards.storage import Location, is_remote
-from shards.tar import components, index_lines
+from shards.tar import index_lines, key_of
 
 _IMAGES = ("jpg", "png", "rgb")
 
@@ -74,12 +74,7 @@ class _Chosen:
 
     def _read(self, shard: str) -> frozenset[str]:
         lines = index_lines(self._shard_set.folder.read(f"{shard}.idx"))
-        return frozenset(_key(line) for line in lines)
-
-
-def _key(line: str) -> str:
-    (_, _, _, name), *_ = components(line)
-    return name.partition(".")[0]
+        return frozenset(key_of(line) for line in lines)
 
 
 def _decoded(sample: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,12 @@ def components(line: str) -> Iterator[tuple[str, int, int, str]]:
         yield extension, int(offset), int(size), name
 
 
+def key_of(line: str) -> str:
+    """Return the key of the sample of an index line."""
+    _, _, _, name = next(components(line))
+    return name.partition(".")[0]
+
+
 def component(tar: IO[bytes], line: str, extension: str) -> bytes | None:
     """Return one component of the sample of an index line; None if the sample lacks it."""
     for found, offset, size, _ in components(line):

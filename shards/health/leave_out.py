@@ -15,7 +15,7 @@ from shards import durable
 from shards.engine import no_report
 from shards.health.verification import CheckShard
 from shards.layout import ShardSet
-from shards.tar import components, index_lines, index_text
+from shards.tar import index_lines, index_text, key_of
 
 Bad = Mapping[str, Mapping[str, str]]
 """{shard: {key: why}}."""
@@ -58,7 +58,7 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
         if keys:
             with shard_set.folder.open(Path(index).name) as file:
                 lines = index_lines(file.read())
-            lines = [line for line in lines if _key(line) not in keys]
+            lines = [line for line in lines if key_of(line) not in keys]
             if not lines:
                 continue
             path, text = folder / f"{shard.name}.idx", index_text(lines)
@@ -71,8 +71,3 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
     samples = sum(shard.samples for shard in shards)
     manifest = replace(shard_set.manifest, shards=shards, samples=samples)
     return replace(shard_set, manifest=manifest, replaced=replaced)
-
-
-def _key(line: str) -> str:
-    (_, _, _, name), *_ = components(line)
-    return name.partition(".")[0]
