@@ -37,6 +37,8 @@ def build_optimizer(
         decaying = {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay}
         # Scales and offsets of norms, and biases; lars does not adapt their rate either.
         others = {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0}
+        if name == "lars":  # by itself timm adapts only what decays: SGD at 200 times its rate
+            decaying["always_adapt"] = True
         groups += [{**group, "scheduled": scheduled} for group in (decaying, others)]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)

@@ -4,8 +4,8 @@ Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Lear
 https://arxiv.org/abs/2006.07733
 
 Differs from the paper: any number of views is allowed. Every view predicts every other large
-view, and the loss is the mean over these pairs; with two views it is the paper's symmetrised
-loss, as a mean where theirs is a sum of two.
+view, and the loss is twice the mean over these pairs; with two views that is the paper's, the sum
+of both directions. (lightly's is a quarter of it: half the sum of negative cosines.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.projector import Projector
 
 
 class BYOL(Method):
-    """The mean squared distance of unit predictions and unit targets: 2 - 2 · their mean cosine.
+    """Twice the mean squared distance of unit predictions and targets: 4 - 4 · their mean cosine.
 
     Args:
         encoder: it is trained, and kept afterwards.
@@ -65,7 +65,7 @@ class BYOL(Method):
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
         V, B, _ = z_VBD.shape
         p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))
-        loss = 2 - 2 * agreement(p_VBD, t_TBD)
+        loss = 2 * (2 - 2 * agreement(p_VBD, t_TBD))  # both directions are added
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from embeddings import embeddings
-from lightly.loss import SwaVLoss
+from lightly.loss import NegativeCosineSimilarity, SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from methods import MAKE, SIZES, Flat, batch, made
 
@@ -131,6 +131,31 @@ def test_simsiam_stops_the_gradient_at_its_targets() -> None:
     assert output.loss.item() == pytest.approx(loss.item(), abs=1e-6)
     found = torch.autograd.grad(output.loss, trained)
     torch.testing.assert_close(found, expected)
+
+
+def test_byol_adds_both_directions_as_its_authors_do() -> None:
+    """Of their byol_experiment.py; lightly's loss, whose rates the recipes had, is a quarter."""
+    method = made("BYOL")
+    assert isinstance(method, BYOL)
+    views = batch(0, counts=(2,))
+    method.eval()
+    one, two = (method.predictor(method.projector(method.encoder(view))) for view in views[0])
+    first, second = (method.target(view).detach() for view in views[0])
+
+    def regression_loss(x_ND: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:
+        x_ND, y_ND = x_ND / x_ND.norm(dim=1)[:, None], y_ND / y_ND.norm(dim=1)[:, None]
+        return (x_ND - y_ND).square().sum(1)
+
+    loss = (regression_loss(one, second) + regression_loss(two, first)).mean()
+    quarter = NegativeCosineSimilarity()
+    quarter = 0.5 * (quarter(one, second) + quarter(two, first))
+    trained = [p for p in method.parameters() if p.requires_grad]
+    output = method(views)
+    assert output.loss.item() == pytest.approx(loss.item(), abs=1e-6)
+    found = torch.autograd.grad(output.loss, trained)
+    torch.testing.assert_close(found, torch.autograd.grad(loss, trained, retain_graph=True))
+    lightly = torch.autograd.grad(quarter, trained)
+    torch.testing.assert_close(found, tuple(4 * each for each in lightly))
 
 
 def test_only_the_predictor_of_simsiam_keeps_its_rate() -> None:

@@ -40,3 +40,21 @@ def test_every_optimizer_descends(name, rate: float) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.1])
+def test_lars_adapts_the_rate_of_matrices_with_and_without_decay(weight_decay: float) -> None:
+    """The paper's update, written out: rate · 0.001 · |w| / (|g| + decay |w|) · (g + decay w)."""
+    torch.manual_seed(0)
+    module, x = nn.Linear(5, 3), torch.randn(64, 5)
+    optimizer = build_optimizer(
+        module, name="lars", learning_rate=0.3, weight_decay=weight_decay, momentum=0.9
+    )
+    module(x).square().mean().backward()
+    weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
+    assert module.weight.grad is not None and module.bias.grad is not None
+    g, w = module.weight.grad.clone(), weight
+    local = 0.001 * w.norm() / (g.norm() + weight_decay * w.norm())
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), w - 0.3 * local * (g + weight_decay * w))
+    torch.testing.assert_close(module.bias.detach(), bias - 0.3 * module.bias.grad)
