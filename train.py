@@ -29,7 +29,7 @@ from training.memory_pass import fill
 from training.monitor import open_monitor
 from training.processes import Processes, rank_and_world_size
 from training.recorder import Recorder
-from training.run import checkpoint, dump, failure, run_folder
+from training.run import checkpoint, dump, equal_ranks, failure, run_folder
 from training.run.agreement import Agreement
 from training.run.begin import begin, open_writer
 from training.run.stop import TIME, Stop
@@ -68,6 +68,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────
     processes = Processes.meet(config, phase)
+    equal_ranks.refuse_differences(settings, sets, processes)
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -252,7 +251,7 @@ class Loader:
         """Return what a state and its loader must have in common."""
         return {
             "samples": len(self.shard_set),
-            "manifest": hashlib.sha256(self.shard_set.manifest.to_json().encode()).hexdigest(),
+            "manifest": self.shard_set.manifest.digest(),
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,

@@ -17,6 +17,7 @@ and tables there, and uses the tars of the set two folders up.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -156,6 +157,10 @@ class Manifest:
     def raw(self) -> bool:
         """Whether images are bare pixels, which need no decoder."""
         return self.extensions == ["rgb"]
+
+    def digest(self) -> str:
+        """Return what tells this manifest from every other, and its shards with it."""
+        return sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""

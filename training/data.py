@@ -20,6 +20,8 @@ from training.run.checkpoint import Checkpoint
 from training.run.failure import Phase
 from training.schedule import EpochStart, reshaped
 
+_EVALUATION = ("test", "train", "queries", "references")
+
 
 @dataclass(frozen=True)
 class ShardSets:
@@ -39,9 +41,13 @@ class ShardSets:
         """Open them, and refuse what is missing or damaged, before any device is touched."""
         whole = open_shards(config.shards)
         train, left_out = quarantine.without(config.run, whole, rank=rank)
-        names = ("test", "train", "queries", "references")
-        locations = (getattr(config, f"evaluation_{name}") for name in names)
+        locations = (getattr(config, f"evaluation_{name}") for name in _EVALUATION)
         return cls(train, left_out, *(open_shards(each) if each else None for each in locations))
+
+    def by_setting(self) -> dict[str, ShardSet]:
+        """Return the sets that there are, by the setting that names them."""
+        found = {f"evaluation_{name}": getattr(self, f"evaluation_{name}") for name in _EVALUATION}
+        return {"shards": self.train} | {n: each for n, each in found.items() if each is not None}
 
 
 @dataclass(frozen=True)
