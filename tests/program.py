@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the launcher and all that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL the launcher and all that it started, if they have not ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 

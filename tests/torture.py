@@ -141,6 +141,7 @@ class Torture:
         alive = process.poll() is None
         writing = any((self.killed / checkpoint.FOLDER).glob(".*.partial"))
         kill(process)
+        assert alive or process.returncode == 0, f"{self.case} ended with {process.returncode}"
         if alive:
             stepped = bool(losses(self.killed))
             self.kills["writing" if writing else "training" if stepped else "starting"] += 1
