@@ -17,14 +17,14 @@ import torch
 
 from pipeline.profile import profile
 from shards.health.watch import Watch
-from training import allocator, memory_forecast
+from training import allocator, launcher_options, memory_forecast
 from training.bottleneck import Bottleneck
 from training.collapse import Collapse
 from training.command import run_command
 from training.data import ShardSets, check_device, open_data, open_suite
 from training.guard import refuse_bad_weights
 from training.header import header, news
-from training.launch import check_accumulation, check_processes, follow_launcher, is_later_rank
+from training.launch import follow_launcher, is_later_rank
 from training.memory_pass import fill
 from training.monitor import open_monitor
 from training.processes import Processes, rank_and_world_size
@@ -59,8 +59,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     """
     # ── config ──────────────────────────────────────────────────────────────────────────────────
     config, (rank, world_size) = settings.config, rank_and_world_size()
-    check_processes(world_size)
-    check_accumulation()
+    launcher_options.refuse(world_size)
     config.batch_size_per_rank(world_size)  # refuses what does not divide
     taken = rank == 0 and run_folder.take(config.run)  # before anything in it is read
     run_folder.check(config.run, settings)

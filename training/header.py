@@ -8,6 +8,7 @@ import torch
 
 from pipeline.loader import Loader
 from pipeline.profile import Profile
+from training import launcher_options
 from training.config import Config
 from training.data import Data, ShardSets
 from training.memory_forecast import MemoryForecast
@@ -92,7 +93,7 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
 def news(
     config: Config, sets: ShardSets, data: Data, saved: Checkpoint | None, killed: list[str]
 ) -> Iterator[str]:
-    """Yield what else is to be said before the first step of a run that goes on.
+    """Yield what else is to be said before the first step.
 
     Args:
         config: of the run.
@@ -101,6 +102,7 @@ def news(
         saved: what it continues from.
         killed: which processes were killed before.
     """
+    yield from launcher_options.overruled(config)
     if saved is not None:
         yield f"continuing from step {saved.step:,}: {saved.root}"
     yield from killed

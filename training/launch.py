@@ -1,4 +1,4 @@
-"""The launcher of this process: what it was asked for, when it ends, how it starts again."""
+"""The launcher of this process: whether there is one, when it ends, how it starts again."""
 
 from __future__ import annotations
 
@@ -17,39 +17,6 @@ from training.stream import forget_unwritten
 
 _LIBC = ctypes.CDLL(None)
 AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
-
-
-def check_processes(world_size: int) -> None:
-    """Refuse a launch that asked for several processes and got one.
-
-    `accelerate launch --cpu --num_processes 2` starts a single process, silently (Accelerate 1.15).
-
-    Raises:
-        ValueError: fewer processes than were asked for.
-    """
-    asked = _asked_processes(_command_line(os.getppid())) if launched() else 1
-    if asked > world_size == 1:
-        raise ValueError(
-            f"the launcher was asked for {asked} processes but started one: with --cpu Accelerate "
-            "ignores --num_processes. For processes without GPUs use ACCELERATE_USE_CPU=true "
-            f"accelerate launch --multi_gpu --num_processes {asked} train.py …"
-        )
-
-
-def check_accumulation() -> None:
-    """Refuse Accelerate's gradient accumulation.
-
-    Raises:
-        ValueError: the launcher was asked for it.
-    """
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps != "1":
-        raise ValueError(
-            f"gradient_accumulation_steps={steps}, but objectives compare the samples of a batch "
-            "with each other: average precision over parts of it is not that of the whole. For a "
-            "batch larger than memory leave it out and set --micro_batch_size, which keeps the "
-            "whole batch's gradient."
-        )
 
 
 def follow_launcher() -> None:
@@ -112,7 +79,7 @@ def meet_again(*, cpu: bool, timeout: timedelta) -> None:
 
 def launched() -> bool:
     """Whether a launcher started this process, rather than a person's shell."""
-    words = " ".join(_command_line(os.getppid()))
+    words = " ".join(started_with(os.getppid()))
     return "accelerate" in words or "torchrun" in words or "torch.distributed" in words
 
 
@@ -124,23 +91,8 @@ def restart() -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _asked_processes(command_line: list[str]) -> int:
-    """Return the number of processes on the launcher's command line, 1 if it is not there."""
-    # Only what stands before the script is the launcher's.
-    before_script = command_line
-    for position, word in enumerate(command_line):
-        if word.endswith(".py") and position > 0 and "accelerate" not in word:
-            before_script = command_line[:position]
-            break
-    for position, word in enumerate(before_script):
-        name, _, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes", "-n"):
-            value = value or "".join(before_script[position + 1 : position + 2])
-            return int(value) if value.isdigit() else 1
-    return 1
-
-
-def _command_line(process: int) -> list[str]:
+def started_with(process: int) -> list[str]:
+    """Return the words that a process was started with; none where the system does not tell."""
     try:
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:  # no /proc on this system

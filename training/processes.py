@@ -54,6 +54,7 @@ class Processes:
             mixed_precision=precision,
             log_with=list(config.trackers) or None,
             project_dir=config.run,
+            dynamo_backend="no",  # config.compile decides, not the launcher
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timeout),
                 DistributedDataParallelKwargs(find_unused_parameters=config.method.trains_part),

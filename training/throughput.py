@@ -76,7 +76,9 @@ class Workload:
         self.shard_set = open_shards(config.shards)
         self.precision = config.precision()
         # As in train.py.
-        self._accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=self.precision)
+        self._accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision=self.precision, dynamo_backend="no"
+        )
         self.device: torch.device = self._accelerator.device
         if self.device.type == "cpu":
             torch.set_num_threads(default_threads())
