@@ -93,7 +93,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         run_folder.check_continues(saved, **here, reshaped=data.reshaped)
         state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
-    agreement = Agreement(values=3, timeout=processes.timeout)
+    agreement = Agreement(values=4, timeout=processes.timeout)
     writer = open_writer(settings, data, processes)
 
     # ── monitor ─────────────────────────────────────────────────────────────────────────────────
@@ -117,9 +117,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     recorder.say(news(config, sets, data, saved, killed))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
-    out_of_time = schedule.out_of_time(seconds)
-    reason, first = TIME if out_of_time else 0, step
-    over = out_of_time or step >= schedule.total_steps
+    reason, first = TIME if schedule.out_of_time(seconds) else 0, step
+    over = schedule.over(step, seconds)
     phase.enter("data", step=step, patience=10)  # the pipeline is built, and its buffer filled
     with monitor, loader, watch:
         for batch in () if over else chain.from_iterable(repeat(loader)):
@@ -128,20 +127,21 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
                 fill(method, keys, config, loader)
                 allocator.give_back()
             phase.enter("step", patience=10 if step == first else 1)  # compiling takes long
+            learning_rate, before = schedule.rate(step, seconds), seconds
+            progress = schedule.progress(step + 1, seconds)
             output = train_step(
-                batch.views,
-                id_B=batch.id_B,
-                learning_rate=schedule.rate(step),
-                progress=schedule.progress(step + 1),
+                batch.views, id_B=batch.id_B, learning_rate=learning_rate, progress=progress
             )
             step += 1
-            out_of_time = processes.first and schedule.out_of_time(stopwatch.seconds)
-            request = stop.request(out_of_time=out_of_time)
-            reason, *statuses = agreement.exchange([request, *writer.status()])
+            now = stopwatch.seconds if processes.first else 0.0  # one clock counts
+            request = stop.request(out_of_time=schedule.out_of_time(now))
+            mine = [request, int(1e6 * now), *writer.status()]
+            reason, microseconds, *statuses = agreement.exchange(mine)
+            seconds = max(seconds, microseconds / 1e6)
             for line in writer.advance(statuses):
                 monitor.say(line) if processes.first else sys.stderr.write(f"{line}\n")
 
-            due = schedule.due(step, leaving=reason != 0)
+            due = schedule.due(step, before=before, seconds=seconds, leaving=reason != 0)
             if due.record:  # the host waits for the device here and nowhere else
                 skipped, in_a_row = train_step.guard.counts()
                 if in_a_row >= config.max_skipped_steps:
@@ -149,8 +149,9 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
                     raise dump.given_up(config.run, processes, method, batch, **found)
                 if due.save:
                     refuse_bad_weights(train_step.parameters, step)
-                recorder.record(step, output, skipped=skipped, in_a_row=in_a_row)
-            monitor.advance(step)
+                counts = {"skipped": skipped, "in_a_row": in_a_row}
+                recorder.record(step, output, learning_rate=learning_rate, **counts)
+            monitor.advance(step, schedule.progress(step, seconds))
             with stopwatch.paused():
                 if due.evaluation:  # before saving: a run killed in between makes it up
                     phase.enter("evaluation", patience=10)
@@ -172,7 +173,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     if reason not in (0, TIME):
         monitor.say(stop.message(reason, step, config.run))
         processes.leave(128 + reason)
-    if reason == TIME:
+    if reason == TIME and schedule.total_steps is not None:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"
         monitor.say(f"stopped at step {step:,} after {limit}")
     if processes.first:

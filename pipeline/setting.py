@@ -9,9 +9,8 @@ from typing import Any, Literal
 Resume = Literal["same", "reshaped", "free"]
 """May a run go on with another value? same: no. reshaped: with --reshape_data. free: always; no
 sample and no gradient depends on it."""
-Compare = Literal["set", "free", "costs"]
-"""In a comparison: set by it for every run; free, because it makes no step longer or shorter; or it
-may change what a step costs."""
+Compare = Literal["set", "own"]
+"""In a comparison: set by it for every run, or each recipe's own."""
 
 
 def setting(

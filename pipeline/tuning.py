@@ -22,20 +22,18 @@ class Tuning:
     for a default.
     """
 
-    threads: int | None = setting(None, resume="free", compare="costs")
+    threads: int | None = setting(None, resume="free", compare="own")
     """CPU threads of this rank's pipeline; by default, its share of the cores."""
-    prefetch: int | None = setting(None, resume="free", compare="costs")
+    prefetch: int | None = setting(None, resume="free", compare="own")
     """Batches that are made ahead; by default 2."""
-    decode: Literal["gpu", "cpu", "cache"] | None = setting(
-        None, resume="reshaped", compare="costs"
-    )
+    decode: Literal["gpu", "cpu", "cache"] | None = setting(None, resume="reshaped", compare="own")
     """With a GPU: decode JPEGs there (the default); on the CPU; or there once, and keep the decoded
     images in the GPU's memory."""
-    hw_decoder_load: float | None = setting(None, resume="same", compare="costs")
+    hw_decoder_load: float | None = setting(None, resume="same", compare="own")
     """Share of the JPEGs that a GPU's decoding engine takes, its cores the rest; by default 0.9."""
-    minibatch: int | None = setting(None, resume="free", compare="costs")
+    minibatch: int | None = setting(None, resume="free", compare="own")
     """Images that the GPU resizes in one launch; by default, all of a batch."""
-    finish: Literal["fused", "dali"] | None = setting(None, resume="reshaped", compare="costs")
+    finish: Literal["fused", "dali"] | None = setting(None, resume="reshaped", compare="own")
     """fused, the default: views leave DALI as uint8; colours, solarisation and normalisation are
     one pass on the training stream. dali: DALI does all of it, ahead of time."""
 

@@ -23,85 +23,87 @@ _LENGTH = "--seconds or --image_views"  # of a comparison
 class Config:
     """Everything that a run depends on."""
 
-    shards: str = setting(resume="reshaped", compare="costs")
+    shards: str = setting(resume="reshaped", compare="own")
     """Shard set to train on, made by `python -m tools.shard`: a folder, or a URL like s3://…"""
     run: Path = setting(resume="free", compare="set", flag="--out")
     """Folder of the run: configuration, metrics, checkpoints. The same command continues it."""
 
-    views: ViewGroup = setting(resume="same", compare="costs")
+    views: ViewGroup = setting(resume="same", compare="own")
     """The views of every sample."""
-    more_views: list[ViewGroup] = setting(factory=list, resume="same", compare="costs")
+    more_views: list[ViewGroup] = setting(factory=list, resume="same", compare="own")
     """Further view groups of the same decoded image: small crops, or a second policy."""
-    batch_size: int = setting(256, resume="reshaped", compare="costs", above=0)
+    batch_size: int = setting(256, resume="reshaped", compare="own", above=0)
     """Samples a step over all ranks; times the views, this is how many embeddings are ranked."""
 
-    micro_batch_size: int | None = setting(None, resume="reshaped", compare="costs", above=0)
+    micro_batch_size: int | None = setting(None, resume="reshaped", compare="own", above=0)
     """Samples over all ranks whose activations exist at once; None: the whole batch. The gradient
     stays that of the whole batch and takes a third more time (gradient caching). Batch norm sees
     micro-batches."""
 
-    method: Method = setting(resume="same", compare="costs")
+    method: Method = setting(resume="same", compare="own")
     """Training method with its encoder and objective."""
 
-    optimizer: Literal["sgd", "adamw", "lars"] = setting("adamw", resume="same", compare="costs")
+    optimizer: Literal["sgd", "adamw", "lars"] = setting("adamw", resume="same", compare="own")
     """Norms and biases get no weight decay."""
-    learning_rate: float = setting(1e-3, resume="same", compare="free", above=0)
+    learning_rate: float = setting(1e-3, resume="same", compare="own", above=0)
     """Highest learning rate, after the warm-up."""
-    weight_decay: float = setting(1e-4, resume="same", compare="free", at_least=0)
+    weight_decay: float = setting(1e-4, resume="same", compare="own", at_least=0)
     """Decoupled in adamw, part of the gradient in sgd and lars."""
-    momentum: float = setting(0.9, resume="same", compare="free", at_least=0)
+    momentum: float = setting(0.9, resume="same", compare="own", at_least=0)
     """Of sgd and lars; the first moment of adamw."""
-    warmup_epochs: float = setting(0.0, resume="same", compare="free", at_least=0)
+    warmup_epochs: float = setting(0.0, resume="same", compare="own", at_least=0)
     """Epochs of linear warm-up; a cosine to zero follows."""
-    clip_gradient_norm: float | None = setting(None, resume="same", compare="costs", above=0)
+    clip_gradient_norm: float | None = setting(None, resume="same", compare="own", above=0)
     """Largest norm of the whole gradient; None leaves it as it is."""
-    max_skipped_steps: int = setting(10, resume="free", compare="costs", above=0)
+    max_skipped_steps: int = setting(10, resume="free", compare="own", above=0)
     """A step whose gradient is not finite changes nothing and is counted. After so many in a row,
     the run ends at its next record and leaves a dump for `python -m tools.replay`."""
 
     epochs: float | None = setting(None, resume="same", compare="set", flag=_LENGTH, above=0)
-    """Length of the run in passes over the shard set; give this or `steps`."""
+    """Length of the run in passes over the shard set; give this or `steps`, or neither."""
     steps: int | None = setting(None, resume="same", compare="set", flag=_LENGTH, above=0)
-    """Length of the run in optimizer steps; give this or `epochs`."""
+    """Length of the run in optimizer steps; give this or `epochs`, or neither."""
     max_seconds: float | None = setting(
         None, resume="free", compare="set", flag="--seconds", above=0
     )
-    """Stop earlier after this much training time, resumed parts included."""
+    """Stop after this much training time, resumed parts included. Without `epochs` and `steps` this
+    is the length of the run, and the learning rate follows the time: any machine, however busy,
+    ends the schedule in it."""
 
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", resume="same", compare="costs")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", resume="same", compare="own")
     """auto is the GPU if there is one."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = setting(
-        "auto", resume="same", compare="costs"
+        "auto", resume="same", compare="own"
     )
     """Precision of the networks; scores and losses are float32 always. auto is bf16 where the GPU
     or the CPU (AMX) multiplies it in hardware, else no."""
-    compile: bool = setting(False, resume="same", compare="costs", switch=True)
+    compile: bool = setting(False, resume="same", compare="own", switch=True)
     """Compile the encoder with torch.compile; evaluations run it as it is written."""
-    deterministic: bool = setting(False, resume="same", compare="costs")
+    deterministic: bool = setting(False, resume="same", compare="own")
     """On a GPU, use kernels that give the same bits each time, and warn where PyTorch has none.
     Slower. A continued run then equals the uninterrupted one to the bit, as it always does on the
     CPU."""
-    sync_batch_norm: bool = setting(True, resume="same", compare="costs", switch=True)
+    sync_batch_norm: bool = setting(True, resume="same", compare="own", switch=True)
     """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
     seed: int = setting(0, resume="same", compare="set", flag="--seeds", at_least=0)
     """Of the weights, the order of the samples and every view."""
-    shuffle_buffer: int = setting(8192, resume="reshaped", compare="costs", above=0)
+    shuffle_buffer: int = setting(8192, resume="reshaped", compare="own", above=0)
     """Samples held for shuffling, on top of the shuffled order of the shards."""
-    tuning: Tuning = setting(factory=Tuning, resume="same", compare="costs")
+    tuning: Tuning = setting(factory=Tuning, resume="same", compare="own")
     """How the pipeline runs on this machine."""
-    tuned: str = setting("auto", resume="free", compare="costs")
+    tuned: str = setting("auto", resume="free", compare="own")
     """Where settings of `tuning` come from that are not given. auto: what `python -m tools.tune`
     found for this machine and load, if it was run; none: the defaults; or a YAML file it wrote."""
-    check_shards: bool = setting(True, resume="free", compare="free", switch=True)
+    check_shards: bool = setting(True, resume="free", compare="own", switch=True)
     """While training, compare each shard with its hash once, and warn; reads 200 MB/s at most."""
-    check_memory: bool = setting(True, resume="free", compare="free", switch=True)
+    check_memory: bool = setting(True, resume="free", compare="own", switch=True)
     """Compute before training what memory a step needs; refuse a batch that does not fit."""
     profile_seconds: float = setting(1.5, resume="free", compare="set", at_least=0)
     """How long the pipeline's stages are measured before training; 0: not at all."""
-    self_check: bool = setting(True, resume="free", compare="free", switch=True)
+    self_check: bool = setting(True, resume="free", compare="own", switch=True)
     """On a GPU, compare its decoder and its kernel with the CPU's on one batch before training."""
 
-    log_every: int = setting(10, resume="free", compare="free", above=0)
+    log_every: int = setting(10, resume="free", compare="own", above=0)
     """Steps between two records; between them the host never waits for the device."""
     checkpoint_every: int = setting(500, resume="free", compare="set", above=0)
     """Steps between two checkpoints; the last step is always saved."""
@@ -109,32 +111,34 @@ class Config:
     """How many of the newest checkpoints stay; two, because the disk may damage one."""
     keep_every: int = setting(0, resume="free", compare="set", at_least=0)
     """Steps between checkpoints that stay for good, a multiple of `checkpoint_every`; 0: none."""
-    hang_seconds: float = setting(600.0, resume="free", compare="costs", at_least=0)
+    hang_seconds: float = setting(600.0, resume="free", compare="own", at_least=0)
     """How long a step may take. After that the job ends, and names the rank that all others wait
     for; a launcher can start it again. The ranks may take as long to meet. The first step, an
     evaluation and a checkpoint may take ten times as long. The end of a run and the search for
     unreadable samples have no limit. 0: no limit at all."""
-    max_bad_samples: int = setting(0, resume="free", compare="costs", at_least=0)
+    max_bad_samples: int = setting(0, resume="free", compare="own", at_least=0)
     """How many samples may turn out to be unreadable. They are named, all ranks leave them out, and
     the run starts again from its last checkpoint; one more ends it."""
-    reshape_data: bool = setting(False, resume="free", compare="costs")
+    reshape_data: bool = setting(False, resume="free", compare="own")
     """Allow a run to continue with another batch size, number of processes or shard set. The epoch
     that it was in begins again. Without this they are refused: it would not be the same run."""
     evaluate_every: float | None = setting(
         None, resume="free", compare="set", flag="--points", above=0
     )
     """Epochs between two evaluations; None: only at the end."""
-    evaluation_test: str | None = setting(None, resume="free", compare="free")
+    evaluations: int | None = setting(None, resume="free", compare="set", flag="--points", above=0)
+    """Evaluations in the run instead, evenly spread, the last one included."""
+    evaluation_test: str | None = setting(None, resume="free", compare="own")
     """Held-out shard set that is ranked and, if labelled, classified; None: no evaluation."""
-    evaluation_train: str | None = setting(None, resume="free", compare="free")
+    evaluation_train: str | None = setting(None, resume="free", compare="own")
     """Labelled shard set for k-NN and the linear probe; None skips both."""
-    evaluation_neighbours: int = setting(20, resume="free", compare="costs", above=0)
+    evaluation_neighbours: int = setting(20, resume="free", compare="own", above=0)
     """Neighbours that vote in k-NN; papers have 20 to 200."""
-    evaluation_temperature: float = setting(0.07, resume="free", compare="costs", above=0)
+    evaluation_temperature: float = setting(0.07, resume="free", compare="own", above=0)
     """T of the weights exp(s / T) of k-NN's votes; s is the cosine similarity."""
-    evaluation_queries: str | None = setting(None, resume="free", compare="free")
+    evaluation_queries: str | None = setting(None, resume="free", compare="own")
     """Edited copies to find in `evaluation_references`, by `python -m tools.shard copies`."""
-    evaluation_references: str | None = setting(None, resume="free", compare="free")
+    evaluation_references: str | None = setting(None, resume="free", compare="own")
     """Shard set that is searched for the originals of `evaluation_queries`."""
     trackers: list[Literal["tensorboard", "wandb"]] = setting(
         factory=list, resume="free", compare="set"
@@ -143,10 +147,20 @@ class Config:
 
     def __post_init__(self) -> None:
         self._refuse_numbers()
-        if (self.epochs is None) == (self.steps is None):
+        if self.epochs is not None and self.steps is not None:
             raise ValueError(
                 f"epochs={self.epochs} and steps={self.steps}: the length of the run is set by "
-                "exactly one of them. Give --epochs or --steps (none for the other)."
+                "one of them. Give --epochs or --steps (none for the other)."
+            )
+        if self.length_is_time and self.max_seconds is None:
+            raise ValueError(
+                "nothing says how long the run is. Give --epochs, --steps or, for a run that "
+                "follows the time, --max_seconds."
+            )
+        if self.evaluate_every is not None and self.evaluations is not None:
+            raise ValueError(
+                f"evaluate_every={self.evaluate_every:g} and evaluations={self.evaluations}: give "
+                "one of them (none for the other)."
             )
         if self.keep_every % self.checkpoint_every:
             raise ValueError(
@@ -211,6 +225,11 @@ class Config:
             raise ValueError(
                 "mixed_precision=fp16 needs a GPU; on the CPU set --mixed_precision bf16 or no."
             )
+
+    @property
+    def length_is_time(self) -> bool:
+        """Whether the length of the run is `max_seconds`, not a number of steps."""
+        return self.epochs is None and self.steps is None
 
     @property
     def groups(self) -> tuple[ViewGroup, ...]:

@@ -36,13 +36,9 @@ def header(
         memory: the forecast of a step, if one was made.
         stages: costs of the pipeline's stages, if they were measured.
     """
-    loader, total_steps = data.loader, schedule.total_steps
-    length = f"{total_steps / len(loader):g} epochs × {len(loader):,} steps = {total_steps:,} steps"
-    if config.max_seconds:
-        length += f", at most {config.max_seconds:g} s"
     rows = {"run": str(config.run)}
-    rows |= workload(config, loader, processes.precision, data.tuning_source)
-    rows["length"] = length
+    rows |= workload(config, data.loader, processes.precision, data.tuning_source)
+    rows["length"] = schedule.describe()
     if memory is not None:
         rows["memory"] = memory.describe()
     if stages is not None:

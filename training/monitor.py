@@ -37,25 +37,32 @@ class Monitor:
         main: whether this process is rank 0.
         step: where the run starts; later records of a run that was cut off are removed, because
             they are going to be made again.
-        total_steps: where it ends.
+        total_steps: where it ends; None if the time decides.
         console: where to draw; by default the standard output.
     """
 
     def __init__(
-        self, run: Path, *, main: bool, step: int, total_steps: int, console: Console | None = None
+        self,
+        run: Path,
+        *,
+        main: bool,
+        step: int,
+        total_steps: int | None,
+        console: Console | None = None,
     ) -> None:
         console = console or Console(file=cast(TextIO, Lasting(sys.stdout)), highlight=False)
         self.console = console if main else Console(quiet=True)
         self._live = main and self.console.is_terminal
         self._progress = Progress(
-            TextColumn("[bold]step {task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("[bold]step {task.fields[at]}"),
             BarColumn(bar_width=24),
             _Figures(),
             console=self.console,
             disable=not self._live,
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task("", total=total_steps, completed=step)
+        self._of = "" if total_steps is None else f"/{total_steps:,}"
+        self._task = self._progress.add_task("", total=1.0, at=f"{step:,}{self._of}")
         self._path = run / METRICS
         self._main = main
         if main:
@@ -75,19 +82,18 @@ class Monitor:
         else:
             self.console.print(table)
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
-        self._progress.update(self._task, completed=step)
+    def advance(self, step: int, progress: float) -> None:
+        """Move the progress bar to a step, with which this part of the run is done."""
+        self._progress.update(self._task, completed=progress, at=f"{step:,}{self._of}")
 
     def step(self, record: Record) -> None:
         """Store and show the record of a training step."""
         self._store(record)
         figures = describe(record)
         if self._live:
-            self._progress.update(self._task, completed=int(record["step"]), figures=figures)
+            self._progress.update(self._task, figures=figures)
         else:
-            total = self._progress.tasks[0].total or 0
-            self.console.print(f"step {record['step']:,}/{total:,.0f}  {figures}", soft_wrap=True)
+            self.console.print(f"step {record['step']:,}{self._of}  {figures}", soft_wrap=True)
 
     def evaluation(self, record: Record) -> None:
         """Store and show the record of an evaluation."""
@@ -132,7 +138,7 @@ class Monitor:
 
 
 def open_monitor(
-    settings: Settings, processes: Processes, *, step: int, total_steps: int
+    settings: Settings, processes: Processes, *, step: int, total_steps: int | None
 ) -> Monitor:
     """Return the monitor of a run, and begin with the trackers that it names.
 
@@ -140,7 +146,7 @@ def open_monitor(
         settings: of the run; the trackers show all of them.
         processes: of which the first one speaks.
         step: where the run starts.
-        total_steps: where it ends.
+        total_steps: where it ends; None if the time decides.
     """
     if settings.config.trackers:
         flat = {name: str(value) for name, value in settings.flat().items()}

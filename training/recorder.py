@@ -42,12 +42,15 @@ class Recorder:
     bottleneck: Bottleneck
     collapse: Collapse
 
-    def record(self, step: int, output: Output, *, skipped: int, in_a_row: int) -> None:
+    def record(
+        self, step: int, output: Output, *, learning_rate: float, skipped: int, in_a_row: int
+    ) -> None:
         """Record a step; the host waits for the device.
 
         Args:
             step: number of updates done.
             output: of the method at this step.
+            learning_rate: of this step.
             skipped: steps so far that changed nothing.
             in_a_row: how many of them are the latest ones.
         """
@@ -59,7 +62,7 @@ class Recorder:
             "epoch": round(self.schedule.epoch_at(step), 4),
             "loss": self._over_ranks(output.loss.detach(), "mean"),
             "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
-            "learning_rate": self.schedule.rate(step - 1),
+            "learning_rate": learning_rate,
             "images_per_second": images_per_second,
             "views_per_second": images_per_second * sum(group.count for group in config.groups),
             "data_wait": lap.data_wait,

@@ -1,6 +1,8 @@
-"""Length, learning rate and appointments of a run, as pure functions of the step.
+"""Length, learning rate and appointments of a run, as pure functions of step and training time.
 
-There is nothing to save and nothing to restore.
+There is nothing to save and nothing to restore. A run is as long as `epochs` or `steps` say; with
+neither, `max_seconds` is its length, and what follows the steps otherwise follows the time. Its
+steps then depend on the machine: two such runs differ, as their steps take different times.
 
 With `--reshape_data` a run goes on with another batch size, number of processes or shard set. The
 epoch that it was in begins again with the new batches, so that each of its samples is seen once,
@@ -75,8 +77,10 @@ class Due:
 class Schedule:
     """Length, learning rate and appointments of a run.
 
+    The seconds that its functions are given are training time on which all ranks agree.
+
     Args:
-        config: of the run, which speaks in epochs or steps.
+        config: of the run, which speaks in epochs, steps or seconds.
         since: from which step on batches are what they are now.
         steps_per_epoch: of these batches.
 
@@ -86,11 +90,14 @@ class Schedule:
 
     def __init__(self, config: Config, since: EpochStart, *, steps_per_epoch: int) -> None:
         self._config, self._since, self._steps_per_epoch = config, since, steps_per_epoch
-        self.total_steps = since.total_steps(
-            steps=config.steps, epochs=config.epochs, steps_per_epoch=steps_per_epoch
-        )
+        self.total_steps: int | None = None
+        """None: the run ends by the time."""
+        if not config.length_is_time:
+            self.total_steps = since.total_steps(
+                steps=config.steps, epochs=config.epochs, steps_per_epoch=steps_per_epoch
+            )
         self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        if self.warmup_steps >= self.total_steps:
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
             raise ValueError(
                 f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but the "
                 f"run has {self.total_steps}; the learning rate would never reach its peak. "
@@ -99,22 +106,42 @@ class Schedule:
         every = config.evaluate_every
         self._evaluate_steps = max(1, round(every * steps_per_epoch)) if every else 0
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, 0 for the first one."""
-        return learning_rate(
-            step,
-            peak=self._config.learning_rate,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-        )
+    def describe(self) -> str:
+        """Return the length in words."""
+        each, limit = self._steps_per_epoch, self._config.max_seconds
+        if self.total_steps is None:
+            return f"{limit:g} s of training, epochs of {each:,} steps"
+        text = f"{self.total_steps / each:g} epochs × {each:,} steps = {self.total_steps:,} steps"
+        return f"{text}, at most {limit:g} s" if limit else text
 
-    def progress(self, steps: int) -> float:
-        """Return which part of the run is done after so many steps, 0 to 1."""
-        return steps / self.total_steps
+    def rate(self, step: int, seconds: float) -> float:
+        """Return the learning rate of a step, 0 for the first one, that begins after this time."""
+        peak, warmup = self._config.learning_rate, self.warmup_steps
+        if self.total_steps is not None:
+            return learning_rate(step, peak=peak, warmup_steps=warmup, total_steps=self.total_steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        # The warm-up took its steps' share of the time: exact where all steps take as long.
+        done = self.progress(step, seconds)
+        begin = done * warmup / max(1, step)
+        return peak * cosine((done - begin) / (1 - begin) if begin < 1 else 1.0)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Return which part of the run is done after so many steps and seconds, 0 to 1."""
+        if self.total_steps is not None:
+            return step / self.total_steps
+        assert self._config.max_seconds is not None
+        return min(1.0, seconds / self._config.max_seconds)
 
     def epoch_at(self, steps: int) -> float:
         """Return how many epochs are done after so many steps."""
         return self._since.epoch_at(steps, self._steps_per_epoch)
+
+    def over(self, step: int, seconds: float) -> bool:
+        """Whether nothing of the run is left after so many steps and seconds."""
+        return self.out_of_time(seconds) or (
+            self.total_steps is not None and step >= self.total_steps
+        )
 
     def out_of_time(self, seconds: float) -> bool:
         """Whether so much training time is all that the run may have."""
@@ -123,23 +150,37 @@ class Schedule:
 
     def seconds_left(self, step: int, *, seconds: float, seconds_per_step: float) -> float:
         """Return how long training is going to take yet, after a step and so much training time."""
-        left = (self.total_steps - step) * seconds_per_step
+        left = math.inf
+        if self.total_steps is not None:
+            left = (self.total_steps - step) * seconds_per_step
         if self._config.max_seconds is not None:
             left = max(0.0, min(left, self._config.max_seconds - seconds))
         return left
 
-    def due(self, step: int, *, leaving: bool) -> Due:
+    def due(self, step: int, *, before: float, seconds: float, leaving: bool) -> Due:
         """Return what is to be done after so many steps.
 
         Args:
             step: number of updates done.
+            before: training time before the last one.
+            seconds: training time after it.
             leaving: whether this is the last one for another reason than its number.
         """
         last = leaving or step == self.total_steps
+        evaluation = not last and self._evaluation(step, before=before, seconds=seconds)
         save = last or step % self._config.checkpoint_every == 0
-        evaluation = not last and self._evaluate_steps > 0 and step % self._evaluate_steps == 0
+        if self.total_steps is None:  # how many steps there are between two is not known
+            save = save or evaluation
         record = save or evaluation or step % self._config.log_every == 0
         return Due(record=record, evaluation=evaluation, save=save, last=last)
+
+    def _evaluation(self, step: int, *, before: float, seconds: float) -> bool:
+        count = self._config.evaluations
+        if count is None:
+            return self._evaluate_steps > 0 and step % self._evaluate_steps == 0
+        if self.total_steps is not None:
+            return count * (step - 1) // self.total_steps < count * step // self.total_steps
+        return int(count * self.progress(0, before)) < int(count * self.progress(0, seconds))
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
@@ -154,4 +195,9 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * cosine(progress)
+
+
+def cosine(progress: float) -> float:
+    """Return half a cosine, from 1 at progress 0 to 0 at progress 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

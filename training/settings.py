@@ -88,8 +88,13 @@ class Settings:
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in {**theirs, **mine}
-            if resume_rule(name) not in free and mine.get(name) != theirs.get(name, _default(name))
+            if self._rule(name) not in free and mine.get(name) != theirs.get(name, _default(name))
         ]
+
+    def _rule(self, name: str) -> Resume:
+        if name == "max_seconds" and self.config.length_is_time:  # the rate of each step follows it
+            return "same"
+        return resume_rule(name)
 
 
 def resume_rule(name: str) -> Resume:

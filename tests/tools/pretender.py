@@ -17,7 +17,7 @@ from zlib import crc32
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
 run, steps, seed = Path(flags["--run"]), int(flags["--steps"]), int(flags["--seed"])
 recipe = Path(flags["--config"]).stem
-every = round(float(flags["--evaluate_every"]) * int(os.environ["PRETENDED_EPOCH"]))
+every = -(-steps // int(flags["--evaluations"]))
 if os.environ.get("PRETENDED_FAILURE") == f"{recipe}-{seed}":
     sys.stderr.write("Traceback:\nerror: it was not meant to be\n")
     sys.exit(2)

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,18 +21,18 @@ from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import CPU, RECIPE, losses, texts
 from tools.compare import __main__ as compare
-from tools.compare import chart
+from tools.compare import chart, load
 from tools.compare import result_tables as tables
 from tools.compare import run as child
+from tools.compare.budget import Budget
 from tools.compare.plan import Plan
-from tools.compare.variants import Variant, check_terms, terms, variants
+from tools.compare.variants import Variant, check_terms, variants
 from training.command_line import run_function
 from training.monitor import records
-from training.run_length import RunLength, StepTime, step_time_of
-from training.settings import parse
 
 BATCH_SIZE, VIEWS, SAMPLES = 8, 4, 42  # of RECIPE, and of the shard set
 TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "loader_host"}
+TIMES |= {"other_programs"}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_a_real_run_that_was_stopped_ends_as_one_that_was_not(
     assert (continued.pop("variant"), straight.pop("variant")) == ("tiny_ap", "tiny_xent")
     assert continued == straight
     steps = 400 // (BATCH_SIZE * VIEWS)
-    assert straight["steps"] == straight["total_steps"] == steps
+    assert straight["steps"] == steps and straight["budget_used"] == 1
     assert [point["step"] for point in straight["curve"]] == [steps // 2, steps]
     assert {"knn_top1", "linear_top1", "view_map", "label_map"} <= set(straight["final"])
     for entry in record["runs"]:
@@ -138,7 +140,6 @@ def pretended(recipes: list[Path], more: list[str], monkeypatch: pytest.MonkeyPa
     """Words for a comparison of two recipes with two seeds, by processes that only pretend."""
     settings = {v.recipe.stem: v.resolved for v in variants(recipes, [], more, where_known=False)}
     monkeypatch.setenv("PRETENDED_SETTINGS", json.dumps(settings))
-    monkeypatch.setenv("PRETENDED_EPOCH", str(SAMPLES // BATCH_SIZE))
     stub = str(Path(__file__).parent / "pretender.py")
     monkeypatch.setattr(child, "launch", lambda _: [sys.executable, stub])
     monkeypatch.setattr(child, "TICK", 0.02)
@@ -191,7 +192,7 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     out = capsys.readouterr().out
     assert "FAILED run 2 of 4: tiny_xent, seed 0: exit status 2: error: it was not meant" in out
     assert "| xent (1 of 2) |" in out and "xent, seed 0: exit status 2" in out
-    assert "tiny_xent.yaml: no variant has knn_top1 with every seed" in out
+    assert "tiny_xent.yaml: no variant has knn_top1 with every seed and the whole budget" in out
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert sum("final" in run for run in record["runs"]) == 3
     monkeypatch.delenv("PRETENDED_FAILURE")
@@ -217,45 +218,17 @@ def test_means_and_deviations_are_numpys() -> None:
     assert tables.spread([0.5]) == (0.5, None)
 
 
-def test_a_pilot_tells_its_start_from_its_pace() -> None:
-    """Steps of 0.25 s after 3 s of compilation."""
-    steps = [{"step": at, "seconds": 3 + at / 4} for at in range(10, 60, 10)]
-    pace = step_time_of(steps)
-    assert (pace.seconds_per_step, pace.start_up) == pytest.approx((0.25, 3.0))
-    assert RunLength(seconds=100).steps(99, pace) == int((97 - 3) / 0.25)
-    # What compiles as late as the second record is start too.
-    late = step_time_of([{"step": 1, "seconds": 0.1}, {"step": 2, "seconds": 3.0}, *steps])
-    assert (late.seconds_per_step, late.start_up) == pytest.approx((0.25, 3.0), rel=0.2)
-    assert step_time_of([{"step": 4, "seconds": 8.0}]) == StepTime(2.0, 0.0)
-
-
 def test_a_budget_of_image_views_counts_every_view() -> None:
-    assert RunLength(image_views=10_000).steps(64 * 4, None) == 39
+    assert Budget(image_views=10_000).steps(64 * 4) == 39
+    assert Budget(seconds=9).steps(64 * 4) is None
     with pytest.raises(ValueError, match="a step takes 256 image views"):
-        RunLength(image_views=255).steps(64 * 4, None)
+        Budget(image_views=255).steps(64 * 4)
     with pytest.raises(ValueError, match="exactly one"):
-        RunLength()
+        Budget()
     with pytest.raises(ValueError, match="exactly one"):
-        RunLength(seconds=1, image_views=1)
+        Budget(seconds=1, image_views=1)
     with pytest.raises(ValueError, match="seconds=-1, but the budget must be above 0"):
-        RunLength(seconds=-1)
-
-
-def test_a_pilot_of_what_is_evaluated_by_copies_evaluates_nothing(
-    recipes: list[Path], more: list[str], tmp_path: Path
-) -> None:
-    sets = ["--evaluation_queries", "queries", "--evaluation_references", "references"]
-    (variant,) = variants(recipes[:1], [], [*more, *sets], where_known=False)
-    assert terms(variant.resolved)["evaluation"]["queries"] == "queries"
-    plan = Plan(
-        **{"out": tmp_path, "compared": [variant], "samples": {}, "seeds": [0], "points": 1},
-        **{"budget": RunLength(seconds=9, image_views=None), "processes": 1, "allowed": {}},
-        more=[*more, *sets],
-        command="",
-    )
-    words = plan.pilot_command(variant, log_every=1)
-    config = parse(words[words.index("--config") :]).config  # refused, were one of a pair left
-    assert config.evaluation_test is config.evaluation_queries is config.evaluation_train is None
+        Budget(seconds=-1)
 
 
 def test_the_figure_that_counts_is_of_what_is_sought() -> None:
@@ -275,7 +248,7 @@ def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert records(tmp_path) == lines
-    found = child.result(tmp_path, batch_size=8, views=2, total_steps=30)
+    found = child.result(tmp_path, batch_size=8, views=2)
     assert found["images_per_second"] == pytest.approx(15 * 8 / 5)
     assert found["data_wait"] == pytest.approx((0.5 * 4 + 0.0 * 1) / 5)
     assert (found["seconds"], found["memory_gib"], found["image_views"]) == (14.0, 2.0, 25 * 16)
@@ -301,31 +274,115 @@ def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> Non
     ]
 
 
-def test_a_run_that_was_cut_off_and_the_best_are_marked() -> None:
-    record = made_up(steps={"m-a": 97, "m-b": 100})
-    a, b, floor = tables.rows(record)
-    assert (a.label, b.label, floor.label) == ("b", "a", "random encoder")
-    assert b.marks == " †" and "seed 0 at 97%, seed 1 at 97%" in b.notes[0]
-    assert tables.rows(made_up(steps={"m-a": 98, "m-b": 100}))[1].marks == ""
+def test_the_best_is_marked_among_those_that_had_their_budget() -> None:
+    record = made_up(steps={"m-a": 96, "m-b": 100}, busy=0.04)
+    best, other, floor = tables.rows(record)
+    assert (best.label, other.label, floor.label) == ("b", "a", "random encoder")
+    assert best.marks == other.marks == "" and not best.notes and not other.notes
     text = tables.markdown(record)
-    assert "| b | **60.0 ± 14.1** |" in text and "| a † | 50.0 ± 14.1 |" in text
+    assert "| b | **60.0 ± 14.1** |" in text and "| a | 50.0 ± 14.1 |" in text
     assert "| random encoder | 30.0 ± 0.0 |" in text
     (line,) = compare.best(record, "knn_top1")
     assert line == "--config m.yaml --learning_rate 2  # knn_top1 0.6000, the best of 2"
 
 
+def test_whatever_had_less_than_its_budget_is_marked_and_crowned_by_nobody() -> None:
+    record = made_up(steps={"m-a": 100, "m-b": 35})
+    first, second, _ = tables.rows(record)
+    assert (first.label, first.marks, second.marks) == ("b", " †", "")
+    assert "used 35% (seed 0), 35% (seed 1) of the budget" in first.notes[0]
+    text = tables.markdown(record)
+    assert "| b † | 60.0 ± 14.1 |" in text and "| a | 50.0 ± 14.1 |" in text  # no bold face
+    (line,) = compare.best(record, "knn_top1")
+    assert line.startswith("--config m.yaml --learning_rate 1 ") and "best of 1" in line
+
+
+def test_runs_beside_other_programs_are_marked_where_seconds_are_compared() -> None:
+    record = made_up(steps={"m-a": 100, "m-b": 100}, busy=0.31)
+    first, second, _ = tables.rows(record)
+    assert first.marks == second.marks == " ‡"
+    assert "other programs took 31% (seed 1) of the processor meanwhile" in first.notes[0]
+    assert "**" not in tables.markdown(record).split("\n", 3)[-1]
+    record["budget"] = {"image_views": 100}  # of which a busy machine gives as many
+    assert all(row.marks == "" for row in tables.rows(record))
+
+
+def test_what_other_programs_take_is_what_no_child_does(tmp_path: Path) -> None:
+    """One core's worth of work by a child, then by a program that is none."""
+    spin = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    cores = len(os.sched_getaffinity(0))
+    with load.measured(tmp_path / "child.json"):
+        subprocess.run([sys.executable, "-c", spin], check=True)
+    other = subprocess.Popen([sys.executable, "-c", spin.replace("1.5", "60")])
+    try:
+        with load.measured(tmp_path / "other.json"):
+            time.sleep(1.5)
+    finally:
+        other.kill()
+        other.wait()
+    alone, beside = (load.others(tmp_path / f"{name}.json") for name in ("child", "other"))
+    assert alone is not None and beside is not None
+    assert beside > 0.5 / cores  # other tests may run beside this one: they only add
+    with load.measured(tmp_path / "child.json"):
+        pass
+    assert len(json.loads((tmp_path / "child.json").read_text())) == 2
+    assert load.others(tmp_path / "none.json") is None
+
+
+@pytest.mark.slow
+def test_equal_seconds_are_equal_on_a_machine_that_is_busy_for_half_of_them(
+    recipes: list[Path], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each uses its budget to the end of its schedule, though the second has fewer steps."""
+    out = tmp_path / "out"
+    words = [*map(str, recipes), "--seconds", "8", "--points", "2", "--out", str(out), "--"]
+    busy: list[subprocess.Popen[bytes]] = []
+
+    def disturb() -> None:
+        while not (out / "runs" / "tiny_xent-seed0").exists():
+            if over.wait(0.05):
+                return
+        spin = [sys.executable, "-c", "while True: pass"]
+        busy.extend(subprocess.Popen(spin) for _ in os.sched_getaffinity(0))
+
+    over = threading.Event()
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        assert start([*words, *more, "--warmup_epochs", "0"], monkeypatch) == 0
+    finally:
+        over.set()
+        thread.join()
+        for each in busy:
+            each.kill()
+            each.wait()
+    record = json.loads((out / "comparison.json").read_text())
+    for run in record["runs"]:
+        assert run["budget_used"] >= 1 and run["seconds"] < 12
+        folder = out / "runs" / f"{run['variant']}-seed0"
+        *_, last = [found["learning_rate"] for found in records(folder) if "loss" in found]
+        assert last < 0.001  # of 0.01: the schedule ended too
+    assert record["runs"][1]["other_programs"] > 0.2
+    assert "| xent ‡ |" in (out / "comparison.md").read_text()
+
+
 @pytest.mark.parametrize("width", [100, 160])
 def test_the_table_is_cut_nowhere(width: int) -> None:
     console = Console(width=width, force_terminal=True, color_system=None, record=True)
-    tables.show(made_up(steps={"m-a": 97, "m-b": 100}), console)
+    tables.show(made_up(steps={"m-a": 90, "m-b": 100}), console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines()[:20])) <= width
     for words in ("50.0 ± 14.1", "label mAP %", "image views", "waiting %", "rate", "alike: "):
         assert words in text
 
 
-def made_up(*, steps: dict[str, int]) -> dict[str, Any]:
-    """Return a record of two variants with two seeds, of 100 steps each."""
+def made_up(*, steps: dict[str, int], busy: float = 0.0) -> dict[str, Any]:
+    """Return a record of two variants with two seeds, of 100 steps each.
+
+    Args:
+        steps: how many of them were made.
+        busy: share of the processor that other programs took beside the second seed.
+    """
 
     def settings(rate: float) -> dict[str, Any]:
         known: dict[str, Any] = dict.fromkeys(tables.SETTINGS, "")
@@ -334,7 +391,8 @@ def made_up(*, steps: dict[str, int]) -> dict[str, Any]:
     def run(name: str, seed: int) -> dict[str, Any]:
         final = {"knn_top1": (0.4 if name == "m-a" else 0.5) + 0.2 * seed, "label_map": 0.25}
         cost = dict.fromkeys(tables.COST, 1.0)
-        own = {"variant": name, "seed": seed, "steps": steps[name], "total_steps": 100}
+        own = {"variant": name, "seed": seed, "steps": steps[name]}
+        own |= {"budget_used": steps[name] / 100, "other_programs": busy if seed else 0.01}
         return cost | own | {"final": final}
 
     both = list(enumerate(("m-a", "m-b")))
@@ -425,10 +483,6 @@ def test_what_varies_is_every_combination_under_names_of_its_own(
         assert variant.resolved["learning_rate"] == float(rate)
         objective = variant.resolved["method"]["init_args"]["objective"]
         assert objective["init_args"]["temperature"] == float(temperature)
-    # Neither of the two makes a step longer; another objective does, and so does a larger batch.
-    assert len({v.cost_key(1) for v in found}) == 2
-    larger = variants(recipes[:1], ["batch_size=8,16"], more, where_known=False)
-    assert len({v.cost_key(1) for v in larger}) == 2
 
 
 def test_a_setting_that_one_recipe_lacks_varies_where_it_is_known(

@@ -38,6 +38,16 @@ def test_plain_lines_hold_every_figure_without_a_terminal(tmp_path: Path) -> Non
     assert records(tmp_path)[0] == RECORD
 
 
+def test_a_run_that_ends_by_the_time_has_no_last_step(tmp_path: Path) -> None:
+    for terminal, words in ((False, "step 10  loss"), (True, "step 10")):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=200)
+        with Monitor(tmp_path, main=True, step=0, total_steps=None, console=console) as monitor:
+            monitor.step(RECORD)
+            monitor.advance(10, 0.25)
+        assert words in text.getvalue() and "10/" not in text.getvalue()
+
+
 def test_other_ranks_show_and_store_nothing(tmp_path: Path) -> None:
     with Monitor(tmp_path, main=False, step=0, total_steps=100) as monitor:
         monitor.step(RECORD)

@@ -1,9 +1,17 @@
 """The learning rate against PyTorch's own schedulers; steps and epochs agree after a reshape."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from training.schedule import EpochStart, learning_rate, reshaped
+from training.schedule import EpochStart, Schedule, learning_rate, reshaped
+from training.settings import parse
+
+
+def schedule(tmp_path: Path, *words: str, steps_per_epoch: int = 10) -> Schedule:
+    config = parse(["--shards", "x", "--run", str(tmp_path), *words]).config
+    return Schedule(config, EpochStart(), steps_per_epoch=steps_per_epoch)
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 20), (5, 20), (20, 20)])
@@ -47,3 +55,56 @@ def test_the_epoch_that_is_not_done_begins_again(within: int, epoch: int) -> Non
     assert total == 20 + within + 3 * (7 - epoch)
     assert since.epoch_at(total, 3) == 7
     assert since.seed(3) != 3
+
+
+@pytest.mark.parametrize("warmup", ["0", "0.7"])
+def test_a_schedule_of_time_is_that_of_steps_where_all_steps_take_as_long(
+    warmup: str, tmp_path: Path
+) -> None:
+    words = ["--learning_rate", "2", "--warmup_epochs", warmup, "--max_seconds", "20"]
+    by_time, by_steps = schedule(tmp_path, *words), schedule(tmp_path, *words, "--steps", "40")
+    for step in range(40):
+        assert by_time.rate(step, step / 2) == pytest.approx(by_steps.rate(step, 0.0)), step
+        assert by_time.progress(step, step / 2) == by_steps.progress(step, 0.0)
+        assert by_time.seconds_left(step, seconds=step / 2, seconds_per_step=9) == 20 - step / 2
+        assert not by_time.over(step, step / 2)
+    assert by_time.over(40, 20.0) and by_steps.over(40, 0.0)
+    assert by_time.rate(41, 21.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_schedule_of_time_ends_on_a_machine_that_becomes_ten_times_slower(tmp_path: Path) -> None:
+    """Half of its time a step takes 0.1 s, then 1 s; a forecast of 200 steps would not end."""
+    found = schedule(tmp_path, "--max_seconds", "20", "--learning_rate", "1", "--evaluations", "4")
+    seconds, step, rates, evaluated, saved = 0.0, 0, [], [], []
+    while not found.over(step, seconds):
+        rates.append(found.rate(step, seconds))
+        before, seconds, step = seconds, seconds + (0.1 if seconds < 10 else 1.0), step + 1
+        over = found.over(step, seconds)
+        due = found.due(step, before=before, seconds=seconds, leaving=over)
+        evaluated += [seconds] if due.evaluation else []
+        saved += [step] if due.save else []
+        assert due.last == over
+    assert 108 <= step <= 112 and 20 <= seconds < 21.1
+    assert rates == sorted(rates, reverse=True) and rates[0] == 1 and rates[-1] < 0.02
+    assert evaluated == pytest.approx([5, 10, 15], abs=1.01)  # the fourth is the last step's
+    assert len(saved) == 4  # there is no telling how many steps there are between two
+
+
+@pytest.mark.parametrize(("steps", "count"), [(15, 3), (16, 3), (7, 7), (5, 9), (100, 1)])
+def test_evaluations_are_evenly_spread(steps: int, count: int, tmp_path: Path) -> None:
+    found = schedule(tmp_path, "--steps", str(steps), "--evaluations", str(count))
+    dues = [found.due(s, before=0.0, seconds=0.0, leaving=False) for s in range(1, steps + 1)]
+    at = [step for step, due in enumerate(dues, start=1) if due.evaluation] + [steps]
+    assert len(at) == min(steps, count)
+    gaps = [b - a for a, b in zip([0, *at], at, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_a_run_has_one_length_and_one_kind_of_evaluation_times(tmp_path: Path) -> None:
+    for words, message in (
+        ([], "nothing says how long the run is"),
+        (["--steps", "1", "--epochs", "1"], "set by one of them"),
+        (["--steps", "1", "--evaluations", "2", "--evaluate_every", "1"], "give one of them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            schedule(tmp_path, *words)

@@ -16,14 +16,14 @@ def test_every_field_of_a_run_says_what_may_change_about_it() -> None:
     assert set(RULES) == names
     for name, rule in RULES.items():
         assert rule["resume"] in ("same", "reshaped", "free"), name
-        assert rule["compare"] in ("set", "free", "costs"), name
+        assert rule["compare"] in ("set", "own"), name
         assert rule["compare"] == "set" or not rule["flag"], f"{name}: a flag of what is not set"
 
 
 def test_a_field_that_says_nothing_is_refused_by_name() -> None:
     @dataclass
     class Inner:
-        said: int = setting(1, resume="same", compare="costs")
+        said: int = setting(1, resume="same", compare="own")
         silent: int = 2
 
     @dataclass

@@ -27,10 +27,10 @@ from rich.console import Console
 
 from shards.layout import open_shards
 from tools.compare import chart
-from tools.compare.result_tables import RESULT, markdown, show
+from tools.compare.budget import Budget
+from tools.compare.result_tables import ENOUGH, RESULT, markdown, show
 from tools.compare.variants import EVALUATION_SETS, Variant, check_terms, variants
 from training.command_line import Repeated, Rest, run_function
-from training.run_length import RunLength
 
 if TYPE_CHECKING:
     from tools.compare.plan import Plan
@@ -83,7 +83,7 @@ def main(
     if redraw:
         _report(_read(out), out, console, best_by)
         return
-    budget = RunLength(seconds=seconds, image_views=image_views)
+    budget = Budget(seconds=seconds, image_views=image_views)
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or points < 1:
         raise ValueError(
             f"seeds={list(seeds)} and points={points}; give different seeds, none negative, and 1 "
@@ -197,13 +197,14 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
         flags: dict[str, list[str]] = {}
         for variant in record["variants"]:
             runs = [r for r in record["runs"] if r["variant"] == variant["name"] and "final" in r]
-            values = [run["final"][figure] for run in runs if figure in run["final"]]
-            # A variant that lacks a seed cannot be the best.
+            whole = [run for run in runs if run["budget_used"] >= ENOUGH]
+            values = [run["final"][figure] for run in whole if figure in run["final"]]
+            # A variant that lacks a seed, or a part of the budget, cannot be the best.
             if variant["recipe"] == recipe and len(values) == len(record["seeds"]):
                 means[variant["name"]] = sum(values) / len(values)
                 flags[variant["name"]] = variant["flags"]
         if not means:
-            lines.append(f"{recipe}: no variant has {figure} with every seed")
+            lines.append(f"{recipe}: no variant has {figure} with every seed and the whole budget")
             continue
         name = max(means, key=lambda name: means[name])
         command = shlex.join(["--config", recipe, *flags[name]])

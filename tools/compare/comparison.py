@@ -1,17 +1,16 @@
-"""A comparison from its first pilot to its last run; what exists already is not done again.
+"""A comparison from its first random encoder to its last run; what exists is not done again.
 
-random encoders ─▶ pilots: seconds of a step ─▶ for every seed: for every variant: a run
+random encoders ─▶ for every seed: for every variant: a run
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from rich.console import Console
 from rich.status import Status
 
 from shards import durable
-from tools.compare import run
+from tools.compare import load, run
 from tools.compare.plan import Plan
 from tools.compare.result_tables import LEARNED, RANDOM, RESULT, main_of
 from tools.compare.run import Failed
 from tools.compare.variants import Variant, summary, terms
-from training import run_length
 from training.config import gpu_available
-from training.monitor import METRICS, records
+from training.monitor import METRICS
 from training.run import checkpoint, run_folder
 from training.settings import Settings
 from training.surroundings import without_absolute_paths
@@ -67,18 +65,11 @@ class Comparison:
             for variant in plan.encoders():
                 for seed in plan.seeds:
                     self._evaluate_random(variant, seed)
-            if plan.budget.seconds is not None:
-                for variant in plan.compared:
-                    self._pilot(variant)
-            lengths = {variant.name: plan.length(variant) for variant in plan.compared}
-            self.write()
             # Recipes alternate, so that a busy hour of the machine slows all of them.
             todo = [(variant, seed) for seed in plan.seeds for variant in plan.compared]
             for number, (variant, seed) in enumerate(todo, start=1):
-                steps = lengths[variant.name]
-                if steps is not None:  # else its pilot failed
-                    self._train(variant, seed, steps, f"run {number} of {len(todo)}: ")
-                    self.write()
+                self._train(variant, seed, f"run {number} of {len(todo)}: ")
+                self.write()
 
     def write(self) -> dict[str, Any]:
         """Write all that is known to OUT/comparison.json, without absolute paths; return it."""
@@ -117,34 +108,14 @@ class Comparison:
         config.write_text(text)
         self._child(_random_name(variant, seed), self._plan.random_command(variant, seed), None)
 
-    def _pilot(self, variant: Variant) -> None:
-        """Measure the seconds of a step, unless a variant with equal steps had its pilot."""
-        found = self._plan.pilot(variant)
-        folder, name = found.with_suffix(""), _pilot_name(found)
-        if found.exists() or name in self.errors:
-            return
-        steps: list[dict[str, Any]] = []
-        for log_every in (variant.resolved["log_every"], 1):  # 1 only if steps are slow
-            shutil.rmtree(folder, ignore_errors=True)  # of a pilot that was stopped
-            command = self._plan.pilot_command(variant, log_every=log_every)
-            if not self._child(name, command, folder):
-                return
-            steps = [record for record in records(folder) if "loss" in record]
-            if len(steps) >= run_length.RECORDS:
-                break
-        run.drop_checkpoints(folder)
-        (folder / run_folder.ENCODER).unlink()
-        facts = asdict(run_length.step_time_of(steps))
-        facts |= {"steps": steps[-1]["step"], "command": shown(command)}
-        _write_json(found, facts)
-        self._say(f"{name}: {1000 * facts['seconds_per_step']:.3g} ms a step")
-
-    def _train(self, variant: Variant, seed: int, steps: int, number: str) -> None:
+    def _train(self, variant: Variant, seed: int, number: str) -> None:
         """Train a run, unless that is done."""
         folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
         if not run.finished(folder):
-            command = self._plan.run_command(variant, seed, steps)
-            if not self._child(name, command, folder, number):
+            command = self._plan.run_command(variant, seed)
+            with load.measured(self._plan.load(variant, seed)):
+                trained = self._child(name, command, folder, number)
+            if not trained:
                 return
             if not run.finished(folder):
                 self.errors[name] = "it ended without a final evaluation"
@@ -190,10 +161,6 @@ class Comparison:
             "views_of_first_group": variant.resolved["views"]["count"],
             "resolved": variant.resolved,
         }
-        if self._plan.budget.seconds is not None:
-            facts["pilot"] = self._plan.step_time(variant)
-            if error := self.errors.get(_pilot_name(self._plan.pilot(variant))):
-                facts["error"] = f"its pilot failed: {error}"
         return facts
 
     def _random(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -209,9 +176,7 @@ class Comparison:
 
     def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
-        steps = self._plan.length(variant)
-        if steps is not None:
-            facts["command"] = shown(self._plan.run_command(variant, seed, steps))
+        facts["command"] = shown(self._plan.run_command(variant, seed))
         if run.finished(self._plan.run(variant, seed)):
             return facts | self._figures(variant, seed)
         if error := self.errors.get(_run_name(variant, seed)):
@@ -220,8 +185,13 @@ class Comparison:
 
     def _figures(self, variant: Variant, seed: int) -> dict[str, Any]:
         folder, size = self._plan.run(variant, seed), variant.resolved["batch_size"]
-        total = run_folder.read_config(folder)["steps"]
-        return run.result(folder, batch_size=size, views=variant.views, total_steps=total)
+        found = run.result(folder, batch_size=size, views=variant.views)
+        budget = self._plan.budget
+        used = found["seconds"] if budget.seconds else found["image_views"]
+        whole = budget.seconds or (self._plan.length(variant) or 0) * variant.image_views
+        found["budget_used"] = used / whole
+        found["other_programs"] = load.others(self._plan.load(variant, seed))
+        return found
 
 
 def check(plan: Plan) -> None:
@@ -267,10 +237,6 @@ def shown(command: list[str]) -> str:
 
 def _random_name(variant: Variant, seed: int) -> str:
     return f"{RANDOM} of {variant.name}, seed {seed}"
-
-
-def _pilot_name(found: Path) -> str:
-    return f"pilot {found.stem}"
 
 
 def _run_name(variant: Variant, seed: int) -> str:

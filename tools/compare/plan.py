@@ -1,9 +1,9 @@
 """Where the files of a comparison lie, how long its runs are, and the commands that make them.
 
 OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
-    pilots/RECIPE-HASH.json     seconds of a step
     runs/VARIANT-seed0/         as train.py leaves it, without checkpoints
     logs/*.log                  output of the child processes
+    loads/VARIANT-seed0.json    what other programs took of the processor while a run was trained
     comparison.json, .md, .png  the result
 """
 
@@ -14,15 +14,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tools.compare import run
-from tools.compare.variants import EVALUATION_SETS, Variant, terms
-from training import run_length
-from training.run_length import RunLength, StepTime
+from tools.compare.budget import Budget
+from tools.compare.variants import Variant, terms
 
 CHECKPOINTS = 10  # of a run: a kill costs at most a tenth of it
-ENDLESS = 10**9  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ class Plan:
     samples: dict[str, int]
     """{shard set: number of samples}."""
     seeds: Sequence[int]
-    budget: RunLength
+    budget: Budget
     points: int
     """Evaluations in a run, the last included."""
     processes: int
@@ -56,9 +53,9 @@ class Plan:
         """Return the JSON with the figures of a random encoder."""
         return self.out / "random" / f"{variant.name}-seed{seed}.json"
 
-    def pilot(self, variant: Variant) -> Path:
-        """Return the JSON with the step time of a variant; variants with equal steps share one."""
-        return self.out / "pilots" / f"{variant.cost_key(self.processes)}.json"
+    def load(self, variant: Variant, seed: int) -> Path:
+        """Return the JSON that says how busy other programs were; see `tools.compare.load`."""
+        return self.out / "loads" / f"{variant.name}-seed{seed}.json"
 
     # ── lengths ─────────────────────────────────────────────────────────────────────────────────
 
@@ -71,27 +68,19 @@ class Plan:
             kinds.setdefault(json.dumps([*kind, size]), variant)
         return list(kinds.values())
 
-    def step_time(self, variant: Variant) -> dict[str, Any] | None:
-        """Return what the pilot of a variant found, None before it."""
-        path = self.pilot(variant)
-        return json.loads(path.read_text()) if path.exists() else None
-
     def length(self, variant: Variant) -> int | None:
-        """Return the number of steps of a run, None before its pilot.
+        """Return the number of steps of a run; None if it is as long as its seconds.
 
         Raises:
             ValueError: no step fits into the budget, or none after the warm-up.
         """
-        found = self.step_time(variant) if self.budget.seconds else None
-        if self.budget.seconds and found is None:
-            return None
-        time = StepTime(found["seconds_per_step"], found["start_up"]) if found else None
         try:
-            steps = self.budget.steps(variant.image_views, time)
+            steps = self.budget.steps(variant.image_views)
         except ValueError as error:
             raise ValueError(f"{variant.name}: {error}") from error
-        warmup = round(variant.resolved["warmup_epochs"] * self._epoch(variant))
-        if warmup >= steps:
+        epoch = self.samples[variant.resolved["shards"]] // variant.resolved["batch_size"]
+        warmup = round(variant.resolved["warmup_epochs"] * epoch)
+        if steps is not None and warmup >= steps:
             raise ValueError(
                 f"{variant.name}: its warm-up takes {warmup:,} steps, but only {steps:,} fit into "
                 "the budget. Give more, or all a shorter warm-up: -- --warmup_epochs 0."
@@ -107,30 +96,19 @@ class Plan:
         words += ["--device", settings["device"], "--mixed_precision", settings["mixed_precision"]]
         return [sys.executable, "-m", "tools.evaluate", *words]
 
-    def pilot_command(self, variant: Variant, *, log_every: int) -> list[str]:
-        """Return the command that measures the seconds of a step."""
-        assert self.budget.seconds is not None
-        seconds = min(run_length.SECONDS, self.budget.seconds / 4)
-        words = ["--steps", str(ENDLESS), "--max_seconds", f"{seconds:g}"]
-        for name in (*EVALUATION_SETS, "evaluate_every"):
-            words += [f"--{name}", "null"]
-        words += ["--log_every", str(log_every), "--checkpoint_every", str(ENDLESS)]
-        return self._train(variant, self.seeds[0], self.pilot(variant).with_suffix(""), words)
+    def run_command(self, variant: Variant, seed: int) -> list[str]:
+        """Return the command that trains a run.
 
-    def run_command(self, variant: Variant, seed: int, steps: int) -> list[str]:
-        """Return the command that trains a run."""
-        between = -(-steps // self.points)
-        words = ["--steps", str(steps), "--max_seconds", f"{self.budget.seconds or 'null'}"]
-        words += ["--evaluate_every", repr(between / self._epoch(variant))]
-        words += ["--checkpoint_every", str(max(1, steps // CHECKPOINTS))]
-        return self._train(variant, seed, self.run(variant, seed), words)
-
-    def _train(self, variant: Variant, seed: int, folder: Path, words: Sequence[str]) -> list[str]:
-        mine = ["--config", str(variant.recipe), *self.more, *variant.flags]
-        fixed = ["--epochs", "null", "--profile_seconds", "0", "--keep_checkpoints", "1"]
-        fixed += ["--trackers", "[]", "--seed", str(seed), "--run", str(folder)]
-        return [*run.launch(self.processes), *mine, *fixed, *words]
-
-    def _epoch(self, variant: Variant) -> int:
-        """Return the number of steps in an epoch."""
-        return self.samples[variant.resolved["shards"]] // variant.resolved["batch_size"]
+        Raises:
+            ValueError: see `length`.
+        """
+        steps, folder = self.length(variant), self.run(variant, seed)
+        words = ["--config", str(variant.recipe), *self.more, *variant.flags]
+        words += ["--epochs", "null", "--steps", f"{steps or 'null'}"]
+        words += ["--max_seconds", f"{self.budget.seconds or 'null'}"]
+        words += ["--evaluate_every", "null", "--evaluations", str(self.points)]
+        if steps is not None:  # else there is a checkpoint after each evaluation
+            words += ["--checkpoint_every", str(max(1, steps // CHECKPOINTS))]
+        words += ["--profile_seconds", "0", "--keep_checkpoints", "1", "--keep_every", "0"]
+        words += ["--trackers", "[]", "--seed", str(seed), "--run", str(folder)]
+        return [*run.launch(self.processes), *words]

@@ -14,6 +14,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from tools.compare.load import DISTURBED
+
 RESULT = "comparison.json"
 RANDOM = "random encoder"
 # What the encoder learned: {figure: heading}. Accuracies are in percent; more is better.
@@ -45,7 +47,8 @@ SETTINGS = {
     "weight_decay": "decay",
     "warmup_epochs": "warm-up",
 }
-CUT = 0.02  # share of the schedule that a run may lack without a remark
+ENOUGH = 0.95
+"""Share of the budget that a run must have had to be the best."""
 Spread = tuple[float, float | None]
 
 
@@ -55,8 +58,8 @@ class TableRow:
 
     label: str
     figures: dict[str, Spread]
-    complete: bool
-    """Whether it has figures of every seed."""
+    fair: bool
+    """Whether it has figures of every seed, each from the whole budget and an idle machine."""
     trained: bool = True
     marks: str = ""
     notes: list[str] = field(default_factory=list)
@@ -114,7 +117,7 @@ def rows(record: Mapping[str, Any]) -> list[TableRow]:
             known.append(each["figures"])
     for name, figures in random.items():
         label = RANDOM if len(random) == 1 else f"{RANDOM} of {names[name]}"
-        found.append(TableRow(label, _spreads(figures, LEARNED), complete=True, trained=False))
+        found.append(TableRow(label, _spreads(figures, LEARNED), fair=True, trained=False))
     return found
 
 
@@ -125,8 +128,8 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
         known = [row.figures.get(name) for row in found]
         if not any(known):
             continue
-        # A variant that lacks a seed cannot be the best.
-        whole = [row.trained and row.complete for row in found]
+        # Another one cannot be the best.
+        whole = [row.trained and row.fair for row in found]
         trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
         if name in LEARNED and name != "effective_dimension" and len(trained) > 1:
@@ -250,15 +253,17 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     mine = [run for run in record["runs"] if run["variant"] == variant["name"]]
     done = [run for run in mine if "final" in run]
     said, marks = [], ""
-    cut = {
-        run["seed"]: run["steps"] / run["total_steps"]
-        for run in done
-        if run["steps"] < (1 - CUT) * run["total_steps"]
-    }
-    if cut:
-        marks += " †"
-        which = ", ".join(f"seed {seed} at {share:.0%}" for seed, share in cut.items())
-        said.append(f"† {label}: cut off by --seconds before the schedule's end: {which}")
+    short, disturbed = _short(done), {}
+    if "seconds" in record["budget"]:  # image views cost as many steps beside other programs
+        disturbed = _disturbed(done)
+    for mark, shares, words in (
+        ("†", short, "used {} of the budget"),
+        ("‡", disturbed, "other programs took {} of the processor meanwhile"),
+    ):
+        if shares:
+            marks += f" {mark}"
+            which = words.format(", ".join(f"{s:.0%} (seed {seed})" for seed, s in shares.items()))
+            said.append(f"{mark} {label}: {which}, so it is not in bold face")
     complete = len(done) == len(record["seeds"])
     if not complete:
         marks += f" ({len(done)} of {len(record['seeds'])})"
@@ -267,7 +272,24 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
         said.append(f"{label}: {variant['error']}")
     figures = [run["final"] | {name: run[name] for name in COST} for run in done]
     values = _spreads(figures, {**LEARNED, **COST})
-    return TableRow(label, values, complete, marks=marks, notes=said)
+    fair = complete and not (short or disturbed)
+    return TableRow(label, values, fair, marks=marks, notes=said)
+
+
+def _short(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return {seed: share of the budget} of runs that had much less of it than it is."""
+    shares: dict[int, float] = {}
+    for run in done:
+        # Until version 0.1.0 a forecast of steps was the budget.
+        forecast = run["steps"] / run.get("total_steps", run["steps"])
+        shares[run["seed"]] = run.get("budget_used", forecast)
+    return {seed: share for seed, share in shares.items() if share < ENOUGH}
+
+
+def _disturbed(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return {seed: share of the processor} of runs beside which other programs worked."""
+    shares = {run["seed"]: run.get("other_programs") or 0.0 for run in done}
+    return {seed: share for seed, share in shares.items() if share > DISTURBED}
 
 
 def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:

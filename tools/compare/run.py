@@ -49,7 +49,7 @@ def drop_checkpoints(run: Path) -> None:
     shutil.rmtree(run / checkpoint.FOLDER, ignore_errors=True)
 
 
-def result(run: Path, *, batch_size: int, views: int, total_steps: int) -> dict[str, Any]:
+def result(run: Path, *, batch_size: int, views: int) -> dict[str, Any]:
     """Return the figures of a finished run.
 
     Speed and waiting leave out the first record, which includes the start of the pipeline. The
@@ -59,7 +59,6 @@ def result(run: Path, *, batch_size: int, views: int, total_steps: int) -> dict[
         run: the run's folder.
         batch_size: samples in a step.
         views: views of a sample.
-        total_steps: length of the run's schedule.
     """
     found = records(run)
     steps = [record for record in found if "loss" in record]
@@ -83,7 +82,6 @@ def result(run: Path, *, batch_size: int, views: int, total_steps: int) -> dict[
 
     return {
         "steps": last["step"],
-        "total_steps": total_steps,
         "seconds": last["seconds"],
         "image_views": last["step"] * batch_size * views,
         "images_per_second": (last["step"] - first["step"]) * batch_size / spent,

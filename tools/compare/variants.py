@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ def _rule(name: str) -> Mapping[str, Any]:
     """Return what a setting says of itself; see `pipeline.setting`."""
     from training.settings import RULES  # here: it imports every network, for seconds
 
-    return RULES.get(name, {"compare": "costs", "flag": ""})
+    return RULES.get(name, {"compare": "own", "flag": ""})
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,6 @@ class Variant:
     def image_views(self) -> int:
         """Views that the encoder is shown in a step, over all ranks."""
         return self.resolved["batch_size"] * self.views
-
-    def cost_key(self, processes: int) -> str:
-        """Return a name that variants share if their steps take equally long.
-
-        Of the method's arguments, numbers with a point, such as temperatures, are assumed to cost
-        nothing; whole numbers, such as the length of a queue, may cost time.
-        """
-        rest = {n: v for n, v in self.resolved.items() if _rule(n)["compare"] == "costs"}
-        rest["method"] = _without_floats(rest["method"])
-        text = json.dumps([rest, processes], sort_keys=True)
-        return f"{self.recipe.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def variants(
@@ -265,12 +253,6 @@ def _text(value: Any) -> str:
 
 def _groups(resolved: dict[str, Any]) -> list[dict[str, Any]]:
     return [resolved["views"], *resolved["more_views"]]
-
-
-def _without_floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_floats(each) for name, each in value.items()}
-    return None if isinstance(value, float) else value
 
 
 def _last(class_path: str) -> str:
