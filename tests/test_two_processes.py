@@ -10,6 +10,7 @@ import torch
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import BIN, TWO, arguments, finish, kill, losses, start, wait_for_step, weights
+from training.monitor import records
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,18 @@ def started_for(run: Path) -> set[int]:
             if str(run) in words and not any("accelerate" in word for word in words):
                 found.add(int(folder.name))
     return found
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one_clock(shard_set: ShardSet, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ["--max_seconds", "6", "--evaluations", "3"]
+    words += ["--evaluation_test", str(shard_set.root)]
+    code, out, err = finish([str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, *words)])
+    assert code == 0, out + err
+    found = records(run)
+    assert [each["evaluation"] for each in found if "evaluation" in each] == [
+        *("online", "online"),
+        "final",
+    ]
+    last = [each for each in found if "loss" in each][-1]
+    assert 6 <= last["seconds"] < 9 and last["learning_rate"] < 0.001  # of 0.01

@@ -31,12 +31,12 @@ class Agreement:
     def exchange(self, mine: Sequence[int]) -> list[int]:
         """Return the largest of each number that any rank gave a step ago, at first zeros.
 
-        A single process gets its own numbers.
+        A single process gets its own numbers. Numbers that are not given are zeros.
         """
         if self._group is None:
             return list(mine)
         said = self._receive()
-        self._message.copy_(torch.tensor(mine))
+        self._message.zero_()[: len(mine)] = torch.tensor(mine)
         self._sent = dist.all_reduce(
             self._message,
             op=cast(dist.ReduceOp, dist.ReduceOp.MAX),

@@ -107,7 +107,7 @@ class Writer:
             _, *statuses = agreement.agree([0, *self.status()])
             self._news = self.advance(statuses)
             self._wait()
-        return agreement.agree([self._committed, 0, 0])[0]  # rank 0 knows
+        return agreement.agree([self._committed])[0]  # rank 0 knows
 
     def finish(self, step: int, agreement: Agreement) -> None:
         """Wait for the last checkpoint. Every rank calls this at the same step.
