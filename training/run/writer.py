@@ -104,8 +104,7 @@ class Writer:
         """
         self._wait()
         if self._open:
-            _, *statuses = agreement.agree([0, *self.status()])
-            self._news = self.advance(statuses)
+            self._news = self.advance(agreement.agree(self.status()))
             self._wait()
         return agreement.agree([self._committed])[0]  # rank 0 knows
 
