@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from itertools import chain, repeat
 
 import torch
@@ -107,14 +108,14 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         processes=processes,
         schedule=schedule,
         train_step=train_step,
-        suite=suite,
+        suite=suite and replace(suite, progress=monitor.evaluating),
         monitor=monitor,
         stopwatch=stopwatch,
         watch=watch,
         bottleneck=Bottleneck(loader, stages),
         collapse=Collapse(after=max(100, schedule.warmup_steps)),
     )
-    recorder.say(news(config, sets, data, saved, killed))
+    recorder.say(news(config, sets, data, suite, saved, killed))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     reason, first = TIME if schedule.out_of_time(seconds) else 0, step

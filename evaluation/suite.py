@@ -1,15 +1,21 @@
-"""All evaluations of a method on a pair of shard sets, for runs and for `tools.evaluate`."""
+"""All evaluations of a method on a pair of shard sets, for runs and for `tools.evaluate`.
+
+What cannot be computed is left out, with the reason: an evaluation ends no run. What shows before
+training that nothing can be computed, `Suite` refuses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from evaluation import copy_detection, geometry, knn, linear, retrieval
-from evaluation.features import Features, embed, eval_mode
+from evaluation.features import Features, ImageBatch, embed, eval_mode
 from model.gather import gather_rows
 from model.method import Method
 from pipeline.graph import ViewGroup
@@ -17,13 +23,43 @@ from pipeline.images import Images
 from pipeline.loader import Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
+from shards.survey import contents_of
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
 
 
+T = TypeVar("T")
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
+Progressed = Callable[[str, int, int], object]
+"""Is told what is being done, how much of it is done, and how much there is."""
+_SAME = "what k-NN and linear probe say is not of held-out images"
+
+
+@dataclass
+class Evaluation:
+    """What was found out about an encoder."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    """The same on every rank."""
+    remarks: list[str] = field(default_factory=list)
+    """What was left out, or should be known of the figures, each in a line."""
+
+    def add(self, what: str, compute: Callable[[], dict[str, float]]) -> None:
+        """Add figures; where they cannot be computed, a remark says why.
+
+        A run has taken days, and these figures are not all of it: no error of them ends it.
+
+        Args:
+            what: the figures in words.
+            compute: returns them; on all ranks it fails alike, or waits for no other.
+        """
+        try:
+            self.figures |= compute()
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            self.remarks.append(f"no {what}: {kind}{' '.join(str(error).split())}")
 
 
 class _ImageEmbedding(nn.Module):
@@ -56,6 +92,7 @@ class Suite:
         references: shard set that the queries are searched in; with `queries` or not at all.
         neighbours: votes of k-NN, see `knn.run`.
         temperature: of k-NN's votes.
+        progress: is told how far an evaluation is.
     """
 
     test: ShardSet
@@ -71,6 +108,7 @@ class Suite:
     references: ShardSet | None = None
     neighbours: int = 20
     temperature: float = 0.07
+    progress: Progressed | None = None
 
     def __post_init__(self) -> None:
         classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
@@ -92,9 +130,28 @@ class Suite:
                     f"{shard_set.root} has {len(shard_set)} samples for {self.world_size} "
                     "processes; evaluation needs one or more for each. Give a larger set."
                 )
+        if len(self.test) < 2:
+            raise ValueError(
+                f"{self.test.root} has {len(self.test)} sample, and evaluation ranks its views "
+                "among those of others. Give a held-out set of 2 samples or more."
+            )
 
-    def run(self, method: Method, *, probe: bool) -> dict[str, float]:
-        """Return every figure that the shard sets allow; the same on every rank.
+    def remarks(self) -> list[str]:
+        """Return what the manifests say will be left out, and should be known of the figures."""
+        test, train, found = self.test, self.train, []
+        if not test.manifest.classes:
+            without = "label retrieval" if train is None else "label retrieval, k-NN, linear probe"
+            found.append(f"no {without}: {test.root} has no labels")
+        elif train is not None and not train.manifest.classes:
+            found.append(f"no k-NN, linear probe: {train.root} has no labels")
+        elif train is not None and len(train.manifest.classes) == 1:
+            found.append(f"no k-NN, linear probe: {train.root} has a single class")
+        elif train is not None and train.manifest.digest() == test.manifest.digest():
+            found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
+        return found
+
+    def run(self, method: Method, *, probe: bool) -> Evaluation:
+        """Return every figure that the shard sets allow, and what was left out.
 
         Without labels these are view retrieval and the geometry of the embeddings; with labels also
         label retrieval and, with a training set, k-NN and the linear probe.
@@ -103,22 +160,57 @@ class Suite:
             method: whose encoder, and embeddings, are evaluated.
             probe: also fit the linear probe, which takes the longest.
         """
+        found = Evaluation(remarks=self.remarks())
+        found.add("view retrieval, geometry", lambda: self._views(method))
+        queries, references = self.queries, self.references
+        if queries is not None and references is not None:
+            found.add("copy detection", lambda: self.detect_copies(method, queries, references))
+        if self.test.manifest.classes:
+            what = "label retrieval, k-NN, linear probe"
+            found.add(what, lambda: self._labels(method, found, probe))
+        return found
+
+    def _views(self, method: Method) -> dict[str, float]:
         z_VAD = self.embed_views(method)
-        figures = retrieval.run_views(z_VAD) | geometry.run(z_VAD)
-        if self.queries is not None and self.references is not None:
-            figures |= self.detect_copies(method, self.queries, self.references)
-        if not self.test.manifest.classes:
-            return figures
+        return retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+
+    def _labels(self, method: Method, found: Evaluation, probe: bool) -> dict[str, float]:
+        """Add the figures of labels one by one; return none of its own."""
         test = self.features(method, self.test)
-        figures |= retrieval.run_labels(test)
-        if self.train is not None and self.train.manifest.classes:
-            train = self.features(method, self.train)
-            figures |= knn.run(
-                train, test, neighbours=self.neighbours, temperature=self.temperature
+        found.add("label retrieval", lambda: retrieval.run_labels(test))
+        train = self.train
+        if train is not None and len(train.manifest.classes) > 1:
+            found.add(
+                "k-NN, linear probe", lambda: self._classes(method, test, train, found, probe)
             )
-            if probe:
-                figures |= linear.run(train, test)
-        return figures
+        return {}
+
+    def _classes(
+        self, method: Method, test: Features, train_set: ShardSet, found: Evaluation, probe: bool
+    ) -> dict[str, float]:
+        """Add the figures of classification one by one; return none of its own."""
+        train = self.features(method, train_set)
+        found.remarks += self._shared
+        found.remarks += _unknown_classes(train, test, train_set)
+        settings = {"neighbours": self.neighbours, "temperature": self.temperature}
+        found.add("k-NN", lambda: knn.run(train, test, **settings))
+        if probe:
+            self._tell("linear probe", 0, 1)
+            found.add("linear probe", lambda: linear.run(train, test))
+        return {}
+
+    @cached_property
+    def _shared(self) -> list[str]:
+        """A remark on images that are in both labelled sets; by rank 0, which speaks for all."""
+        train, test = self.train, self.test
+        if self.rank > 0 or train is None or train.manifest.digest() == test.manifest.digest():
+            return []  # of equal sets `remarks` speaks
+        known = set(contents_of(train))
+        shared = sum(content in known for content in contents_of(test))
+        if not shared:
+            return []
+        count = f"{shared:,} of the {len(test):,} images of {test.root}"
+        return [f"{count} are in {train.root} too: {_SAME}"]
 
     def detect_copies(
         self, method: Method, queries: ShardSet, references: ShardSet
@@ -151,9 +243,14 @@ class Suite:
             device=self.device,
             tuning=self.tuning,
         )
-        with eval_mode(method):
-            network = _ImageEmbedding(embed_views) if embed_views else method.encoder
-            own = embed(network, images, autocast=self.autocast)
+        network = _ImageEmbedding(embed_views) if embed_views else method.encoder
+
+        def compute() -> Features:
+            with eval_mode(method):
+                counted = self._counted(f"features of {shard_set.root}", images)
+                return embed(network, counted, autocast=self.autocast)
+
+        own = self._on_all_ranks(compute)
         return Features(
             h_NF=gather_rows(own.h_NF),
             label_N=gather_rows(own.label_N),
@@ -166,20 +263,72 @@ class Suite:
         part = min(self.view_samples, len(self.test)) // self.world_size
         batch_size = max(1, min(128, part))
         group = replace(self.group, count=max(2, self.group.count))
-        loader = Loader(
-            self.test,
-            [group],
-            batch_size_per_rank=batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.device,
-            seed=VIEW_SEED,
-            tuning=(self.tuning or Tuning()).for_one_pass(),
-        )
-        parts: list[Tensor] = []
-        with loader, eval_mode(method):
-            for _, batch in zip(range(max(1, part // batch_size)), loader, strict=False):
-                device = self.device.type
-                with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-                    parts.append(method.embed(batch.views[0]).float())
-        return gather_rows(torch.cat(parts, dim=1).transpose(0, 1)).transpose(0, 1)
+        batches = max(1, part // batch_size)
+
+        def compute() -> Tensor:
+            parts: list[Tensor] = []
+            loader = Loader(
+                self.test,
+                [group],
+                batch_size_per_rank=batch_size,
+                rank=self.rank,
+                world_size=self.world_size,
+                device=self.device,
+                seed=VIEW_SEED,
+                tuning=(self.tuning or Tuning()).for_one_pass(),
+            )
+            with loader, eval_mode(method):
+                for number, batch in zip(range(batches), loader, strict=False):
+                    self._tell(f"views of {self.test.root}", number, batches)
+                    device = self.device.type
+                    with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+                        parts.append(method.embed(batch.views[0]).float())
+            return torch.cat(parts, dim=1)
+
+        own_VBD = self._on_all_ranks(compute)
+        return gather_rows(own_VBD.transpose(0, 1)).transpose(0, 1)
+
+    def _counted(self, what: str, images: Images) -> Iterator[ImageBatch]:
+        done = 0
+        for batch in images:
+            self._tell(what, done, len(images))
+            yield batch
+            done += len(batch.id_B)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+    def _on_all_ranks(self, compute: Callable[[], T]) -> T:
+        """Return what this rank computes; where one rank cannot, none goes on to wait for it."""
+        error: Exception | None = None
+        own: T | None = None
+        try:
+            own = compute()
+        except Exception as caught:
+            error = caught
+        if self.world_size > 1:
+            failed = torch.tensor([int(error is not None)], device=self.device)
+            ranks = gather_rows(failed).nonzero()[:, 0].tolist()
+            if ranks and error is None:
+                raise ValueError(f"rank {ranks[0]} could not compute its part; see its messages")
+        if error is not None:
+            raise error
+        return cast(T, own)
+
+
+def _unknown_classes(train: Features, test: Features, train_set: ShardSet) -> list[str]:
+    """Return a remark on test samples of classes that the training set lacks."""
+    labels = train.label_N.unique()
+    strange_N = (test.label_N >= 0) & ~torch.isin(test.label_N, labels)
+    if not bool(strange_N.any()):
+        return []
+    missing = test.label_N[strange_N].unique().tolist()
+    classes = train_set.manifest.classes
+    names = [classes[label] for label in missing[:3] if label < len(classes)]
+    which = ", ".join([*names, *(["…"] if len(missing) > 3 else [])])
+    classes_text = "a class" if len(missing) == 1 else f"{len(missing)} classes"
+    return [
+        f"{int(strange_N.sum()):,} test samples are of {classes_text} without a sample in "
+        f"{train_set.root} ({which}): each counts as wrong"
+    ]

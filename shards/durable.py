@@ -54,6 +54,22 @@ def read(path: Path) -> bytes:
         return file.read()
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Find out before long work whether its result can be written.
+
+    Raises:
+        ValueError: the path is a folder, or lies in none.
+        OSError: its folder takes no files.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file in it.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder, so {path.name} cannot be written into it.")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.touch()
+    partial.unlink()
+
+
 def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write a file that after a crash has either the old content or the new one.
 

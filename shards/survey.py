@@ -53,6 +53,17 @@ def survey(shard_set: ShardSet) -> Survey:
     return Survey(labels, widths, heights, image_bytes, contents, dict(extensions))
 
 
+def contents_of(shard_set: ShardSet) -> Iterator[str]:
+    """Yield the hash of each image as the source had it; one table at a time is read.
+
+    Raises:
+        ValueError: a table differs from the one that was written.
+    """
+    for shard in shard_set.manifest.shards:
+        for row in rows_of(shard_set, shard):
+            yield row.content
+
+
 def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     """Return the rows of one shard's table.
 

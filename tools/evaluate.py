@@ -1,6 +1,7 @@
 """Evaluate a run's encoder on shard sets: k-NN, linear probe, retrieval, geometry.
 
     python -m tools.evaluate runs/mine --json figures.json
+    python -m tools.evaluate runs/mine --beside_random true
 
 The encoder is frozen. Shard sets and their settings come from the run's recipe unless flags say
 otherwise.
@@ -9,17 +10,25 @@ otherwise.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from shards import durable
 from shards.layout import open_shards
 from training.command_line import run_function
 
 if TYPE_CHECKING:
+    from evaluation.suite import Evaluation
+    from model.method import Method
     from training.config import Config
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 
 
 def main(
@@ -31,6 +40,7 @@ def main(
     references: str | None = None,
     json: Path | None = None,
     random_init: bool = False,
+    beside_random: bool = False,
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -45,10 +55,13 @@ def main(
         json: file to write the figures to.
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
+        beside_random: evaluate these weights too, in a second column.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
     # Here and not above, so that --help takes no seconds.
+    import copy
+
     from training.run import run_folder
     from training.settings import parse
     from training.trained import locate
@@ -56,27 +69,50 @@ def main(
     run, saved = locate(run)
     if saved is None and not random_init:
         raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
-    if json and not json.parent.is_dir():
-        raise ValueError(f"{json.parent} is no folder; --json FILE is written into one.")
+    if json:
+        durable.refuse_unwritable(json)
     # This machine may lack the run's device, precision and trackers.
     here = ["--device", device, "--mixed_precision", mixed_precision, "--trackers", "[]"]
     config = parse(["--config", str(run / run_folder.CONFIG), *here]).config
     sets = _sets(config, run, test=test, train=train, queries=queries, references=references)
+    methods = {}
+    if random_init or beside_random:
+        methods["random init"] = copy.deepcopy(config.method)
     step = 0
     if not random_init and saved is not None:
         step = saved.step
         config.method.load_state_dict(saved.method())
-    figures = _figures(config, run, sets)
+        methods[f"step {step:,}"] = config.method
+    found = _evaluated(config, run, sets, methods)
 
-    weights = "random init" if random_init else f"step {step:,}"
-    table = Table(title=f"{run}, {weights}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}")
-    Console(highlight=False).print(table)
+    _show(str(run), found)
+    *beside, evaluation = found.values()
+    for remark in dict.fromkeys(line for each in found.values() for line in each.remarks):
+        Console(highlight=False).print(remark, soft_wrap=True, markup=False)
     if json:
-        _write(json, {"run": str(run), "step": step, **sets, **figures})
+        record = {"run": str(run), "step": step, **sets, **evaluation.figures}
+        if evaluation.remarks:
+            record["remarks"] = evaluation.remarks
+        if beside:
+            record["random_init"] = beside[0].figures
+        _write(json, record)
+    if not evaluation.figures:
+        sys.exit(1)
+
+
+def _show(run: str, found: Mapping[str, Evaluation]) -> None:
+    """Print a row for each figure, a column for each encoder."""
+    from evaluation.figures import ordered
+
+    table = Table(title=run, title_justify="left")
+    table.add_column("frozen encoder")
+    for name in found:
+        table.add_column(name, justify="right")
+    texts = {n: {f: text for f, _, text in ordered(e.figures)} for n, e in found.items()}
+    *_, last = found.values()
+    for figure, name, _ in ordered(last.figures):
+        table.add_row(name, *(texts[column].get(figure, "") for column in found))
+    Console(highlight=False).print(table)
 
 
 def _sets(config: Config, run: Path, **given: str | None) -> dict[str, str | None]:
@@ -93,8 +129,10 @@ def _sets(config: Config, run: Path, **given: str | None) -> dict[str, str | Non
     return {"test": test, "train": train or None, "queries": copies[0], "references": copies[1]}
 
 
-def _figures(config: Config, run: Path, sets: dict[str, str | None]) -> dict[str, float]:
-    """Return what the configuration's method is worth, with its weights as they are."""
+def _evaluated(
+    config: Config, run: Path, sets: dict[str, str | None], methods: Mapping[str, Method]
+) -> dict[str, Evaluation]:
+    """Return what methods are worth on the shard sets, by their names."""
     import torch
 
     from evaluation.suite import Suite
@@ -105,24 +143,34 @@ def _figures(config: Config, run: Path, sets: dict[str, str | None]) -> dict[str
     train, queries, references = (open_shards(root) if root else None for root in others)
     assert test is not None
     device = device_of(config)
-    suite = Suite(
-        test=open_shards(test),
-        train=train,
-        queries=queries,
-        references=references,
-        group=config.views,
-        device=device,
-        autocast=config.autocast(),
-        tuning=machine_settings.kept(run) if device.type == "cuda" else None,
-        neighbours=config.evaluation_neighbours,
-        temperature=config.evaluation_temperature,
-    )
-    method = config.method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return suite.run(method, probe=True)
+    found: dict[str, Evaluation] = {}
+    with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done / total)
+
+        suite = Suite(
+            test=open_shards(test),
+            train=train,
+            queries=queries,
+            references=references,
+            group=config.views,
+            device=device,
+            autocast=config.autocast(),
+            tuning=machine_settings.kept(run) if device.type == "cuda" else None,
+            neighbours=config.evaluation_neighbours,
+            temperature=config.evaluation_temperature,
+            progress=show,
+        )
+        for name, method in methods.items():
+            moved = method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            found[name] = suite.run(moved, probe=True)
+    return found
 
 
 def _write(path: Path, record: dict[str, object]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from evaluation.suite import Suite
 from pipeline.loader import Loader
 from pipeline.profile import Profile
 from training import launcher_options
@@ -87,7 +88,12 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
 
 
 def news(
-    config: Config, sets: ShardSets, data: Data, saved: Checkpoint | None, killed: list[str]
+    config: Config,
+    sets: ShardSets,
+    data: Data,
+    suite: Suite | None,
+    saved: Checkpoint | None,
+    killed: list[str],
 ) -> Iterator[str]:
     """Yield what else is to be said before the first step.
 
@@ -95,10 +101,15 @@ def news(
         config: of the run.
         sets: its shard sets.
         data: its loader.
+        suite: its evaluations, if it has any.
         saved: what it continues from.
         killed: which processes were killed before.
     """
     yield from launcher_options.overruled(config)
+    if suite is not None:
+        yield from suite.remarks()
+    if sets.evaluation_test is not None and sets.evaluation_test.root == sets.train.root:
+        yield f"{config.shards} is trained on and evaluated on: figures are not of held-out images"
     if saved is not None:
         yield f"continuing from step {saved.step:,}: {saved.root}"
     yield from killed

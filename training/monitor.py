@@ -17,6 +17,7 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.figures import ordered
 from shards import durable
 from training.processes import Processes
 from training.settings import Settings
@@ -98,12 +99,15 @@ class Monitor:
     def evaluation(self, record: Record) -> None:
         """Store and show the record of an evaluation."""
         self._store(record)
-        figures = "  ".join(
-            f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in record.items()
-            if name != "step"
-        )
-        self.console.print(f"evaluation at step {record['step']:,}  {figures}", soft_wrap=True)
+        measured = {name: value for name, value in record.items() if isinstance(value, float)}
+        parts = " · ".join(f"{name} {text}" for _, name, text in ordered(measured))
+        kind = "final evaluation" if record["evaluation"] == "final" else "evaluation"
+        text = f"{kind} at step {record['step']:,}  {parts or 'no figures'}"
+        self.console.print(text, soft_wrap=True)
+
+    def evaluating(self, what: str, done: int, total: int) -> None:
+        """Show on a terminal how far an evaluation is; see `evaluation.suite.Progressed`."""
+        self._progress.update(self._task, figures=f"evaluating: {what}, {done / total:.0%}")
 
     def say(self, text: str) -> None:
         """Show one line."""

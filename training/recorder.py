@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Recorder:
     watch: Watch
     bottleneck: Bottleneck
     collapse: Collapse
+    _said: set[str] = field(default_factory=set)
+    """Remarks on evaluations; each is said once."""
 
     def record(
         self, step: int, output: Output, *, learning_rate: float, skipped: int, in_a_row: int
@@ -105,16 +107,19 @@ class Recorder:
         method = self.train_step.method
         share_buffers(method)
         with self.config.uncompiled():
-            figures = self.suite.run(method, probe=final)
+            found = self.suite.run(method, probe=final)
         allocator.give_back()
         kind = "final" if final else "online"
-        self.monitor.evaluation({"step": step, "evaluation": kind} | figures)
-        self.processes.accelerator.log(figures, step=step)
+        self.monitor.evaluation({"step": step, "evaluation": kind} | found.figures)
+        self.say(line for line in found.remarks if line not in self._said)
+        self._said.update(found.remarks)
+        self.processes.accelerator.log(found.figures, step=step)
 
     def evaluate_at_end(self, step: int) -> None:
         """Make the final evaluation, unless the run has it: it was cut off after that."""
         if not any(_is_final(record, step) for record in records(self.config.run)):
-            self.evaluate(step, final=True)
+            with self.monitor:
+                self.evaluate(step, final=True)
 
     def say(self, lines: Iterable[str]) -> None:
         """Show lines to people."""

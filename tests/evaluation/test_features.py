@@ -140,13 +140,19 @@ def test_classes_are_numbered_in_the_order_of_their_labels():
     assert train.label_N.tolist() == [2, 0, 1] and test.label_N.tolist() == [1, 2]
 
 
+def test_a_test_sample_of_a_class_that_train_lacks_is_right_for_no_classifier():
+    label_K, train, test = number_classes(features([70, 5, 5]), features([5, 30, 70, 99, -1]))
+    assert label_K.tolist() == [5, 70] and train.label_N.tolist() == [1, 0, 0]
+    assert test.label_N.tolist() == [0, -1, 1, -1]
+
+
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
         (features([-1, -1]), features([0, 1]), "None of the 2 train samples"),
         (features([0, 1]), features([-1]), "None of the 1 test samples"),
         (features([4, 4, -1]), features([4]), "All 2 labelled train samples have the label 4"),
-        (features([0, 1]), features([0, 2, 3]), r"2 labels that train lacks \(\[2, 3\]\)"),
+        (features([0, 1]), features([2, 3, -1]), "none of the 2 classes of train, 0 to 1"),
         (features([0, 1]), features([0, 1], F=5), "size 4, test features 5"),
     ],
 )

@@ -33,16 +33,14 @@ def with_classes(shard_set: ShardSet, classes: list[str]) -> ShardSet:
 def test_labels_allow_more_figures(make_shard_set: MakeShardSet) -> None:
     labelled = make_shard_set(40)
     without = with_classes(labelled, [])
-    views = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
-    labels = {"label_map", "label_r1", "label_r5"}
-    probes = {"knn_top1", "linear_top1", "linear_l2"}
 
     def names(test: ShardSet, train: ShardSet | None) -> set[str]:
-        return set(Suite(test=test, train=train, group=GROUP, device=CPU).run(method(), probe=True))
+        suite = Suite(test=test, train=train, group=GROUP, device=CPU)
+        return set(suite.run(method(), probe=True).figures)
 
-    assert names(without, None) == views
-    assert names(labelled, None) == views | labels
-    assert names(labelled, labelled) == views | labels | probes
+    assert names(without, None) == VIEWS
+    assert names(labelled, None) == VIEWS | LABELS
+    assert names(labelled, labelled) == VIEWS | LABELS | PROBE | {"knn_top1"}
 
 
 def test_the_same_encoder_gets_the_same_figures_and_keeps_its_mode(
@@ -73,6 +71,110 @@ def test_fewer_samples_than_processes_are_refused(make_shard_set: MakeShardSet) 
         Suite(test=make_shard_set(5), train=None, group=GROUP, device=CPU, world_size=8)
 
 
+class Labelled(Pictures):
+    """Pictures of given labels, -1 for none; from another set where `first` is not 0."""
+
+    def __init__(self, labels: list[int], *, first: int = 0) -> None:
+        super().__init__(len(labels))
+        self.labels, self.first = labels, first
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, label=self.labels[index], image=self.pixels(index + self.first))
+
+
+VIEWS = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
+LABELS = {"label_map", "label_r1", "label_r5"}
+PROBE = {"linear_top1", "linear_l2"}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "figures", "remark"),
+    [
+        # A class of the test set without a sample in the bank, as in a small part of a set.
+        (
+            [0, 0, 1, 1],
+            [0, 1, 2, 2],
+            LABELS | {"knn_top1"} | PROBE,
+            "2 test samples are of a class",
+        ),
+        ([3, 3, 3, 3], [3, 3, 2, 2], LABELS, "no k-NN: All 4 labelled train samples have"),
+        ([0, 1, 2, 3], [0, 0, 1, 1], LABELS | {"knn_top1"}, "no linear probe: The 4 labelled"),
+        ([0, 0, 1, 1], [2, 2, 3, 3], LABELS, "no k-NN: Test has none of the 2 classes"),
+        ([0, 0, 1, 1], [0, 1], {"knn_top1"} | PROBE, "no label retrieval: No two of the 2"),
+        ([0, 0, 1, 1], [-1, -1, -1], set(), "no k-NN: None of the 3 test samples"),
+        ([-1, -1, -1], [0, 0, 1], LABELS, "no k-NN: None of the 3 train samples"),
+    ],
+)
+def test_labels_that_do_not_suit_leave_figures_out_and_nothing_else(
+    train: list[int], test: list[int], figures: set[str], remark: str, tmp_path: Path
+) -> None:
+    sets = [
+        write(Labelled(labels, first=100 * number), tmp_path / str(number))
+        for number, labels in enumerate((train, test))
+    ]
+    suite = Suite(test=sets[1], train=sets[0], group=GROUP, device=CPU)
+    found = suite.run(method(), probe=True)
+    assert set(found.figures) == VIEWS | figures
+    assert any(line.startswith(remark) for line in found.remarks), found.remarks
+
+
+def test_what_has_no_labels_is_said_before_anything_is_computed(
+    make_shard_set: MakeShardSet,
+) -> None:
+    labelled = make_shard_set(40)
+    without, single = with_classes(labelled, []), with_classes(labelled, ["only"])
+    for test, train, words in (
+        (without, None, "no label retrieval: "),
+        (without, labelled, "no label retrieval, k-NN, linear probe: "),
+        (labelled, without, "no k-NN, linear probe: "),
+        (single, single, "has a single class"),
+        (labelled, labelled, "is the set that k-NN and probe are fitted on too"),
+    ):
+        (line,) = Suite(test=test, train=train, group=GROUP, device=CPU).remarks()
+        assert words in line
+    assert not Suite(test=labelled, train=None, group=GROUP, device=CPU).remarks()
+
+
+def test_images_in_both_sets_are_counted_by_their_content(tmp_path: Path) -> None:
+    train = write(Labelled([0, 0, 0, 1, 1, 1]), tmp_path / "train")
+    test = write(Labelled([0, 1, 0, 1], first=4), tmp_path / "test")  # pictures 4 and 5 are in both
+    suite = Suite(test=test, train=train, group=GROUP, device=CPU)
+    (line,) = suite.run(method(), probe=False).remarks
+    assert line.startswith(f"2 of the 4 images of {test.root} are in {train.root} too")
+
+
+def test_one_held_out_sample_is_refused_at_once(make_shard_set: MakeShardSet) -> None:
+    with pytest.raises(ValueError, match="has 1 sample, and evaluation ranks its views"):
+        Suite(test=make_shard_set(1), train=None, group=GROUP, device=CPU)
+
+
+def test_a_set_that_cannot_be_read_costs_its_own_figures_alone(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    train = write(Pictures(20), tmp_path / "train")
+    tar = next((tmp_path / "train").glob("*.tar"))
+    tar.write_bytes(b"\xff" * tar.stat().st_size)
+    suite = Suite(test=make_shard_set(40), train=train, group=GROUP, device=CPU)
+    found = suite.run(method(), probe=True)
+    assert set(found.figures) == VIEWS | LABELS
+    (line,) = found.remarks
+    assert line.startswith("no k-NN, linear probe: ") and "tools.verify" in line
+
+
+def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> None:
+    told: list[tuple[str, int, int]] = []
+    Suite(
+        test=make_shard_set(40),
+        train=make_shard_set(41),
+        group=GROUP,
+        device=CPU,
+        progress=lambda *words: told.append(words),
+    ).run(method(), probe=True)
+    assert [what.split()[0] for what, *_ in told] == ["views", "features", "features", "linear"]
+    assert all(0 <= done < total for _, done, total in told)
+
+
 def test_copies_are_found_by_features_and_by_embeddings(
     make_shard_set: MakeShardSet, tmp_path: Path
 ) -> None:
@@ -89,7 +191,7 @@ def test_copies_are_found_by_features_and_by_embeddings(
         queries=queries,
         references=references,
     )
-    figures = suite.run(method(), probe=False)
+    figures = suite.run(method(), probe=False).figures
     for name in ("copy_map", "copy_recall_at_p90", "copy_r1", "copy_z_map", "copy_z_r1"):
         assert figures[name] == 1
     with pytest.raises(ValueError, match=r"has classes.*tools\.shard copies"):

@@ -31,7 +31,7 @@ def test_plain_lines_hold_every_figure_without_a_terminal(tmp_path: Path) -> Non
         monitor.evaluation({"step": 10, "evaluation": "final", "knn_top1": 0.75})
     shown = text.getvalue()
     figures = ("step 10/100", "loss 0.5123", "AP 0.250", "1,234 images/s", "4,938 views/s")
-    for words in (*figures, "1.2%", "1.5 GiB", "1:02:05 left", "knn_top1 0.7500"):
+    for words in (*figures, "1.2%", "1.5 GiB", "1:02:05 left", "k-NN 75.0 %"):
         assert words in shown
     assert len(shown.splitlines()) == 2  # no line is folded
     assert [record["step"] for record in records(tmp_path)] == [10, 10]
