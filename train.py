@@ -9,6 +9,9 @@ The same command again continues the run, bit for bit on the CPU, from its last 
 
 from __future__ import annotations
 
+from training import installed  # first: it answers imports that fail
+
+# isort: split
 import math
 import sys
 from dataclasses import replace
@@ -16,6 +19,7 @@ from itertools import chain, repeat
 
 import torch
 
+from pipeline import dali
 from pipeline.profile import profile
 from shards.health.watch import Watch
 from training import allocator, launcher_options, memory_forecast
@@ -36,7 +40,7 @@ from training.run.begin import begin, open_writer
 from training.run.stop import TIME, Stop
 from training.run.supervise import supervised
 from training.schedule import Schedule
-from training.settings import Settings, parse
+from training.settings import SHARD_SETS, Settings, parse
 from training.state import State
 from training.step import Step
 from training.stopwatch import Stopwatch
@@ -47,6 +51,7 @@ def main() -> None:
     follow_launcher()
     allocator.limit_arenas()
     settings = parse()
+    installed.require(dali.PACKAGE)  # which is imported when it is first used
     with supervised(settings.config) as phase:
         pretrain(settings, phase)
 
@@ -61,6 +66,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     # ── config ──────────────────────────────────────────────────────────────────────────────────
     config, (rank, world_size) = settings.config, rank_and_world_size()
     launcher_options.refuse(world_size)
+    settings.check_data(*SHARD_SETS)
     config.batch_size_per_rank(world_size)  # refuses what does not divide
     taken = rank == 0 and run_folder.take(config.run)  # before anything in it is read
     run_folder.check(config.run, settings)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+PACKAGE = "nvidia.dali"
+
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode as DataNode
     from nvidia.dali.pipeline import Pipeline as Pipeline

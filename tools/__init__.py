@@ -1,0 +1,3 @@
+"""One file or package a command; `python -m tools` lists them."""
+
+import training.installed

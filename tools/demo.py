@@ -14,13 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import dali
 from shards.layout import MANIFEST
+from training import installed
 from training.command import run_command
 from training.command_line import program
+from training.flags import FlagParser
 
 DATA, RUN = Path("data"), Path("runs/demo")
 RECIPE = "recipes/sample_s2r2.yaml"
@@ -36,7 +38,8 @@ FIGURES = {
 def main() -> None:
     """Generate, shard, preview, train, evaluate, compare."""
     summary = (__doc__ or "").partition("\n")[0]
-    ArgumentParser(prog=program(main), description=summary, exit_on_error=False).parse_args()
+    FlagParser(prog=program(main), description=summary).read()
+    installed.require("torch", dali.PACKAGE)  # what it starts needs them, minutes later
     console = Console(highlight=False)
     begin = time.monotonic()
     for split in ("unlabeled", "train", "test"):
@@ -51,9 +54,7 @@ def main() -> None:
         train = str(DATA / "sample-unlabeled")
         _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
 
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet"]
-    flags = ["--config", RECIPE, "--run", str(RUN)]
-    _call([*launcher, "--num_processes", "1", "train.py", *flags])
+    _python("train.py", "--config", RECIPE, "--run", str(RUN))
     results = {}
     for name, flags in (("random init", ["--random_init", "true"]), ("trained", [])):
         file = RUN / f"evaluation-{name.replace(' ', '-')}.json"
@@ -87,7 +88,12 @@ def _call(command: list[str]) -> None:
     shown = [Path(command[0]).name, *command[1:]]
     sys.stdout.write(f"\n$ {shlex.join(shown)}\n")
     sys.stdout.flush()
-    code = subprocess.run(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode
+    with subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # it got the same, and may be saving
+            process.wait()
+            raise
     if code:
         sys.exit(code)
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import rich.progress
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +34,7 @@ from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
 from training.command import run_command
 from training.command_line import add_parameters, described, program
+from training.flags import FlagParser, one_of
 
 SOURCES: dict[str, type[Source]] = {
     source.name: source
@@ -45,9 +46,17 @@ LINE_SECONDS = 5  # between progress lines where there is no terminal
 
 def main() -> None:
     """Parse the flags of the source that is named, and write its shard set."""
-    arguments = _parser().parse_args()
-    name = arguments.pop("source")
-    flags = arguments[name].as_dict()
+    words = sys.argv[1:]
+    if words[:1] in (["-h"], ["--help"]):
+        print(_list())
+        return
+    name = words[0] if words else ""
+    if name not in SOURCES:
+        raise ValueError(
+            f"the first word names the source: it is {name or 'missing'}, {one_of(name, SOURCES)} "
+            f"{program(main)} SOURCE --help explains it."
+        )
+    flags = _parser(name, SOURCES[name]).read(words[1:]).as_dict()
     fields = Preparation.__dataclass_fields__
     preparation = Preparation(**{field: flags.pop(field) for field in fields})
     own = inspect.signature(shard).parameters
@@ -133,23 +142,25 @@ def _engine(name: str, workers: int | None, address: str | None) -> Engine:
     return LocalWorkers(workers if workers is not None else len(os.sched_getaffinity(0)))
 
 
-def _parser() -> ArgumentParser:
+def _list() -> str:
+    """Return the help without a source: all of them, with what they are."""
+    width = max(map(len, SOURCES)) + 2
+    lines = [f"usage: {program(main)} SOURCE …, or {program(main)} SOURCE --help", ""]
+    lines += [described(shard)[0], ""]
+    return "\n".join([*lines, *(f"  {n:{width}}{_summary(s)}" for n, s in sorted(SOURCES.items()))])
+
+
+def _summary(source: type[Source]) -> str:
+    return (source.__doc__ or "").strip().partition("\n")[0]
+
+
+def _parser(name: str, source: type[Source]) -> FlagParser:
     # The strings below the fields become their help.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=program(main),
-        description=described(shard)[0],
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    commands = parser.add_subcommands(dest="source", metavar="SOURCE")
-    for name, source in sorted(SOURCES.items()):
-        summary = (source.__doc__ or "").strip().partition("\n")[0]
-        command = ArgumentParser(description=summary, allow_abbrev=False, exit_on_error=False)
-        command.add_class_arguments(source)
-        command.add_class_arguments(Preparation)
-        add_parameters(command, shard, "source", "flags", "preparation")
-        commands.add_subcommand(name, command, help=summary)
+    parser = FlagParser(prog=f"{program(main)} {name}", description=_summary(source))
+    parser.add_class_arguments(source)
+    parser.add_class_arguments(Preparation)
+    add_parameters(parser, shard, "source", "flags", "preparation")
     return parser
 
 

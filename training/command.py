@@ -1,23 +1,21 @@
 """The top of a command: wrong input ends in one line and exit code 2, not in a traceback."""
 
-import argparse
 import os
-import re
 import sys
 from collections.abc import Callable
 
+from training.installed import TRACEBACK, remedy
 from training.stream import Lasting, forget_unwritten
 
-TRACEBACK = "VIEWRANK_TRACEBACK"
 LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
 
 def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda: False) -> None:
     """Run a command's main function; an error that a user can cause becomes one line on stderr.
 
-    Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory that is not
-    there, 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps
-    its traceback; so do all with VIEWRANK_TRACEBACK=1 in the environment.
+    Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory or packages
+    that are not there, 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of
+    ours and keeps its traceback; so do all with VIEWRANK_TRACEBACK=1 in the environment.
 
     Args:
         main: the command.
@@ -28,11 +26,17 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (ValueError, OSError, argparse.ArgumentError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
         if not silent():
             Lasting(sys.stderr).write(f"error: {_message(error)}\n")
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if os.environ.get(TRACEBACK) or not remedy(error):
+            raise
+        if not silent():
+            Lasting(sys.stderr).write(f"error: {remedy(error)}\n")
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if os.environ.get(TRACEBACK) or not out_of_memory(error):
@@ -57,9 +61,4 @@ def out_of_memory(error: BaseException) -> bool:
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, argparse.ArgumentError):  # jsonargparse lays them out over many lines
-        text = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", " ".join(str(error).split()))
-        text = re.sub(r"a <class '(\w+)'>", r"\1", text)
-        optional = r"Does not validate .*? Errors: - (Expected .*?) - Expected NoneType .*Given"
-        return re.sub(optional, r"\1. Got", text)
     return str(error) or type(error).__name__

@@ -20,9 +20,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
-
+from pipeline import dali
+from training import installed
 from training.command import run_command
+from training.flags import FlagParser
 
 Repeated = Annotated[list[str], "repeated"]
 """A flag that may stand several times, each time with one value."""
@@ -45,8 +46,7 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         arguments: words to read instead of this process's command line.
 
     Raises:
-        ValueError: a recipe or its flags are wrong.
-        ArgumentError: a flag is unknown, missing or of the wrong type.
+        ValueError: a recipe is wrong, or a flag unknown, missing or of the wrong type.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     hints = get_type_hints(main, include_extras=True)
@@ -62,16 +62,14 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         from training.settings import parse  # imports every network, for seconds
 
         settings = parse([*words, *UNUSED], command_line=_recipe_parser(main))
+        installed.require(dali.PACKAGE)  # all of these use the pipeline
+        if "folder" not in parameters:
+            settings.check_data("shards")
         values |= {"settings": settings, **settings.options}
     else:
-        parser = ArgumentParser(
-            prog=program(main),
-            description=described(main)[0],
-            allow_abbrev=False,
-            exit_on_error=False,
-        )
+        parser = FlagParser(prog=program(main), description=described(main)[0])
         add_parameters(parser, main)
-        values |= vars(parser.parse_args(words))
+        values |= vars(parser.read(words))
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
     positional = [word for name in several for word in values.pop(name)]
     main(*positional, **values)
@@ -85,7 +83,7 @@ def program(main: Callable[..., None]) -> str:
     return f"python -m tools.{file.parent.name if file.stem == '__main__' else file.stem}"
 
 
-def add_parameters(parser: ArgumentParser, main: Callable[..., Any], *skipped: str) -> None:
+def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) -> None:
     """Add a flag, or a positional word, for each parameter of a function.
 
     Args:
@@ -128,15 +126,22 @@ def described(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     }
 
 
-def _recipe_parser(main: Callable[..., None]) -> ArgumentParser:
+def _recipe_parser(main: Callable[..., None]) -> FlagParser:
     """Return train.py's command line with a command's own flags; no run folder is needed."""
     from training.settings import parser
 
-    command_line = parser(program(main), described(main)[0])
+    own = FlagParser(prog=program(main))
+    add_parameters(own, main)
+    usage = " ".join(own.format_usage().removeprefix("usage: ").split()).replace("%", "%%")
+    command_line = parser(
+        program(main),
+        described(main)[0],
+        own=partial(add_parameters, main=main),
+        usage=f"{usage} --config RECIPE [--SETTING VALUE …]",
+    )
     command_line.set_defaults({"run": Path(".")})
     if "folder" in inspect.signature(main).parameters:  # the shard set, instead of --shards
         command_line.set_defaults({"shards": "."})
-    add_parameters(command_line, main)
     return command_line
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_loader, set_parsing_settings
 
 from model.encoder import Encoder
 from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.setting import Resume, settings_of
+from shards.storage import is_remote
+from training import class_help, recipe_commands
 from training.config import Config
+from training.flags import NONE, FlagParser, import_class, load, null, one_of
 
 RULES = settings_of(Config)
 """What each setting, dotted, says of itself: see `pipeline.setting`."""
@@ -35,12 +38,41 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         },
     },
 }
+LENGTHS = ("epochs", "steps")
+SHARD_SETS = ("shards", *(f"evaluation_{x}" for x in ("test", "train", "queries", "references")))
+MODE = "recipe"
+_TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
+
+
+def _load_recipe(text: str) -> Any:
+    """Return the values of a recipe: none is null, but for settings that take any text."""
+    return _nulls(load(text))
+
+
+def _nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: each if k in _TEXT else _nulls(each) for k, each in value.items()}
+    return [_nulls(each) for each in value] if isinstance(value, list) else null(value)
+
+
+set_loader(MODE, _load_recipe, (yaml.YAMLError,))
 
 
 def parser(
-    prog: str | None = None, description: str = "Pretrain an image encoder from many views."
-) -> ArgumentParser:
-    """Return the command line: one flag a field of `Config`, and `--config` for YAML files."""
+    prog: str | None = None,
+    description: str = "Pretrain an image encoder from many views.",
+    *,
+    own: Callable[[FlagParser], None] = lambda _: None,
+    usage: str = "%(prog)s --config RECIPE [--SETTING VALUE …]",
+) -> FlagParser:
+    """Return the command line: one flag a field of `Config`, and `--config` for YAML files.
+
+    Args:
+        prog: how the command is called.
+        description: what it does.
+        own: adds a tool's own arguments, which stand first in its help.
+        usage: the first line of its help.
+    """
     # The strings below the fields become their help.
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
@@ -49,12 +81,8 @@ def parser(
         import_path_denylist=["*"],
         import_path_allowlist=sorted(_packages()),
     )
-    arguments = ArgumentParser(
-        prog=prog,
-        description=description,
-        allow_abbrev=False,  # else --epoch is taken for --epochs
-        exit_on_error=False,
-    )
+    arguments = FlagParser(prog=prog, description=description, usage=usage, parser_mode=MODE)
+    own(arguments)
     arguments.add_argument(
         "--config", action="config", help="A recipe; repeatable, and later settings win."
     )
@@ -72,6 +100,28 @@ class Settings:
     """Plain values, as YAML holds them; parses to the same configuration."""
     options: dict[str, Any]
     """A tool's own arguments, which are not fields of `Config`."""
+    recipes: tuple[Path, ...] = ()
+    """The files that it was read from."""
+
+    def check_data(self, *names: str) -> None:
+        """Refuse shard sets that are not here, if a recipe's head says how to make them.
+
+        Args:
+            names: fields of the configuration that name shard sets.
+
+        Raises:
+            ValueError: which one, and the commands that make it.
+        """
+        for name in names:
+            place = getattr(self.config, name)
+            if place is None or is_remote(place) or Path(place).exists():
+                continue
+            for recipe in reversed(self.recipes):
+                if commands := recipe_commands.making(recipe, place):
+                    raise ValueError(
+                        f"{name}={place} is not there. The head of {recipe} has the commands that "
+                        f"make it: {' && '.join(commands)}"
+                    )
 
     def yaml(self) -> str:
         """Return the resolved configuration as a recipe."""
@@ -104,7 +154,7 @@ def resume_rule(name: str) -> Resume:
 
 
 def parse(
-    arguments: Sequence[str] | None = None, *, command_line: ArgumentParser | None = None
+    arguments: Sequence[str] | None = None, *, command_line: FlagParser | None = None
 ) -> Settings:
     """Read a command line. Networks are built here, with weights that depend on the seed only.
 
@@ -117,23 +167,22 @@ def parse(
     """
     command_line = command_line or parser()
     arguments = sys.argv[1:] if arguments is None else arguments
+    if (asked := class_help.asked(arguments)) is not None:
+        _print_class_help(asked, command_line.prog)
     switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
     arguments = [switches.get(word, word) for word in arguments]
-    try:
-        namespace = command_line.parse_args(arguments)
-        if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
-            # jsonargparse takes what one class was given, or has by default, over to the class
-            # that replaces it: NTXent would get SmoothAP's temperature.
-            command_line.set_defaults(chosen)
-            try:
-                namespace = command_line.parse_args(arguments)
-            finally:
-                command_line.set_defaults(DEFAULT_CLASSES)
-    except RecursionError as error:
-        raise ValueError("nested too deeply for a recipe; is that file one?") from error
-    except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
-        raise ValueError(_explain(str(error))) from error
-    namespace.pop("config", None)
+    arguments += _without_other_length(arguments)
+    namespace = command_line.read(arguments, choices=_choices)
+    if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
+        # jsonargparse takes what one class was given, or has by default, over to the class that
+        # replaces it: NTXent would get SmoothAP's temperature.
+        command_line.set_defaults(chosen)
+        try:
+            namespace = command_line.read(arguments, choices=_choices)
+        finally:
+            command_line.set_defaults(DEFAULT_CLASSES)
+    recipes = tuple(Path(str(each)) for each in namespace.pop("config", None) or () if each)
+    _refuse_nulls(namespace)
     resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
     try:
         _refuse_giants(command_line, namespace)
@@ -147,6 +196,7 @@ def parse(
         config=Config(**{name: built[name] for name in fields}),
         resolved={name: resolved[name] for name in fields},
         options={name: value for name, value in built.items() if name not in fields},
+        recipes=recipes,
     )
 
 
@@ -156,7 +206,55 @@ def _default(name: str) -> Any:
     return None if field is None or field.default is MISSING else field.default
 
 
-def _refuse_giants(command_line: ArgumentParser, namespace: Namespace) -> None:
+def _print_class_help(asked: class_help.Asked, prog: str) -> NoReturn:
+    """Print the settings of a class, and exit.
+
+    Raises:
+        ValueError: there is no such class or no such setting.
+    """
+    here: Any = parser().read(["--shards", ".", "--run", ".", *asked.words], choices=_choices)
+    parts = asked.setting.split(".")
+    for part in parts:
+        inside = here.get("init_args", here)
+        here = inside.get(part) if isinstance(inside, Namespace) else None
+    if not isinstance(here, Namespace) or "class_path" not in here or parts[-1] not in CLASSES:
+        raise ValueError(f"{asked.setting} is no class, so that it has no help of its own.")
+    classes = {each.__name__: each for each in _concrete(CLASSES[parts[-1]])}
+    name = asked.name or here.class_path.rpartition(".")[2]
+    if name not in classes:
+        raise ValueError(f"{asked.setting}={name}, {one_of(name, classes)}")
+    sys.stdout.write(class_help.text(classes[name], asked.setting, prog))
+    sys.exit(0)
+
+
+def _refuse_nulls(part: Namespace, prefix: str = "") -> None:
+    """Refuse null where a class needs a value: it passes for any type in jsonargparse.
+
+    Raises:
+        ValueError: which setting it is.
+    """
+    of = import_class(part.class_path) if "class_path" in part else None
+    known = inspect.signature(of).parameters if of else {}
+    for name, value in vars(part.init_args if of else part).items():
+        if value is None and name in known and "None" not in str(known[name].annotation):
+            raise ValueError(f"{prefix}{name}=null, but it needs a value; without, leave it out.")
+        if isinstance(value, Namespace):
+            _refuse_nulls(value, f"{prefix}{name}.")
+
+
+def _without_other_length(words: Sequence[str]) -> list[str]:
+    """Return words that undo a recipe's --steps where --epochs is a flag, and the reverse."""
+    given: dict[str, str] = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in LENGTHS:
+            given[name] = value if equals else after
+    if len(given) != 1 or {*given.values()} & {*NONE, "null"}:
+        return []
+    return [word for name in LENGTHS if name not in given for word in (f"--{name}", "null")]
+
+
+def _refuse_giants(command_line: FlagParser, namespace: Namespace) -> None:
     """Refuse networks that this machine has no memory for, before it tries, and is brought down.
 
     Raises:
@@ -208,18 +306,9 @@ CLASSES = {
 }
 
 
-def _explain(message: str) -> str:
-    """Return jsonargparse's message on one line, with the choices where a class name is wrong."""
-    line = " ".join(message.split())
-    if "codec can't decode" in line:
-        line = f"a --config file is no text in UTF-8: {line}"
-    if "import path" in line or "is abstract" in line:
-        # The last key named is the innermost, where the wrong name stands.
-        keys = [key.rsplit(".", 1)[-1] for key in re.findall(r'Parser key "([^"]+)"', line)]
-        if keys and keys[-1] in CLASSES:
-            names = sorted(_concrete(CLASSES[keys[-1]]))
-            line += f". Choose from {', '.join(names)}."
-    return line
+def _choices(name: str) -> set[str]:
+    """Return the names of the classes that a setting takes, by the last part of its name."""
+    return {each.__name__ for each in _concrete(CLASSES[name])} if name in CLASSES else set()
 
 
 def _packages() -> set[str]:
@@ -232,7 +321,7 @@ def _packages() -> set[str]:
     return found
 
 
-def _concrete(base: type) -> set[str]:
-    """Return the names of the classes that can stand where `base` is asked for."""
-    own = set() if inspect.isabstract(base) else {base.__name__}
+def _concrete(base: type) -> set[type]:
+    """Return the classes that can stand where `base` is asked for."""
+    own = set() if inspect.isabstract(base) else {base}
     return own.union(*(_concrete(child) for child in base.__subclasses__()))

@@ -50,8 +50,12 @@ def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
         (["folder", "--root", "IN", "--out", "IN"], ["IN is not empty: it holds class_00"]),
         (["folder", "--root", "IN", "--out", "OUT", "--limit", "0"], ["limit=0; expected 1"]),
         (["folder", "--root", "IN", "--out", "OUT", "--limit", "few"], ["limit", "few"]),
-        (["folder", "--root", "IN", "--out", "OUT", "--lim", "3"], ["unrecognized", "--lim"]),
-        (["folder", "--root", "IN"], ["required", "out"]),
+        (
+            ["folder", "--root", "IN", "--out", "OUT", "--lim", "3"],
+            ["unrecognized", "nearest flag is --limit"],
+        ),
+        (["folder", "--root", "IN"], ["required: --out"]),
+        (["folder"], ["required: --root, --out"]),
         (
             ["folder", "--root", "IN", "--out", "OUT", "--encoding", "gif"],
             ["encoding='gif'; expected original, png, raw, or jpeg:QUALITY"],
@@ -63,9 +67,11 @@ def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
         ),
         (
             ["stl10", "--root", "IN", "--out", "OUT", "--split", "val"],
-            ["one of 'train'", "val"],
+            ["split=val", "one of train, test"],
         ),
-        (["imagenet"], ["imagenet", "folder"]),
+        (["imagenet"], ["imagenet", *SOURCES]),
+        (["foldr"], ["The nearest is folder."]),
+        ([], ["the first word names the source", *SOURCES]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(

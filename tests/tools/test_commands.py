@@ -1,6 +1,7 @@
 """Every file of tools/ is a command, and `viewrank` lists and starts them all."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -68,6 +69,28 @@ def test_help_names_every_argument_and_loads_no_torch(name: str) -> None:
     shown, modules = asked.stdout.rstrip("\n").rsplit("\n", 1)
     assert shown.startswith(f"usage: viewrank {name}")
     assert not {"torch", "nvidia.dali", "torchvision"} & set(modules.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("preview", ["FOLDER", "--out", "--rows"]),
+        ("bench", ["{pipeline,step,feed}", "--seconds", "--rounds", "--json", "--chart"]),
+        ("tune", ["--seconds", "--out"]),
+    ],
+)
+def test_a_tool_s_own_flags_stand_before_those_of_a_recipe(
+    name: str, own: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(viewrank._module(name)).main
+    with pytest.raises(SystemExit):
+        call(main, ["--help"])
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
+    mine, _, recipe = rest.partition("Everything that a run depends on:")
+    for word in own:
+        assert word in usage and f"  {word}" in mine
+    assert usage.count("\n") < 3 and "--batch_size" not in usage
+    assert "--batch_size" in recipe and "--batch_size" not in mine
 
 
 def test_an_unknown_command_gets_the_nearest_ones(
@@ -148,10 +171,12 @@ def test_the_docstring_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
-        (["--kind", "c"], ["kind", "Expected one of 'a', 'b'", "Got value: c"]),
-        (["--kind", "a", "--share", "much"], ["share", "Expected float. Got value: much"]),
-        (["--kin", "a"], ["unrecognized", "--kin"]),
-        ([], ["required", "kind"]),
+        (["--kind", "c"], ["kind=c", "one of a, b."]),
+        (["--kind", "a", "--share", "much"], ["share=much", "a number or none"]),
+        (["--kin", "a"], ["unrecognized", "--kin", "nearest flag is --kind"]),
+        (["--kind", "a", "--wholly-else", "b"], ["unrecognized", "--help lists all"]),
+        (["--kind", "a", "--sizes", "1", "b"], ["sizes=b", "a whole number"]),
+        ([], ["required: --kind"]),
     ],
 )
 def test_a_wrong_word_is_one_line(

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from pipeline import dali
 from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
 from tools.compare.result_tables import ENOUGH, RESULT, markdown, show
 from tools.compare.variants import EVALUATION_SETS, Variant, check_terms, variants
+from training import installed
 from training.command_line import Repeated, Rest, run_function
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def main(
         )
     if not recipes:
         raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
+    installed.require(dali.PACKAGE)  # every run would fail alike
     compared = variants(recipes, vary or [], more, where_known=vary_where_known)
     allowed = check_terms(compared, allow_differences or [])
     samples = _check_data(compared, processes)
