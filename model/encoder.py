@@ -27,8 +27,12 @@ class Encoder(nn.Module, ABC):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the features h [N, F] of normalised images [N, 3, H, W]."""
 
-    def refuse(self, size: int) -> None:
+    def refuse(self, size: int, *, group: int = 0) -> None:
         """Refuse images of a height and width, in pixels, that it cannot take.
+
+        Args:
+            size: of the views of a group.
+            group: which one: 0 is `views`, those after it are the items of `more_views`.
 
         Raises:
             ValueError: it cannot; the message says what it takes instead.
@@ -162,10 +166,18 @@ class VisionTransformer(Encoder):
         """See `Encoder.forward`."""
         return self.network(images_NCHW)
 
-    def refuse(self, size: int) -> None:
+    def refuse(self, size: int, *, group: int = 0) -> None:
         """See `Encoder.refuse`."""
-        if size != self.image_size:
+        if size == self.image_size:
+            return
+        found = f"VisionTransformer(image_size={self.image_size}) was given views of {size} pixels"
+        if group == 0:
             raise ValueError(
-                f"VisionTransformer(image_size={self.image_size}) was given views of {size} "
-                f"pixels; set both to one size, e.g. --views.size {self.image_size}."
+                f"{found}; set both to one size: --views.size {self.image_size}, or "
+                f"--method.encoder.image_size {size}."
             )
+        raise ValueError(
+            f"{found}, by item {group} of more_views. It takes one size: give that item size: "
+            f"{self.image_size}, or leave it out (--more_views '[]'); ResNet and SmallResNet take "
+            "several sizes."
+        )

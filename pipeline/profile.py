@@ -37,8 +37,13 @@ class Profile:
 
     def __str__(self) -> str:
         stages = ("read", "decode", "augment", "finish")
-        parts = " + ".join(f"{name} {getattr(self, name) * 1000:.3g}" for name in stages)
-        return f"{parts} = {self.seconds * 1000:.3g} ms a batch"
+        parts = " + ".join(f"{name} {milliseconds(getattr(self, name) * 1000)}" for name in stages)
+        return f"{parts} = {milliseconds(self.seconds * 1000)} ms a batch"
+
+
+def milliseconds(ms: float) -> str:
+    """Return milliseconds as text, with three digits or more, and never as a power of ten."""
+    return f"{ms:,.0f}" if ms >= 99.95 else f"{ms:.3g}" if ms >= 0.001 else f"{ms:.3f}"
 
 
 def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:

@@ -21,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.loader import Loader
+from pipeline.profile import milliseconds
 from training import header
 from training.command_line import run_function
 from training.rounds import GOAL, What, bench
 from training.settings import Settings
-from training.throughput import Workload, check_writable, milliseconds
+from training.throughput import Workload, check_writable
 
 NAMES = {
     "loader": "loader alone",
@@ -134,23 +135,50 @@ def conclusions(record: dict[str, Any]) -> Sequence[str]:
     """Return the conclusions from the figures, in words."""
     lines = []
     if "ratio" in record:
-        ratio, wait = record["ratio"], record["figures"]["both"]["data_wait"]
-        verdict = "neither reached nor missed for certain"
-        if ratio["least"] >= GOAL:
-            verdict = "reached"
-        elif ratio["most"] < GOAL:
-            verdict = "missed"
-        lines.append(
-            f"fed, the step runs at {ratio['median']:.3f} ({ratio['least']:.3f}.."
-            f"{ratio['most']:.3f}) of its speed on a cached batch; 1 would be a pipeline that "
-            f"costs nothing; the goal, {GOAL}, is {verdict}"
-        )
-        lines.append(f"{wait:.1%} of the time of training is waiting for data")
+        lines += _of_the_feed(record)
         if record["surroundings"]["gpu"] is None:
             lines.append("without a GPU the step lacks the core time that the pipeline takes")
     memory = " and ".join(f"{gib:.2f} GiB on the {n}" for n, gib in record["memory_gib"].items())
     lines.append(f"memory: at most {memory}")
     return lines
+
+
+def _of_the_feed(record: dict[str, Any]) -> Sequence[str]:
+    ratio, drifted = record["ratio"], record["drift"]
+    found = f"{ratio['median']:.3f} ({ratio['least']:.3f}..{ratio['most']:.3f})"
+    wait = (
+        f"{record['figures']['both']['data_wait']:.1%} of the time of training is waiting for data"
+    )
+    if drifted is None:
+        return [
+            f"fed, the step ran at {found} of its speed on a cached batch; no conclusion: one "
+            "round does not show by how much the measurements drift. Give --rounds 3.",
+            wait,
+        ]
+    if differs(record):
+        first = (
+            f"fed, the step runs at {found} of its speed on a cached batch; 1 would be a pipeline "
+            "that costs nothing"
+        )
+    else:
+        first = (
+            f"no difference found between the step when it is fed and on a cached batch: the "
+            f"measurements drift by {drifted:.1%}, and {found} is the ratio of their speeds; "
+            "measure again when nothing else runs here, or with more --seconds"
+        )
+    verdict = "neither reached nor missed for certain"
+    if abs(ratio["median"] - GOAL) > drifted:
+        if ratio["least"] >= GOAL:
+            verdict = "reached"
+        elif ratio["most"] < GOAL:
+            verdict = "missed"
+    return [f"{first}; the goal, {GOAL}, is {verdict}", wait]
+
+
+def differs(record: dict[str, Any]) -> bool:
+    """Whether the step is slower when it is fed, by more than the measurements drift."""
+    drifted, ratio = record["drift"], record["ratio"]["median"]
+    return drifted is not None and max(ratio, 1 / ratio) - 1 > drifted
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -181,7 +209,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     around = record["surroundings"]
     where = around["gpu"] or f"{around['cores']} CPU cores"
     title = f"{record['batch_size']} images × {record['views']} views a batch, {where}"
-    if "ratio" in record:
+    if "ratio" in record and differs(record):
         title += f": fed at {record['ratio']['median']:.3f} of the step's speed"
     axes.set_title(title, loc="left", size=10)
     chart.savefig(path, format="png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.loader import Loader
-from pipeline.profile import Profile
+from pipeline.profile import Profile, milliseconds
 from pipeline.tuning import default_threads
 
 # Shares of the time waiting for data: from the first on a run is called input-bound, below the
@@ -44,10 +44,8 @@ class Bottleneck:
             return f"input-bound: {waiting}; {self.limit()}; {self.advice()}"
         text = f"compute-bound: {waiting}"
         if self.profile is not None:
-            text += (
-                f"; the pipeline alone could feed steps of {self.profile.seconds * 1000:,.3g} ms, "
-                f"they take {step_seconds * 1000:,.3g} ms"
-            )
+            feeds, takes = (milliseconds(1000 * x) for x in (self.profile.seconds, step_seconds))
+            text += f"; the pipeline alone could feed steps of {feeds} ms, they take {takes} ms"
         return text
 
     def limit(self) -> str:
@@ -58,7 +56,7 @@ class Bottleneck:
             return f"the pipeline {where} is the limit"
         stage = self.profile.largest
         share = getattr(self.profile, stage) / max(self.profile.seconds, 1e-9)
-        whole = f"{self.profile.seconds * 1000:,.3g} ms a batch"
+        whole = f"{milliseconds(self.profile.seconds * 1000)} ms a batch"
         return f"{stage} {where} is the limit ({share:.0%} of the pipeline's {whole})"
 
     def advice(self) -> str:

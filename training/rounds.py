@@ -16,6 +16,7 @@ from training.throughput import (
     Measurement,
     Workload,
     cached,
+    drift,
     feed_turn,
     fill_cache,
     machine,
@@ -83,6 +84,8 @@ def bench(
             ratios = [r["step"].seconds_a_batch / r["both"].seconds_a_batch for r in measured]
             record["ratio"] = {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
             record["goal"] = GOAL
+            times = ([r[name].seconds_a_batch for r in measured] for name in ("step", "both"))
+            record["drift"] = max(map(drift, times)) if rounds > 1 else None
         record["memory_gib"] = memory_gib(workload.device)
         if trace:
             write_trace(list(turns.values())[-1], trace, workload.device)
@@ -126,7 +129,8 @@ def _take(
         fill_cache(loader)
     for number in range(rounds + 1):
         measured.append({})
-        for name, turn in turns.items():
+        # There and back again: a machine that slows down or speeds up favours none.
+        for name, turn in turns.items() if number % 2 else reversed(turns.items()):
             say(number, name)
             fed = loader if name != "step" else None
             # The round before the first is short, and not counted: it compiles and allocates.

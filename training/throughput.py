@@ -7,7 +7,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -242,9 +242,16 @@ def memory_gib(device: torch.device) -> dict[str, float]:
     return most
 
 
-def milliseconds(ms: float) -> str:
-    """Return milliseconds as text, with three digits or more."""
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+def drift(times: Iterable[float]) -> float:
+    """Return by what part the same work took longer at its slowest than at its fastest.
+
+    No difference between two kinds of work is known that is not larger than this.
+
+    Args:
+        times: of the same work, in several rounds; of one round, nothing is known.
+    """
+    times = list(times)
+    return max(times) / min(times) - 1 if len(times) > 1 else math.inf
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -131,8 +131,8 @@ class Method(nn.Module, ABC):
             ValueError: they do not fit; the message says what is needed.
         """
         del counts, batch_size  # a method takes any; only its encoder may not take the size
-        for size in sizes:
-            self.encoder.refuse(size)
+        for group, size in enumerate(sizes):
+            self.encoder.refuse(size, group=group)
 
 
 def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:

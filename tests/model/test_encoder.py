@@ -55,6 +55,9 @@ def test_the_small_resnet_has_about_one_million_parameters() -> None:
 def test_a_vision_transformer_names_the_size_it_was_made_for() -> None:
     with pytest.raises(ValueError, match=r"image_size=32.*views of 48 pixels.*--views.size 32"):
         VisionTransformer(variant="b_32", image_size=32).refuse(48)
+    with pytest.raises(ValueError, match=r"views of 48 pixels, by item 2 of more_views") as error:
+        VisionTransformer(variant="b_32", image_size=32).refuse(48, group=2)
+    assert "--views.size" not in str(error.value)
     with pytest.raises(ValueError, match=r"image_size=100 is not divisible.*try 96"):
         VisionTransformer(variant="b_16", image_size=100)
 

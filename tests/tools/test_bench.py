@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import RECIPE, finish, texts
 from tools import bench
-from training import throughput
+from training import rounds, throughput
 from training.command_line import call, run_function
 
 VIEWS, BATCH_SIZE = 4, 8  # of RECIPE
@@ -67,6 +68,7 @@ def test_feed_measures_the_parts_and_the_whole(flags: list[str], tmp_path: Path)
     assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
     step, both = record["figures"]["step"], record["figures"]["both"]
     assert step["least"] / both["most"] <= ratio["median"] <= step["most"] / both["least"]
+    assert record["drift"] >= 0
     assert "loader alone" in out and f"{ratio['median']:.3f}" in out and "perfetto" in out
 
     width, height = Image.open(files["png"]).size
@@ -100,19 +102,69 @@ def test_a_part_alone(
     assert "ratio" not in record and "one round" in capsys.readouterr().out
 
 
-def test_the_verdict_is_as_certain_as_the_rounds() -> None:
-    def said(least: float, middle: float, most: float) -> str:
-        record = {
-            "ratio": {"least": least, "median": middle, "most": most},
-            "figures": {"both": {"data_wait": 0.01}},
-            "surroundings": {"gpu": "some"},
-            "memory_gib": {"host": 1.0, "gpu": 2.0},
-        }
-        return " ".join(bench.conclusions(record))
+def said(least: float, middle: float, most: float, drift: float | None = 0.001) -> str:
+    record = {
+        "ratio": {"least": least, "median": middle, "most": most},
+        "drift": drift,
+        "figures": {"both": {"data_wait": 0.01}},
+        "surroundings": {"gpu": "some"},
+        "memory_gib": {"host": 1.0, "gpu": 2.0},
+    }
+    return " ".join(bench.conclusions(record))
 
+
+def test_the_verdict_is_as_certain_as_the_rounds() -> None:
     assert "is reached" in said(0.975, 0.98, 0.99)
     assert "is missed" in said(0.90, 0.91, 0.92)
     assert "neither" in said(0.96, 0.98, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "drift", "differs", "verdict"),
+    [
+        (0.80, 0.10, True, "missed"),
+        (0.80, 0.30, False, "neither"),  # a machine that is busy at times
+        (0.95, 0.03, True, "neither"),
+        (1.00, 0.02, False, "reached"),  # no difference, and surely above the goal
+        (0.99, 0.05, False, "neither"),
+        (1.20, 0.30, False, "neither"),
+    ],
+)
+def test_measurements_that_drift_by_more_than_they_differ_show_nothing(
+    ratio: float, drift: float, differs: bool, verdict: str
+) -> None:
+    text = said(ratio - 0.001, ratio, ratio + 0.001, drift)
+    assert ("no difference found" in text) != differs
+    assert (f"drift by {drift:.1%}" in text) != differs
+    assert f"is {verdict}" in text
+
+
+def test_one_round_shows_nothing() -> None:
+    text = said(0.5, 0.5, 0.5, None)
+    assert "no conclusion" in text and "--rounds 3" in text and "missed" not in text
+
+
+def test_rounds_go_there_and_back_so_that_a_trend_favours_none() -> None:
+    """Work that gets slower with each turn: the same for both kinds, and so is their ratio."""
+    clock, order = iter(range(1, 1000)), []
+
+    def measured(turn: Any, *_: Any, **__: Any) -> throughput.Measurement:
+        return throughput.Measurement(batches=1, seconds=float(turn()), waited=0.0, host=0.0)
+
+    def say(_: int, name: str) -> None:
+        order.append(name)
+
+    loader: Any = SimpleNamespace(device=torch.device("cpu"))
+    turns: Any = {name: lambda: next(clock) for name in ("step", "both")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "measure", measured)
+        patch.setattr(rounds, "settle", lambda *_: None)
+        patch.setattr(rounds, "fill_cache", lambda *_: None)
+        found = rounds._take(turns, loader, 1.0, 3, say)
+    assert order[2:] == ["step", "both", "both", "step", "step", "both"]
+    assert list(found[0]) == ["step", "both"]
+    ratios = [each["step"].seconds / each["both"].seconds for each in found]
+    assert min(ratios) < 1 < max(ratios)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +193,10 @@ def test_wrong_input_is_one_line(
 def test_a_chart_without_matplotlib_says_how_to_get_it(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
     words = ["matplotlib", "not installed", "uv pip install"]
     refused(["bench", "step", *flags, "--chart", "x.png"], words, monkeypatch, capsys)
 

@@ -84,7 +84,37 @@ def test_a_gain_that_does_not_last_changes_nothing() -> None:
 
     search, found = searched(speed)
     assert search.best.prefetch == 4 and found == START
-    assert "within the noise" in search.verdict
+    assert "no difference found, nothing is changed" in search.verdict
+
+
+def test_a_gain_that_is_smaller_than_the_drift_changes_nothing() -> None:
+    """Both speeds go up and down together: the settings found win each round, by 10 %."""
+    seen: Counter[Tuning] = Counter()
+
+    def speed(tuning: Tuning) -> float:
+        seen[tuning] += 1
+        busy = 0.5 if steady < seen[tuning] and seen[tuning] % 2 else 1.0
+        return busy * (1.1 if tuning.prefetch == 4 else 1.0)
+
+    for steady in (0, 1000):
+        seen.clear()
+        search, found = searched(speed)
+        assert search.best.prefetch == 4
+        taken = found != START
+        assert taken == (steady == 1000)
+        assert ("no difference found" in search.verdict) != taken
+        assert ("drift by" in search.verdict) != taken
+
+
+def test_what_is_slower_in_the_end_is_said_to_be() -> None:
+    seen: Counter[Tuning] = Counter()
+
+    def speed(tuning: Tuning) -> float:
+        seen[tuning] += 1
+        return 1.0 if tuning.prefetch != 4 else 1.1 if seen[tuning] <= tune_search.ROUNDS else 0.9
+
+    search, found = searched(speed)
+    assert found == START and "not faster, nothing is changed" in search.verdict
 
 
 def test_a_gpu_is_fed_by_the_least_that_suffices_and_a_cpu_is_not() -> None:
@@ -124,6 +154,7 @@ def test_a_machine_that_changes_meanwhile_is_reported() -> None:
     calls = iter(range(10**6))
     search, found = searched(lambda _: 1 / (1 + next(calls) / 50))
     assert found == START and "search again" in search.verdict
+    assert "no difference found" in search.verdict and "nothing was faster" not in search.verdict
 
 
 def test_faster_pixels_are_advice_only(make_shard_set: MakeShardSet) -> None:
@@ -137,6 +168,14 @@ def test_faster_pixels_are_advice_only(make_shard_set: MakeShardSet) -> None:
     (line,) = search.advise(others)
     assert "--views.resampling warp" in line and "2.00 times" in line and "alias" in line
     assert search.verify() == START
+
+    calls = iter(range(10**6))
+
+    def drifting(tuning: Tuning, groups: Any, seconds: float) -> Measurement:
+        now = measured(tuning, groups, seconds)
+        return replace(now, seconds=now.seconds * (1 + next(calls) / 2))
+
+    assert not tune_search.Search(drifting, START, seconds=1000, gpu=False).advise(others)
 
 
 @pytest.fixture(scope="module")

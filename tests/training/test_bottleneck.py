@@ -9,7 +9,7 @@ import pytest
 from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from pipeline.profile import Profile, profile
+from pipeline.profile import Profile, milliseconds, profile
 from pipeline.tuning import Tuning
 from shards.layout import open_shards
 from tests.conftest import MakeShardSet
@@ -95,3 +95,13 @@ def test_a_profile_of_more_work_is_longer(make_shard_set: MakeShardSet) -> None:
         Loader(shard_set, large, batch_size_per_rank=16) as many,
     ):
         assert profile(many, seconds=0.2).augment > profile(few, seconds=0.2).augment
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(3080.4, "3,080"), (123456.7, "123,457"), (99.96, "100"), (42.24, "42.2"), (0.0512, "0.0512")],
+)
+def test_milliseconds_are_no_power_of_ten(ms: float, text: str) -> None:
+    assert milliseconds(ms) == text
+    profile = Profile(read=0.0, decode=ms / 1000, augment=0.0, finish=0.0)
+    assert f"= {text} ms a batch" in str(profile)

@@ -77,6 +77,15 @@ def test_a_command_line_can_be_read_twice():
     assert parse(LEAST, command_line=command_line).resolved == parse(LEAST).resolved
 
 
+def test_a_transformer_with_small_crops_names_what_is_to_be_changed(tmp_path: Path) -> None:
+    recipe = tmp_path / "multi_crop.yaml"
+    recipe.write_text("more_views: [{count: 6, size: 48, policy: SimCLRViews}]")
+    words = ["--config", str(recipe), "--method.encoder", "VisionTransformer"]
+    message = refused(*words, "--views.size", "224")
+    assert "48 pixels, by item 1 of more_views" in message and "--views.size" not in message
+    parse([*LEAST, *words, "--views.size", "224", "--more_views", "[]"])  # as it advises
+
+
 def test_several_view_groups_come_from_yaml(tmp_path: Path) -> None:
     recipe = tmp_path / "multi_crop.yaml"
     policy = "{class_path: SwAVViews, init_args: {small: true}}"

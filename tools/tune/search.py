@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.graph import ViewGroup
+from pipeline.profile import milliseconds
 from pipeline.tuning import Tuning, default_threads
-from training.throughput import Measurement, milliseconds
+from training.throughput import Measurement, drift
 
 ROUNDS = 2  # of each value
 FINAL_ROUNDS = 3  # of the first settings beside those found
 SEARCH_END, ADVICE_END = 0.65, 0.75  # of the time; the rest is for the final rounds
 DROP = 0.9  # of the speed of the value in use: a value slower than this at first is given up
 WORTH = 1.01  # times as fast is worth a change; less counts as equal
-DRIFT = 1.05  # times as long for the same settings is worth a word about the machine
+DRIFT = 0.05  # part by which the same settings may take longer: more hides what is sought
 ADVISE = 1.10  # times as fast is worth a word about pixels
 FRUGAL = ("threads", "prefetch")  # on a GPU, the least that suffices is taken
 UNTRIED = "no time left for it"
@@ -111,7 +112,7 @@ class Search:
         self._compare(in_use, rivals, ROUNDS, self._until(ADVICE_END), late=ADVICE_END)
         lines = []
         for name, rival in zip(others, rivals, strict=True):
-            if not rival.out and rival.ratio >= ADVISE and min(rival.ratios) > 1:
+            if not rival.out and rival.ratio >= ADVISE and _faster(in_use, rival):
                 rival.note = "not taken: it changes pixels"
                 lines.append(
                     f"advice: with --views.resampling {name} training would be {rival.ratio:.2f} "
@@ -124,14 +125,17 @@ class Search:
         begun_with = Candidate("settings begun with, again", self.start)
         if self.best == self.start:
             self._compare(begun_with, [], 1, self._until(1) / 3)
-            self.verdict = f"nothing was faster than the settings begun with{self._doubts()}"
+            same = [e for e in self.candidates if not e.groups and e.tuning == self.start]
+            drifted = drift(ms for each in same for ms in each.ms)
+            self.verdict = f"nothing was faster than the settings begun with{self._untried()}"
+            if DRIFT < drifted < math.inf:
+                self.verdict = f"no difference found: {_drifts(drifted)}{self._untried()}"
             return self.start
         found = Candidate("settings found", self.best)
         self._compare(begun_with, [found], FINAL_ROUNDS, self._until(1), least=2)
         if found.out:
             self.verdict = f"the settings found do not last ({found.note}): nothing is changed"
             return self.start
-        least, most = min(found.ratios), max(found.ratios)
         changes = ", ".join(
             f"{name} {value}"
             for name, value in asdict(self.best).items()
@@ -139,17 +143,22 @@ class Search:
         )
         figures = (
             f"{milliseconds(median(begun_with.ms))} → {milliseconds(median(found.ms))} ms a "
-            f"batch, "
-            f"{found.ratio:.3f} times as fast ({least:.3f}..{most:.3f} in {len(found.ratios)} "
-            f"rounds){self._doubts()}"
+            f"batch, {found.ratio:.3f} times as fast ({min(found.ratios):.3f}.."
+            f"{max(found.ratios):.3f} in {len(found.ratios)} rounds){self._untried()}"
         )
-        if found.ratio > WORTH and least > 1:
+        drifted = max(drift(begun_with.ms), drift(found.ms))
+        if found.ratio > WORTH and _faster(begun_with, found):
             self.verdict = f"{changes}: {figures}"
             return self.best
-        if self._gpu and self._frugal() and found.ratio * WORTH >= 1:
+        if self._gpu and self._frugal() and found.ratio * WORTH >= 1 and drifted <= DRIFT:
             self.verdict = f"{changes}: as fast, for less of the host; {figures}"
             return self.best
-        self.verdict = f"{changes}: within the noise, nothing is changed; {figures}"
+        if drifted >= abs(found.ratio - 1):
+            self.verdict = (
+                f"{changes}: no difference found, nothing is changed: {_drifts(drifted)}; {figures}"
+            )
+        else:
+            self.verdict = f"{changes}: not faster, nothing is changed; {figures}"
         return self.start
 
     def table(self) -> Table:
@@ -259,22 +268,25 @@ class Search:
         pairs = [(getattr(self.best, name), getattr(self.start, name)) for name in FRUGAL]
         return all(new <= old for new, old in pairs) and any(new < old for new, old in pairs)
 
-    def _doubts(self) -> str:
-        """Return in words what makes the result doubtful."""
-        doubts = ""
+    def _untried(self) -> str:
+        """Return in words what the search had no time for."""
         untried = sum(each.note == UNTRIED for each in self.candidates)
-        if untried:
-            doubts = (
-                f"; {untried} candidates were not tried, since --seconds {self._seconds:g} is over"
-            )
-        same = [e for e in self.candidates if e.ms and not e.groups and e.tuning == self.start]
-        drift = median(same[-1].ms) / same[0].ms[0]
-        if not 1 / DRIFT <= drift <= DRIFT:
-            doubts += (
-                f"; the same settings took {drift:.2f} times as long at the end as in the "
-                "beginning: search again when nothing else runs here"
-            )
-        return doubts
+        if not untried:
+            return ""
+        return f"; {untried} candidates were not tried, since --seconds {self._seconds:g} is over"
+
+
+def _faster(in_use: Candidate, rival: Candidate) -> bool:
+    """Whether a rival is faster in every round, and by more than the measurements drift."""
+    drifted = max(drift(in_use.ms), drift(rival.ms))
+    return min(rival.ratios) > 1 and rival.ratio - 1 > drifted
+
+
+def _drifts(part: float) -> str:
+    return (
+        f"the measurements of the same settings drift by {part:.1%}; search again when nothing "
+        "else runs here"
+    )
 
 
 def _short(text: str) -> str:
