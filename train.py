@@ -1,8 +1,9 @@
 """Pretrain an image encoder from many views.
 
-    accelerate launch train.py --config recipes/sample_s2r2.yaml
-    accelerate launch train.py --config recipes/stl10_s2r2.yaml --views.count 8 --batch_size 512
+    python train.py --config recipes/sample_s2r2.yaml
+    python train.py --config recipes/stl10_s2r2.yaml --views.count 8 --batch_size 512
 
+With several processes `accelerate launch` starts it; README has the commands.
 The same command again continues the run, bit for bit on the CPU, from its last checkpoint.
 `python train.py --help` explains every setting.
 """

@@ -175,8 +175,8 @@ def export(run: Path, encoder: Encoder, *, size: int, step: int) -> None:
 
     Args:
         run: the run's folder.
-        encoder: its `network` is exported without that prefix, so that a torchvision model takes
-            the weights as they are (`strict=False`, because it has a classifier too).
+        encoder: its `network` is exported without that prefix, so that the torchvision model it was
+            made from takes the weights as they are, once its classifier is an identity.
         size: height and width of the views that it was trained on, in pixels.
         step: number of updates done.
     """
