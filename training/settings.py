@@ -218,7 +218,7 @@ def _print_class_help(asked: class_help.Asked, prog: str) -> NoReturn:
         inside = here.get("init_args", here)
         here = inside.get(part) if isinstance(inside, Namespace) else None
     if not isinstance(here, Namespace) or "class_path" not in here or parts[-1] not in CLASSES:
-        raise ValueError(f"{asked.setting} is no class, so that it has no help of its own.")
+        raise ValueError(f"{asked.setting} is no class with help of its own; --help explains it.")
     classes = {each.__name__: each for each in _concrete(CLASSES[parts[-1]])}
     name = asked.name or here.class_path.rpartition(".")[2]
     if name not in classes:
