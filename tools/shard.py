@@ -27,6 +27,7 @@ from rich.text import Text
 import shards.source
 from shards.engine import Engine, LocalWorkers, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
+from shards.one_line import one_line
 from shards.source import Source
 from shards.storage import is_remote
 from shards.writing.output import refuse_occupied
@@ -252,6 +253,7 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
 def print_rows(rows: dict[str, str], title: str) -> None:
     """Print labelled lines: as a table on a terminal, else as they are, however long."""
     console = Console()
+    title, rows = one_line(title), {label: one_line(text) for label, text in rows.items()}
     if not console.is_terminal:
         for label, text in rows.items():
             print(f"{label:14}{text}")
