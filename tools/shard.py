@@ -30,6 +30,7 @@ from shards.layout import QUARANTINE, REASONS, ShardSet
 from shards.one_line import one_line
 from shards.source import Source
 from shards.storage import is_remote
+from shards.writing.missing import MAX_MISSING
 from shards.writing.output import refuse_occupied
 from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
@@ -67,6 +68,7 @@ def shard(
     seed: int = 0,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     drop_duplicates: bool = False,
+    max_missing: float = MAX_MISSING,
     workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -86,6 +88,9 @@ def shard(
         seed: seed of the shuffle over all samples.
         samples_per_shard: upper bound; the counts of the shards differ by at most one.
         drop_duplicates: leave out images with the same bytes as another; reads all of them twice.
+        max_missing: largest share of the samples that may be missing because they cannot be read or
+            decoded; of a class, half or this share, whichever is larger. More ends the writing,
+            and the same command with a larger share finishes it.
         workers: number of processes; by default, one for each core of this machine.
         engine: processes of this machine, or a Ray cluster.
         ray_address: address of a cluster, such as auto; by default, a local cluster is started.
@@ -104,6 +109,7 @@ def shard(
             seed=seed,
             samples_per_shard=samples_per_shard,
             drop_duplicates=drop_duplicates,
+            max_missing=max_missing,
             preparation=preparation,
             engine=chosen,
             command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),

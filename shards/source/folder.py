@@ -174,17 +174,21 @@ class ImageFolder(Source):
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        file, label = self._file(index), self._label[self._folder(index)]
+        file = self._file(index)
         place = bisect_left(self._long, index)
         is_long = self._long[place : place + 1] == array("q", [index])
         return Sample(
             key=key_from(file if is_long else os.path.splitext(file)[0]),
             image=self._place.read(file),
-            label=label,
+            label=self.label(index),
             id=index,
             metadata={"file": f"{self.split}/{file}" if self.split else file},
             extension=file.rpartition(".")[2],
         )
+
+    def label(self, index: int) -> int:
+        """Return the label of a sample, without its image."""
+        return self._label[self._folder(index)]
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

@@ -127,15 +127,19 @@ class WebDataset(Source):
         )
         if self._ids is not None and isinstance(metadata.get("json"), dict):
             metadata = metadata["json"]  # a shard set of our own: what its source knew
-        labels, level = self._labels, 0 if self._levels is None else self._levels[index]
+        level = 0 if self._levels is None else self._levels[index]
         return Sample(
             key=key_from(self._name(index, int(level))),
             image=image,
-            label=-1 if labels is None else int(labels[index]),
+            label=self.label(index),
             id=index if self._ids is None else self._ids[index],
             metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
             extension=path.rpartition(".")[2],
         )
+
+    def label(self, index: int) -> int:
+        """Return the label of a sample, without its image."""
+        return -1 if self._labels is None else int(self._labels[index])
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

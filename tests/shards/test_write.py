@@ -217,7 +217,8 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
     bad["class_02/0000.jpg"] = cut[: len(cut) // 2]
     for name, data in bad.items():
         (root / name).write_bytes(data)
-    shard_set = write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=5)
+    source = ImageFolder(root=root)
+    shard_set = write(source, tmp_path / "out", samples_per_shard=5, max_missing=0.25)
     account = shard_set.manifest.account
     assert (account.found, account.written, account.quarantined) == (12, 9, 3)
     assert len(read(shard_set)) == 9
@@ -229,6 +230,7 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
     assert told["class_02/0000.jpg"]["reason"] == "truncated or corrupt"
     for name, data in bad.items():
         assert (tmp_path / "out" / told[name]["file"]).read_bytes() == data
+        assert told[name]["label"] == int(name[6:8])
 
 
 def test_a_file_that_cannot_be_read_is_counted_and_named(class_folders, tmp_path: Path):
