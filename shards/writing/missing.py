@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from shards.one_line import one_line
 from shards.shard_table import Quarantined
+from shards.writing.prepare import BY_SETTING
 
 MAX_MISSING = 0.1
 _OF_A_CLASS = 0.5  # more than this of a class is no bad luck, where the whole set has a tenth
 _SHOWN = 3  # classes in a message
-# Left out because a setting of the preparation says so, not missing.
-BY_SETTING = ("too many pixels", "too small", "too elongated")
 
 
 @dataclass(frozen=True)

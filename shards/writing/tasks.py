@@ -19,7 +19,14 @@ from shards.source.source import Sample, Source
 from shards.storage import Folder
 from shards.tar import TarWriter, file_of, index_text, label_bytes
 from shards.writing.missing import Outcome
-from shards.writing.prepare import Preparation, Stored, Unusable, prepare
+from shards.writing.prepare import (
+    TOO_ELONGATED,
+    TOO_SMALL,
+    Preparation,
+    Stored,
+    Unusable,
+    prepare,
+)
 
 # Errors of a file itself, not of its disk or network.
 _OF_THE_FILE = {
@@ -165,13 +172,19 @@ class WriteShard(Job):
             raise Unusable(error.reason, f"its partner: {error.detail}") from None
 
     def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
-        """Keep the bytes of an image that cannot be stored, under a name that tells its origin."""
+        """Keep the bytes of an image that cannot be stored, under a name that tells its origin.
+
+        Those of one that is too small or too elongated are sound, and stay where they are.
+        """
         origin = str(sample.metadata.get("file", sample.key))
+        why = (plain(origin), error.reason, plain(error.detail))
+        if error.reason in (TOO_SMALL, TOO_ELONGATED):
+            return Quarantined(*why, "", sample.label)
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
         self.folder.write(file, data)
-        return Quarantined(plain(origin), error.reason, plain(error.detail), file, sample.label)
+        return Quarantined(*why, file, sample.label)
 
     def _unreadable(self, position: int, error: OSError) -> Quarantined:
         origin = plain(str(error.filename or f"position {position}"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from shards.source import ImageFolder, Sample, Source
-from shards.writing.missing import BY_SETTING, Missing
-from shards.writing.prepare import Preparation
+from shards.writing.missing import Missing
+from shards.writing.prepare import BY_SETTING, Preparation
 from shards.writing.write import write
 
 
