@@ -190,14 +190,18 @@ def test_tars_that_tar_makes_of_a_folder_are_read(tmp_path: Path, options: list[
     (tmp_path / "in" / ".hidden.jpg").touch()
     (tmp_path / "in" / "readme").touch()
     (tmp_path / "in" / "cat" / "link.jpg").symlink_to("0.JPG")
+    (tmp_path / "in" / "cat" / "out.jpg").symlink_to(tmp_path / "in" / "cat" / "0.JPG")
+    files["cat/link"] = files["cat/0"]
     command = ["tar", "cf", "x.tar", "--sort=name", *options, "-C", "in", "."]
     subprocess.run(command, cwd=tmp_path, check=True)
     source = WebDataset(root=tmp_path / "x.tar")
     samples = everything(source)
     assert {s.metadata["file"][6:-4]: s.image for s in samples} == files
-    assert all(s.metadata["txt"] == f"text {s.metadata['file'][-5]}" for s in samples)
+    assert all(s.metadata.get("txt", "text k") == f"text {s.metadata['file'][-5]}" for s in samples)
     assert source.classes == [] and samples[0].key == "cat/0"  # a label is not invented
-    assert source.notes == ["1 links and other entries without content passed over"]
+    assert source.notes == [
+        "1 links that lead to no file of their tar, and other entries without content, passed over"
+    ]
 
     labelled = WebDataset(root=tmp_path / "x.tar", label="folder")
     assert labelled.classes == ["cat", "dog", "v1.0"]
@@ -336,8 +340,10 @@ def test_kinds_of_images_may_differ_between_samples(tmp_path: Path):
 def test_keys_that_recur_in_a_tar_or_need_escaping_become_unique(tmp_path: Path):
     write(tmp_path / "a.tar", [(n, b"") for n in ("1.jpg", "2.jpg", "1.jpg", "a b.jpg", "1.jpg")])
     write(tmp_path / "b" / "a.tar", [("1.jpg", b""), ("a b.jpg", b""), ("a/1/2.jpg", b"")])
-    assert len(everything(WebDataset(root=tmp_path))) == 5
-    assert len(everything(WebDataset(root=f"{tmp_path}/{{a,b/a}}.tar"))) == 8
+    assert len(everything(WebDataset(root=tmp_path))) == 3
+    assert len(everything(WebDataset(root=f"{tmp_path}/{{a,b/a}}.tar"))) == 6
+    write(tmp_path / "b" / "a.tar", [(n, b"") for n in ("1.jpg", "2.jpg", "1.JPG", "a/1.jpg")])
+    assert len(everything(WebDataset(root=tmp_path / "b"))) == 4
 
 
 def test_files_of_a_sample_that_lie_apart_are_noted(tmp_path: Path):
@@ -348,6 +354,105 @@ def test_files_of_a_sample_that_lie_apart_are_noted(tmp_path: Path):
     # The last image and the first label of the same key would be side by side; these are not.
     assert "passed over: they have no image; that of 3 lies elsewhere" in source.notes[0]
     assert "tar --sort=name" in source.notes[0]
+
+
+# ── Links, names that recur, and leftovers ──────────────────────────────────────────────────────
+
+
+def linked(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
+    """Write a tar of files, hard links (text after "=") and symbolic links (after "@")."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type = tarfile.LNKTYPE if content[0] == "=" else tarfile.SYMTYPE
+                entry.linkname = content[1:]
+                content = b""
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_links_and_names_that_recur_have_the_content_that_tar_unpacks(tmp_path: Path, seed: int):
+    random = np.random.default_rng(seed)
+    members: list[tuple[str, bytes | str]] = []
+    for index in range(40):
+        # Few names, so that they recur; files and links under the same one.
+        name = f"{'ab'[random.integers(2)]}/{random.integers(8)}.jpg"
+        earlier = [name for name, content in members if isinstance(content, bytes)]
+        kind = int(random.integers(5)) if earlier else 0
+        if kind < 3:
+            members.append((f"./{name}" if kind == 2 else name, jpeg(1000 * seed + index)))
+        elif kind == 3 and (target := earlier[random.integers(len(earlier))]) != name:
+            still = next(c for n, c in reversed(members) if n == target)
+            if isinstance(still, bytes):  # GNU tar would link the link itself
+                members.append((name, f"={target}"))
+        elif kind == 4:
+            folder, number = "ab"[random.integers(2)], random.integers(9)
+            members.append((name, f"@../{folder}/{number}.jpg"))
+    linked(tmp_path / "x.tar", members)
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "xPf", "x.tar", "-C", "out"], cwd=tmp_path, check=True)
+    files = (path for path in sorted((tmp_path / "out").rglob("*.jpg")) if path.exists())
+    unpacked = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in files}
+    source = WebDataset(root=tmp_path / "x.tar")
+    assert {s.metadata["file"][6:]: s.image for s in everything(source)} == unpacked
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i].image for i in range(len(again))] == [s.image for s in everything(source)]
+
+
+def test_labels_and_texts_may_be_links_and_come_again(tmp_path: Path):
+    members: list[tuple[str, bytes | str]] = [("labels/cat", b"cat"), ("texts/one", b"shared")]
+    for index in range(4):
+        members += [(f"{index}.jpg", jpeg(index)), (f"{index}.cls", "=labels/cat")]
+        members += [(f"{index}.txt", "@texts/one")]
+    members += [("2.cls", b"dog"), ("3.jpg", jpeg(33)), ("texts/one", b"in the end")]
+    source = WebDataset(root=linked(tmp_path / "x.tar", members), label="cls")
+    samples = everything(source)
+    assert [source.classes[s.label] for s in samples] == ["cat", "cat", "dog", "cat"]
+    assert [s.image for s in samples] == [jpeg(i) for i in (0, 1, 2, 33)]
+    assert {s.metadata["txt"] for s in samples} == {"in the end"}
+    assert "3 members have the name of an earlier one of their tar" in source.notes[-1]
+
+
+def test_links_out_of_a_tar_and_in_circles_are_passed_over(tmp_path: Path):
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    members: list[tuple[str, bytes | str]] = [
+        ("a/1.jpg", f"@{tmp_path}/secret.jpg"),
+        ("a/2.jpg", "@../../secret.jpg"),
+        ("a/3.jpg", "@4.jpg"),
+        ("a/4.jpg", "@3.jpg"),
+        ("a/5.jpg", "@5.jpg"),
+        ("a/6.jpg", "=secret.jpg"),
+        ("a/7.jpg", "@../a"),
+        ("a/8.jpg", b"good"),
+    ]
+    source = WebDataset(root=linked(tmp_path / "x.tar", members))
+    assert [sample.image for sample in everything(source)] == [b"good"]
+    assert "7 links that lead to no file of their tar" in source.notes[0]
+
+
+def test_a_tar_without_links_and_repetitions_is_read_through_once(tmp_path: Path, monkeypatch):
+    passes: list[int] = []
+
+    def counted(file, size):
+        passes.append(size)
+        return entries(file, size)
+
+    monkeypatch.setattr("shards.source.tar_samples.entries", counted)
+    monkeypatch.setattr("shards.source.tar_links.entries", counted)
+    write(tmp_path / "a.tar", [(f"{i}.jpg", b"x") for i in range(9)])
+    assert len(WebDataset(root=tmp_path)) == 9 and len(passes) == 1
+    write(tmp_path / "a.tar", [("1.jpg", b"x"), ("1.jpg", b"y")])
+    assert len(WebDataset(root=tmp_path)) == 1 and len(passes) == 4
+
+
+def test_what_systems_leave_in_a_tar_is_no_sample(tmp_path: Path):
+    names = ["cat/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/cat/._1.jpg"]
+    names += ["__MACOSX/cat/1.jpg", "cat/.ipynb_checkpoints/1.jpg", "cat/._1.jpg"]
+    write(tmp_path / "a.tar", [(name, b"x") for name in names])
+    assert [sample.key for sample in everything(WebDataset(root=tmp_path))] == ["cat/1"]
 
 
 # ── Labels and metadata ─────────────────────────────────────────────────────────────────────────
