@@ -38,4 +38,4 @@ def eight_bits(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
 
 def what_was_done(bits: int) -> str:
     """Return the remark on an image that was made into 8 bits."""
-    return "16 bits to 8" if bits == 16 else f"{bits} of 16 bits to 8"
+    return "16 bits to 8" if bits == 16 else f"16 bits to 8 ({bits} in use)"

@@ -247,7 +247,7 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         lines = shard_set.folder.read(f"{QUARANTINE}/{REASONS}").splitlines()
         reasons = Counter(json.loads(line)["reason"] for line in lines)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        rows["quarantine"] = f"{counted}; all in {shard_set.folder.path(QUARANTINE)}"
+        rows["quarantine"] = f"{counted}; listed in {shard_set.folder.path(QUARANTINE)}/{REASONS}"
     if manifest.remarks:
         rows["remarks"] = ", ".join(f"{count:,} {what}" for what, count in manifest.remarks.items())
     rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}

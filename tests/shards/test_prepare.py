@@ -204,14 +204,14 @@ def test_values_of_fewer_than_16_bits_keep_their_upper_eight(form: str, bits: in
         as_pillow_shows(stored.data),
         (expected // 2 ** (bits - 8)).repeat(3 // expected.shape[2], 2),
     )
-    assert ("16 bits to 8" if bits == 16 else f"{bits} of 16 bits to 8") in stored.remarks
+    assert ("16 bits to 8" if bits == 16 else f"16 bits to 8 ({bits} in use)") in stored.remarks
     assert stored.repaired
 
 
 def test_a_tiff_that_says_how_many_bits_it_has_is_believed() -> None:
     dark = np.random.RandomState(0).randint(0, 200, (16, 20, 1)).astype(np.uint16)
     stored = prepare(tiff_of(dark, 12), ORIGINAL, extension="tif")
-    assert "12 of 16 bits to 8" in stored.remarks
+    assert "16 bits to 8 (12 in use)" in stored.remarks
     assert np.array_equal(as_pillow_shows(stored.data)[..., :1], dark // 16)
 
 
@@ -231,7 +231,7 @@ def test_bits_can_be_set_for_a_whole_set() -> None:
         stored = prepare(data, dataclasses.replace(ORIGINAL, bits=12), extension="png")
         shown = as_pillow_shows(stored.data)
         assert np.array_equal(shown[1:], (dark[1:] // 16).repeat(3 // channels, 2))
-        assert (shown[0, 0] == 255).all() and "12 of 16 bits to 8" in stored.remarks
+        assert (shown[0, 0] == 255).all() and "16 bits to 8 (12 in use)" in stored.remarks
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
