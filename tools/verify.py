@@ -52,7 +52,7 @@ def main(
         found = verify(folder, deep=deep, engine=LocalWorkers(workers), progress=advance)
     seconds = time.monotonic() - begin
     for problem in found.problems[:SHOWN]:
-        print(one_line(problem))
+        print(one_line(str(problem)))
     if len(found.problems) > SHOWN:
         print(f"… and {len(found.problems) - SHOWN:,} more")
     checked = "sizes, hashes and indexes" + (", every image decoded" if deep else "")
@@ -64,7 +64,8 @@ def main(
     if found.problems:
         if not repair:
             more = " --deep true" if deep else ""
-            print(f"to repair: python -m tools.verify {shlex.quote(folder)} --repair true{more}")
+            where = one_line(shlex.quote(folder))
+            print(f"to repair: python -m tools.verify {where} --repair true{more}")
         sys.exit(1)
 
 
@@ -78,11 +79,11 @@ def _repair(folder: str, *, deep: bool) -> None:
 
         repaired = repairs.repair(folder, deep=deep, progress=advance)
     for problem in repaired.quarantined:
-        print(f"quarantined: {one_line(problem)}")
+        print(f"quarantined: {one_line(str(problem))}")
     for name in repaired.rebuilt:
         print(f"made again:  {name}")
     for problem in repaired.unrepaired:
-        print(f"unrepaired:  {one_line(problem)}")
+        print(f"unrepaired:  {one_line(str(problem))}")
     if not (repaired.quarantined or repaired.rebuilt or repaired.unrepaired):
         print("nothing to repair")
 

@@ -5,6 +5,7 @@ import json
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,10 @@ class COCO(Source):
             )
         listed = annotation_files(self._root, self.split, self._images)
         annotations = read_annotations(self._root, listed)
-        self.notes = annotations.notes
         facts = self._matched(annotations, files, listed)
         if shared:
             files = [file for file in files if file in facts]
-        self._note_what_lacks(files, facts, listed)
+        self.notes = [*annotations.notes, *self._what_lacks(files, facts, listed)]
         # A dictionary of annotations for each image would take kilobytes; its text takes less.
         self._files, self._annotations = Names(), Names()
         stems = Counter(os.path.splitext(file)[0] for file in files)
@@ -147,26 +147,26 @@ class COCO(Source):
             )
         if absent:
             self.absent = len(absent)
-            self.notes.append(
+            annotations.notes.append(
                 f"{len(absent):,} of {len(annotations.facts):,} annotated images are absent from "
                 f"{self._images}/, such as {one_line(absent[0])}"
             )
         if elsewhere:
-            self.notes.append(
+            annotations.notes.append(
                 f"{elsewhere:,} annotated images lie in other folders, and stay there"
             )
         return facts
 
-    def _note_what_lacks(
+    def _what_lacks(
         self, files: list[str], facts: dict[str, dict[str, Any]], listed: list[str]
-    ) -> None:
+    ) -> Iterator[str]:
         if not any("annotations" in fact for fact in facts.values()):
             name = self._root.path(f"annotations/instances_{self.split}.json")
             there = splits_annotated(self._root)
             others = f" (there are some for {some(there)})" if there and not listed else ""
-            self.notes.append(f"no boxes: {name} is absent{others}")
+            yield f"no boxes: {name} is absent{others}"
         if facts and len(facts) < len(files):
-            self.notes.append(f"{len(files) - len(facts):,} images are not in the annotations")
+            yield f"{len(files) - len(facts):,} images are not in the annotations"
 
 
 class _Finder:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ class Partly(Source):
         self,
         counts: list[int],
         *,
-        gone: set[int] = frozenset(),
-        bad: set[int] = frozenset(),  # type: ignore[assignment]
+        gone: Iterable[int] = (),
+        bad: Iterable[int] = (),
     ) -> None:
         self.labels = np.repeat(np.arange(len(counts)), counts).tolist()
         self.classes = [f"class {label}" for label in range(len(counts))]
-        self.gone, self.bad = gone, bad
+        self.gone, self.bad = set(gone), set(bad)
 
     def __len__(self) -> int:
         return len(self.labels)
