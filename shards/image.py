@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
+from shards.bit_depth import bits_in_use, eight_bits, what_was_done
+
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
 # Errors that Pillow's decoders are known to raise on damaged files, besides OSError.
@@ -104,6 +106,20 @@ def decode(header: Header) -> Pixels | None:
     return pixels if pixels.ndim == 3 and pixels.shape[2] == 3 else None
 
 
+def decode_16_bits(header: Header) -> NDArray[np.uint16] | None:
+    """Return the values of a file of 16 bits, [H, W, 3], upright; None where the decoder cannot."""
+    nvimgcodec, decoder, _ = _codec()
+    settings = nvimgcodec.DecodeParams(
+        apply_exif_orientation=True, color_spec=nvimgcodec.SRGB, allow_any_depth=True
+    )
+    try:
+        image = decoder.decode(header.stream, params=settings)
+    except RuntimeError:
+        return None
+    values = None if image is None else np.asarray(image.cpu())
+    return values if values is not None and values.dtype == np.uint16 else None
+
+
 @functools.cache
 def _formats() -> list[str]:
     """Return the formats to try, without EPS and the like, which would start other programs."""
@@ -134,11 +150,14 @@ def frames(image: Image.Image) -> int:
         return 1
 
 
-def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
+def upright_pixels(image: Image.Image, *, bits: int | None = None) -> tuple[Pixels, list[str]]:
     """Decode by Pillow what training's decoder cannot, or not to the same pixels everywhere.
 
-    Keeps the first of several frames and the upper 8 of 16 bits. Leaves transparency out, as
-    training's decoder does.
+    Keeps the first of several frames. Leaves transparency out, as training's decoder does.
+
+    Args:
+        image: opened, not decoded.
+        bits: that grey values of 16 bits use; by default, see `bits_in_use`.
 
     Returns:
         The pixels, and a list of what was done to get them.
@@ -158,11 +177,13 @@ def upright_pixels(image: Image.Image) -> tuple[Pixels, list[str]]:
     if turned.getexif().get(_ORIENTATION, 1) != image.getexif().get(_ORIENTATION, 1):
         done.append("turned upright")
     mode = turned.mode
-    if mode == "F" or (mode == "I" and image.format != "PNG"):
+    if mode == "F" or (mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"its pixels are 32-bit numbers ({mode}), which have no 8-bit form")
     if mode.startswith("I"):
-        done.append("16 bits to 8")
-        grey = (np.asarray(turned).clip(0, 65535) >> 8).astype(np.uint8)
+        values = np.asarray(turned).clip(0, 65535)
+        bits = bits or bits_in_use(image, values)
+        done.append(what_was_done(bits))
+        grey = eight_bits(values, bits)
         return np.repeat(grey[:, :, None], 3, axis=2), done
     if mode == "CMYK":
         done.append("CMYK to RGB")

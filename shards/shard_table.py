@@ -62,7 +62,8 @@ class Quarantined:
     """One of a few: empty, not an image, truncated or corrupt, …"""
     detail: str
     file: str
-    """Where its bytes are kept, relative to the shard set; "" if they could not be read."""
+    """Where its bytes are kept, relative to the shard set; "" if they are not."""
+    label: int = -1
 
 
 @dataclass

@@ -96,7 +96,7 @@ def read_tree(case: Path) -> None:
 
 def shard_images(case: Path) -> None:
     """Shard a folder of images; those that are damaged go to quarantine."""
-    write(ImageFolder(root=case / "images"), case / "sharded")
+    write(ImageFolder(root=case / "images"), case / "sharded", max_missing=1)
 
 
 Damage = Callable[[Path, random.Random], None]

@@ -162,8 +162,10 @@ def _write(
             out,
             seed=seed,
             samples_per_shard=samples_per_shard,
-            # JPEG and PNG files keep their bytes; the limit on pixels was the first writing's.
-            preparation=Preparation(encoding=encoding, max_megapixels=1e6),
+            # JPEG and PNG files keep their bytes; limits on sizes were the first writing's.
+            preparation=Preparation(
+                encoding=encoding, max_megapixels=1e6, min_side=1, max_aspect=1e6
+            ),
             engine=LocalWorkers(workers),
             command=shlex.join(["python", "-m", "tools.mine_pairs", *sys.argv[1:]]),
             progress=progress,

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.loader import Loader
 from pipeline.normalisation import MEAN, STD
 from shards.layout import open_shards
+from shards.one_line import one_line
 from training.command_line import run_function
 from training.settings import Settings
 
@@ -43,7 +44,7 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
     Image.fromarray(contact_sheet(batch.views)).save(out)
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
     turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
-    print(f"{len(batch.id_B)} samples × {groups} views of {folder}{turns}: {out}")
+    print(f"{len(batch.id_B)} samples × {groups} views of {one_line(f'{folder}{turns}: {out}')}")
 
 
 def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:

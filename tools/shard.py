@@ -27,8 +27,10 @@ from rich.text import Text
 import shards.source
 from shards.engine import Engine, LocalWorkers, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
+from shards.one_line import one_line
 from shards.source import Source
 from shards.storage import is_remote
+from shards.writing.missing import MAX_MISSING
 from shards.writing.output import refuse_occupied
 from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
@@ -75,6 +77,7 @@ def shard(
     seed: int = 0,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     drop_duplicates: bool = False,
+    max_missing: float = MAX_MISSING,
     workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -94,6 +97,9 @@ def shard(
         seed: seed of the shuffle over all samples.
         samples_per_shard: upper bound; the counts of the shards differ by at most one.
         drop_duplicates: leave out images with the same bytes as another; reads all of them twice.
+        max_missing: largest share of the samples that may be missing because they cannot be read or
+            decoded; of a class, half or this share, whichever is larger. More ends the writing,
+            and the same command with a larger share finishes it.
         workers: number of processes; by default, one for each core of this machine.
         engine: processes of this machine, or a Ray cluster.
         ray_address: address of a cluster, such as auto; by default, a local cluster is started.
@@ -112,6 +118,7 @@ def shard(
             seed=seed,
             samples_per_shard=samples_per_shard,
             drop_duplicates=drop_duplicates,
+            max_missing=max_missing,
             preparation=preparation,
             engine=chosen,
             command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
@@ -251,7 +258,7 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         lines = shard_set.folder.read(f"{QUARANTINE}/{REASONS}").splitlines()
         reasons = Counter(json.loads(line)["reason"] for line in lines)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        rows["quarantine"] = f"{counted}; all in {shard_set.folder.path(QUARANTINE)}"
+        rows["quarantine"] = f"{counted}; listed in {shard_set.folder.path(QUARANTINE)}/{REASONS}"
     if manifest.remarks:
         rows["remarks"] = ", ".join(f"{count:,} {what}" for what, count in manifest.remarks.items())
     rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}
@@ -263,6 +270,7 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
 def print_rows(rows: dict[str, str], title: str) -> None:
     """Print labelled lines: as a table on a terminal, else as they are, however long."""
     console = Console()
+    title, rows = one_line(title), {label: one_line(text) for label, text in rows.items()}
     if not console.is_terminal:
         for label, text in rows.items():
             print(f"{label:14}{text}")

@@ -8,6 +8,7 @@ Nothing is changed unless --repair says so.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from shards.engine import LocalWorkers
 from shards.health import repair as repairs
 from shards.health.verification import verify
+from shards.one_line import one_line
 from training.command_line import run_function
 
 SHOWN = 20  # problems that are listed one by one
@@ -50,19 +52,20 @@ def main(
         found = verify(folder, deep=deep, engine=LocalWorkers(workers), progress=advance)
     seconds = time.monotonic() - begin
     for problem in found.problems[:SHOWN]:
-        print(problem)
+        print(one_line(str(problem)))
     if len(found.problems) > SHOWN:
         print(f"… and {len(found.problems) - SHOWN:,} more")
     checked = "sizes, hashes and indexes" + (", every image decoded" if deep else "")
     print(
-        f"{folder}: {found.shards:,} shards, {found.samples:,} samples, "
+        f"{one_line(folder)}: {found.shards:,} shards, {found.samples:,} samples, "
         f"{found.bytes / 1e6:,.1f} MB in {seconds:,.1f} s ({checked}): "
         + (f"{len(found.problems):,} problems" if found.problems else "as it was written")
     )
     if found.problems:
         if not repair:
             more = " --deep true" if deep else ""
-            print(f"to repair: python -m tools.verify {folder} --repair true{more}")
+            where = one_line(shlex.quote(folder))
+            print(f"to repair: python -m tools.verify {where} --repair true{more}")
         sys.exit(1)
 
 
@@ -76,11 +79,11 @@ def _repair(folder: str, *, deep: bool) -> None:
 
         repaired = repairs.repair(folder, deep=deep, progress=advance)
     for problem in repaired.quarantined:
-        print(f"quarantined: {problem}")
+        print(f"quarantined: {one_line(str(problem))}")
     for name in repaired.rebuilt:
         print(f"made again:  {name}")
     for problem in repaired.unrepaired:
-        print(f"unrepaired:  {problem}")
+        print(f"unrepaired:  {one_line(str(problem))}")
     if not (repaired.quarantined or repaired.rebuilt or repaired.unrepaired):
         print("nothing to repair")
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shards.one_line import one_line
+
 _BAR = 30  # characters
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _BINS = 12
@@ -40,7 +42,11 @@ class Section:
 
 
 def show(sections: list[Section], console: Console) -> None:
-    """Print a report."""
+    """Print a report. Names of strangers in it stay on their line, and do not rule the terminal."""
+    sections = [
+        Section(one_line(each.title), [tuple(map(one_line, row)) for row in each.rows])
+        for each in sections
+    ]
     if not console.is_terminal:  # long paths are not wrapped
         for number, section in enumerate(sections):
             print(("\n" if number else "") + section.title)

@@ -3,23 +3,34 @@
 import hashlib
 import json
 import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.one_line import one_line
+from shards.source.coco_annotations import (
+    Annotations,
+    annotation_files,
+    read_annotations,
+    splits_annotated,
+)
+from shards.source.folder import EXTENSIONS, is_image, some
+from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
-from shards.storage import folder_at
-
-_KEPT = ("id", "bbox", "category_id", "iscrowd", "area")
-_EMPTY: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+from shards.source.usual_names import is_leftover
+from shards.storage import Folder, folder_at
 
 
 class COCO(Source):
-    """MS-COCO in its official layout: files untouched, annotations beside them.
+    """MS-COCO in its official layout, and sets of its format: boxes and captions as metadata.
 
-    Layout: ROOT/SPLIT/*.jpg and, where they exist, in ROOT/annotations instances_SPLIT.json and
-    captions_SPLIT.json, or image_info_SPLIT.json for splits without boxes; 2014 or 2017. Samples
-    are in order of file name and have no label; boxes [x, y, width, height], categories, crowd
-    flags and captions go into the metadata.
+    Layout: ROOT/SPLIT/**/*.jpg or ROOT/images/SPLIT/**/*.jpg, and, where they exist, in
+    ROOT/annotations instances_SPLIT.json and captions_SPLIT.json, or image_info_SPLIT.json; or
+    ROOT/images/*.jpg for all splits, of which those are taken that a split's annotations list; or
+    ROOT/SPLIT/_annotations.coco.json. Samples are in order of file name and have no label; boxes
+    [x, y, width, height], categories, crowd flags and captions go into the metadata.
     """
 
     name = "coco"
@@ -28,10 +39,12 @@ class COCO(Source):
         """List the files and read the annotations.
 
         Args:
-            root: Folder that holds train2017/, val2017/, …, and annotations/; local, or s3://….
-            split: Folder of images under root, such as train2017, val2014 or unlabeled2017.
+            root: Folder that holds train2017/, val2017/, … or images/, and annotations/; local, or
+                s3://….
+            split: Folder of images under root, such as train2017, val2014 or unlabeled2017; what
+                the names of its annotation files end with.
         """
-        self.split = split
+        self.split = split.strip("/")
         self.classes: list[str] = []
         self._root = folder_at(os.fspath(root))
         self.origin = str(self._root)
@@ -39,40 +52,27 @@ class COCO(Source):
             raise FileNotFoundError(
                 f"{root} is not a folder. Give the one that holds {split}/ as --root."
             )
-        folder = folder_at(self._root.path(split))
-        if not split or not folder.exists():
-            splits = sorted(set(next(self._root.walk())[1]) - {"annotations"})
-            raise FileNotFoundError(
-                f"{root} has no folder for split {split!r}; it holds "
-                f"{', '.join(splits[:8]) or 'no folders of images'}. Choose one as --split, or "
-                "give the folder above them as --root."
-            )
-        files = [
-            name
-            for name in sorted(next(folder.walk())[2])
-            if name.lower().endswith((".jpg", ".jpeg"))
-        ]
+        self._images, shared = self._folder_of_images()
+        place = folder_at(self._root.path(self._images))
+        files = _images_in(place)
         if not files:
-            raise ValueError(f"{folder} holds no .jpg files. Unpack {split}.zip into {root}.")
-
-        there = folder_at(self._root.path("annotations")).sizes()
-        facts = self._facts(there)
-        missing = sorted(facts.keys() - set(files))
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {len(missing):,} of the {len(facts):,} images in its "
-                f"annotations, the first being {missing[0]}. Unpack {split}.zip again."
+            raise ValueError(
+                f"{place} holds no images ({', '.join(EXTENSIONS[:6])}, …). Put those of "
+                f"{self.split} there, or choose another --split."
             )
-        self.notes = []
-        if f"instances_{split}.json" not in there:
-            absent = self._root.path(f"annotations/instances_{split}.json")
-            self.notes.append(f"no boxes: {absent} is absent")
-        if facts and len(facts) < len(files):
-            self.notes.append(f"{len(files) - len(facts):,} images are not in the annotations")
+        listed = annotation_files(self._root, self.split, self._images)
+        annotations = read_annotations(self._root, listed)
+        facts = self._matched(annotations, files, listed)
+        if shared:
+            files = [file for file in files if file in facts]
+        self.notes = [*annotations.notes, *self._what_lacks(files, facts, listed)]
         # A dictionary of annotations for each image would take kilobytes; its text takes less.
         self._files, self._annotations = Names(), Names()
+        stems = Counter(os.path.splitext(file)[0] for file in files)
+        self._long = bytearray()  # 1 where the key is made of the whole name of the file
         for file in files:
             self._files.append(file)
+            self._long.append(stems[os.path.splitext(file)[0]] > 1)
             fact = facts.pop(file, {})
             self._annotations.append(json.dumps(fact, separators=(",", ":")))
 
@@ -82,9 +82,9 @@ class COCO(Source):
     def __getitem__(self, index: int) -> Sample:
         name = self._files[index]
         stem, extension = os.path.splitext(name)
-        file = f"{self.split}/{name}"
+        file = f"{self._images}/{name}"
         return Sample(
-            key=key_from(stem if extension == ".jpg" else name),
+            key=key_from(name if self._long[index] else stem),
             image=self._root.read(file),
             label=-1,
             id=index,
@@ -97,62 +97,108 @@ class COCO(Source):
         both = self._files.digest() + self._annotations.digest()
         return hashlib.blake2b(both, digest_size=16).digest()
 
-    def _facts(self, there: dict[str, int]) -> dict[str, dict[str, Any]]:
-        """Return the metadata of each annotated image by file name."""
-        read = {
-            kind: self._read(kind) if f"{kind}_{self.split}.json" in there else _EMPTY
-            for kind in ("instances", "captions", "image_info")
-        }
-        try:
-            return _join(read["instances"], read["captions"], read["image_info"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"the annotations of {self.split} in {self._root.path('annotations')} do not fit "
-                f"together: {type(error).__name__} {error}. Unpack the annotations again."
-            ) from None
-
-    def _read(self, kind: str) -> dict[str, Any]:
-        """Read an annotation file; test and unlabeled have only image_info."""
-        name = f"annotations/{kind}_{self.split}.json"
-        path = self._root.path(name)
-        try:
-            read = json.loads(self._root.read(name), object_hook=_without_outlines)
-            found = set(read)
-        except (ValueError, TypeError):
-            raise ValueError(f"{path} is not JSON. Unpack the annotations again.") from None
-        expected = {"images"} | ({"annotations"} if kind != "image_info" else set())
-        expected |= {"categories"} if kind == "instances" else set()
-        if expected - found:
-            raise ValueError(
-                f"{path} has no {', '.join(sorted(expected - found))}. "
-                "Unpack the annotations again."
-            )
-        return read
-
-
-def _without_outlines(found: dict[str, Any]) -> dict[str, Any]:
-    """Drop outlines while reading: of train2017 they take gigabytes, and nothing here uses them."""
-    found.pop("segmentation", None)
-    return found
-
-
-def _join(
-    instances: dict[str, Any], captions: dict[str, Any], image_info: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    facts: dict[str, dict[str, Any]] = {}
-    for image in (*instances["images"], *captions["images"], *image_info["images"]):
-        facts.setdefault(
-            image["file_name"],
-            {"image_id": image["id"], "width": image["width"], "height": image["height"]},
+    def _folder_of_images(self) -> tuple[str, bool]:
+        """Return the folder of images below the root, and whether other splits share it."""
+        tops = sorted((n for n in next(self._root.walk())[1] if not is_leftover(n)), key=natural)
+        for name in (self.split, f"images/{self.split}"):
+            if self.split and folder_at(self._root.path(name)).exists():
+                return name, False
+        annotated = splits_annotated(self._root)
+        if "images" in tops and self.split in annotated:
+            return "images", True
+        splits = [name for name in tops if name != "annotations"]
+        remedy = "Choose one as --split, or give the folder above them as --root."
+        if annotated:
+            remedy = f"Annotations are there for --split {some(annotated)}. {remedy}"
+        raise FileNotFoundError(
+            f"{self._root} has no folder for split {self.split!r}, neither itself nor in images/; "
+            f"it holds {some(splits)}. {remedy}"
         )
-    by_id = {fact["image_id"]: fact for fact in facts.values()}
-    categories = {category["id"]: category["name"] for category in instances["categories"]}
-    for image in instances["images"]:
-        by_id[image["id"]]["annotations"] = []
-    for annotation in instances["annotations"]:
-        kept = {name: annotation[name] for name in _KEPT if name in annotation}
-        kept["category"] = categories[annotation["category_id"]]
-        by_id[annotation["image_id"]]["annotations"].append(kept)
-    for caption in captions["annotations"]:
-        by_id[caption["image_id"]].setdefault("captions", []).append(caption["caption"])
-    return facts
+
+    def _matched(
+        self, annotations: Annotations, files: list[str], listed: list[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the metadata of files that are there, by file; count and note what is absent."""
+        tops = set(next(self._root.walk())[1])
+        find = _Finder(files, self._images, tops)
+        facts: dict[str, dict[str, Any]] = {}
+        taken: dict[str, str] = {}
+        absent: list[str] = []
+        elsewhere = 0
+        for name, fact in annotations.facts.items():
+            file = find(name)
+            if file is None:
+                elsewhere += find.is_elsewhere(name)
+                if not find.is_elsewhere(name):
+                    absent.append(name)
+                continue
+            if file in taken:
+                raise ValueError(
+                    f"{self._root.path(listed[0])}: {one_line(taken[file])} and {one_line(name)} "
+                    f"would both be {self._images}/{one_line(file)}; expected a file for each. "
+                    "Write the folders of the files into file_name."
+                )
+            taken[file], facts[file] = name, fact
+        if annotations.facts and not facts:
+            raise ValueError(
+                f"none of {len(annotations.facts):,} images of {self._root.path(listed[0])} is in "
+                f"{self._root.path(self._images)}: it lists {some(annotations.facts)}, and there "
+                f"are {some(files)}. Choose the split that belongs to it, or correct file_name."
+            )
+        if absent:
+            self.absent = len(absent)
+            annotations.notes.append(
+                f"{len(absent):,} of {len(annotations.facts):,} annotated images are absent from "
+                f"{self._images}/, such as {one_line(absent[0])}"
+            )
+        if elsewhere:
+            annotations.notes.append(
+                f"{elsewhere:,} annotated images lie in other folders, and stay there"
+            )
+        return facts
+
+    def _what_lacks(
+        self, files: list[str], facts: dict[str, dict[str, Any]], listed: list[str]
+    ) -> Iterator[str]:
+        if not any("annotations" in fact for fact in facts.values()):
+            name = self._root.path(f"annotations/instances_{self.split}.json")
+            there = splits_annotated(self._root)
+            others = f" (there are some for {some(there)})" if there and not listed else ""
+            yield f"no boxes: {name} is absent{others}"
+        if facts and len(facts) < len(files):
+            yield f"{len(files) - len(facts):,} images are not in the annotations"
+
+
+class _Finder:
+    """Finds the file that a file_name means."""
+
+    def __init__(self, files: list[str], folder: str, tops: set[str]) -> None:
+        self._files, self._folder, self._tops = set(files), folder, tops
+        bases = Counter(posixpath.basename(file) for file in files)
+        deep = (file for file in files if "/" in file)
+        self._deep = {posixpath.basename(f): f for f in deep if bases[posixpath.basename(f)] == 1}
+
+    def __call__(self, name: str) -> str | None:
+        """Return a file that is there: by its name, its end, or its only namesake below."""
+        if self.is_elsewhere(name):
+            return None
+        parts = name.removeprefix(f"{self._folder}/").split("/")
+        for start in range(len(parts)):
+            if (end := "/".join(parts[start:])) in self._files:
+                return end
+        return self._deep.get(parts[-1]) if len(parts) == 1 else None
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether it names another folder of the root, such as that of another split."""
+        top, slash, _ = name.partition("/")
+        inside = name.startswith(f"{self._folder}/") or name in self._files
+        return bool(slash) and not inside and top in self._tops - {self._folder.partition("/")[0]}
+
+
+def _images_in(folder: Folder) -> list[str]:
+    """Return all files with the name of an image, sorted."""
+    found: list[str] = []
+    for inside, folders, files in folder.walk():
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        found += [f"{inside}/{name}" if inside else name for name in files if is_image(name)]
+    return sorted(found)

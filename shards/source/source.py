@@ -59,6 +59,8 @@ class Source(ABC):
     """What the user should know about the input (files passed over, …), a sentence each."""
     partners: ClassVar[bool] = False
     """Whether every sample has a partner."""
+    absent: int = 0
+    """Samples that the data set lists, but that are not there and have no position."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -71,6 +73,10 @@ class Source(ABC):
         Raises:
             OSError: The file cannot be read. The writer counts and names it, and goes on.
         """
+
+    def label(self, index: int) -> int:  # noqa: ARG002
+        """Return the label of a sample whose image cannot be read; -1 if there is none."""
+        return -1
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs.

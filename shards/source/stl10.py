@@ -84,10 +84,15 @@ class STL10(Source):
         return Sample(
             key=f"{part}-{position:06d}",
             image=np.ascontiguousarray(pixels),
-            label=int(self._labels[part][position]) if part in self._labels else -1,
+            label=self.label(index),
             id=index,
             metadata=metadata,
         )
+
+    def label(self, index: int) -> int:
+        """Return the label of a sample, without its image."""
+        part, position = self._locate(index)
+        return int(self._labels[part][position]) if part in self._labels else -1
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

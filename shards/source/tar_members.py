@@ -7,6 +7,7 @@ offsets: the shuffle over all tars reads any sample at any time. It reads every 
 its members, and no error. What belongs to a sample is decided as in webdataset: `split_name`.
 """
 
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ class Entry:
 
     name: str
     kind: str
-    """"file", "folder" or "other"."""
+    """"file", "folder", "link" or "other"."""
     header: int
     """Offset of its first header."""
     offset: int
     """Of its content."""
     size: int
+    target: str = ""
+    """Of a link: the plain name of the member that it leads to; "" if it leads out of the tar."""
+    hard: bool = False
 
 
 class Damaged(Exception):
@@ -111,6 +115,28 @@ def _uncommon(file: IO[bytes], position: int) -> Entry:
         raise Damaged(what) from None
     kind = "folder" if member.isdir() else "other"
     kind = "file" if member.isreg() and not member.issparse() else kind
+    kind = "link" if member.islnk() or member.issym() else kind
     # Where the next one is: content that links and folders announce may not be there.
     size = member.size if kind == "file" else tar.offset - member.offset_data
-    return Entry(member.name, kind, position, member.offset_data, size)
+    target = _target(member) if kind == "link" else ""
+    return Entry(member.name, kind, position, member.offset_data, size, target, member.islnk())
+
+
+def plain_name(name: str) -> str:
+    """Return a member's name as it is unpacked: without "./" before it, and what else says nothing.
+
+    ".." at its beginning, which leads out of the tar, stays.
+    """
+    if "./" in name or "//" in name or name.startswith("/"):
+        return posixpath.normpath(name).lstrip("/")
+    return name
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    if link.islnk():
+        return plain_name(link.linkname)
+    if link.linkname.startswith("/"):
+        return ""
+    target = posixpath.join(posixpath.dirname(plain_name(link.name)), link.linkname)
+    target = posixpath.normpath(target)
+    return "" if target.startswith("..") else target

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from shards.source.folder import EXTENSIONS
 from shards.source.location import compressed
 from shards.source.source import Names
+from shards.source.tar_links import Contents, Members
 from shards.source.tar_members import Damaged, Entry, entries
+from shards.source.usual_names import is_leftover
 from shards.storage import Folder
 
 TEXT_BYTES = 65536  # longer components are not carried over
@@ -72,7 +74,9 @@ class Scan:
     without_image: int = 0
     apart: int = 0
     """Of those: the image of that key lies elsewhere in the tar."""
+    contents: Contents = field(default_factory=Contents)
     links: int = 0
+    """Links that lead to no file of the tar, and other entries without content."""
     damage: str = ""
 
 
@@ -80,6 +84,8 @@ class Scan:
 class _Member:
     component: str
     entry: Entry
+    size: int
+    """Of its content, which may lie elsewhere."""
     data: bytes | None
 
 
@@ -88,7 +94,7 @@ def split_name(name: str, last_dot: bool) -> tuple[str, str] | None:
     while name.startswith("./"):
         name = name[2:]
     folder, slash, base = name.lstrip("/").rpartition("/")
-    if any(part.startswith(".") for part in (*folder.split("/"), base)):
+    if base.startswith(".") or any(map(is_leftover, folder.split("/"))):
         return None
     stem, _, component = base.rpartition(".") if last_dot else base.partition(".")
     return (f"{folder}{slash}{stem}", component.lower()) if stem and component else None
@@ -98,13 +104,26 @@ def scan(folder: Folder, name: str, convention: Convention) -> Scan:
     """Read the headers of a tar, and the labels.
 
     Members of a sample lie side by side, as WebDataset has it: a member with another key, or with
-    a component that the sample has already, begins the next sample.
+    a component that the sample has already, begins the next sample. Links are followed within the
+    tar, and of members with the same name the last one counts.
 
     Raises:
         ValueError: It is compressed, or a label cannot be read.
         OSError: It cannot be opened.
     """
-    found = Scan()
+    found, unfollowed = _scan(folder, name, convention, Contents())
+    if unfollowed is None:
+        return found
+    with folder.open(name) as file:
+        contents = unfollowed.contents(file, file.seek(0, 2))
+    return _scan(folder, name, convention, contents)[0] if contents != Contents() else found
+
+
+def _scan(
+    folder: Folder, name: str, convention: Convention, contents: Contents
+) -> tuple[Scan, Members | None]:
+    """Return what a tar holds, and its members unless it is clear where their contents are."""
+    found, members = Scan(contents=contents), Members()
     wanted = {*convention.labels, _ID}
     seen: set[str] = set()  # keys with an image
     orphans: list[str] = []
@@ -121,8 +140,10 @@ def scan(folder: Folder, name: str, convention: Convention) -> Scan:
             raise compressed(folder.path(name))
         try:
             for entry in entries(file, file.seek(0, 2)):
-                if entry.kind != "file":
-                    found.links += entry.kind == "other"
+                members.add(entry)
+                place = contents.place_of(entry)
+                if place is None:
+                    found.links += contents.leads_nowhere(entry)
                     continue
                 names = split_name(entry.name, convention.last_dot)
                 if not names:
@@ -130,13 +151,13 @@ def scan(folder: Folder, name: str, convention: Convention) -> Scan:
                 if names[0] != key or names[1] in sample:
                     finish()
                     if convention.undecided and len(found.several) > ROLES:
-                        return found
+                        return found, None
                     key, sample = names[0], {}
-                data = None
+                data, (offset, size) = None, place
                 if names[1] in wanted:
-                    file.seek(entry.offset)
-                    data = file.read(entry.size)
-                sample[names[1]] = _Member(names[1], entry, data)
+                    file.seek(offset)
+                    data = file.read(size)
+                sample[names[1]] = _Member(names[1], entry, size, data)
             finish()
         except Damaged as damage:
             found.damage = str(damage)
@@ -146,7 +167,7 @@ def scan(folder: Folder, name: str, convention: Convention) -> Scan:
                 finish()
     found.without_image = len(orphans)
     found.apart = sum(key in seen for key in orphans)
-    return found
+    return found, members
 
 
 def _add(
@@ -165,7 +186,7 @@ def _add(
         return False
     used = [image.entry]
     for component, member in sample.items():
-        if _is_text(component, member.entry.size) or component == _SHAPE:
+        if _is_text(component, member.size) or component == _SHAPE:
             used.append(member.entry)
         elif component not in (image.component, _ID, *convention.labels):
             kind = component if len(found.left) < 100 else component.rpartition(".")[2]
@@ -227,14 +248,20 @@ def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> 
 def _number(member: _Member, what: str) -> int:
     if member.data is None or len(member.data) != 8:
         raise ValueError(
-            f"{member.component} of {what} has {member.entry.size} bytes; expected 8, a number "
+            f"{member.component} of {what} has {member.size} bytes; expected 8, a number "
             "little endian. Write the tar again, or choose another component as --label."
         )
     return int.from_bytes(member.data, "little", signed=True)
 
 
 def read_sample(
-    folder: Folder, name: str, start: int, span: int, image_offset: int, last_dot: bool
+    folder: Folder,
+    name: str,
+    start: int,
+    span: int,
+    image_offset: int,
+    last_dot: bool,
+    contents: Contents,
 ) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any]]:
     """Return a sample's image, the name of its member, and its components that are text.
 
@@ -248,13 +275,22 @@ def read_sample(
     image, shape, path, texts = b"", b"", "", dict[str, Any]()
     try:
         for entry in entries(io.BytesIO(data), len(data)):
-            names = split_name(entry.name, last_dot) if entry.kind == "file" else None
+            place = contents.place_of(entry, start)
+            names = split_name(entry.name, last_dot)
+            if place is None or names is None:
+                continue
+            offset, size = place
+            is_image = entry.offset == image_offset
+            if not (is_image or names[1] == _SHAPE or _is_text(names[1], size)):
+                continue
             content = data[entry.offset : entry.offset + entry.size]
-            if entry.offset == image_offset:
+            if offset != start + entry.offset:
+                content = _content(folder, name, offset, size)
+            if is_image:
                 image, path = content, entry.name
-            elif names and names[1] == _SHAPE:
+            elif names[1] == _SHAPE:
                 shape = content
-            elif names and _is_text(names[1], entry.size):
+            else:
                 texts |= _text(names[1], content)
     except Damaged as damage:
         raise OSError(errno.EIO, f"{folder.path(name)} {damage}") from None
@@ -266,6 +302,13 @@ def read_sample(
             raise OSError(errno.EIO, f"{len(image):,} bytes do not fit the shape {sides}", path)
         return np.frombuffer(image, np.uint8).reshape(sides), path, texts
     return image, path, texts
+
+
+def _content(folder: Folder, name: str, offset: int, size: int) -> bytes:
+    content = folder.read(name, offset, size) if size else b""
+    if len(content) < size:
+        raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
+    return content
 
 
 def _text(component: str, content: bytes) -> dict[str, Any]:

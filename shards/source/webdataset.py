@@ -30,7 +30,9 @@ class WebDataset(Source):
 
     A sample is what lies side by side with the same key: KEY.jpg, KEY.json, KEY.cls, …. Texts of
     up to 64 KiB go into the metadata. Tars of files without labels, and those that `tar` makes of
-    a folder, will do. Each tar is read through once for its headers.
+    a folder, will do. Each tar is read through once for its headers, and a second time if it has
+    links or repeated names: links are followed within their tar, and of members with one name the
+    last one counts, as for tar.
     """
 
     name = "webdataset"
@@ -78,6 +80,7 @@ class WebDataset(Source):
         self._keys = Names()
         self._first = array("q")  # the first sample of each tar, and the end
         self._starts, self._spans, self._image_offsets = array("q"), array("I"), array("I")
+        self._contents = [found.contents for found in scans]
         ids = array("q")
         labels = Labels(f"{label or 'y.i64 or cls'} in the tars of {self._tars[0][0]}")
         for found in scans:
@@ -124,24 +127,30 @@ class WebDataset(Source):
             self._spans[index],
             self._image_offsets[index],
             self._last_dot,
+            self._contents[tar],
         )
         if self._ids is not None and isinstance(metadata.get("json"), dict):
             metadata = metadata["json"]  # a shard set of our own: what its source knew
-        labels, level = self._labels, 0 if self._levels is None else self._levels[index]
+        level = 0 if self._levels is None else self._levels[index]
         return Sample(
             key=key_from(self._name(index, int(level))),
             image=image,
-            label=-1 if labels is None else int(labels[index]),
+            label=self.label(index),
             id=index if self._ids is None else self._ids[index],
             metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
             extension=path.rpartition(".")[2],
         )
+
+    def label(self, index: int) -> int:
+        """Return the label of a sample, without its image."""
+        return -1 if self._labels is None else int(self._labels[index])
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""
         digest = hashlib.blake2b(self._keys.digest(), digest_size=16)
         for numbers in (self._first, self._starts, self._spans, self._image_offsets):
             digest.update(numbers)
+        digest.update(repr(self._contents).encode())
         digest.update("\n".join(name for _, name in self._tars).encode("utf-8", "surrogateescape"))
         digest.update(repr((self.classes, self._label)).encode("utf-8", "surrogateescape"))
         for numbers in (self._labels, self._ids):
@@ -209,7 +218,15 @@ class WebDataset(Source):
                 )
             )
         if links := sum(found.links for found in scans):
-            notes.append(f"{links:,} links and other entries without content passed over")
+            notes.append(
+                f"{links:,} links that lead to no file of their tar, and other entries without "
+                "content, passed over"
+            )
+        if again := sum(len(found.contents.replaced) for found in scans):
+            notes.append(
+                f"{again:,} members have the name of an earlier one of their tar, whose content "
+                "they replace, as when it is unpacked"
+            )
         left = sum((found.left for found in scans), Counter[str]())
         if left:
             notes.append(f"components that are no text, and stay behind: {_counted(left)}")

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import Shard, ShardSet
-from shards.shard_table import SampleRow, key_hash
+from shards.one_line import one_line
+from shards.shard_table import SampleRow, key_hash, plain
 from shards.survey import lines_of
 from shards.tar import component
 
@@ -47,7 +48,11 @@ class Classes(Criterion):
             raise ValueError(f"classes={' '.join(classes)}, but {root} has no classes.")
         self._labels = []
         for name in classes:
-            labels = [label for label, known in enumerate(names) if known == name]
+            # As it is, as the manifest holds what is not UTF-8, or as reports show it.
+            same = {name, plain(name)}
+            labels = [label for label, known in enumerate(names) if known in same]
+            if not labels:
+                labels = [label for label, known in enumerate(names) if one_line(known) == name]
             if len(labels) > 1:
                 raise ValueError(
                     f"class {name!r} is the name of labels {labels[0]} and {labels[1]} of {root}; "
@@ -56,10 +61,10 @@ class Classes(Criterion):
             if not labels and name.isdecimal() and int(name) < len(names):
                 labels = [int(name)]
             if not labels:
-                more = ", …" if len(names) > _SHOWN else ""
+                some = one_line(", ".join(names[:_SHOWN])) + ", …" * (len(names) > _SHOWN)
                 raise ValueError(
-                    f"{root} has no class {name!r}; expected one of {', '.join(names[:_SHOWN])}"
-                    f"{more}, or a label from 0 to {len(names) - 1}."
+                    f"{root} has no class {name!r}; expected one of {some}, or a label from 0 to "
+                    f"{len(names) - 1}."
                 )
             self._labels += labels
 

@@ -29,7 +29,7 @@ from shards.layout import (
     ShardSet,
     open_shards,
 )
-from shards.shard_table import SampleRow, Seen, write_table
+from shards.shard_table import SampleRow, Seen, plain, write_table
 from shards.storage import Folder, LocalFolder, folder_at
 from shards.subset.criterion import Classes, Criterion, Fields, Listed, Mask
 from shards.survey import lines_of, rows_of
@@ -322,6 +322,6 @@ def _manifest(
         ),
         remarks=dict(sorted(seen.remarks.items())),
         seed=seed,
-        command=command,
+        command=plain(command),
         parent=PARENT,
     )

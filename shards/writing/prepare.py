@@ -8,11 +8,14 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
+from shards.bit_depth import bits_in_use, eight_bits, what_was_done
 from shards.image import (
     Header,
     Pixels,
     decode,
+    decode_16_bits,
     encode_jpeg,
     encode_png,
     exif_orientation,
@@ -26,6 +29,9 @@ from shards.image import (
 )
 
 MAX_MEGAPIXELS = 90.0
+TOO_LARGE, TOO_SMALL, TOO_ELONGATED = "too many pixels", "too small", "too elongated"
+BY_SETTING = (TOO_LARGE, TOO_SMALL, TOO_ELONGATED)
+"""Reasons to leave an image out that a setting gives, not its file."""
 # The extensions of each codec's files; every other one is wrong.
 _EXTENSIONS = {"jpeg": ("jpg", "jpeg", "jpe", "jfif", "jfi", "mpo"), "png": ("png", "apng")}
 
@@ -56,6 +62,16 @@ class Preparation:
     become png."""
     max_megapixels: float = MAX_MEGAPIXELS
     """Larger images are quarantined: to decode one would take gigabytes in training too."""
+    min_side: int = 8
+    """Images with a shorter side of fewer pixels are left out and counted: a view of a few pixels
+    shows nothing. 1 takes all."""
+    max_aspect: float = 20.0
+    """Images more elongated than this are left out and counted. Beyond 17:1 not even the smallest
+    usual crop, 8 % of the area at 4:3, lies within an image; inf takes all."""
+    bits: int | None = None
+    """Bits that the values of 16-bit PNG and TIFF files use, 8 to 16; of these the upper 8 are
+    kept. By default, for each image, what the TIFF says, else the fewest of 8, 10, 12, 14 or 16
+    that hold its largest value."""
     verify_decode: bool = True
     """Decode every image once with the decoder that training uses. False trusts the headers."""
 
@@ -71,6 +87,12 @@ class Preparation:
             )
         if not self.max_megapixels > 0:
             raise ValueError(f"max_megapixels={self.max_megapixels}; expected more than 0.")
+        if self.min_side < 1:
+            raise ValueError(f"min_side={self.min_side} pixels; expected 1 or more.")
+        if not self.max_aspect >= 1:
+            raise ValueError(f"max_aspect={self.max_aspect}; expected 1 or more.")
+        if self.bits is not None and not 8 <= self.bits <= 16:
+            raise ValueError(f"bits={self.bits}; expected 8 to 16, or null.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +186,19 @@ def _keeps(image: bytes, header: Header, how: Preparation) -> bool:
 def _check_size(width: int, height: int, how: Preparation) -> None:
     if width * height > how.max_megapixels * 1e6:
         raise Unusable(
-            "too many pixels",
+            TOO_LARGE,
             f"{width:,} x {height:,} = {width * height / 1e6:,.0f} megapixels, more than "
             f"{how.max_megapixels:g}",
         )
+    shorter, longer = sorted((width, height))
+    if not shorter:
+        return  # a damaged header; decoding finds that out
+    if shorter < how.min_side:
+        detail = f"{width:,} x {height:,}, fewer than {how.min_side:,} pixels on its shorter side"
+        raise Unusable(TOO_SMALL, detail)
+    if longer > how.max_aspect * shorter:
+        detail = f"{width:,} x {height:,}, more elongated than {how.max_aspect:g}:1"
+        raise Unusable(TOO_ELONGATED, detail)
 
 
 def _reencodes(header: Header, how: Preparation) -> bool:
@@ -209,15 +240,34 @@ def _rescue(
         raise Unusable(reason, str(error)) from None
     _check_size(*opened.size, how)
     try:
-        pixels, done = upright_pixels(opened)
+        pixels, done = upright_pixels(opened, bits=how.bits)
     except ValueError as error:
         reason = "no 8-bit form" if "8-bit form" in str(error) else "truncated or corrupt"
         raise Unusable(reason, str(error)) from None
+    if header is not None and header.bits == 16 and header.codec in ("png", "tiff"):
+        pixels, more = _of_16_bits(header, opened, pixels, how.bits)
+        done += more
     codec = (opened.format or "image").lower()
     remarks = [f"stored anew from {codec}", *done]
     if extension and codec in _EXTENSIONS and extension.lower() not in _EXTENSIONS[codec]:
         remarks.append("wrong extension")
     return np.ascontiguousarray(pixels), remarks
+
+
+def _of_16_bits(
+    header: Header, opened: Image.Image, pixels: Pixels, bits: int | None
+) -> tuple[Pixels, list[str]]:
+    """Scale colours of 16 bits, of which Pillow has only the upper 8 left, and say so.
+
+    Where the decoders do not agree on these 8, Pillow's stay.
+    """
+    if opened.mode.startswith("I"):  # grey: scaled already
+        return pixels, []
+    values = decode_16_bits(header)
+    if values is None or not np.array_equal(values >> 8, pixels):
+        return pixels, ["16 bits to 8"]
+    bits = bits or bits_in_use(opened, values)
+    return eight_bits(values, bits), [what_was_done(bits)]
 
 
 def _known(image: bytes) -> bool:

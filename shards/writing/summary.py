@@ -65,7 +65,7 @@ def summarise(folder: Folder, plan: WritingPlan) -> Summary:
         first = total.quarantined[0]
         raise ValueError(
             f"none of {found:,} images can be used; {first.origin} is {first.reason} "
-            f"({first.detail}). All are in {folder.path(QUARANTINE)}."
+            f"({first.detail}). See {folder.path(QUARANTINE)}."
         )
     account = Account(
         found=found,

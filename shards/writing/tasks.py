@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,15 @@ from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
 from shards.source.source import Sample, Source
 from shards.storage import Folder
 from shards.tar import TarWriter, file_of, index_text, label_bytes
-from shards.writing.prepare import Preparation, Stored, Unusable, prepare
+from shards.writing.missing import Outcome
+from shards.writing.prepare import (
+    TOO_ELONGATED,
+    TOO_SMALL,
+    Preparation,
+    Stored,
+    Unusable,
+    prepare,
+)
 
 # Errors of a file itself, not of its disk or network.
 _OF_THE_FILE = {
@@ -57,7 +66,7 @@ class WriteShard(Job):
     folder: Folder
     preparation: Preparation
 
-    def __call__(self, task: ShardTask, report: Report) -> None:
+    def __call__(self, task: ShardTask, report: Report) -> Outcome:
         """Write a shard; the files of an earlier attempt are replaced by equal ones."""
         seen, rows = Seen(), []
         lost_in_a_row = 0
@@ -67,7 +76,8 @@ class WriteShard(Job):
                 report(done, tar.length)
                 if position in task.unread:
                     why = ("deadly", "reading it ended the process, twice")
-                    seen.quarantined.append(Quarantined(f"position {position}", *why, ""))
+                    label = self.source.label(position)
+                    seen.quarantined.append(Quarantined(f"position {position}", *why, "", label))
                     continue
                 try:
                     sample = self._read(position)
@@ -75,7 +85,7 @@ class WriteShard(Job):
                     lost_in_a_row += 1
                     if lost_in_a_row == _LOST:
                         raise _source_is_gone(error) from None
-                    seen.quarantined.append(_unreadable(position, error))
+                    seen.quarantined.append(self._unreadable(position, error))
                     continue
                 lost_in_a_row = 0
                 try:
@@ -92,6 +102,7 @@ class WriteShard(Job):
         text, _ = write_table(task.name, tar_file, file_of(index), seen, rows, task.digest())
         self.folder.write(f"{task.name}.jsonl", text)
         report(len(task.positions), tar.length)
+        return Outcome(Counter(row.label for row in rows), seen.quarantined)
 
     def without(self, task: ShardTask, done: int) -> ShardTask:
         """Return the task with one more image to quarantine: first undecoded, then unread."""
@@ -161,18 +172,24 @@ class WriteShard(Job):
             raise Unusable(error.reason, f"its partner: {error.detail}") from None
 
     def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
-        """Keep the bytes of an image that cannot be stored, under a name that tells its origin."""
+        """Keep the bytes of an image that cannot be stored, under a name that tells its origin.
+
+        Those of one that is too small or too elongated are sound, and stay where they are.
+        """
         origin = str(sample.metadata.get("file", sample.key))
+        why = (plain(origin), error.reason, plain(error.detail))
+        if error.reason in (TOO_SMALL, TOO_ELONGATED):
+            return Quarantined(*why, "", sample.label)
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
         self.folder.write(file, data)
-        return Quarantined(plain(origin), error.reason, plain(error.detail), file)
+        return Quarantined(*why, file, sample.label)
 
-
-def _unreadable(position: int, error: OSError) -> Quarantined:
-    origin = plain(str(error.filename or f"position {position}"))
-    return Quarantined(origin, "unreadable", plain(error.strerror or str(error)), "")
+    def _unreadable(self, position: int, error: OSError) -> Quarantined:
+        origin = plain(str(error.filename or f"position {position}"))
+        detail, label = plain(error.strerror or str(error)), self.source.label(position)
+        return Quarantined(origin, "unreadable", detail, "", label)
 
 
 def _source_is_gone(error: OSError) -> OSError:

@@ -10,6 +10,7 @@ the search for copies and equal keys takes 16 at the end.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from shards.layout import FORMAT, MANIFEST, PLAN, QUARANTINE, ShardSet, open_sha
 from shards.shard_table import plain, read_table
 from shards.source.source import Source
 from shards.storage import Folder, Location, folder_at
+from shards.writing.missing import MAX_MISSING, Missing, Outcome
 from shards.writing.output import LOCK, OURS, output_folder
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
@@ -84,6 +86,7 @@ def write(
     skip: int = 0,
     preparation: Preparation | None = None,
     drop_duplicates: bool = False,
+    max_missing: float = MAX_MISSING,
     engine: Engine | None = None,
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
@@ -105,18 +108,23 @@ def write(
         preparation: how images are stored and checked.
         drop_duplicates: leave out images whose bytes are those of another; the first in the
             source's order stays. Reads every image once more.
+        max_missing: largest share of the samples that may be missing because they cannot be read or
+            decoded, 0 to 1; of a class, half or this share, whichever is larger. A single one may
+            be missing, unless it is 0.
         engine: who does it; by default, this process alone.
         command: noted in the manifest.
         progress: called now and then.
 
     Raises:
-        ValueError: a setting or a key is unusable, no image is usable, or another writing was
-            begun there.
+        ValueError: a setting or a key is unusable, no image is usable, too many are missing, or
+            another writing was begun there.
         FileExistsError: `out` is not empty, or is being written by another process.
         OSError: the disk is full or cannot be written; complete shards stay for another attempt.
     """
     preparation, engine = preparation or Preparation(), engine or Serial()
     _check(source, seed=seed, samples_per_shard=samples_per_shard, limit=limit, skip=skip)
+    missing = Missing(max_missing, len(source), source.classes)
+    missing.refuse_absent(source.absent)
     origin = f"{plain(source.origin)}\n".encode() + source.fingerprint()
     plan = WritingPlan(
         format=FORMAT,
@@ -143,14 +151,19 @@ def write(
             plan = replace(plan, kept=len(order))
             folder.write(PLAN, plan.to_json().encode())
         tasks = _tasks(order, samples_per_shard)
-        done = _done(folder, tasks)
+        missing = Missing(max_missing, len(order), source.classes)
+        done = _done(folder, tasks, missing)
         waiting = [task for task in tasks if task.name not in done]
         resumed = sum(len(task.positions) for task in tasks if task.name in done)
         report = _Reporter(progress, "writing", len(order), resumed)
         load_codec()
         job = WriteShard(source, folder, preparation)
-        for number, _ in engine.run(job, waiting, report):
+        for left, (number, outcome) in enumerate(
+            engine.run(job, waiting, report), 1 - len(waiting)
+        ):
             report(number, len(waiting[number].positions))
+            missing.add(outcome)
+            missing.refuse(complete=left == 0)
         _finish(folder, plan)
     return open_shards(out)
 
@@ -210,9 +223,12 @@ def _without_copies(
     return order[~np.isin(order, np.concatenate(copies))] if copies else order
 
 
-def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
-    """Return the shards that earlier attempts completed, and remove all else that they left."""
-    sizes, complete = folder.sizes(), set()
+def _done(folder: Folder, tasks: list[ShardTask], missing: Missing) -> set[str]:
+    """Return the shards that earlier attempts completed, and remove all else that they left.
+
+    Where these miss too much, they are not done: what they miss is read again.
+    """
+    sizes, complete = folder.sizes(), dict[str, Outcome]()
     for task in tasks:
         if f"{task.name}.jsonl" in sizes:
             try:
@@ -223,16 +239,24 @@ def _done(folder: Folder, tasks: list[ShardTask]) -> set[str]:
                 continue
             files = {"tar": table.shard.tar.bytes, "idx": table.shard.index.bytes}
             if all(sizes.get(f"{task.name}.{ext}") == size for ext, size in files.items()):
-                complete.add(task.name)
+                labels = Counter(row.label for row in table.rows)
+                complete[task.name] = Outcome(labels, table.seen.quarantined)
+    for outcome in complete.values():
+        missing.add(outcome)
+    if missing.excess(complete=len(complete) == len(tasks)):
+        complete = {name: outcome for name, outcome in complete.items() if not outcome.missing}
+        missing.clear()
+        for outcome in complete.values():
+            missing.add(outcome)
     for name in sizes:
         shard, _, _ = name.partition(".")
         if name not in (LOCK, PLAN) and shard not in complete and OURS.fullmatch(name):
             folder.remove(name)
     quarantine = folder_at(folder.path(QUARANTINE))
     if quarantine.exists():
-        for shard in set(next(quarantine.walk())[1]) - complete:
+        for shard in set(next(quarantine.walk())[1]) - complete.keys():
             quarantine.remove(shard)
-    return complete
+    return set(complete)
 
 
 def _finish(folder: Folder, plan: WritingPlan) -> None:

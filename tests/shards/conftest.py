@@ -22,7 +22,7 @@ def class_folders(tmp_path: Path) -> ClassFolders:
             folder = tmp_path / name / f"class_{label:02d}"
             folder.mkdir(parents=True)
             for number in range(per_class):
-                width, height = random.integers(5, 12, size=2)
+                width, height = random.integers(8, 15, size=2)
                 pixels = random.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:04d}.{suffix}")
         return tmp_path / name

@@ -46,7 +46,7 @@ class Noise(Source):
     def __getitem__(self, index: int) -> Sample:
         if index in self.deadly:
             self.deadly[index]()
-        pixels = np.random.RandomState(index).randint(0, 256, (6, 5, 3)).astype(np.uint8)
+        pixels = np.random.RandomState(index).randint(0, 256, (8, 9, 3)).astype(np.uint8)
         return Sample(f"{index:05d}", pixels, index % 2, index, {})
 
 

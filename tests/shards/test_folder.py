@@ -15,7 +15,7 @@ from shards.source import ImageFolder
 def save(path: Path, **settings) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(len(str(path))).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **settings)
+    Image.fromarray(pixels).save(path, **{"format": "PNG"} | settings)
     return pixels
 
 
@@ -181,3 +181,123 @@ def test_images_beside_class_folders_are_refused(class_folders):
     assert "holds both images (stray.jpg, …) and folders of images (class_00, …)" in str(
         refused.value
     )
+
+
+# ── Splits, leftovers and deep classes ──────────────────────────────────────────────────────────
+
+
+def images_in(root: Path, *names: str) -> Path:
+    for name in names:
+        save(root / name)
+    return root
+
+
+def labels(source: ImageFolder) -> dict[str, str]:
+    """Class of each file."""
+    samples = [source[i] for i in range(len(source))]
+    return {sample.metadata["file"]: source.classes[sample.label] for sample in samples}
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (["train/cat/1.jpg", "val/cat/1.jpg", "annotations/notes.txt"], "train"),
+        (["Training/glioma/1.jpg", "Testing/glioma/1.jpg"], "Testing"),
+        (["train/cat/1.jpg", "valid/cat/1.jpg", "__MACOSX/train/._1.jpg"], "train"),
+        (["TRAIN/cat/1.jpg", "TEST/cat/1.jpg", "extra/cat/1.jpg"], "TEST"),
+        (["train_images/1.jpg", "test-set/1.jpg", "@eaDir/train/1.jpg"], "test-set"),
+        (["train2017/1.jpg", "val2017/1.jpg", "unlabeled2017/1.jpg"], "train2017"),
+        (["train/cat/1.jpg", "masks/cat.txt"], "train"),
+        (["images/train/1.jpg", "images/val/1.jpg", "labels/train/1.txt"], "images/train"),
+        (["data/Train/cat/1.jpg", "data/dev/cat/1.jpg"], "data/Train"),
+        (["evaluation/1.jpg", "training_256/1.jpg"], "evaluation"),
+    ],
+)
+def test_splits_are_not_taken_for_classes_whatever_lies_beside_them(
+    tmp_path: Path, names: list[str], split: str
+):
+    for name in names:
+        save(tmp_path / name, format="PNG")
+    with pytest.raises(ValueError, match="which look like splits, not like classes") as refused:
+        ImageFolder(root=tmp_path)
+    assert f"Choose one: --split {split}; or" in str(refused.value)
+    assert len(ImageFolder(root=tmp_path, split=split)) == 1
+    # Whoever says that the first folder is the class means it.
+    first = ImageFolder(root=tmp_path, class_of="first")
+    assert set(labels(first).values()) == {
+        name.partition("/")[0] for name in names if name.endswith(".jpg") and name[0] not in "_@"
+    }
+
+
+@pytest.mark.parametrize(
+    "classes", [["bus", "train"], ["testudo", "trainer"], ["dev", "develop"], ["valley", "values"]]
+)
+def test_classes_that_only_sound_like_splits_are_classes(tmp_path: Path, classes: list[str]):
+    source = ImageFolder(root=images_in(tmp_path, *(f"{name}/1.jpg" for name in classes)))
+    assert source.classes == classes
+    alone = {"bus": "train", "dev": "dev"}.get(classes[0])
+    expected = f"taken for a class: {alone}; if it is a split, choose it: --split {alone}"
+    assert source.notes == ([expected] if alone else [])
+
+
+def test_splits_within_classes_are_named_and_no_deepest_classes(tmp_path: Path):
+    images_in(tmp_path, *(f"{c}/{s}/1.jpg" for c in ("cat", "dog") for s in ("train", "test")))
+    source = ImageFolder(root=tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert "cat holds test, train, which look like splits" in source.notes
+    with pytest.raises(ValueError, match=r"cat holds test, train, .*--split cat/test"):
+        ImageFolder(root=tmp_path, class_of="deepest")
+
+
+def test_what_systems_leave_in_a_folder_is_no_sample(tmp_path: Path):
+    images = ("cat/1.jpg", "cat/deep/2.jpg", "dog/3.jpg")
+    left = ("@eaDir/cat/t.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/cat/1.jpg")
+    left += ("cat/deep/@eaDir/2.jpg/t.jpg", "$RECYCLE.BIN/x.jpg", "#recycle/cat/1.jpg")
+    hidden = (".ipynb_checkpoints/1-checkpoint.jpg", "cat/.ipynb_checkpoints/1.jpg", "cat/._1.jpg")
+    hidden += (".thumbnails/1.jpg", "dog/.DS_Store", ".git/1.jpg")
+    for name in (*images, *left, *hidden):
+        save(tmp_path / name, format="PNG")
+    (tmp_path / "dog" / "Thumbs.db").touch()
+    for root in (tmp_path, f"file://{tmp_path}"):
+        source = ImageFolder(root=root)
+        assert tuple(labels(source)) == images and source.classes == ["cat", "dog"]
+        assert source.notes == [
+            "1 files passed over: their names are not those of images (1 .db)",
+            "6 folders left out, which a system made: #recycle, $RECYCLE.BIN, @eaDir, __MACOSX",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("class_of", "classes"),
+    [
+        (None, ["a", "b"]),
+        ("first", ["a", "b"]),
+        ("deepest", ["a/airfield", "a/house/indoor", "a/house/outdoor", "b/bar", "b/house/indoor"]),
+    ],
+)
+def test_the_first_or_the_deepest_folder_names_the_class(tmp_path: Path, class_of, classes):
+    names = ["airfield/1.jpg", "house/outdoor/1.jpg", "house/outdoor/2.jpg", "house/indoor/1.jpg"]
+    images_in(tmp_path, *(f"a/{name}" for name in names), "b/house/indoor/1.jpg", "b/bar/1.jpg")
+    source = ImageFolder(root=tmp_path, class_of=class_of)
+    assert source.classes == classes
+    folders = {file: file.rpartition("/")[0] for file in labels(source)}
+    depth = None if class_of == "deepest" else 1
+    assert labels(source) == {
+        file: "/".join(folder.split("/")[:depth]) for file, folder in folders.items()
+    }
+    advice = "all images lie deeper than the 2 class folders, such as in a/airfield: --class_of"
+    assert any(note.startswith(advice) for note in source.notes) == (class_of is None)
+
+
+def test_messages_and_notes_about_odd_names_stay_on_one_line(tmp_path: Path):
+    images_in(tmp_path, "two\nlines/a/1.jpg", "two\nlines/b/1.jpg", "esc\x1b[2J/a/1.jpg")
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    save(tmp_path / "esc\x1b[2J" / "notes.a\nb")
+    source = ImageFolder(root=tmp_path)
+    assert source.classes == ["esc\x1b[2J", "two\nlines"]  # data stay what they are
+    assert all(note.isprintable() for note in source.notes) and len(source.notes) == 3
+    assert "no images, so no class, in caf\\udce9" in source.notes
+    save(tmp_path / "1.jpg")
+    with pytest.raises(ValueError) as refused:
+        ImageFolder(root=tmp_path)
+    assert str(refused.value).isprintable()

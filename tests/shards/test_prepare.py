@@ -1,6 +1,9 @@
 """What becomes of one image, against Pillow and against DALI's own decoder."""
 
+import dataclasses
 import io
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,10 @@ from PIL import Image, ImageOps
 
 from pipeline.dali import Pipeline, fn, types
 from shards.image import decode, read_header
-from shards.writing.prepare import Preparation, Unusable, prepare
+from shards.writing.prepare import BY_SETTING, Preparation, Unusable, prepare
 from tests.shards.damaged_inputs import LETHAL, TURNED_BY_XMP, UNNOTICED, DamageDraw, torture
 
-ORIGINAL = Preparation()
+ORIGINAL = Preparation(min_side=1, max_aspect=float("inf"))
 
 
 def picture(height: int = 40, width: int = 60, mode: str = "RGB") -> Image.Image:
@@ -149,6 +152,129 @@ def test_sixteen_bits_become_their_upper_eight() -> None:
     assert np.array_equal(as_pillow_shows(stored.data)[:, :, 0], values >> 8)
 
 
+def png_of_16_bits(values_HWC: np.ndarray, **extra: bytes) -> bytes:
+    """A PNG file by hand: Pillow does not write colours of 16 bits."""
+    height, width, channels = values_HWC.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    parts = {"IHDR": struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0), **extra}
+    parts |= {"IDAT": zlib.compress(rows), "IEND": b""}
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in parts.items():
+        body = name.encode() + content
+        data += struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+    return data
+
+
+def tiff_of(values_HWC: np.ndarray, bits: int) -> bytes:
+    """A TIFF file by hand, of 16 bits or of 12 that are packed."""
+    height, width, channels = values_HWC.shape
+    if bits == 16:
+        pixels = values_HWC.astype("<u2").tobytes()
+    else:
+        digits = np.unpackbits(values_HWC.astype(">u2").view(np.uint8)).reshape(height, -1, 16)
+        pixels = np.packbits(digits[..., 16 - bits :].reshape(height, -1), axis=1).tobytes()
+    many = struct.pack("<HHH", *[bits] * 3)
+    end = 8 + len(pixels)
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1)]
+    tags += [
+        (258, 3, channels, end if channels == 3 else bits),
+        (262, 3, 1, 2 if channels == 3 else 1),
+    ]
+    tags += [(273, 4, 1, 8), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(pixels))]
+    data = b"II*\0" + struct.pack("<I", end + len(many)) + pixels + many
+    data += struct.pack("<H", len(tags))
+    return data + b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags)) + bytes(4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("form", ["png", "tif"])
+def test_values_of_fewer_than_16_bits_keep_their_upper_eight(form: str, bits: int, channels: int):
+    if form == "tif" and channels in (2, 4):
+        return
+    random = np.random.RandomState(bits)
+    values = random.randint(0, 2**bits, (20, 30, channels)).astype(np.uint16)
+    values[0, 0] = 2**bits - 1
+    data = png_of_16_bits(values) if form == "png" else tiff_of(values, 16)
+    stored = prepare(data, ORIGINAL, extension=form)
+    expected = values[..., :1] if channels < 3 else values[..., :3]
+    # By whole numbers: a value is as far up its 256 levels as it is up its bits.
+    assert np.array_equal(
+        as_pillow_shows(stored.data),
+        (expected // 2 ** (bits - 8)).repeat(3 // expected.shape[2], 2),
+    )
+    assert ("16 bits to 8" if bits == 16 else f"16 bits to 8 ({bits} in use)") in stored.remarks
+    assert stored.repaired
+
+
+def test_a_tiff_that_says_how_many_bits_it_has_is_believed() -> None:
+    dark = np.random.RandomState(0).randint(0, 200, (16, 20, 1)).astype(np.uint16)
+    stored = prepare(tiff_of(dark, 12), ORIGINAL, extension="tif")
+    assert "16 bits to 8 (12 in use)" in stored.remarks
+    assert np.array_equal(as_pillow_shows(stored.data)[..., :1], dark // 16)
+
+
+def test_formats_that_state_their_largest_value_are_not_guessed_at() -> None:
+    dark = np.random.RandomState(0).randint(0, 100, (16, 20)).astype(np.uint16)
+    data = b"P5 20 16 1023\n" + dark.astype(">u2").tobytes()
+    stored = prepare(data, ORIGINAL, extension="pgm")
+    shown = as_pillow_shows(stored.data)[:, :, 0].astype(int)
+    assert np.abs(shown - dark / 1023 * 255).max() <= 1
+
+
+def test_bits_can_be_set_for_a_whole_set() -> None:
+    for channels in (1, 3):
+        dark = np.random.RandomState(0).randint(0, 900, (16, 20, channels)).astype(np.uint16)
+        dark[0, 0] = 5000
+        data = png_of_16_bits(dark)
+        stored = prepare(data, dataclasses.replace(ORIGINAL, bits=12), extension="png")
+        shown = as_pillow_shows(stored.data)
+        assert np.array_equal(shown[1:], (dark[1:] // 16).repeat(3 // channels, 2))
+        assert (shown[0, 0] == 255).all() and "16 bits to 8 (12 in use)" in stored.remarks
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_colours_of_16_bits_are_turned_upright_too(orientation: int) -> None:
+    values = np.random.RandomState(0).randint(0, 1024, (16, 20, 3)).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = png_of_16_bits(values, eXIf=exif.tobytes().removeprefix(b"Exif\0\0"))
+    stored = prepare(data, ORIGINAL, extension="png")
+    plain = Image.fromarray((values // 4).astype(np.uint8))
+    plain.getexif()[0x0112] = orientation
+    assert np.array_equal(as_pillow_shows(stored.data), np.asarray(ImageOps.exif_transpose(plain)))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (1, 1, "too small"),
+        (7, 400, "too small"),
+        (400, 7, "too small"),
+        (8, 161, "too elongated"),
+        (3000, 100, "too elongated"),
+        (8, 8, None),
+        (8, 160, None),
+        (2000, 100, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "pixels"])
+def test_images_too_small_or_elongated_for_a_view_are_left_out(
+    width: int, height: int, reason: str | None, form: str
+) -> None:
+    image = Image.new("RGB", (width, height), "navy")
+    data = np.asarray(image) if form == "pixels" else encoded(image, form)
+    if reason is None:
+        assert prepare(data, Preparation()).width == width
+        return
+    with pytest.raises(Unusable) as refused:
+        prepare(data, Preparation())
+    assert refused.value.reason == reason in BY_SETTING
+    assert f"{width:,} x {height:,}" in refused.value.detail
+    assert prepare(data, ORIGINAL).height == height
+
+
 def test_cmyk_becomes_pillows_rgb() -> None:
     data = encoded(picture(mode="CMYK"), "JPEG")
     stored = prepare(data, ORIGINAL, extension="jpg")
@@ -203,6 +329,10 @@ def test_reducing_is_filtered_against_aliasing() -> None:
         ({"encoding": "jpeg:101"}, "jpeg:QUALITY"),
         ({"resize_shorter": 4}, "resize_shorter=4 pixels; expected 8 or more"),
         ({"max_megapixels": 0}, "max_megapixels=0; expected more than 0"),
+        ({"min_side": 0}, "min_side=0 pixels; expected 1 or more"),
+        ({"max_aspect": 0.5}, "max_aspect=0.5; expected 1 or more"),
+        ({"max_aspect": float("nan")}, "max_aspect=nan; expected 1 or more"),
+        ({"bits": 7}, "bits=7; expected 8 to 16"),
     ],
 )
 def test_impossible_preparations_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -33,7 +33,7 @@ class SlowSource(Source):
         if self.folder is not None:
             time.sleep(0.02)
             (self.folder / f"{os.getpid()}").touch()
-        pixels = np.random.RandomState(index).randint(0, 256, (6, 5, 3)).astype(np.uint8)
+        pixels = np.random.RandomState(index).randint(0, 256, (8, 9, 3)).astype(np.uint8)
         return Sample(f"{index:05d}", pixels, -1, index, {})
 
 

@@ -379,3 +379,18 @@ def test_the_command_writes_sums_up_and_says_what_is_next(whole, monkeypatch, ca
     assert ids_of(train) == ids_of(expected)
     command = " ".join(["python -m tools.select", whole.root, "train", *flags])
     assert train.manifest.command == command
+
+
+def test_a_set_below_a_path_that_is_not_utf_8_has_subsets_too(tmp_path, monkeypatch, capsys):
+    from tools.select import main
+    from training.command_line import call
+
+    root = tmp_path / os.fsdecode(b"caf\xe9 \n") / "set"
+    write(SOURCE, root, samples_per_shard=50)
+    monkeypatch.setattr("sys.argv", ["select", str(root), "half", "--fraction", "0.5"])
+    call(main)
+    assert "caf\\udce9 \\n" in capsys.readouterr().out
+    half = open_shards(root / "subsets" / "half")
+    root.rename(tmp_path / "set")  # DALI reads from no such path
+    assert len(half) == 112 and len(ids_of(open_shards(tmp_path / "set/subsets/half"))) == 112
+    assert half.manifest.command.startswith("python -m tools.select")

@@ -41,6 +41,29 @@ def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
     assert manifest.command.startswith(f"python -m tools.shard folder --root {root}")
 
 
+def test_sizes_missing_images_and_splits_are_flags(class_folders, tmp_path: Path):
+    root, out = class_folders(name="data/train", classes=2, per_class=6), tmp_path / "out"
+    class_folders(name="data/test", classes=1)
+    (root.parent / "annotations").mkdir()
+    for name in ("0000.jpg", "0001.jpg", "0002.jpg", "0003.jpg"):
+        (root / "class_01" / name).write_bytes(b"<html>")
+    command = ["folder", "--root", root.parent, "--out", out]
+    refused = shard(*command)
+    assert refused.returncode == 2 and "which look like splits" in refused.stderr
+    refused = shard(*command, "--split", "train", "--max_missing", "0.4")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "4 of 6 of class 'class_01' cannot be read or decoded" in refused.stderr
+    flags = ["--split", "train", "--max_missing", "0.7"]
+    small = shard(*command, *flags, "--min_side", "12")
+    assert small.returncode == 2 and "unfinished writing with another preparation" in small.stderr
+    done = shard(*command, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"quarantine    4 not an image; listed in {out}/quarantine/reasons.jsonl" in done.stdout
+    all_small = ["--min_side", "16", "--max_aspect", "2", "--bits", "12"]
+    none = shard(*command[:3], "--split", "test", *all_small, "--out", tmp_path / "none")
+    assert none.returncode == 2 and "none of 4 images can be used" in none.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "pieces"),
     [

@@ -15,6 +15,7 @@ from shards.engine import LocalWorkers
 from shards.health.verification import verify
 from shards.layout import ShardSet
 from shards.source import ImageFolder
+from shards.writing.prepare import Preparation
 from shards.writing.write import write
 from tests.shards.damaged_inputs import LETHAL, DamageDraw, good, torture
 
@@ -32,6 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
         ImageFolder(root=folder / "in"),
         folder / "out",
         samples_per_shard=150,
+        preparation=Preparation(min_side=1, max_aspect=float("inf")),
         engine=LocalWorkers(2),
     )
     return folder, expected, shard_set

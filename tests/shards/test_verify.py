@@ -1,6 +1,7 @@
 """Damage of every kind is found, named, and repaired without touching what is sound."""
 
 import json
+import os
 import shutil
 import tarfile
 import time
@@ -285,3 +286,20 @@ def test_the_watch_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
     assert time.monotonic() - begin < 2
     assert watch.checked < watch.total == 20 and watch.news() == []
+
+
+def test_the_command_names_problems_below_any_path_and_how_to_repair(
+    class_folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from tools.verify import main
+
+    root = tmp_path / os.fsdecode(b"caf\xe9\n")
+    write(ImageFolder(root=class_folders()), root)
+    (root / "00000.idx").write_text("v1.2 0\n")
+    with pytest.raises(SystemExit) as ended:
+        main(str(root), workers=1)
+    assert ended.value.code == 1
+    problem, summary, repair, *_ = capsys.readouterr().out.split("\n")
+    assert "00000.idx" in problem and summary.endswith("problems")
+    assert r"caf\udce9\n: 1 shards" in summary
+    assert repair.startswith("to repair: python -m tools.verify '")

@@ -50,7 +50,7 @@ def pixel(key: str, label: int = -1, id: int = 0) -> Sample:
 
 
 _FILE = io.BytesIO()
-Image.new("L", (1, 1), 129).save(_FILE, "PNG")
+Image.new("L", (8, 8), 129).save(_FILE, "PNG")
 PIXEL = _FILE.getvalue()  # the smallest picture
 
 
@@ -195,10 +195,10 @@ def test_statistics_are_those_of_the_pixels(class_folders, tmp_path: Path):
 
 def test_the_median_side_of_an_even_count_lies_between_the_middle_two(tmp_path: Path):
     (tmp_path / "in").mkdir()
-    for side in (4, 6, 9, 20):
+    for side in (10, 12, 15, 40):
         Image.new("RGB", (side, 30)).save(tmp_path / "in" / f"{side}.png")
     found = write(ImageFolder(root=tmp_path / "in"), tmp_path / "out").manifest.statistics
-    assert found.median_shorter_side == 7.5
+    assert found.median_shorter_side == 13.5
 
 
 def test_sizes_are_as_shown_after_exif_orientation(tmp_path: Path):
@@ -217,7 +217,8 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
     bad["class_02/0000.jpg"] = cut[: len(cut) // 2]
     for name, data in bad.items():
         (root / name).write_bytes(data)
-    shard_set = write(ImageFolder(root=root), tmp_path / "out", samples_per_shard=5)
+    source = ImageFolder(root=root)
+    shard_set = write(source, tmp_path / "out", samples_per_shard=5, max_missing=0.25)
     account = shard_set.manifest.account
     assert (account.found, account.written, account.quarantined) == (12, 9, 3)
     assert len(read(shard_set)) == 9
@@ -229,6 +230,7 @@ def test_what_cannot_be_used_is_kept_aside_with_its_reason(class_folders, tmp_pa
     assert told["class_02/0000.jpg"]["reason"] == "truncated or corrupt"
     for name, data in bad.items():
         assert (tmp_path / "out" / told[name]["file"]).read_bytes() == data
+        assert told[name]["label"] == int(name[6:8])
 
 
 def test_a_file_that_cannot_be_read_is_counted_and_named(class_folders, tmp_path: Path):
@@ -389,7 +391,7 @@ def test_a_kill_just_before_the_end_is_taken_up(class_folders, tmp_path: Path, m
 def test_a_file_whose_name_is_not_unicode_is_written_and_quarantined_by_name(tmp_path: Path):
     folder = tmp_path / "in" / os.fsdecode(b"caf\xe9")
     folder.mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(folder / "good.png")
+    Image.new("RGB", (9, 9)).save(folder / "good.png")
     (folder / os.fsdecode(b"b\xe4d.jpg")).write_bytes(b"?")
     shard_set = write(ImageFolder(root=tmp_path / "in"), tmp_path / "out")
     assert shard_set.manifest.classes == ["caf\\udce9"]

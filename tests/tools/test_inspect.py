@@ -1,8 +1,10 @@
 """What tools.inspect reports, on a set whose every number is known, and the picture it draws."""
 
 import io
+import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from shards.duplicates import groups_of_copies
 from shards.layout import ShardSet, open_shards
+from shards.one_line import one_line
 from shards.source.source import Sample, Source
 from shards.subset.selection import select
 from shards.survey import survey
@@ -195,7 +198,7 @@ def test_bare_pixels_and_small_sets_are_drawn_too(run, tmp_path):
 def test_a_picture_that_no_longer_decodes_is_named_on_the_sheet(tmp_path):
     from tools.inspect.sheet import contact_sheet, pictures
 
-    whole = write(Known(), tmp_path / "set", limit=20)
+    whole = write(Known(), tmp_path / "set", limit=20, max_missing=1)
     tar = Path(whole.tars[0])
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"\x00PNG"))  # same size
     shown = pictures(whole, 5, 0)
@@ -289,3 +292,41 @@ def test_groups_of_copies_are_those_of_a_dictionary():
     found = groups_of_copies(np.frombuffer(b"".join(contents), dtype="V16"))
     assert [group.tolist() for group in found] == expected
     assert groups_of_copies(np.frombuffer(b"".join(contents[40:45]), dtype="V16")) == []
+
+
+class Odd(Source):
+    """Two samples of each of a few classes whose names are unfit to show."""
+
+    name = "odd"
+    split = "new\nline"
+    classes: list[str] = ["two\nlines", "bell\a\x1b[31mred", "tab\there", "caf\udce9", "\u202eback"]  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 2 * len(self.classes)
+
+    def __getitem__(self, index: int) -> Sample:
+        pixels = np.full((16, 16, 3), index, dtype=np.uint8)
+        return Sample(f"k{index}", pixels, index // 2, index, {})
+
+
+def test_names_of_classes_that_are_unfit_to_show_are_shown_escaped(run, tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9\n")
+    write(Odd(), root)
+    text = run(root, "--out", tmp_path / "sheet.png")
+    assert all(line.isprintable() for line in text.split("\n"))
+    shown = [r"two\nlines", r"bell\x07\x1b[31mred", r"tab\there", r"caf\udce9", r"\u202eback"]
+    rows = section(text, "classes: 5 of 5")
+    assert [row.split(" 2 ")[0] for row in rows] == [f"{i} {name}" for i, name in enumerate(shown)]
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    for label, name in enumerate([*Odd.classes[:3], shown[1], shown[3]]):
+        subset = select(open_shards(root), f"s{label}", classes=[name])
+        assert isinstance(subset, ShardSet) and len(subset) == 2
+
+
+def test_text_is_shown_on_one_line_and_what_is_fit_stays_as_it_is():
+    every = "".join(map(chr, range(0x30000)))
+    line = one_line(every)
+    assert len(line.splitlines()) == 1 and line.encode()
+    assert not {c for c in line if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    fit = "Zo\u00eb \u2014 \u65e5\u672c \u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c \\n 'x'"
+    assert one_line(fit) == fit

@@ -21,6 +21,7 @@ from rich.console import Console
 from shards import durable
 from shards.duplicates import groups_of_copies
 from shards.layout import MANIFEST, QUARANTINE, SUBSETS, Manifest, ShardSet, open_shards
+from shards.one_line import one_line
 from shards.shard_table import SampleRow
 from shards.storage import LocalFolder, folder_at
 from shards.survey import Survey, rows_at, survey
@@ -59,7 +60,7 @@ def main(dir: str, *, out: Path | None = None, samples: int = 48, seed: int = 0)
         shown = pictures(shard_set, samples, seed)
         with durable.replaced(out, suffix=str(os.getpid())) as aside:
             contact_sheet(shard_set, found, shown).save(aside, format="PNG")
-        print(f"\ncontact sheet of {len(shown)} samples: {out}")
+        print(f"\ncontact sheet of {len(shown)} samples: {one_line(str(out))}")
     elif sys.stdout.isatty():
         print("see some of them: --out FILE.png")
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.image import decode, read_header
 from shards.layout import ShardSet
+from shards.one_line import one_line
 from shards.survey import Survey, by_shard, lines_of, rows_of
 from shards.tar import component
 from training.terminal import Bins, aspect_bins, bins_of
@@ -64,6 +65,7 @@ def contact_sheet(shard_set: ShardSet, found: Survey, shown: list[Picture]) -> I
 
     manifest = shard_set.manifest
     title = f"{manifest.source} {manifest.split}".strip()
+    title = _fit(draw, title, width / 2, 20)
     draw.text((_MARGIN, _MARGIN - 6), title, _INK, _font(20))
     about = f"{len(shard_set):,} samples, {shard_set.root}"
     right = draw.textlength(title, _font(20)) + _MARGIN + 14
@@ -138,7 +140,7 @@ def _histogram(
     draw.text((left, top), _fit(draw, name, width, 13), _INK, _font(13))
     step = min((height - 24) / len(bins), 20)
     size = 12 if step >= 15 else 11 if step >= 13 else 9
-    longest = max(draw.textlength(label, _font(size)) for label, _ in bins)
+    longest = max(draw.textlength(one_line(label), _font(size)) for label, _ in bins)
     labels = min(longest, 0.45 * width)
     largest = max(count for _, count in bins)
     counts = draw.textlength(f"{largest:,}", _font(size))
@@ -186,7 +188,8 @@ def _scaled(image: Image.Image) -> Image.Image:
 def _fit(
     draw: ImageDraw.ImageDraw, text: str, width: float, size: int, *, end: bool = False
 ) -> str:
-    """Shorten a text to a width; with `end`, its end is kept."""
+    """Shorten a text to one line of a width; with `end`, its end is kept."""
+    text = one_line(text)
     if draw.textlength(text, _font(size)) <= width:
         return text
     while text and draw.textlength(f"{text}…", _font(size)) > width:

@@ -96,6 +96,10 @@ class Generated(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._stored[index]
 
+    def label(self, index: int) -> int:
+        """Return the label of a sample, without its image."""
+        return self._stored.label(index)
+
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""
         return self._stored.fingerprint() + self._settings
