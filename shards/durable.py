@@ -54,20 +54,26 @@ def read(path: Path) -> bytes:
         return file.read()
 
 
-def refuse_unwritable(path: Path) -> None:
-    """Find out before long work whether its result can be written.
+def check_writable(**files: Path | None) -> None:
+    """Refuse files that cannot be written, before the work whose result they are to hold.
+
+    Args:
+        files: path by flag.
 
     Raises:
-        ValueError: the path is a folder, or lies in none.
+        ValueError: a file is a folder, or lies in none.
         OSError: its folder takes no files.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file in it.")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder, so {path.name} cannot be written into it.")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    partial.unlink()
+    for name, path in files.items():
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is no folder; --{name} FILE is written into one.")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; --{name} names a file.")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.touch()
+        partial.unlink()
 
 
 def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:

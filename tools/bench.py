@@ -22,11 +22,12 @@ from rich.text import Text
 
 from pipeline.loader import Loader
 from pipeline.profile import milliseconds
+from shards import durable
 from training import header
 from training.command_line import run_function
 from training.rounds import GOAL, What, bench
 from training.settings import Settings
-from training.throughput import Workload, check_writable
+from training.throughput import Workload
 
 NAMES = {
     "loader": "loader alone",
@@ -61,7 +62,7 @@ def main(
         raise ValueError(
             f"seconds={seconds:g} and rounds={rounds}; give more than 0 and 1 or more."
         )
-    check_writable(json=json, chart=chart, trace=trace)
+    durable.check_writable(json=json, chart=chart, trace=trace)
     if chart and importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "--chart is drawn by matplotlib, which is not installed. Install it with uv pip "
@@ -86,7 +87,8 @@ def main(
         )
     show(console, record)
     if json:
-        json.write_text(json_text.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        text = json_text.dumps(record, indent=1, ensure_ascii=False)
+        durable.replace(json, [text.encode(), b"\n"])
         console.print(f"figures in {json}", soft_wrap=True)
     if chart:
         draw(record, chart)

@@ -6,7 +6,6 @@ runs/demo to start over.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from pipeline import dali
 from shards.layout import MANIFEST
@@ -26,13 +24,6 @@ from training.flags import FlagParser
 
 DATA, RUN = Path("data"), Path("runs/demo")
 RECIPE = "recipes/sample_s2r2.yaml"
-FIGURES = {
-    "knn_top1": "k-NN, k = 20 (%)",
-    "linear_top1": "linear probe (%)",
-    "label_map": "retrieval of the same class, mAP (%)",
-    "view_map": "retrieval of the same image's views, mAP (%)",
-    "view_r1": "retrieval of the same image's views, R@1 (%)",
-}
 
 
 def main() -> None:
@@ -55,20 +46,7 @@ def main() -> None:
         _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
 
     _python("train.py", "--config", RECIPE, "--run", str(RUN))
-    results = {}
-    for name, flags in (("random init", ["--random_init", "true"]), ("trained", [])):
-        file = RUN / f"evaluation-{name.replace(' ', '-')}.json"
-        if not file.exists():
-            _python("-m", "tools.evaluate", str(RUN), "--json", str(file), *flags)
-        results[name] = json.loads(file.read_text())
-
-    table = Table(title="held-out sample images, frozen encoder", title_justify="left")
-    table.add_column("")
-    for name in results:
-        table.add_column(name, justify="right")
-    for figure, words in FIGURES.items():
-        table.add_row(words, *(f"{100 * result[figure]:.1f}" for result in results.values()))
-    console.print(table)
+    _python("-m", "tools.evaluate", str(RUN), "--beside_random", "true")
     made = {
         "shards": f"{DATA}/sample-*",
         "views": str(sheet),

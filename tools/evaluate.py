@@ -69,8 +69,7 @@ def main(
     run, saved = locate(run)
     if saved is None and not random_init:
         raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
-    if json:
-        durable.refuse_unwritable(json)
+    durable.check_writable(json=json)
     # This machine may lack the run's device, precision and trackers.
     here = ["--device", device, "--mixed_precision", mixed_precision, "--trackers", "[]"]
     config = parse(["--config", str(run / run_folder.CONFIG), *here]).config

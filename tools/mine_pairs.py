@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from shards import durable
 from shards.engine import LocalWorkers
 from shards.layout import ShardSet, open_shards
 from shards.source.pairs import Pairs
@@ -96,6 +97,10 @@ def main(
             "them."
         )
     refuse_occupied(out)  # before mining takes its time
+    # Beside a folder on a disk; that of a store, here.
+    beside = Path(out).name if is_remote(out) else out.rstrip("/")
+    sheet = sheet or Path(f"{beside}.png")
+    durable.check_writable(sheet=sheet)
     shard_set = open_shards(shards)
     trained = open_encoder(encoder, config=config, device=device)
     begin = time.monotonic()
@@ -121,9 +126,6 @@ def main(
         encoding="raw" if shard_set.manifest.raw else "original",
         workers=len(os.sched_getaffinity(0)) if workers is None else workers,
     )
-    # Beside a folder on a disk; that of a store, here.
-    beside = Path(out).name if is_remote(out) else out.rstrip("/")
-    sheet = sheet or Path(f"{beside}.png")
     _draw(shard_set, partners, scores, seed, sheet)
 
     seconds = {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.loader import Loader
 from pipeline.normalisation import MEAN, STD
+from shards import durable
 from shards.layout import open_shards
 from shards.one_line import one_line
 from training.command_line import run_function
@@ -30,6 +31,7 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
     """
     if rows < 1:
         raise ValueError(f"rows={rows}; give 1 or more.")
+    durable.check_writable(out=out)
     shard_set = open_shards(folder)
     loader = Loader(
         shard_set,
@@ -41,7 +43,8 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
     )
     with loader:
         batch = next(iter(loader))
-    Image.fromarray(contact_sheet(batch.views)).save(out)
+    with durable.replaced(out) as partial:
+        Image.fromarray(contact_sheet(batch.views)).save(partial, format="PNG")
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
     turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
     print(f"{len(batch.id_B)} samples × {groups} views of {one_line(f'{folder}{turns}: {out}')}")

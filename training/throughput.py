@@ -269,21 +269,5 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
 
 
-def check_writable(**files: Path | None) -> None:
-    """Refuse files that cannot be written, before anything is measured.
-
-    Args:
-        files: path by flag.
-
-    Raises:
-        ValueError: a file's folder does not exist, or it is a folder itself.
-    """
-    for name, path in files.items():
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path.parent} is no folder; --{name} FILE is written into one.")
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder; --{name} names a file.")
-
-
 def _clocks(loader: Loader | None) -> tuple[float, float]:
     return (loader.wait_seconds(), loader.host_seconds()) if loader else (0.0, 0.0)

@@ -221,7 +221,7 @@ def test_a_set_in_an_object_store(run, tmp_path, request):
         (["--samples", "0"], "samples=0; expected 1 or more"),
         (["--seed", "-1"], "seed=-1; expected a number"),
         (["--out", "a.jpg"], r"out=a.jpg; expected a name that ends with \.png"),
-        (["--out", "/nowhere/a.png"], "/nowhere is no folder; make it"),
+        (["--out", "/nowhere/a.png"], "/nowhere is no folder; --out FILE"),
     ],
 )
 def test_wrong_flags_are_refused(known, run, flags, message):

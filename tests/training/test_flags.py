@@ -122,6 +122,8 @@ def test_help_of_a_class_names_its_settings_by_the_flags_that_set_them(
     setting: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for each in _concrete(CLASSES[setting.rpartition(".")[2]]):
+        if not each.__module__.startswith(("model.", "pipeline.")):  # another test's
+            continue
         text = shown(capsys, f"--{setting}.help", each.__name__)
         flags = set(re.findall(r"^  (--[\w.]+) ", text, re.MULTILINE))
         known = {f"--{setting}.{name}" for name in inspect.signature(each).parameters}

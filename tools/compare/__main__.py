@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from pipeline import dali
+from shards import durable
 from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
@@ -171,7 +172,13 @@ def _read(out: Path) -> dict[str, Any]:
     path = out / RESULT
     if not path.exists():
         raise ValueError(f"{path} does not exist; --redraw draws what a comparison has written.")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); the comparison's own command, without --redraw, writes "
+            "it again from the runs."
+        ) from None
 
 
 def _report(record: dict[str, Any], out: Path, console: Console, best_by: str | None) -> None:
@@ -181,7 +188,7 @@ def _report(record: dict[str, Any], out: Path, console: Console, best_by: str | 
         chart.draw(record, out / "comparison.png")
         drawn = "comparison.png"
     text = markdown(record, drawn)
-    (out / "comparison.md").write_text(text)
+    durable.replace(out / "comparison.md", [text.encode()])
     if console.is_terminal:
         show(record, console)
     else:

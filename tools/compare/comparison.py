@@ -101,7 +101,10 @@ class Comparison:
         folder = found.with_suffix("")
         text = with_values(variant, seed=seed, run=str(folder)).yaml()
         config = folder / run_folder.CONFIG
-        if found.exists() and config.exists() and config.read_text() == text:
+        whole = found.exists() and _values(found) is not None
+        if found.exists() and not whole:
+            self._say(f"{found} is no JSON any more; it is made again")
+        if whole and config.exists() and config.read_text() == text:
             return
         found.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +125,12 @@ class Comparison:
                 return
         run.drop_checkpoints(folder)
         figures = self._figures(variant, seed)
-        main = main_of(figures["final"])
-        heading, value = LEARNED[main].removesuffix(" %"), 100 * figures["final"][main]
         end = f"{figures['steps']:,} steps in {figures['seconds']:.1f} s"
+        main = main_of(figures["final"])
+        if main not in figures["final"]:  # its evaluation failed; the run's log says why
+            self._say(f"{number}{name}: no figures, {end}")
+            return
+        heading, value = LEARNED[main].removesuffix(" %"), 100 * figures["final"][main]
         self._say(f"{number}{name}: {heading} {value:.1f} %, {end}")
 
     def _child(self, name: str, command: list[str], folder: Path | None, number: str = "") -> bool:
@@ -170,7 +176,7 @@ class Comparison:
         if error := self.errors.get(_random_name(variant, seed)):
             facts["error"] = error
         elif found.exists():
-            values = json.loads(found.read_text())
+            values = _values(found) or {}
             facts["figures"] = {k: v for k, v in values.items() if isinstance(v, float)}
         return facts
 
@@ -203,12 +209,12 @@ def check(plan: Plan) -> None:
         ValueError: the folder differs.
     """
     path = plan.out / RESULT
-    if path.exists():
-        then = json.loads(path.read_text())
+    then = _values(path) if path.exists() else None  # one that was cut off is written again
+    if then is not None:
         for name, value in {"budget": plan.budget.facts(), "processes": plan.processes}.items():
-            if then[name] != value:
+            if then.get(name) != value:
                 raise ValueError(
-                    f"{plan.out} holds a comparison with {name} {then[name]}, this one has "
+                    f"{plan.out} holds a comparison with {name} {then.get(name)}, this one has "
                     f"{value}; give another --out."
                 )
     for variant in plan.compared:
@@ -233,6 +239,15 @@ def with_values(variant: Variant, **values: Any) -> Settings:
 def shown(command: list[str]) -> str:
     """Return a command as a person would type it, on one line."""
     return shlex.join(["python" if w == sys.executable else w for w in command])
+
+
+def _values(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file; None if it is cut off, or holds something else."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _random_name(variant: Variant, seed: int) -> str:

@@ -46,7 +46,10 @@ def others(path: Path) -> float | None:
 
 
 def _entries(path: Path) -> list[dict[str, float]]:
-    return json.loads(durable.read(path)) if path.exists() else []
+    try:
+        return json.loads(durable.read(path))
+    except (FileNotFoundError, ValueError):  # none yet, or one that was cut off
+        return []
 
 
 def _busy_seconds() -> float:

@@ -51,8 +51,7 @@ def main(dir: str, *, out: Path | None = None, samples: int = 48, seed: int = 0)
         raise ValueError(f"seed={seed}; expected a number from 0 to {2**32 - 1}.")
     if out is not None and out.suffix.lower() != ".png":
         raise ValueError(f"out={out}; expected a name that ends with .png.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder; make it, or give another --out.")
+    durable.check_writable(out=out)
     shard_set = open_shards(dir)
     found = survey(shard_set)
     show(list(report(shard_set, found)), Console())

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pipeline.tuning import Tuning, default_threads
+from shards import durable
 from tools.tune.search import Groups, Search
 from training import machine_settings
 from training.command_line import run_function
@@ -32,7 +33,6 @@ from training.settings import Settings
 from training.throughput import (
     Measurement,
     Workload,
-    check_writable,
     feed_turn,
     fill_cache,
     machine,
@@ -53,7 +53,7 @@ def main(settings: Settings, *, seconds: float = 150.0, out: Path | None = None)
     config = settings.config
     if seconds <= 0:
         raise ValueError(f"seconds={seconds:g}, but the search needs more than 0.")
-    check_writable(out=out)
+    durable.check_writable(out=out)
     console = Console(highlight=False)
     around = machine(torch.device("cuda" if config.on_gpu else "cpu"))
     workload = Workload(config)
