@@ -133,7 +133,7 @@ def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--epochs", "1"], ["epochs=1.0 and steps=5", "exactly one"]),
+        (["--epochs", "1"], ["epochs=1.0 and steps=5", "by one of them"]),
         (["--batch_size", "1"], ["batch_size=1", "--batch_size 2"]),
         (["--method.encoder", "VisionTransformer"], ["views of 96 pixels", "--views.size 224"]),
         (["--views.count", "1"], ["1 view a sample", "--views.count 2"]),
