@@ -97,7 +97,7 @@ def test_the_launcher_of_readme_warns_of_nothing(tmp_path: Path) -> None:
     """As it is written there, with another program than train.py."""
     (line,) = (c for f, c in commands() if f == "README.md" and c.startswith("ACCELERATE_USE_CPU"))
     program = tmp_path / "said.py"
-    program.write_text("import os; print('rank', os.environ['RANK'])")
+    program.write_text("import os; os.write(1, f'rank {os.environ[\"RANK\"]}\\n'.encode())")
     launcher = shlex.split(line.partition(" ")[2].partition("train.py")[0])
     ran = subprocess.run(
         [str(BIN / launcher[0]), *launcher[1:], str(program)],

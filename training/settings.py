@@ -38,7 +38,8 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
         },
     },
 }
-LENGTHS = ("epochs", "steps")
+EITHER_OR = (("epochs", "steps"), ("evaluate_every", "evaluations"))
+"""Settings of which one at most is given: a flag replaces a recipe's other one."""
 SHARD_SETS = ("shards", *(f"evaluation_{x}" for x in ("test", "train", "queries", "references")))
 MODE = "recipe"
 _TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
@@ -171,7 +172,7 @@ def parse(
         _print_class_help(asked, command_line.prog)
     switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
     arguments = [switches.get(word, word) for word in arguments]
-    arguments += _without_other_length(arguments)
+    arguments += _without_others(arguments)
     namespace = command_line.read(arguments, choices=_choices)
     if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
         # jsonargparse takes what one class was given, or has by default, over to the class that
@@ -242,16 +243,19 @@ def _refuse_nulls(part: Namespace, prefix: str = "") -> None:
             _refuse_nulls(value, f"{prefix}{name}.")
 
 
-def _without_other_length(words: Sequence[str]) -> list[str]:
-    """Return words that undo a recipe's --steps where --epochs is a flag, and the reverse."""
+def _without_others(words: Sequence[str]) -> list[str]:
+    """Return words that undo a recipe's --steps where --epochs is a flag, and such."""
     given: dict[str, str] = {}
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in LENGTHS:
+        if word.startswith("--"):
             given[name] = value if equals else after
-    if len(given) != 1 or {*given.values()} & {*NONE, "null"}:
-        return []
-    return [word for name in LENGTHS if name not in given for word in (f"--{name}", "null")]
+    undone: list[str] = []
+    for pair in EITHER_OR:
+        here = [name for name in pair if name in given]
+        if len(here) == 1 and given[here[0]] not in (*NONE, "null"):
+            undone += [word for name in pair if name != here[0] for word in (f"--{name}", "null")]
+    return undone
 
 
 def _refuse_giants(command_line: FlagParser, namespace: Namespace) -> None:

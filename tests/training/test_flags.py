@@ -65,6 +65,13 @@ def test_a_length_on_the_command_line_replaces_a_recipe_s(
         assert (config.epochs, config.steps) == length
 
 
+def test_evaluations_on_the_command_line_replace_a_recipe_s(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("steps: 5\nevaluate_every: 2")
+    config = parse([*LEAST, "--config", str(file), "--evaluations", "3"]).config
+    assert (config.evaluate_every, config.evaluations) == (None, 3)
+
+
 def test_no_message_names_a_type_of_python() -> None:
     """Every flag, with a value that it cannot have."""
     refused = 0
