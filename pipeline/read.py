@@ -18,7 +18,15 @@ def read(
     """Return the stored components of each image (see `decode`), the id and the label, on the CPU.
 
     In a pair set the second image is the partner; with `images=1` it is not read.
+
+    Raises:
+        ValueError: DALI cannot open the path.
     """
+    if not _is_utf_8(shard_set.root):
+        raise ValueError(
+            f"{shard_set.root!r} is not UTF-8, and DALI opens no such path. Rename the folder, or "
+            "give a link to it whose path is."
+        )
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
     each, types_of_each = len(image), [types.UINT8, *[types.INT64] * (len(image) - 1)]
@@ -39,6 +47,13 @@ def read(
     )
     *parts, id_B, label_B = outputs
     return [parts[i * each : (i + 1) * each] for i in range(images)], id_B, label_B
+
+
+def _is_utf_8(path: str) -> bool:
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def shape_of(stored: list[DataNode]) -> DataNode:

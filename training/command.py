@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from shards.one_line import one_line
 from training.installed import TRACEBACK, remedy
 from training.stream import Lasting, forget_unwritten
 
@@ -30,7 +31,7 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
         if os.environ.get(TRACEBACK):
             raise
         if not silent():
-            Lasting(sys.stderr).write(f"error: {_message(error)}\n")
+            Lasting(sys.stderr).write(f"error: {one_line(_message(error))}\n")
         sys.exit(2)
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or not remedy(error):

@@ -39,6 +39,10 @@ def null(value: Any) -> Any:
 
 def load(text: str) -> Any:
     """Return the value of a flag. Where a flag takes text, jsonargparse keeps it as it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8; YAML reads no such text
+        return text
     return null(get_loader("yaml")(text))
 
 

@@ -1,6 +1,8 @@
 """The loader's promises: which samples it gives, in which memory, and from where it continues."""
 
+import os
 import resource
+import shutil
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,15 @@ def test_a_state_of_other_batches_is_refused(
 def test_a_batch_larger_than_the_shard_set_is_refused(make_shard_set: MakeShardSet) -> None:
     with pytest.raises(ValueError, match=r"batch_size=41 exceeds the 40 samples.*--batch_size 40"):
         Loader(make_shard_set(40), [SMALL], batch_size_per_rank=41)
+
+
+def test_a_path_that_dali_cannot_open_is_refused_in_a_line(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(make_shard_set(16).root, root)
+    with pytest.raises(ValueError, match=r"caf\\udce9' is not UTF-8, and DALI opens no such path"):
+        next(iter(Loader(open_shards(root), [SMALL], batch_size_per_rank=4)))
 
 
 def test_an_unreadable_image_names_the_sample_and_the_remedy(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from shards.layout import open_shards
 from tools.shard import SOURCES, main
@@ -41,27 +42,19 @@ def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
     assert manifest.command.startswith(f"python -m tools.shard folder --root {root}")
 
 
-def test_sizes_missing_images_and_splits_are_flags(class_folders, tmp_path: Path):
-    root, out = class_folders(name="data/train", classes=2, per_class=6), tmp_path / "out"
-    class_folders(name="data/test", classes=1)
-    (root.parent / "annotations").mkdir()
+def test_what_may_be_missing_and_sizes_are_flags(class_folders, tmp_path: Path):
+    root, out = class_folders(classes=2, per_class=6), tmp_path / "out"
     for name in ("0000.jpg", "0001.jpg", "0002.jpg", "0003.jpg"):
         (root / "class_01" / name).write_bytes(b"<html>")
-    command = ["folder", "--root", root.parent, "--out", out]
-    refused = shard(*command)
-    assert refused.returncode == 2 and "which look like splits" in refused.stderr
-    refused = shard(*command, "--split", "train", "--max_missing", "0.4")
+    Image.new("RGB", (100, 20)).save(root / "class_00" / "long.png")
+    command = ["folder", "--root", root, "--out", out, "--max_aspect", "4", "--min_side", "5"]
+    refused = shard(*command, "--max_missing", "0.4")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "4 of 6 of class 'class_01' cannot be read or decoded" in refused.stderr
-    flags = ["--split", "train", "--max_missing", "0.7"]
-    small = shard(*command, *flags, "--min_side", "12")
-    assert small.returncode == 2 and "unfinished writing with another preparation" in small.stderr
-    done = shard(*command, *flags)
+    done = shard(*command, "--max_missing", "0.7")
     assert done.returncode == 0, done.stderr
-    assert f"quarantine    4 not an image; listed in {out}/quarantine/reasons.jsonl" in done.stdout
-    all_small = ["--min_side", "16", "--max_aspect", "2", "--bits", "12"]
-    none = shard(*command[:3], "--split", "test", *all_small, "--out", tmp_path / "none")
-    assert none.returncode == 2 and "none of 4 images can be used" in none.stderr
+    where = f"{out}/quarantine/reasons.jsonl"
+    assert f"quarantine    4 not an image, 1 too elongated; listed in {where}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -158,6 +151,7 @@ def test_help_comes_from_the_constructors():
         (ValueError("a=1; expected 2."), 2, "error: a=1; expected 2.\n"),
         (FileNotFoundError("x is missing. Make it."), 2, "error: x is missing. Make it.\n"),
         (FileNotFoundError(2, "No such file", "y"), 2, "error: y: No such file\n"),
+        (ValueError("a\nb\x1b[31m \udce9"), 2, "error: a\\nb\\x1b[31m \\udce9\n"),
         (OSError(28, "no space left for z"), 2, "error: no space left for z\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -318,6 +318,8 @@ def test_names_of_classes_that_are_unfit_to_show_are_shown_escaped(run, tmp_path
     rows = section(text, "classes: 5 of 5")
     assert [row.split(" 2 ")[0] for row in rows] == [f"{i} {name}" for i, name in enumerate(shown)]
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    sheet = tmp_path / os.fsdecode(b"sheet\xe9.png")  # a flag need not be UTF-8 either
+    assert r"sheet\udce9.png" in run(root, "--out", sheet) and sheet.exists()
     for label, name in enumerate([*Odd.classes[:3], shown[1], shown[3]]):
         subset = select(open_shards(root), f"s{label}", classes=[name])
         assert isinstance(subset, ShardSet) and len(subset) == 2
