@@ -10,6 +10,9 @@ from pipeline.augment.crop import Boxes
 from pipeline.dali import DataNode, fn, math, types
 from pipeline.tuning import Tuning
 from shards.layout import PARTNER, ShardSet
+from shards.shard_index import check_indexes
+
+_STORES = ("", "file", "s3")
 
 
 def read(
@@ -18,7 +21,18 @@ def read(
     """Return the stored components of each image (see `decode`), the id and the label, on the CPU.
 
     In a pair set the second image is the partner; with `images=1` it is not read.
+
+    Raises:
+        ValueError: DALI does not read the set's store, or an index is not what was written, or
+            does not fit its tar.
     """
+    store, _, _ = shard_set.root.rpartition("://")
+    if store not in _STORES:
+        raise ValueError(
+            f"{shard_set.root} is in a store that DALI does not read; expected a local folder or "
+            "s3://. Copy the shard set to one of them."
+        )
+    check_indexes(shard_set)  # a wrong number in one would end the process
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
     each, types_of_each = len(image), [types.UINT8, *[types.INT64] * (len(image) - 1)]

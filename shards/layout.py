@@ -233,6 +233,13 @@ class ShardSet:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    def remedy(self, path: str) -> str:
+        """Return what to do about a damaged file of the set, given its full path."""
+        # A subset's own files are not repaired: the subset is selected again.
+        if self.manifest.parent and path.startswith(f"{self.root}/"):
+            return f"Remove the subset {self.root} and select it again: python -m tools.select"
+        return _remedy(self.tar_folder)
+
 
 def open_shards(root: Location) -> ShardSet:
     """Open a shard set; refuse one that is incomplete or whose files do not fit together.
@@ -266,9 +273,7 @@ def open_shards(root: Location) -> ShardSet:
     shard_set = ShardSet(folder, manifest)
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
-        # A subset's own files are not repaired: the subset is selected again.
-        own = manifest.parent and problem.startswith(f"{folder}/")
-        raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_folder)}")
+        raise kind(f"{problem}. {shard_set.remedy(problem)}")
     return shard_set
 
 
@@ -299,10 +304,6 @@ def wrong_sizes(shard_set: ShardSet) -> list[str]:
 
 def _remedy(folder: Folder) -> str:
     return f"Copy it again, or repair the set: python -m tools.verify {folder} --repair true"
-
-
-def _reselect(folder: Folder) -> str:
-    return f"Remove the subset {folder} and select it again: python -m tools.select"
 
 
 def _without_manifest(folder: Folder) -> str:

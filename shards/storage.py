@@ -164,10 +164,12 @@ class RemoteFolder(Folder):
         try:
             # The store's package removes the protocol; some keep a slash in front.
             self._prefix = self._files._strip_protocol(self.location)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # of a store that wants more than a path, any; see _as_os_error
+            text = " ".join(str(error).split())
             raise ValueError(
-                f"{location} cannot be opened: {error}. Install the package that it names "
-                "(s3:// needs uv pip install s3fs), or give a local folder."
+                f"{location} cannot be opened: {text}. Install the package if it names one (s3:// "
+                "needs uv pip install s3fs); of a store that wants more than a path, such as "
+                "github://, copy the files to a local folder."
             ) from None
 
     @property

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import File, Shard, ShardSet
+from shards.shard_index import lines_of
 from shards.shard_table import SampleRow, read_rows
-from shards.tar import components, file_of, index_lines
+from shards.tar import components, file_of
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,6 @@ def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     rows = read_rows(_checked(shard_set, f"{shard.name}.jsonl", shard.table))
     assert len(rows) == shard.samples, (shard_set.root, shard.name)
     return rows
-
-
-def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
-    """Return the lines of one shard's index, a line a row.
-
-    Raises:
-        ValueError: the index differs from the one that was written.
-    """
-    lines = index_lines(_checked(shard_set, f"{shard.name}.idx", shard.index))
-    assert len(lines) == shard.samples, (shard_set.root, shard.name)
-    return lines
 
 
 def rows_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, SampleRow]:

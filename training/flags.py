@@ -14,7 +14,9 @@ from inspect import signature
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, set_loader
+
+from training import yaml_text
 
 NONE = ("none", "None", "NONE")
 """What people type where YAML has null."""
@@ -39,7 +41,7 @@ def null(value: Any) -> Any:
 
 def load(text: str) -> Any:
     """Return the value of a flag. Where a flag takes text, jsonargparse keeps it as it is."""
-    return null(get_loader("yaml")(text))
+    return null(yaml_text.load_setting(text))
 
 
 set_loader(MODE, load, (yaml.YAMLError,))
