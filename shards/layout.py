@@ -36,6 +36,7 @@ SUBSETS = "subsets"
 PARTNER = "partner."  # begins the extensions of a sample's second image
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
+_LEAST = 512  # bytes of a sample in a tar: one header
 
 # Types that reading checks and the schema states. `extra_json_schema` is for the schema alone:
 # `Manifest.from_json` checks these fields, with other messages.
@@ -181,12 +182,19 @@ class Manifest:
         manifest = from_values(values, Manifest)
         if sum(shard.samples for shard in manifest.shards) != manifest.samples:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
+        if not manifest.samples:
+            raise ValueError("lists no samples; expected a shard or more")
         if manifest.parent not in ("", PARENT):
             raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
         for shard in manifest.shards:
             # Never a way out of the folder.
             if not (shard.name.isascii() and shard.name.isdecimal()):
                 raise ValueError(f"names a shard {shard.name!r}; expected digits only")
+            if shard.samples * _LEAST > shard.tar.bytes:
+                raise ValueError(
+                    f"lists {shard.samples:,} samples in the {shard.tar.bytes:,} bytes of "
+                    f"{shard.name}.tar; a sample takes {_LEAST} or more"
+                )
         return manifest
 
 
