@@ -258,4 +258,4 @@ def plain(text: str) -> str:
 
 
 def _span(values: list[int]) -> list[int]:
-    return [min(values), max(values)] if values else []  
+    return [min(values), max(values)] if values else []

@@ -64,6 +64,7 @@ def fuzz_apart(
 ) -> dict[str, Any]:
     """Do the same in other processes, which a case may end; print each that goes wrong."""
     prepare(root / "whole")
+    _read_whole(root)
     log, end, done = root / "results.jsonl", first + cases, list[Case]()
     log.touch()
     while len(done) < cases:
