@@ -36,7 +36,6 @@ FOLDER = "checkpoints"
 RECORD = "checkpoint.json"
 METHOD, OPTIMIZER = "method.safetensors", "optimizer.safetensors"
 _MOST_STEPS = 10**12
-_OF_A_RANK = {"loader", "random", "guard"}  # what each process saves
 # What PyTorch and its optimizers raise where a state has other names, shapes or types.
 _MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
 
@@ -66,20 +65,17 @@ class Checkpoint:
 
     def optimizer(self) -> dict[str, Any]:
         """Return the state of the optimizer and of the loss scaler."""
-        return self._load(OPTIMIZER, {"optimizer", "scaler"})
+        return self._load(OPTIMIZER)
 
     def rank(self, rank: int) -> dict[str, Any]:
-        """Return what one process saved of its own: of its loader, random numbers and guard."""
-        return self._load(rank_file(rank), _OF_A_RANK)
+        """Return what one process saved of its own."""
+        return self._load(rank_file(rank))
 
-    def _load(self, name: str, parts: set[str] | None = None) -> Any:
+    def _load(self, name: str) -> Any:
         try:
-            state = state_file.loads(durable.read(self.root / name))
-            if not isinstance(state, dict) or (parts or set()) - state.keys():
-                raise ValueError(f"it lacks {', '.join(sorted(parts or {'names'}))}")
+            return state_file.loads(durable.read(self.root / name))
         except ValueError as error:
             raise ValueError(f"{self.root / name}: {error}") from error
-        return state
 
 
 @contextmanager
