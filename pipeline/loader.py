@@ -224,7 +224,12 @@ class Loader:
                 "size, number of processes and --tuning, or set --reshape_data true to begin the "
                 "epoch again."
             )
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        check_state(state)
+        if state["step"] > self._steps:
+            raise ValueError(
+                f"the checkpoint's loader is at step {state['step']} of an epoch of {self._steps}."
+            )
+        self.epoch, self.step = state["epoch"], state["step"]
         self._checkpoint = state["pipeline"].numpy().tobytes() or None
 
     def close(self) -> None:
@@ -279,8 +284,31 @@ class Loader:
             self._pipeline.schedule_run()
             self._held.append(tensors)
         except RuntimeError as error:
+            if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
+                text = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"DALI cannot go on from the checkpoint: another version wrote it, or it was "
+                    f"changed ({text}). Set --reshape_data true to begin the epoch again."
+                ) from error
             raise unreadable(self.shard_set, error, searching=self.searching) from error
         return tensors
+
+
+def check_state(state: Any) -> None:
+    """Refuse what is no state of a loader.
+
+    Raises:
+        ValueError: a part is missing or has another type.
+    """
+    counts = {"samples": 1, "world_size": 1, "batch_size_per_rank": 1, "epoch": 0, "step": 0}
+    if not isinstance(state, dict):
+        raise ValueError(f"the state of its loader is {str(state)[:80]}")
+    for name, least in counts.items():
+        if not (isinstance(value := state.get(name), int) and least <= value < 2**53):
+            raise ValueError(f"its loader has {name}={str(value)[:80]}")
+    pipeline = state.get("pipeline")
+    if not isinstance(pipeline, Tensor) or pipeline.dtype != torch.uint8:
+        raise ValueError("its loader has no state of the pipeline")
 
 
 def current_stream(device: torch.device) -> Any:

@@ -10,6 +10,9 @@ from pipeline.augment.crop import Boxes
 from pipeline.dali import DataNode, fn, math, types
 from pipeline.tuning import Tuning
 from shards.layout import PARTNER, ShardSet
+from shards.shard_index import check_indexes
+
+_STORES = ("", "file", "s3")
 
 
 def read(
@@ -20,13 +23,21 @@ def read(
     In a pair set the second image is the partner; with `images=1` it is not read.
 
     Raises:
-        ValueError: DALI cannot open the path.
+        ValueError: DALI cannot open the path or does not read the set's store, or an index is not
+            what was written, or does not fit its tar.
     """
     if not _is_utf_8(shard_set.root):
         raise ValueError(
             f"{shard_set.root!r} is not UTF-8, and DALI opens no such path. Rename the folder, or "
             "give a link to it whose path is."
         )
+    store, _, _ = shard_set.root.rpartition("://")
+    if store not in _STORES:
+        raise ValueError(
+            f"{shard_set.root} is in a store that DALI does not read; expected a local folder or "
+            "s3://. Copy the shard set to one of them."
+        )
+    check_indexes(shard_set)  # a wrong number in one would end the process
     raw = shard_set.manifest.raw
     image = ["rgb", "shape.i64"] if raw else [";".join(shard_set.manifest.extensions)]
     each, types_of_each = len(image), [types.UINT8, *[types.INT64] * (len(image) - 1)]

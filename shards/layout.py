@@ -36,6 +36,7 @@ SUBSETS = "subsets"
 PARTNER = "partner."  # begins the extensions of a sample's second image
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
+_LEAST = 512  # bytes of a sample in a tar: one header
 
 # Types that reading checks and the schema states. `extra_json_schema` is for the schema alone:
 # `Manifest.from_json` checks these fields, with other messages.
@@ -181,12 +182,19 @@ class Manifest:
         manifest = from_values(values, Manifest)
         if sum(shard.samples for shard in manifest.shards) != manifest.samples:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
+        if not manifest.samples:
+            raise ValueError("lists no samples; expected a shard or more")
         if manifest.parent not in ("", PARENT):
             raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
         for shard in manifest.shards:
             # Never a way out of the folder.
             if not (shard.name.isascii() and shard.name.isdecimal()):
                 raise ValueError(f"names a shard {shard.name!r}; expected digits only")
+            if shard.samples * _LEAST > shard.tar.bytes:
+                raise ValueError(
+                    f"lists {shard.samples:,} samples in the {shard.tar.bytes:,} bytes of "
+                    f"{shard.name}.tar; a sample takes {_LEAST} or more"
+                )
         return manifest
 
 
@@ -233,6 +241,13 @@ class ShardSet:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    def remedy(self, path: str) -> str:
+        """Return what to do about a damaged file of the set, given its full path."""
+        # A subset's own files are not repaired: the subset is selected again.
+        if self.manifest.parent and path.startswith(f"{self.root}/"):
+            return f"Remove the subset {self.root} and select it again: python -m tools.select"
+        return _remedy(self.tar_folder)
+
 
 def open_shards(root: Location) -> ShardSet:
     """Open a shard set; refuse one that is incomplete or whose files do not fit together.
@@ -266,9 +281,7 @@ def open_shards(root: Location) -> ShardSet:
     shard_set = ShardSet(folder, manifest)
     for problem in wrong_sizes(shard_set):
         kind = FileNotFoundError if problem.endswith("is missing") else ValueError
-        # A subset's own files are not repaired: the subset is selected again.
-        own = manifest.parent and problem.startswith(f"{folder}/")
-        raise kind(f"{problem}. {_reselect(folder) if own else _remedy(shard_set.tar_folder)}")
+        raise kind(f"{problem}. {shard_set.remedy(problem)}")
     return shard_set
 
 
@@ -299,10 +312,6 @@ def wrong_sizes(shard_set: ShardSet) -> list[str]:
 
 def _remedy(folder: Folder) -> str:
     return f"Copy it again, or repair the set: python -m tools.verify {folder} --repair true"
-
-
-def _reselect(folder: Folder) -> str:
-    return f"Remove the subset {folder} and select it again: python -m tools.select"
 
 
 def _without_manifest(folder: Folder) -> str:

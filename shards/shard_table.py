@@ -9,14 +9,23 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from shards.layout import FORMAT, File, Shard, Statistics
+from shards.layout import FORMAT, Channels, Count, Extension, File, Shard, Statistics
 from shards.sealed_json import seal, unseal
 from shards.tar import file_of
 from shards.typed_json import from_values
+
+_LARGEST = 2**63 - 1  # of 64 bits, signed, as tars hold ids and labels
+Pixels = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+# Sizes and offsets of which the sum of two fits 64 bits.
+Place = Annotated[int, Meta(ge=0, le=2**62)]
+Total = Annotated[int, Meta(ge=0, le=2**53)]
+Digits = Annotated[str, Meta(pattern="^[0-9]{1,10}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +33,19 @@ class SampleRow:
     """One sample of a tar."""
 
     key: str
-    id: int
-    label: int
-    image: str
+    id: Annotated[int, Meta(ge=-_LARGEST - 1, le=_LARGEST)]
+    label: Annotated[int, Meta(ge=-1, le=_LARGEST)]
+    image: Extension
     """Extension of the image."""
-    width: int
-    height: int
-    offset: int
+    width: Pixels
+    height: Pixels
+    offset: Place
     """Where the sample begins in the tar, at the header of its first file."""
-    bytes: int
+    bytes: Place
     """Up to the next sample."""
-    crc32: int
+    crc32: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     """Of all these bytes."""
-    content: str
+    content: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
     """Hash of the image as the source had it, 128 bits of BLAKE2b in hexadecimal."""
     repaired: bool = False
     """Whether its bytes are not the source's, or its extension was wrong."""
@@ -70,16 +79,16 @@ class Quarantined:
 class Seen:
     """Facts about a shard's samples; those of several shards add up, in their order."""
 
-    samples: int = 0
-    repaired: int = 0
-    extensions: dict[str, int] = field(default_factory=dict)
-    remarks: dict[str, int] = field(default_factory=dict)
-    shorter_sides: dict[str, int] = field(default_factory=dict)
-    widths: list[int] = field(default_factory=list)  # smallest, largest
-    heights: list[int] = field(default_factory=list)
-    measured: int = 0  # images behind the sums below
-    sum: list[float] = field(default_factory=lambda: [0.0] * 3)  # of images' means, per channel
-    sum_of_squares: list[float] = field(default_factory=lambda: [0.0] * 3)
+    samples: Total = 0
+    repaired: Total = 0
+    extensions: dict[Extension, Total] = field(default_factory=dict)
+    remarks: dict[str, Total] = field(default_factory=dict)
+    shorter_sides: dict[Digits, Total] = field(default_factory=dict)
+    widths: list[Pixels] = field(default_factory=list)  # smallest, largest
+    heights: list[Pixels] = field(default_factory=list)
+    measured: Total = 0  # images behind the sums below
+    sum: Channels = field(default_factory=lambda: [0.0] * 3)  # of images' means, per channel
+    sum_of_squares: Channels = field(default_factory=lambda: [0.0] * 3)
     quarantined: list[Quarantined] = field(default_factory=list)
 
     def add(self, other: "Seen") -> None:
@@ -136,8 +145,8 @@ class _Head:
     """The first line of a table, besides its digest."""
 
     format: int
-    shard: str
-    samples: int
+    shard: Digits
+    samples: Count
     tar: File
     index: File
     rows: str
@@ -195,18 +204,45 @@ def read_table(text: bytes) -> ShardTable:
     if hashlib.sha256(lines).hexdigest() != head.rows:
         raise ValueError("was changed after it was written: its lines do not fit their hash")
     shard = Shard(head.shard, head.samples, head.tar, head.index, file_of(text))
-    return ShardTable(shard, head.seen, read_rows(text), head.task)
+    rows = read_rows(text, shard)
+    seen = head.seen
+    counted = seen.samples, sum(seen.shorter_sides.values()), sum(seen.extensions.values())
+    if set(counted) != {len(rows)} or not len(seen.widths) == len(seen.heights) == 2 * bool(rows):
+        raise ValueError("contradicts itself: its first line does not sum up the others")
+    return ShardTable(shard, seen, rows, head.task)
 
 
-def read_rows(text: bytes) -> list[SampleRow]:
+def read_rows(text: bytes, shard: Shard) -> list[SampleRow]:
     """Read a table's samples; `read_table` or a hash must have vouched for the text.
 
     Raises:
-        ValueError: a row is damaged; the message does not name the file.
+        ValueError: a row is damaged or lies outside the tar, or they are not as many as in the
+            shard; the message does not name the file.
     """
     _, _, lines = text.partition(b"\n")
     try:
-        return msgspec.json.Decoder(SampleRow).decode_lines(lines)
+        rows = msgspec.json.Decoder(SampleRow).decode_lines(lines)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"is damaged: {error}") from None
+    if len(rows) != shard.samples:
+        raise ValueError(f"has {len(rows):,} rows for {shard.samples:,} samples")
+    for row in rows:
+        if row.offset + row.bytes > shard.tar.bytes:
+            raise ValueError(
+                f"points outside the tar: sample {row.key!r} has {row.bytes:,} bytes at "
+                f"{row.offset:,}, the tar has {shard.tar.bytes:,}"
+            )
+    return rows
+
+
+def read_quarantined(text: bytes) -> list[Quarantined]:
+    """Read the list of quarantined samples, a line each.
+
+    Raises:
+        ValueError: it is damaged; the message does not name the file.
+    """
+    try:
+        return msgspec.json.Decoder(Quarantined).decode_lines(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"is damaged: {error}") from None
 

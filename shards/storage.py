@@ -5,6 +5,7 @@ package that it needs (`s3fs` for `s3://`), its configuration and its environmen
 """
 
 import errno
+import inspect
 import os
 import secrets
 import shutil
@@ -162,13 +163,25 @@ class RemoteFolder(Folder):
         self._protocol, _, _ = self.location.partition("://")
         self._opened: tuple[int, Any] = (0, None)
         try:
+            if wanted := self._wanted():
+                raise ValueError(f"its store wants more than a path: {', '.join(wanted)}")
             # The store's package removes the protocol; some keep a slash in front.
             self._prefix = self._files._strip_protocol(self.location)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # each store's package raises others
+            text = " ".join(str(error).split())
             raise ValueError(
-                f"{location} cannot be opened: {error}. Install the package that it names "
-                "(s3:// needs uv pip install s3fs), or give a local folder."
+                f"{location} cannot be opened: {text}. Install the package if it names one (s3:// "
+                "needs uv pip install s3fs), or copy the files to a local folder."
             ) from None
+
+    def _wanted(self) -> list[str]:
+        """Return what the store cannot be opened without, such as the host of ftp://."""
+        import fsspec
+
+        kind = fsspec.get_filesystem_class(self._protocol)
+        _, *parameters = inspect.signature(kind.__init__).parameters.values()
+        named = (p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        return [p.name for p in named if p.default is p.empty]
 
     @property
     def _files(self) -> Any:

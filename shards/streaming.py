@@ -24,8 +24,9 @@ from webdataset.shardlists import split_by_node
 
 from shards.image import open_with_pillow, upright_pixels
 from shards.layout import PARTNER, ShardSet, open_shards
+from shards.shard_index import lines_of
 from shards.storage import Location, is_remote
-from shards.tar import index_lines, key_of
+from shards.tar import key_of
 
 _IMAGES = ("jpg", "png", "rgb")
 
@@ -73,8 +74,8 @@ class _Chosen:
         return sample["__key__"] in self._keys(PurePosixPath(sample["__url__"]).stem)
 
     def _read(self, shard: str) -> frozenset[str]:
-        lines = index_lines(self._shard_set.folder.read(f"{shard}.idx"))
-        return frozenset(key_of(line) for line in lines)
+        (found,) = (each for each in self._shard_set.manifest.shards if each.name == shard)
+        return frozenset(key_of(line) for line in lines_of(self._shard_set, found))
 
 
 def _decoded(sample: dict[str, Any]) -> dict[str, Any]:

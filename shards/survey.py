@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import File, Shard, ShardSet
+from shards.layout import MANIFEST, Shard, ShardSet
+from shards.shard_index import lines_of
 from shards.shard_table import SampleRow, read_rows
-from shards.tar import components, file_of, index_lines
+from shards.tar import components, file_of
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The samples of a shard set as columns, in the order of the tars; 36 bytes a sample."""
+    """The samples of a shard set as columns, in the order of the tars; 40 bytes a sample."""
 
-    labels: NDArray[np.int32]
+    labels: NDArray[np.int64]
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
     image_bytes: NDArray[np.int64]
@@ -38,15 +39,21 @@ def survey(shard_set: ShardSet) -> Survey:
         ValueError: a file differs from the one that was written.
     """
     samples = len(shard_set)
-    labels, widths, heights = (np.empty(samples, dtype=np.int32) for _ in range(3))
-    image_bytes = np.empty(samples, dtype=np.int64)
+    widths, heights = (np.empty(samples, dtype=np.int32) for _ in range(2))
+    labels, image_bytes = (np.empty(samples, dtype=np.int64) for _ in range(2))
     contents = np.empty(samples, dtype="V16")
     extensions: Counter[str] = Counter()
     at = 0
     for shard in shard_set.manifest.shards:
         for row, line in zip(rows_of(shard_set, shard), lines_of(shard_set, shard), strict=True):
             labels[at], widths[at], heights[at] = row.label, row.width, row.height
-            image_bytes[at] = next(n for found, _, n, _ in components(line) if found == row.image)
+            sizes = {found: size for found, _, size, _ in components(line)}
+            if row.image not in sizes:
+                raise ValueError(
+                    f"{shard_set.root}: table and index of shard {shard.name} contradict each "
+                    f"other, at sample {row.key!r}. {shard_set.remedy('')}"
+                )
+            image_bytes[at] = sizes[row.image]
             contents[at] = np.void(bytes.fromhex(row.content))
             extensions[row.image] += 1
             at += 1
@@ -68,22 +75,26 @@ def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
     """Return the rows of one shard's table.
 
     Raises:
-        ValueError: the table differs from the one that was written.
+        ValueError: the table differs from the one that was written, or does not fit its set.
     """
-    rows = read_rows(_checked(shard_set, f"{shard.name}.jsonl", shard.table))
-    assert len(rows) == shard.samples, (shard_set.root, shard.name)
+    path, classes = shard_set.folder.path(f"{shard.name}.jsonl"), shard_set.manifest.classes
+    text = shard_set.folder.read(f"{shard.name}.jsonl")
+    if file_of(text) != shard.table:
+        raise ValueError(
+            f"{path} is not the file that was written: its SHA-256 differs from the manifest. "
+            f"{shard_set.remedy(path)}"
+        )
+    try:
+        rows = read_rows(text, shard)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}. {shard_set.remedy(path)}") from None
+    largest = max((row.label for row in rows), default=-1)
+    if classes and largest >= len(classes):
+        raise ValueError(
+            f"{path} has the label {largest}, but {MANIFEST} names {len(classes):,} classes, from "
+            f"0 on. {shard_set.remedy(path)}"
+        )
     return rows
-
-
-def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
-    """Return the lines of one shard's index, a line a row.
-
-    Raises:
-        ValueError: the index differs from the one that was written.
-    """
-    lines = index_lines(_checked(shard_set, f"{shard.name}.idx", shard.index))
-    assert len(lines) == shard.samples, (shard_set.root, shard.name)
-    return lines
 
 
 def rows_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, SampleRow]:
@@ -105,13 +116,3 @@ def by_shard(
         if first < last:
             yield shard, start, positions[first:last].tolist()
         start += shard.samples
-
-
-def _checked(shard_set: ShardSet, name: str, file: File) -> bytes:
-    data = shard_set.folder.read(name)
-    if file_of(data) != file:
-        raise ValueError(
-            f"{shard_set.folder.path(name)} is not the file that was written: its SHA-256 differs "
-            f"from the manifest. Copy it again, or see python -m tools.verify {shard_set.root}"
-        )
-    return data

@@ -1,6 +1,7 @@
 """Tar files of samples with DALI's index: written, and read back sample by sample."""
 
 import hashlib
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -106,9 +107,15 @@ def component(tar: IO[bytes], line: str, extension: str) -> bytes | None:
     """Return one component of the sample of an index line; None if the sample lacks it."""
     for found, offset, size, _ in components(line):
         if found == extension:
-            tar.seek(offset)
-            return tar.read(size)
+            return read_part(tar, offset, size)
     return None
+
+
+def read_part(tar: IO[bytes], offset: int, size: int) -> bytes:
+    """Return some bytes of a tar; fewer where it ends before, whatever a table or index says."""
+    end = tar.seek(0, os.SEEK_END)
+    tar.seek(min(offset, end))
+    return tar.read(max(0, min(size, end - offset)))
 
 
 def hash_file(file: IO[bytes]) -> File:

@@ -17,13 +17,19 @@ class Sentry:
 
     def __init__(self) -> None:
         self.inside: Path | None = None
+        self.connects = False
         self.seen: list[str] = []
         sys.addaudithook(self._hear)
 
     @contextmanager
-    def watching(self, inside: Path) -> Iterator[None]:
-        """Note what is done outside a folder, or by code that a file brought."""
-        self.inside, self.seen = inside, []
+    def watching(self, inside: Path, *, connects: bool = False) -> Iterator[None]:
+        """Note what is done outside a folder, or by code that a file brought.
+
+        Args:
+            inside: the folder.
+            connects: whether a connection is what was asked for.
+        """
+        self.inside, self.connects, self.seen = inside, connects, []
         try:
             yield
         finally:
@@ -40,10 +46,13 @@ class Sentry:
             "pickle.find_class",
         ):
             self.seen.append(f"{event} {arguments[0]!r}")
-        elif event == "socket.connect":
+        elif event == "socket.connect" and not self.connects:
             self.seen.append(f"{event} {arguments[1]!r}")
         elif event == "import" and EVIL in str(arguments[0]):
             self.seen.append(f"{event} {arguments[0]}")
+        elif event in CHANGES and arguments[-1] not in (-1, None) and event != "os.truncate":
+            folder = Path(f"/proc/self/fd/{arguments[-1]}").resolve()  # as shutil.rmtree does
+            self._outside(event, folder / str(arguments[0]))
         elif event in CHANGES or (event == "open" and _writes(arguments)):
             self._outside(event, arguments[0])
         elif event in ("os.rename", "os.link", "os.symlink"):

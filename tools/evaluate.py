@@ -62,7 +62,7 @@ def main(
     # Here and not above, so that --help takes no seconds.
     import copy
 
-    from training.run import run_folder
+    from training.run import checkpoint, run_folder
     from training.settings import parse
     from training.trained import locate
 
@@ -80,7 +80,9 @@ def main(
     step = 0
     if not random_init and saved is not None:
         step = saved.step
-        config.method.load_state_dict(saved.method())
+        state = saved.method()
+        with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
+            config.method.load_state_dict(state)
         methods[f"step {step:,}"] = config.method
     found = _evaluated(config, run, sets, methods)
 

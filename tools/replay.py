@@ -20,6 +20,9 @@ from training.command_line import run_function
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from training.config import Config
+    from training.run.dump import Dump
+
 _IDS = 8  # sample ids that are shown
 
 
@@ -40,8 +43,8 @@ def main(
     import torch
 
     from model.method import QKIteration
+    from training.run import checkpoint, run_folder
     from training.run import dump as dumps
-    from training.run import run_folder
     from training.settings import parse
 
     if not dump.is_file():
@@ -56,21 +59,20 @@ def main(
     where = torch.device("cuda" if config.on_gpu else "cpu")
 
     method: Any = config.method
-    try:
+    with checkpoint.fits(dump, f"{recipe}"):
         method.load_state_dict(found.method)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {dump} are not those of {recipe}: {' '.join(str(error).split())[:200]}"
-        ) from None
+        _refuse_other_views(config, found)
     method = method.to(where).to(memory_format=torch.channels_last).train()
     views = tuple(group.to(where) for group in found.views)
     bad_modules: list[str] = []
     for name, module in method.named_modules():
         if name and not list(module.children()):
             module.register_forward_hook(_noting(name, bad_modules))
-    with torch.autocast(where.type, config.autocast(), enabled=config.autocast() is not None):
-        loss = method(views, found.id_B.to(where)).loss
-    loss.backward()
+    autocast = torch.autocast(where.type, config.autocast(), enabled=config.autocast() is not None)
+    with checkpoint.fits(dump, f"a step of {recipe}"):
+        with autocast:
+            loss = method(views, found.id_B.to(where)).loss
+        loss.backward()
     gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
     bad_gradients = [name for name, gradient in gradients.items() if not _finite(gradient)]
     bad_weights = [name for name, value in found.method.items() if not _finite(value)]
@@ -95,6 +97,14 @@ def main(
     else:
         why = "; the other ranks' views take part in its loss" if found.world_size > 1 else ""
         console.print(f"not reproduced: loss and gradient are finite here{why}")
+
+
+def _refuse_other_views(config: Config, found: Dump) -> None:
+    """Refuse views that are not of the configuration's number and size."""
+    wanted = [(group.count, 3, group.size, group.size) for group in config.groups]
+    there = [(len(views), *views.shape[2:]) for views in found.views]
+    if there != wanted:
+        raise ValueError(f"it has views [V, C, H, W] of {there}; expected {wanted}")
 
 
 def _noting(name: str, bad: list[str]) -> Callable[[nn.Module, Any, Any], None]:

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from evaluation.suite import Suite
-from pipeline.loader import Loader
+from pipeline.loader import Loader, check_state
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import float_type
 from shards.layout import ShardSet, open_shards
 from training import machine_settings
 from training.config import Config
 from training.processes import Processes
-from training.run import quarantine
+from training.run import checkpoint, quarantine
 from training.run.checkpoint import Checkpoint
 from training.run.failure import Phase
 from training.schedule import EpochStart, reshaped
@@ -113,6 +113,8 @@ def _continued(
     make: Callable[..., Loader], saved: Checkpoint, config: Config, sets: ShardSets, rank: int
 ) -> tuple[Loader, EpochStart, dict[str, Any], bool]:
     since, own = saved.since, saved.rank(rank if rank < saved.world_size else 0)
+    with checkpoint.fits(saved.root, "this run"):
+        check_state(own["loader"])
     loader = make(seed=since.seed(config.seed))
     differences = loader.differences(own["loader"])
     fewer = sets.left_out > 0 and differences.keys() <= {"samples", "manifest"}

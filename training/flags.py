@@ -14,7 +14,9 @@ from inspect import signature
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, set_loader
+
+from training import yaml_text
 
 NONE = ("none", "None", "NONE")
 """What people type where YAML has null."""
@@ -43,7 +45,7 @@ def load(text: str) -> Any:
         text.encode()
     except UnicodeEncodeError:  # a path that is not UTF-8; YAML reads no such text
         return text
-    return null(get_loader("yaml")(text))
+    return null(yaml_text.load_setting(text))
 
 
 set_loader(MODE, load, (yaml.YAMLError,))

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from pipeline.tuning import Tuning
 from shards import durable
 from shards.layout import ShardSet
+from training import yaml_text
 from training.config import Config
 
 NAME = "tuning.yaml"  # in a run's folder: what it began with
@@ -108,7 +109,7 @@ def read(path: Path) -> Tuning:
         ValueError: it is missing, or not what `write` writes.
     """
     try:
-        values = yaml.safe_load(durable.read(path))
+        values = yaml_text.load(durable.read(path))
         arguments = ArgumentParser(exit_on_error=False)
         arguments.add_class_arguments(Tuning)
         return Tuning(**vars(arguments.parse_object(values)))

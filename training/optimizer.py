@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -55,3 +55,30 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         if group["scheduled"]:
             group["lr"] = learning_rate
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take up the state of an optimizer of the same parameters and settings.
+
+    PyTorch compares neither: kernels would read beyond a tensor that is smaller than its parameter.
+
+    Raises:
+        ValueError: it is the state of another optimizer.
+    """
+    own = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for before, group in zip(own, optimizer.param_groups, strict=True):
+        for name, value in before.items():
+            number = isinstance(value, int | float) and isinstance(group.get(name), int | float)
+            if not (number or isinstance(group.get(name), type(value))):
+                raise ValueError(f"its optimizer has {name}={str(group.get(name))[:80]}")
+    if len({frozenset(values) for values in optimizer.state.values()}) > 1:
+        raise ValueError("its optimizer keeps other values of some parameters than of others")
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            wanted = () if name == "step" else parameter.shape
+            if not (value is None or (isinstance(value, Tensor) and value.shape == wanted)):
+                found = list(value.shape) if isinstance(value, Tensor) else str(value)[:80]
+                raise ValueError(
+                    f"its optimizer has {name}={found} for a parameter of {list(parameter.shape)}"
+                )

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.loader import Loader
 from training.data import Data
+from training.optimizer import load_optimizer
 from training.run import checkpoint
 from training.run.checkpoint import Checkpoint
 from training.step import Step
@@ -41,15 +42,20 @@ class State:
         return parts
 
     def restore(self, saved: Checkpoint, data: Data) -> None:
-        """Take up what `parts` returned."""
+        """Take up what `parts` returned.
+
+        Raises:
+            ValueError: it is the state of another run, or was changed.
+        """
         assert data.saved is not None
-        self.step.method.load_state_dict(saved.method())
-        states = saved.optimizer()
-        self.step.optimizer.load_state_dict(states["optimizer"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(states["scaler"])
+        method, states = saved.method(), saved.optimizer()
+        with checkpoint.fits(saved.root, "this run"):
+            self.step.method.load_state_dict(method)
+            load_optimizer(self.step.optimizer, states["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(states["scaler"])
+            if self.rank < saved.world_size:
+                checkpoint.set_random_state(data.saved["random"])
+            self.step.guard.load_state_dict(data.saved["guard"])
         if not data.reshaped:
             self.loader.load_state_dict(data.saved["loader"])
-        if self.rank < saved.world_size:
-            checkpoint.set_random_state(data.saved["random"])
-        self.step.guard.load_state_dict(data.saved["guard"])

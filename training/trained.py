@@ -56,7 +56,9 @@ def open_encoder(path: Path, *, config: Path | None = None, device: str = "auto"
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
     settings = _config(run / run_folder.CONFIG, device)
-    settings.method.load_state_dict(saved.method())
+    state = saved.method()
+    with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
+        settings.method.load_state_dict(state)
     return _trained(settings, settings.views.size, run, f"{path}, step {saved.step:,}")
 
 
@@ -90,13 +92,8 @@ def _exported(path: Path, recipe: Path, device: str) -> Trained:
     tensors, facts = run_folder.read_export(path)
     # A recipe may leave out the run's folder.
     settings = _config(recipe, device, "--run", str(path.parent))
-    try:
+    with checkpoint.fits(path, f"the encoder of {recipe}"):
         settings.method.encoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {path} are not those of {recipe}'s encoder: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from None
     size, step = facts.get("size", settings.views.size), facts.get("step", 0)
     return _trained(settings, size, path.parent, f"{path}, step {step:,}")
 

@@ -15,7 +15,8 @@ from shards import durable
 from shards.engine import no_report
 from shards.health.verification import CheckShard
 from shards.layout import ShardSet
-from shards.tar import index_lines, index_text, key_of
+from shards.shard_index import lines_of
+from shards.tar import index_text, key_of
 
 Bad = Mapping[str, Mapping[str, str]]
 """{shard: {key: why}}."""
@@ -49,16 +50,14 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
         folder: where new indexes of their shards are written; no other process may use it.
 
     Raises:
-        ValueError: no sample would be left.
+        ValueError: no sample would be left, or an index is not what was written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards, replaced = [], dict(shard_set.replaced)
-    for shard, index in zip(shard_set.manifest.shards, shard_set.indexes, strict=True):
+    for shard in shard_set.manifest.shards:
         keys = bad.get(shard.name, {})
         if keys:
-            with shard_set.folder.open(Path(index).name) as file:
-                lines = index_lines(file.read())
-            lines = [line for line in lines if key_of(line) not in keys]
+            lines = [line for line in lines_of(shard_set, shard) if key_of(line) not in keys]
             if not lines:
                 continue
             path, text = folder / f"{shard.name}.idx", index_text(lines)

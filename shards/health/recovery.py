@@ -8,13 +8,12 @@ from typing import IO
 
 from shards.image import read_header
 from shards.shard_table import SampleRow
-from shards.tar import component, components
+from shards.tar import component, components, read_part
 
 
 def segment_of(tar: IO[bytes], row: SampleRow) -> bytes:
     """Return all bytes of a sample in a tar, headers included."""
-    tar.seek(row.offset)
-    return tar.read(row.bytes)
+    return read_part(tar, row.offset, row.bytes)
 
 
 def files_of(segment: bytes) -> dict[str, bytes]:
@@ -65,8 +64,7 @@ def rows_of_tar(tar: IO[bytes], lines: list[str] | None) -> list[SampleRow]:
         else:
             header = read_header(data)
             height, width = (header.height, header.width) if header else (0, 0)
-        tar.seek(start)
-        whole = tar.read(end - start)
+        whole = read_part(tar, start, end - start)
         rows.append(
             SampleRow(
                 key=key,

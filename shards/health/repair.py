@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import IO
 
-import msgspec
 import numpy as np
 
 from shards.health.recovery import files_of, index_line, rows_of_tar, segment_of
@@ -27,7 +26,14 @@ from shards.health.verification import (
 )
 from shards.image import encode_jpeg, encode_png
 from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, SUBSETS, Manifest, Shard
-from shards.shard_table import Quarantined, SampleRow, Seen, ShardTable, write_table
+from shards.shard_table import (
+    Quarantined,
+    SampleRow,
+    Seen,
+    ShardTable,
+    read_quarantined,
+    write_table,
+)
 from shards.storage import Folder, Location, folder_at
 from shards.tar import file_of, hash_file, index_text
 from shards.writing.prepare import Preparation
@@ -177,10 +183,11 @@ def _sort_out(
             continue
         segment = segment_of(tar, row)
         reason = undecodable(files_of(segment)) if decode else None
-        if reason:
-            bad.append((row, reason))
+        line = index_line(segment, row)
+        if reason or not line:
+            bad.append((row, reason or "is not where the table says"))
         else:
-            good.append((row, index_line(segment, row)))
+            good.append((row, line))
     return good, bad
 
 
@@ -212,9 +219,9 @@ def _quarantined_before(folder: Folder, shard: Shard) -> list[Quarantined]:
     """Return the samples of a shard that the writer quarantined, where its table is lost."""
     name = f"{QUARANTINE}/{REASONS}"
     try:
-        listed = msgspec.json.Decoder(Quarantined).decode_lines(_read(folder, name))
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{folder.path(name)} is damaged: {error}. Remove it.") from None
+        listed = read_quarantined(_read(folder, name))
+    except ValueError as error:
+        raise ValueError(f"{folder.path(name)} {error}. Remove it.") from None
     return [one for one in listed if one.file.startswith(f"{QUARANTINE}/{shard.name}/")]
 
 

@@ -12,9 +12,10 @@ from typing import IO
 from shards.engine import Engine, Job, Report, Serial, Totals, no_report
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
+from shards.shard_index import check_index
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
-from shards.tar import components, hash_file, index_lines, label_bytes
+from shards.tar import components, hash_file, index_lines, label_bytes, read_part
 from shards.writing.summary import summarise
 from shards.writing.writing_plan import WritingPlan
 
@@ -208,8 +209,7 @@ class CheckShard(Job):
             return f"has a sample {key!r} that the table does not know", ""
         data = {}
         for extension, (at, n, _) in files.items():
-            tar.seek(at)
-            data[extension] = tar.read(n)
+            data[extension] = read_part(tar, at, n)
         reason = undecodable(data, partners=self.partners)
         if reason:
             return reason, key
@@ -286,19 +286,16 @@ def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem 
     if found != shard.index:
         return None, Problem(name, difference(found, shard.index))
     try:
-        return index_lines(folder.read(name)), None
+        text = folder.read(name)
+        check_index(text, shard)
+        return index_lines(text), None
     except ValueError as error:
         return None, Problem(name, str(error))
 
 
 def bad_rows(tar: IO[bytes], rows: list[SampleRow]) -> list[SampleRow]:
     """Return the rows whose bytes in the tar differ from those that were written."""
-    bad = []
-    for row in rows:
-        tar.seek(row.offset)
-        if zlib.crc32(tar.read(row.bytes)) != row.crc32:
-            bad.append(row)
-    return bad
+    return [r for r in rows if zlib.crc32(read_part(tar, r.offset, r.bytes)) != r.crc32]
 
 
 def difference(found: File, written: File) -> str:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from shards.image import decode, read_header
 from shards.layout import open_shards
+from shards.shard_index import lines_of
 from shards.source.edit import edit
 from shards.source.source import Names, Sample, Source
-from shards.survey import lines_of, rows_of
+from shards.survey import rows_of
 from shards.tar import components
 
 _VERSION = 1  # of the edits: one more whenever the same seed edits otherwise

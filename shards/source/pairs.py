@@ -73,7 +73,7 @@ class Pairs(Source):
         self._tars = [f"{shard.name}.tar" for shard in shards]
         self._first = np.cumsum([0, *(shard.samples for shard in shards)])
         self.ids, self._starts, self._spans = (np.empty(samples, np.int64) for _ in range(3))
-        self._labels, self._crcs = np.empty(samples, np.int32), np.empty(samples, np.uint32)
+        self._labels, self._crcs = np.empty(samples, np.int64), np.empty(samples, np.uint32)
         for shard, first in zip(shards, self._first, strict=False):
             part, rows = slice(first, first + shard.samples), rows_of(shard_set, shard)
             self.ids[part] = [row.id for row in rows]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from shards.layout import Shard, ShardSet
 from shards.one_line import one_line
+from shards.shard_index import lines_of
 from shards.shard_table import SampleRow, key_hash, plain
-from shards.survey import lines_of
 from shards.tar import component
 
 _SHOWN = 8  # names in a message

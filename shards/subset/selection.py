@@ -29,10 +29,11 @@ from shards.layout import (
     ShardSet,
     open_shards,
 )
+from shards.shard_index import lines_of
 from shards.shard_table import SampleRow, Seen, plain, write_table
 from shards.storage import Folder, LocalFolder, folder_at
 from shards.subset.criterion import Classes, Criterion, Fields, Listed, Mask
-from shards.survey import lines_of, rows_of
+from shards.survey import rows_of
 from shards.tar import file_of, index_text
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.duplicates import count_copies
-from shards.layout import FORMAT, QUARANTINE, REASONS, Account, Manifest, Shard
+from shards.layout import FORMAT, PLAN, QUARANTINE, REASONS, Account, Manifest, Shard
 from shards.shard_table import Quarantined, SampleRow, Seen, key_hash, read_table
 from shards.storage import Folder
 from shards.writing.writing_plan import WritingPlan
@@ -33,7 +33,7 @@ class Summary:
 def summarise(folder: Folder, plan: WritingPlan) -> Summary:
     """Read all tables of a folder, one after the other, and sum them up.
 
-    Memory: 16 bytes a sample, for equal keys and equal images.
+    Memory: 32 bytes a sample, for equal keys and equal images.
 
     Raises:
         ValueError: no sample was usable, two have the same key, a table is damaged or missing.
@@ -42,38 +42,39 @@ def summarise(folder: Folder, plan: WritingPlan) -> Summary:
     left = plan.samples - plan.skip
     found = min(left, plan.limit or left)
     kept = found if plan.kept is None else plan.kept
-    keys, contents = np.empty(found, dtype=np.uint64), np.empty(found, dtype=np.uint64)
+    keys, contents = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
     written = 0
     for shard, seen, rows in _tables(folder):
         total.add(seen)
         (shards if shard.samples else empty).append(shard)
         if written + len(rows) > found:
             raise ValueError(f"{folder} holds the tables of more than {found:,} samples.")
-        end = written + len(rows)
-        keys[written:end] = [key_hash(row.key) for row in rows]
+        keys.append(np.array([key_hash(row.key) for row in rows], dtype=np.uint64))
         hashes = bytes.fromhex("".join(row.content[:16] for row in rows))
-        contents[written:end] = np.frombuffer(hashes, dtype=np.uint64)
-        written = end
-    _refuse_equal_keys(folder, keys[:written])
+        contents.append(np.frombuffer(hashes, dtype=np.uint64))
+        written += len(rows)
+    _refuse_equal_keys(folder, np.concatenate(keys))
     del keys
     if written + len(total.quarantined) != kept:
         raise ValueError(
             f"{folder} holds the tables of {written + len(total.quarantined):,} samples; expected "
             f"{kept:,}: some are missing. Copy them again."
         )
-    if not written:
+    if not written and total.quarantined:
         first = total.quarantined[0]
         raise ValueError(
             f"none of {found:,} images can be used; {first.origin} is {first.reason} "
             f"({first.detail}). See {folder.path(QUARANTINE)}."
         )
+    if not written:
+        raise ValueError(f"{folder} holds no tables, and {PLAN} says that no sample is to be kept.")
     account = Account(
         found=found,
         written=written,
         repaired=total.repaired,
         quarantined=len(total.quarantined),
         dropped=found - kept,
-        duplicates=count_copies(contents[:written]),
+        duplicates=count_copies(np.concatenate(contents)),
     )
     manifest = _manifest(plan, shards, total, account)
     return Summary(manifest, total.quarantined, [shard.name for shard in empty])
@@ -110,6 +111,8 @@ def _tables(folder: Folder) -> Iterator[tuple[Shard, Seen, list[SampleRow]]]:
             table = read_table(folder.read(name))
         except ValueError as error:
             raise ValueError(f"{folder.path(name)} {error}") from None
+        if f"{table.shard.name}.jsonl" != name:
+            raise ValueError(f"{folder.path(name)} is the table of shard {table.shard.name}")
         yield table.shard, table.seen, table.rows
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from shards.layout import Count
 from shards.sealed_json import seal, unseal
 from shards.typed_json import from_values, to_values
 from shards.writing.prepare import Preparation
@@ -14,22 +15,22 @@ class WritingPlan:
     format: int
     source: str
     split: str
-    samples: int
+    samples: Count
     """Of the source."""
     fingerprint: str
     """SHA-256 of the source's location and list of samples."""
     classes: list[str]
-    seed: int
-    samples_per_shard: int
-    limit: int | None
+    seed: Count
+    samples_per_shard: Count
+    limit: Count | None
     drop_duplicates: bool
     preparation: Preparation
     partners: bool = False
-    skip: int = 0
+    skip: Count = 0
     """Number of samples left out at the beginning of the shuffle."""
     command: str
     """The command that began the writing."""
-    kept: int | None = None
+    kept: Count | None = None
     """Number of samples to write, without dropped copies; None until it is known."""
 
     def to_json(self) -> str:

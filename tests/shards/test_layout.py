@@ -190,11 +190,11 @@ def test_a_tar_that_is_too_long_is_refused(root: Path):
 
 def test_ten_thousand_shards_open_within_a_second(shard_set: ShardSet, root: Path):
     count = 10_000
-    nothing = File(0, "0" * 64)
-    listed = [Shard(f"{i:05d}", 5, nothing, nothing, nothing) for i in range(count)]
+    least, nothing = File(5 * 512, "0" * 64), File(0, "0" * 64)
+    listed = [Shard(f"{i:05d}", 5, least, nothing, nothing) for i in range(count)]
     for shard in listed:
-        for extension in ("tar", "idx", "jsonl"):
-            (root / f"{shard.name}.{extension}").write_bytes(b"")
+        for extension, file in (("tar", least), ("idx", nothing), ("jsonl", nothing)):
+            (root / f"{shard.name}.{extension}").write_bytes(bytes(file.bytes))
     manifest = replace(shard_set.manifest, shards=listed, samples=5 * count)
     (root / "manifest.json").write_text(manifest.to_json())
     seconds = []

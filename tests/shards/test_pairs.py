@@ -12,9 +12,10 @@ from shards.engine import LocalWorkers
 from shards.health.repair import repair
 from shards.health.verification import undecodable, verify
 from shards.layout import Manifest, ShardSet, open_shards
+from shards.shard_index import lines_of
 from shards.source.pairs import Pairs
 from shards.subset.selection import select
-from shards.survey import lines_of, rows_of
+from shards.survey import rows_of
 from shards.tar import component, components
 from shards.writing.prepare import Preparation
 from shards.writing.write import write

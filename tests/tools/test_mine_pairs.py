@@ -14,8 +14,9 @@ from evaluation.features import embed
 from pipeline.images import Images
 from shards.health.verification import verify
 from shards.layout import ShardSet, open_shards
+from shards.shard_index import lines_of
 from shards.source.source import Sample
-from shards.survey import lines_of, rows_of
+from shards.survey import rows_of
 from shards.tar import component
 from shards.writing.write import write
 from tests.conftest import Pictures

@@ -7,7 +7,6 @@ The report comes from manifest, tables and indexes; only the images of the conta
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -20,9 +19,9 @@ from rich.console import Console
 
 from shards import durable
 from shards.duplicates import groups_of_copies
-from shards.layout import MANIFEST, QUARANTINE, SUBSETS, Manifest, ShardSet, open_shards
+from shards.layout import MANIFEST, QUARANTINE, REASONS, SUBSETS, Manifest, ShardSet, open_shards
 from shards.one_line import one_line
-from shards.shard_table import SampleRow
+from shards.shard_table import SampleRow, read_quarantined
 from shards.storage import LocalFolder, folder_at
 from shards.survey import Survey, rows_at, survey
 from tools.inspect.sheet import contact_sheet, pictures
@@ -121,15 +120,16 @@ def _quarantine(shard_set: ShardSet) -> tuple[str, list[tuple[str, ...]]]:
     """Count the reasons, with the first sample of each."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    name = f"{QUARANTINE}/reasons.jsonl"
+    name = f"{QUARANTINE}/{REASONS}"
     try:
-        lines = shard_set.folder.read(name).decode("utf-8", "replace").splitlines()
+        listed = read_quarantined(shard_set.folder.read(name))
     except FileNotFoundError:
         return "quarantine", [(f"{shard_set.folder.path(name)} is missing",)]
-    for line in lines:
-        entry = json.loads(line)
-        counts[entry["reason"]] += 1
-        first.setdefault(entry["reason"], f"{entry['origin']}: {entry['detail']}")
+    except ValueError as error:
+        return "quarantine", [(f"{shard_set.folder.path(name)} {error}",)]
+    for each in listed:
+        counts[each.reason] += 1
+        first.setdefault(each.reason, f"{each.origin}: {each.detail}")
     rows = [(reason, f"{count:,}", first[reason]) for reason, count in counts.most_common()]
     return f"quarantine, {shard_set.folder.path(QUARANTINE)}", rows
 

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from shards.image import decode, read_header
 from shards.layout import ShardSet
 from shards.one_line import one_line
-from shards.survey import Survey, by_shard, lines_of, rows_of
+from shards.shard_index import lines_of
+from shards.survey import Survey, by_shard, rows_of
 from shards.tar import component
 from training.terminal import Bins, aspect_bins, bins_of
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,16 @@ import torch
 from torch import Tensor
 
 from shards import durable
+from training.command import out_of_memory
 from training.run import state_file
 from training.schedule import EpochStart
 
 FOLDER = "checkpoints"
 RECORD = "checkpoint.json"
 METHOD, OPTIMIZER = "method.safetensors", "optimizer.safetensors"
+_MOST_STEPS = 10**12
+# What PyTorch and its optimizers raise where a state has other names, shapes or types.
+_MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
 
 
 def rank_file(rank: int) -> str:
@@ -70,6 +76,27 @@ class Checkpoint:
             return state_file.loads(durable.read(self.root / name))
         except ValueError as error:
             raise ValueError(f"{self.root / name}: {error}") from error
+
+
+@contextmanager
+def fits(where: Path, what: str) -> Iterator[None]:
+    """Say in one line that a saved state, which is taken up inside, is not what takes it up.
+
+    Args:
+        where: the state comes from.
+        what: takes it up.
+
+    Raises:
+        ValueError: the state has other names, shapes or types.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        if out_of_memory(error):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(f"{where} does not fit {what} ({kind}{text}).") from error
 
 
 def partial(run: Path, step: int) -> Path:
@@ -201,15 +228,30 @@ def read(root: Path) -> Checkpoint:
             machine=str(record["machine"]),
             since=EpochStart(**{k: int(v) for k, v in since.items()}),
         )
+        _refuse_impossible(checkpoint, files=len(hashes))
         expected = {METHOD, OPTIMIZER, *map(rank_file, range(checkpoint.world_size))}
         if missing := expected - set(hashes):
             raise ValueError(f"its record lacks {', '.join(sorted(missing))}")
         for name in expected:
             if _sha256(root / name) != hashes[name]:
                 raise ValueError(f"{name} is not what was written")
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, RecursionError) as error:
+    except (
+        *(KeyError, TypeError, AttributeError, ValueError, OverflowError),
+        *(OSError, RecursionError),
+    ) as error:
         raise ValueError(f"the checkpoint {root} is damaged ({error})") from error
     return checkpoint
+
+
+def _refuse_impossible(read: Checkpoint, *, files: int) -> None:
+    """Refuse numbers that no run writes, before anything is counted up to them."""
+    steps = (0, read.since.step, read.step, _MOST_STEPS)
+    if sorted(steps) != list(steps) or not 0 <= read.since.epoch <= _MOST_STEPS:
+        raise ValueError(f"its record says step {read.step} and epoch {read.since}")
+    if not 0 < read.world_size <= files:
+        raise ValueError(f"its record says {read.world_size} processes and {files} files")
+    if not (math.isfinite(read.seconds) and read.seconds >= 0):
+        raise ValueError(f"its record says {read.seconds} seconds")
 
 
 def random_state() -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def read(path: Path) -> Dump:
     """
     try:
         state: dict[str, Any] = state_file.loads(durable.read(path))
-        return Dump(
+        found = Dump(
             step=int(state["step"]),
             rank=int(state["rank"]),
             world_size=int(state["world_size"]),
@@ -120,5 +120,21 @@ def read(path: Path) -> Dump:
             views=tuple(state["views"]),
             id_B=state["id"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse_misfits(found)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is no dump of a step ({error}).") from None
+    return found
+
+
+def _refuse_misfits(found: Dump) -> None:
+    """Refuse tensors that are not weights, views and ids of one batch."""
+    if not all(isinstance(tensor, Tensor) for tensor in found.method.values()):
+        raise ValueError("its weights are no tensors")
+    ids: Any = found.id_B
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1 or not len(ids):
+        raise ValueError("its ids are no row of whole numbers")
+    for view in found.views:
+        if not isinstance(view, Tensor) or not view.is_floating_point() or view.ndim != 5:
+            raise ValueError("its views are no images [V, B, C, H, W]")
+        if view.shape[1] != len(ids):
+            raise ValueError(f"it has views of {view.shape[1]} samples and ids of {len(ids)}")

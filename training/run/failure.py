@@ -12,6 +12,7 @@ import faulthandler
 import json
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -34,6 +35,8 @@ SEARCH = "search for what cannot be read"
 # A longer log is cut to its last lines, once, when a run starts: they are what is wanted.
 _LOG_BYTES = 1 << 20
 _LINES = 50
+_HEAD = re.compile(r"^── \S+, (process \d+ on .+)$", re.MULTILINE)  # as `keep_stderr` writes it
+_FAULT = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)  # as faulthandler does
 
 
 @dataclass
@@ -97,21 +100,25 @@ def silent_ends(run: Path) -> list[str]:
     """Return a line for each process that could not say why it ended; forget them.
 
     SIGKILL cannot be caught; the kernel sends it too when there is no memory left. A machine that
-    fails leaves no message either.
+    fails leaves no message either. Of other signals, such as SIGSEGV, the log of the process tells.
     """
     lines = []
-    for path in sorted((run / RANKS).glob("rank-*.json")):
-        try:
-            told = json.loads(durable.read(path))
+    for rank in sorted({path.stem for path in (run / RANKS).glob("rank-*.[jl]*")}):
+        beat, log = (run / RANKS / f"{rank}.{kind}" for kind in ("json", "log"))
+        killed, step = _last_beat(beat)
+        who, fault = _last_fault(log)
+        after = f" after step {step:,}" if killed else ""
+        if who and killed in ("", who):
             lines.append(
-                f"process {told['process']} on {told['host']} ({path.stem}) ended without a word "
-                f"after step {told['step']:,}: it was killed, perhaps because memory ran out, or "
-                "its machine failed"
+                f"{who} ({rank}) was ended{after} by a signal, {fault}: {log} says where. That is "
+                "a defect, or a file that changed under it: check the shard set with python -m "
+                "tools.verify, and report it if that finds nothing"
             )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        finally:
-            path.unlink(missing_ok=True)
+        elif killed:
+            lines.append(
+                f"{killed} ({rank}) ended without a word{after}: it was killed, perhaps because "
+                "memory ran out, or its machine failed"
+            )
     return lines
 
 
@@ -181,6 +188,30 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _last_beat(path: Path) -> tuple[str, int]:
+    """Return which process was killed while it trained, and its step; forget it. "" if none was."""
+    try:
+        told = json.loads(durable.read(path))
+        return f"process {told['process']} on {told['host']}", int(told["step"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return "", 0
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _last_fault(log: Path) -> tuple[str, str]:
+    """Return which process wrote a log last, and the signal that ended it; "" if none did."""
+    try:
+        with durable.open_regular(log) as file:
+            file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "", ""
+    *_, head = [None, *_HEAD.finditer(text)]
+    fault = _FAULT.search(text, head.end()) if head else None
+    return (head[1], fault[1]) if head and fault else ("", "")
 
 
 def _now() -> str:

@@ -29,6 +29,7 @@ from torch import Tensor
 from model.encoder import Encoder
 from pipeline.normalisation import MEAN, STD
 from shards import durable
+from training import yaml_text
 from training.run import state_file
 from training.run.checkpoint import Checkpoint, exists
 from training.settings import Settings, resume_rule
@@ -131,11 +132,11 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / CONFIG
     try:
-        values = yaml.safe_load(durable.read(path))
+        values = yaml_text.load(durable.read(path))
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {CONFIG}, so it is no run of viewrank.") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings.")
     return values

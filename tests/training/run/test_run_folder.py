@@ -94,5 +94,5 @@ def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path: Path, name: str) -
 
 def test_a_configuration_nested_without_end_is_no_yaml(tmp_path: Path) -> None:
     (tmp_path / run_folder.CONFIG).write_text("views: " + "[" * 5000)
-    with pytest.raises(ValueError, match="is no YAML"):
+    with pytest.raises(ValueError, match="cannot be read as YAML"):
         run_folder.read_config(tmp_path)

@@ -141,6 +141,38 @@ def test_of_a_process_that_was_killed_the_next_one_tells(tmp_path: Path) -> None
     assert failure.silent_ends(tmp_path) == []
 
 
+@pytest.mark.parametrize("beats", [True, False])
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGSEGV, "Segmentation fault"),
+        (signal.SIGABRT, "Aborted"),
+        (signal.SIGBUS, "Bus error"),
+    ],
+)
+def test_of_a_signal_that_python_does_not_survive_the_next_one_tells(
+    tmp_path: Path, number: signal.Signals, name: str, beats: bool
+) -> None:
+    def work() -> None:
+        place = Phase(prepared=True)
+        failure.keep_stderr(tmp_path, 0)
+        with Watchdog(tmp_path, place, rank=0, world_size=1, limit=0.4 if beats else 0):
+            place.enter("step", step=12)
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+
+    def next_one() -> None:
+        failure.keep_stderr(tmp_path, 0)
+
+    assert in_a_child(work) == -number
+    (line,) = failure.silent_ends(tmp_path)
+    assert "(rank-0) was ended" in line and name in line and "rank-0.log" in line
+    assert ("after step 12" in line) == beats
+    assert "memory" not in line
+    assert in_a_child(next_one) == 0
+    assert failure.silent_ends(tmp_path) == []
+
+
 class Broken(io.StringIO):
     """A stderr whose reader has gone."""
 
