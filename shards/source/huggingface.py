@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.source.labels import Labels
 from shards.source.location import split_location
-from shards.source.source import Sample, Source
+from shards.source.source import NoImage, Sample, Source
 from shards.storage import is_remote
 
 
@@ -167,7 +167,7 @@ class HuggingFace(Source):
         if stored.get("bytes") is not None:
             return stored["bytes"]
         if not stored.get("path"):
-            raise OSError(errno.ENODATA, f"row {index} of {self._root} has no image")
+            raise NoImage(errno.ENODATA, f"row {index} of {self._root} has no image")
         folder, name = split_location(stored["path"])
         return folder.read(name)
 

@@ -22,6 +22,21 @@ def split_location(path: str) -> File:
     return folder_at(protocol + separator + folder), name
 
 
+def is_there(location: str) -> bool:
+    """Whether a folder exists and holds anything: where a disk is not mounted, it holds nothing.
+
+    Raises:
+        OSError: Its place does not answer.
+    """
+    if is_remote(location):
+        return folder_at(location).exists()
+    try:
+        with os.scandir(location) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def find_tars(root: str | Path, split: str) -> list[File]:
     """Return the tars of a folder in the order of their names, or those that a pattern means.
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from shards.source import HuggingFace
+from shards.source.source import NoImage
 
 
 def encoded(number: int, kind: str) -> bytes:
@@ -98,7 +99,7 @@ def test_paths_stand_in_for_bytes(tmp_path: Path):
     Path(paths[2]).unlink()
     with pytest.raises(OSError, match=r"2\.img"):
         source[2]
-    with pytest.raises(OSError, match=r"row 5 of .* has no image"):
+    with pytest.raises(NoImage, match=r"row 5 of .* has no image"):
         source[5]
 
 
