@@ -85,6 +85,12 @@ class Source(ABC):
         """Return the label of a sample whose image cannot be read; -1 if there is none."""
         return -1
 
+    def expect(self, indices: Sequence[int]) -> None:  # noqa: B027
+        """Take note which samples will be asked for next, in this order.
+
+        A source that reads better in another order may read ahead. Others may be asked for, too.
+        """
+
     def reachable(self) -> bool:
         """Whether the place of the data is there. Asked only when a file cannot be read.
 

@@ -63,6 +63,7 @@ class WriteShard(Job):
         """Write a shard; the files of an earlier attempt are replaced by equal ones."""
         seen, rows = Seen(), []
         read = Reader(self.source)
+        self.source.expect(task.positions.tolist())
         with self.folder.create(f"{task.name}.tar") as file:
             tar = TarWriter(file)
             for done, position in enumerate(task.positions.tolist()):
@@ -180,6 +181,7 @@ class HashContents(Job):
         """Return the hashes, 16 bytes each."""
         hashes = []
         read = Reader(self.source)
+        self.source.expect(task.tolist())
         for done, position in enumerate(task.tolist()):
             report(done, 0)
             try:
