@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.one_line import one_line
 from shards.source.labels import Labels
 from shards.source.reach import Outside, Reach
 from shards.source.source import NoImage, Sample, Source
@@ -164,8 +165,9 @@ class HuggingFace(Source):
             ) from None
         except Outside as error:
             raise ValueError(
-                f"{self._root} wants {error.filename} read as a part of it, which is outside: it "
-                "is damaged or hostile. Have it saved anew (save_to_disk), or copy its files there."
+                f"{self._root} wants {one_line(str(error.filename))} read as a part of it, which "
+                "is outside: it is damaged or hostile. Have it saved anew (save_to_disk), or copy "
+                "its files there."
             ) from None
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -216,7 +218,8 @@ class HuggingFace(Source):
                     self._reach.find(image["path"])
                 except Outside as error:
                     raise ValueError(
-                        f"column {self._image} of {self._root}: {image['path']} {error.strerror}"
+                        f"column {self._image} of {self._root}: "
+                        + one_line(f"{image['path']} {error.strerror}")
                     ) from None
                 except OSError:  # counted when it is read
                     continue

@@ -9,6 +9,7 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
+from shards.one_line import one_line
 from shards.source.csv_rows import MISSING
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
@@ -204,7 +205,8 @@ class Table(Source):
         try:
             self._reach.check(path)
         except Outside as error:
-            raise ValueError(f"{self._table}, row {row}: {path} {error.strerror}") from None
+            said = one_line(f"{path} {error.strerror}")
+            raise ValueError(f"{self._table}, row {row}: {said}") from None
         except NoImage:
             pass  # counted when it is read
 
@@ -279,13 +281,13 @@ class Table(Source):
             except OSError:
                 continue
         if outside is not None:
-            raise ValueError(f"{self._table}: {outside.filename} {outside.strerror}")
+            raise ValueError(one_line(f"{self._table}: {outside.filename} {outside.strerror}"))
         first = tried[0]
         if not (first.startswith("/") or is_remote(first)):
             first = f"{self._root}/{first}"
         raise FileNotFoundError(
             f"none of the first {len(tried)} files of {self._table} can be opened, such as "
-            f"{first}. Give the folder that its paths start from as --root."
+            f"{one_line(first)}. Give the folder that its paths start from as --root."
         )
 
 

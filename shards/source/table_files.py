@@ -5,16 +5,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from shards.one_line import one_line
 from shards.source.csv_rows import columns_of_csv, rows_of_csv
 from shards.source.labels import natural
 from shards.source.location import File, expand, glob, split_location
 from shards.source.parquet_rows import Column, columns_of_parquet, rows_of_parquet
+from shards.source.usual_names import is_split
 from shards.storage import folder_at, is_remote
-
-_SPLIT = re.compile(
-    r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval(uation)?|unlabel+ed)(?![a-z])",
-    re.IGNORECASE,
-)
 
 
 class TableFiles:
@@ -65,7 +62,8 @@ class TableFiles:
             name if column.holds in ("values", "two columns") else f"{name} ({column.holds})"
             for name, column in self.columns.items()
         ]
-        return f"it has {', '.join(shown[:40]) or 'no columns'}" + (", …" if shown[40:] else "")
+        more = ", …" if shown[40:] else ""
+        return one_line(f"it has {', '.join(shown[:40]) or 'no columns'}{more}")
 
     def rows(self, names: list[str]) -> Iterator[list[Any]]:
         """Yield the values of these columns, row by row; of a column of images their paths."""
@@ -120,10 +118,10 @@ def _of_folder(table: str, split: str) -> list[File]:
     splits: dict[str, list[str]] = {}
     for name in names:  # train-00000-of-00002.parquet is of train
         splits.setdefault(re.split(r"[-_.]*(?:\d|\.parquet$)", name)[0], []).append(name)
-    if not split and len(splits) > 1 and any(map(_SPLIT.match, splits)):
+    if not split and len(splits) > 1 and any(map(is_split, splits)):
         raise ValueError(
             f"{table} holds {', '.join(sorted(splits)[:6])}, which look like splits, not like one "
-            f"table. Choose one: --split {next(filter(_SPLIT.match, splits))}"
+            f"table. Choose one: --split {next(filter(is_split, splits))}"
         )
     if split and split not in splits:
         raise ValueError(

@@ -155,7 +155,7 @@ def test_no_byte_of_elsewhere_gets_into_a_shard_set(class_folders, tmp_path: Pat
     rows = ["path", *map(str, images), "link.jpg", "environ.jpg"]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     out = tmp_path / "out"
-    shard_set = write(Table(root=root, table=tmp_path / "t.csv"), out)
+    shard_set = write(Table(root=root, table=tmp_path / "t.csv"), out, max_missing=1)
     account = shard_set.manifest.account
     assert (account.written, account.quarantined) == (4, 2)
     files = [path for path in out.rglob("*") if path.is_file()]
@@ -167,6 +167,13 @@ def test_no_byte_of_elsewhere_gets_into_a_shard_set(class_folders, tmp_path: Pat
         (tmp_path / "t.csv").write_text("\n".join([*rows, evil]))
         with pytest.raises(ValueError, match=rf"t\.csv, row 7: {evil} (is|leads) "):
             Table(root=root, table=tmp_path / "t.csv")
+
+
+def test_a_path_with_line_breaks_is_refused_in_a_line(root: Path):
+    (root / "t.csv").write_text('path\n"../a\nb\x1b[2J.jpg"\n')
+    with pytest.raises(ValueError, match=r"row 1: \.\./a\\nb\\x1b\[2J") as error:
+        Table(table=root / "t.csv")
+    assert str(error.value).isprintable()
 
 
 def test_a_table_all_of_whose_images_are_links_is_told_the_flag(root: Path):

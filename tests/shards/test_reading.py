@@ -13,6 +13,7 @@ import shards.writing.reading
 from shards.layout import ShardSet
 from shards.source import STL10, ImageFolder, Sample, Source, Table, WebDataset
 from shards.source.source import NoImage
+from shards.writing.prepare import Preparation
 from shards.writing.reading import Reader, SourceGone
 from shards.writing.write import write
 
@@ -140,6 +141,21 @@ def test_any_number_of_absent_files_in_a_row_are_only_absent(tmp_path: Path, pau
         except FileNotFoundError:
             lost += 1
     assert lost == 198 and not pauses
+
+
+def test_a_table_most_of_whose_images_are_absent_is_written_if_that_is_meant(
+    class_folders, tmp_path: Path, pauses: list[float]
+):
+    root = class_folders(classes=1, per_class=30)
+    names = [f"class_00/{i:04d}.jpg" for i in range(100)]
+    (tmp_path / "t.csv").write_text("path\n" + "\n".join(names))
+    how = Preparation(min_side=1)
+    with pytest.raises(ValueError, match=r"unreadable.*--max_missing 0\.\d+$"):
+        write(Table(root=root, table=tmp_path / "t.csv"), tmp_path / "out", preparation=how)
+    table = Table(root=root, table=tmp_path / "t.csv")
+    shard_set = write(table, tmp_path / "out", preparation=how, max_missing=0.7)
+    account = shard_set.manifest.account
+    assert (account.written, account.quarantined) == (30, 70) and not pauses
 
 
 def test_an_outage_changes_no_byte_of_the_set(tmp_path: Path, pauses: list[float]):
