@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 
@@ -18,14 +19,24 @@ from pathlib import Path
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; refuse a device, a pipe and a link to one, which have no end.
 
+    Files of /proc and /sys, to which links may lead, are refused too: they tell of this machine.
+
     Raises:
         OSError: the file does not exist or is not a regular one.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe without a writer waits
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_dev in _kernel_devices():
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return open(descriptor, "rb")
+
+
+@cache
+def _kernel_devices() -> frozenset[int]:
+    """Return the numbers of the file systems that the kernel makes up."""
+    found = {os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.isdir(path)}
+    return frozenset(found - {os.stat("/").st_dev})  # mere folders, where nothing is mounted
 
 
 def write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:

@@ -1,8 +1,10 @@
 """Which files are meant: by a path, by a folder, or by a pattern such as data/{000..009}.tar."""
 
+import errno
 import os
 import re
 from pathlib import Path
+from typing import IO
 
 from braceexpand import braceexpand
 
@@ -20,6 +22,35 @@ def split_location(path: str) -> File:
     if not separator:
         folder = folder or ("/" if slash else ".")
     return folder_at(protocol + separator + folder), name
+
+
+def open_table(path: str) -> IO[bytes]:
+    """Open a file that holds a table.
+
+    Raises:
+        FileNotFoundError: It is not there; the message names the flag.
+    """
+    folder, name = split_location(path)
+    try:
+        return folder.open(name)
+    except FileNotFoundError:
+        said = f"{path} is missing. Give the table as --table."
+        raise FileNotFoundError(errno.ENOENT, said) from None
+
+
+def is_there(location: str) -> bool:
+    """Whether a folder exists and holds anything: where a disk is not mounted, it holds nothing.
+
+    Raises:
+        OSError: Its place does not answer.
+    """
+    if is_remote(location):
+        return folder_at(location).exists()
+    try:
+        with os.scandir(location) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def find_tars(root: str | Path, split: str) -> list[File]:

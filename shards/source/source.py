@@ -14,6 +14,8 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.source.location import is_there
+
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _KEY_LENGTH = 90  # with ".shape.i64" it still fits the 100 bytes of a plain tar header
 
@@ -36,6 +38,10 @@ class Sample:
     """Of the file's name, to compare with its content; empty where there is no such name."""
     partner: bytes | NDArray[np.uint8] | None = None
     """A second image that goes with it, in the form of `image`; see `Source.partners`."""
+
+
+class NoImage(OSError):
+    """A sample has no image that may be read, wherever its place is; to wait would not help."""
 
 
 class Source(ABC):
@@ -71,12 +77,29 @@ class Source(ABC):
         """Return the sample at a position, from 0 up to the length.
 
         Raises:
-            OSError: The file cannot be read. The writer counts and names it, and goes on.
+            OSError: The file cannot be read. The writer asks whether the source is reachable, and
+                then counts and names the file, and goes on. `NoImage`: it need not ask.
         """
 
     def label(self, index: int) -> int:  # noqa: ARG002
         """Return the label of a sample whose image cannot be read; -1 if there is none."""
         return -1
+
+    def expect(self, indices: Sequence[int]) -> None:  # noqa: B027
+        """Take note which samples will be asked for next, in this order.
+
+        A source that reads better in another order may read ahead. Others may be asked for, too.
+        """
+
+    def reachable(self) -> bool:
+        """Whether the place of the data is there. Asked only when a file cannot be read.
+
+        By default, whether there is anything in `origin`, which is then a folder or empty.
+
+        Raises:
+            OSError: It does not answer.
+        """
+        return not self.origin or is_there(self.origin)
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs.

@@ -94,6 +94,10 @@ class STL10(Source):
         part, position = self._locate(index)
         return int(self._labels[part][position]) if part in self._labels else -1
 
+    def reachable(self) -> bool:
+        """Whether the binaries are there, each of which holds thousands of images."""
+        return all((self.folder / f"{part}_X.bin").exists() for part, _ in self._parts)
+
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""
         digest = hashlib.blake2b(repr(self._parts).encode(), digest_size=16)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
-from shards.source.location import find_tars
+from shards.source.location import find_tars, is_there
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.tar_samples import ROLES, Convention, Scan, read_sample, scan
 from shards.storage import Folder, is_remote
@@ -144,6 +144,10 @@ class WebDataset(Source):
     def label(self, index: int) -> int:
         """Return the label of a sample, without its image."""
         return -1 if self._labels is None else int(self._labels[index])
+
+    def reachable(self) -> bool:
+        """Whether the folders of all tars are there."""
+        return all(map(is_there, {folder.location for folder, _ in self._tars}))
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

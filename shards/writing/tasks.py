@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import re
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -27,14 +26,8 @@ from shards.writing.prepare import (
     Unusable,
     prepare,
 )
+from shards.writing.reading import Reader, SourceGone
 
-# Errors of a file itself, not of its disk or network.
-_OF_THE_FILE = {
-    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
-    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
-}
-_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts to read, where it may be an outage
-_LOST = 20  # images in a row that cannot be read: then the source is at fault, not the images
 _DEADLY = 5  # images of one shard that end their process: then the decoder is at fault
 
 
@@ -69,7 +62,8 @@ class WriteShard(Job):
     def __call__(self, task: ShardTask, report: Report) -> Outcome:
         """Write a shard; the files of an earlier attempt are replaced by equal ones."""
         seen, rows = Seen(), []
-        lost_in_a_row = 0
+        read = Reader(self.source)
+        self.source.expect(task.positions.tolist())
         with self.folder.create(f"{task.name}.tar") as file:
             tar = TarWriter(file)
             for done, position in enumerate(task.positions.tolist()):
@@ -80,14 +74,12 @@ class WriteShard(Job):
                     seen.quarantined.append(Quarantined(f"position {position}", *why, "", label))
                     continue
                 try:
-                    sample = self._read(position)
+                    sample = read(position)
+                except SourceGone:
+                    raise
                 except OSError as error:
-                    lost_in_a_row += 1
-                    if lost_in_a_row == _LOST:
-                        raise _source_is_gone(error) from None
                     seen.quarantined.append(self._unreadable(position, error))
                     continue
-                lost_in_a_row = 0
                 try:
                     row = self._add(tar, sample, seen, bool(task.measured[done]), position, task)
                 except Unusable as error:
@@ -117,19 +109,6 @@ class WriteShard(Job):
         if position in task.deadly:
             return replace(task, unread=task.unread | {position})
         return replace(task, deadly=task.deadly | {position})
-
-    def _read(self, position: int) -> Sample:
-        """Return a sample; an error that may be an outage, not the file's fault, is waited out."""
-        for pause in (*_PAUSES, None):
-            try:
-                return self.source[position]
-            except OSError as error:
-                if error.errno in _OF_THE_FILE or pause is None:
-                    raise
-                time.sleep(pause)
-            except ValueError as error:
-                raise ValueError(f"sample {position} of the source: {error}") from None
-        raise AssertionError
 
     def _add(
         self, tar: TarWriter, sample: Sample, seen: Seen, measure: bool, at: int, task: ShardTask
@@ -192,14 +171,6 @@ class WriteShard(Job):
         return Quarantined(origin, "unreadable", detail, "", label)
 
 
-def _source_is_gone(error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"{_LOST} images in a row cannot be read, the last with {error}: the source seems to be "
-        "gone. Complete shards stay; bring the source back and repeat the command.",
-    )
-
-
 @dataclass(frozen=True)
 class HashContents(Job):
     """Hashes the images of a run of positions."""
@@ -209,10 +180,14 @@ class HashContents(Job):
     def __call__(self, task: NDArray[np.integer], report: Report) -> bytes:
         """Return the hashes, 16 bytes each."""
         hashes = []
+        read = Reader(self.source)
+        self.source.expect(task.tolist())
         for done, position in enumerate(task.tolist()):
             report(done, 0)
             try:
-                hashes.append(content_hash(self.source[position]))
+                hashes.append(content_hash(read(position)))
+            except SourceGone:
+                raise
             except OSError:  # a hash that equals no other; writing names the image
                 hashes.append(b"unread" + position.to_bytes(10, "little"))
         report(len(task), 0)

@@ -1,6 +1,5 @@
 """Workers that die, fail, or are many: the same bytes, and no task lost or done twice."""
 
-import errno
 import json
 import os
 import signal
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 
 import shards.engine.workers
-import shards.writing.tasks
 from shards.engine import Engine, Job, LocalWorkers, Report, Serial
 from shards.layout import ShardSet
 from shards.source import Sample, Source
@@ -115,37 +113,6 @@ def test_a_worker_that_stalls_over_an_image_is_replaced(
     source = Noise(20, {7: lambda: time.sleep(60)})
     shard_set = write(source, tmp_path / "out", samples_per_shard=5, engine=LocalWorkers(2))
     assert shard_set.manifest.account.quarantined == 1
-
-
-class Outage(Noise):
-    """A source whose disk goes away for a while, or for good."""
-
-    def __init__(self, number: int, times: int) -> None:
-        super().__init__(60)
-        self.number, self.left = number, times
-
-    def __getitem__(self, index: int) -> Sample:
-        if self.left:
-            self.left -= 1
-            raise OSError(self.number, os.strerror(self.number), f"{index}.jpg")
-        return super().__getitem__(index)
-
-
-def test_an_outage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.writing.tasks, "_PAUSES", (0.0, 0.0, 0.0))
-    shard_set = write(Outage(errno.EIO, 3), tmp_path / "out")
-    assert contents(shard_set) == contents(write(Outage(errno.EIO, 0), tmp_path / "plain"))
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
-def test_a_source_that_is_gone_ends_the_writing_which_goes_on_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    monkeypatch.setattr(shards.writing.tasks, "_PAUSES", (0.0, 0.0, 0.0))
-    with pytest.raises(OSError, match="20 images in a row cannot be read"):
-        write(Outage(number, 10**6), tmp_path / "out", samples_per_shard=30)
-    shard_set = write(Outage(number, 0), tmp_path / "out", samples_per_shard=30)
-    assert len(shard_set) == 60 and not (tmp_path / "out" / "quarantine").exists()
 
 
 class Unsendable(Exception):

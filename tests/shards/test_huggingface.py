@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from shards.source import HuggingFace
+from shards.source.reach import Outside
+from shards.source.source import NoImage
 
 
 def encoded(number: int, kind: str) -> bytes:
@@ -92,13 +95,13 @@ def test_paths_stand_in_for_bytes(tmp_path: Path):
         Path(paths[-1]).write_bytes(data)
     photos = [*paths[:5], None, paths[6]]
     datasets.Dataset.from_dict({"photo": photos}).save_to_disk(tmp_path / "set")
-    source = HuggingFace(root=tmp_path / "set", image="photo")
+    source = HuggingFace(root=tmp_path / "set", image="photo", allow_outside=str(tmp_path))
     assert source[4].image == FILES[4] and source[4].metadata == {"file": paths[4]}
     assert source.classes == [] and source[4].label == -1
     Path(paths[2]).unlink()
     with pytest.raises(OSError, match=r"2\.img"):
         source[2]
-    with pytest.raises(OSError, match=r"row 5 of .* has no image"):
+    with pytest.raises(NoImage, match=r"row 5 of .* has no image"):
         source[5]
 
 
@@ -159,3 +162,87 @@ def test_without_the_package_the_remedy_is_named(root: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="uv pip install datasets"):
         HuggingFace(root=root, split="train")
+
+
+def test_a_column_that_is_no_list_of_images_or_labels_is_refused_by_what_it_holds(tmp_path: Path):
+    several = [[{"bytes": data, "path": None}] for data in FILES]
+    square = [np.zeros((8, 8), np.uint8)] * 7
+    made(
+        several=(several, datasets.Sequence(datasets.Image())),
+        square=(square, datasets.Array2D((8, 8), "uint8")),
+    ).save_to_disk(tmp_path / "set")
+    for column, holds in (("several", "(List|Sequence) of Image"), ("square", "Array2D")):
+        with pytest.raises(ValueError, match=f"column '{column}' of .* holds {holds}; expected"):
+            HuggingFace(root=tmp_path / "set", image=column)
+    with pytest.raises(ValueError, match=r"column 'picture' of .* holds Image; expected names"):
+        HuggingFace(root=tmp_path / "set", image="picture", label="picture")
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_files_of_a_set_are_below_it(root: Path, tmp_path: Path):
+    """What it says of its own files would otherwise open any other set of this machine."""
+    made().save_to_disk(tmp_path / "secret")
+    arrow = "data-00000-of-00001.arrow"
+    (tmp_path / "linked").symlink_to(tmp_path / "secret" / arrow)
+    state = root / "test" / "state.json"
+    for name in (f"../../secret/{arrow}", str(tmp_path / "secret" / arrow), "../../linked"):
+        edit_json(state, lambda j, name=name: j["_data_files"][0].update(filename=name))
+        with pytest.raises(ValueError, match="read as a part of it, which is outside"):
+            HuggingFace(root=root / "test")
+        with pytest.raises(ValueError, match="read as a part of it, which is outside"):
+            HuggingFace(root=root, split="train")
+    edit_json(root / "dataset_dict.json", lambda j: j.update(splits=["train", "../secret"]))
+    with pytest.raises(ValueError, match="read as a part of it, which is outside"):
+        HuggingFace(root=root, split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("state.json", lambda j: j.pop("_data_files")),
+        ("state.json", lambda j: j["_data_files"][0].update(filename=7)),
+        ("dataset_info.json", lambda j: j["features"]["picture"].update(_type="Nothing")),
+        ("dataset_info.json", lambda j: j.update(features=3)),
+    ],
+)
+def test_a_damaged_set_is_refused_in_a_line(
+    root: Path, name: str, change: Callable[[dict], object]
+):
+    edit_json(root / "train" / name, change)
+    with pytest.raises(ValueError, match="is damaged, or no data set that") as e:
+        HuggingFace(root=root / "train")
+    assert "\n" not in str(e.value)
+
+
+def test_paths_lead_below_the_set_or_where_it_is_allowed(tmp_path: Path):
+    inside, outside = tmp_path / "set", tmp_path / "elsewhere"
+    outside.mkdir()
+    for index, data in enumerate(FILES):
+        (outside / f"{index}.img").write_bytes(data)
+    (tmp_path / "secret").write_text("password")
+    paths = [*(str(outside / f"{i}.img") for i in range(5)), str(tmp_path / "secret"), "6.img"]
+    datasets.Dataset.from_dict({"photo": paths}).save_to_disk(inside)
+    (inside / "6.img").write_bytes(FILES[6])
+    with pytest.raises(ValueError, match=f"0.img is not below .*--allow_outside {outside}$"):
+        HuggingFace(root=inside, image="photo")
+    with pytest.raises(ValueError, match=f"secret is not below .*--allow_outside {tmp_path}$"):
+        HuggingFace(root=inside, image="photo", allow_outside=str(outside))
+    paths = [f"{i % 2 * 6}.img" for i in range(20)]
+    datasets.Dataset.from_dict({"photo": [*paths, "../secret"]}).save_to_disk(tmp_path / "late")
+    (tmp_path / "late" / "6.img").write_bytes(FILES[6])
+    source = HuggingFace(root=tmp_path / "late", image="photo")
+    assert source[1].image == FILES[6]
+    with pytest.raises(Outside, match="is not below"):
+        source[20]
+
+
+def test_labels_without_images_are_those_of_the_samples(root: Path):
+    source = HuggingFace(root=root, split="train")
+    assert [source.label(i) for i in range(7)] == [source[i].label for i in range(7)]
+    unlabelled = HuggingFace(root=root, split="train", label="caption")
+    assert [unlabelled.label(i) for i in range(7)] == [unlabelled[i].label for i in range(7)]

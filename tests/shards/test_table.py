@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import json
 import pickle
 import sys
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from shards.source import ImageFolder, Sample, Table
+from shards.source.csv_rows import MISSING
 from shards.source.labels import Labels
 
 
@@ -87,6 +89,10 @@ def test_labels_are_those_of_the_same_files_in_folders(class_folders):
         (["True", "False", "True", " False "], [1, 0, 1, 0], ["False", "True"]),
         (["2.0", "x", "2", "-1"], [0, 1, 0, -1], ["2", "x"]),
         (["-5", "x", "-1", "x"], [0, 1, -1, 1], ["-5", "x"]),
+        (["cat", "NaN", "nan", "None"], [0, -1, -1, -1], ["cat"]),
+        (["N/A", "cat", " null ", "NA"], [-1, 0, -1, -1], ["cat"]),
+        (["1", "NULL", "nan", "0"], [1, -1, -1, 0], ["0", "1"]),
+        (["none", "Nan", "na", "n/a"], [2, 0, 1, -1], ["Nan", "na", "none"]),
     ],
 )
 def test_numbers_stay_and_names_are_sorted(root: Path, values, labels, classes):
@@ -97,6 +103,29 @@ def test_numbers_stay_and_names_are_sorted(root: Path, values, labels, classes):
     missing = labels.count(-1)
     expected = [f"{missing} rows have no label"] if classes and missing else []
     assert list(source.notes) == expected
+
+
+def test_texts_for_missing_values_are_those_of_pandas(root: Path):
+    texts = [*MISSING, *("none", "Null", "NAN", "-", "0", "missing", "na", "-1.#inf", "  x")]
+    frame = pandas.read_csv(
+        io.StringIO("\n".join(["label", *(f'"{text}"' for text in texts)])), skip_blank_lines=False
+    )
+    assert {text for text, is_na in zip(texts, frame["label"].isna(), strict=True) if is_na} == {
+        *MISSING
+    }
+    rows = "".join(f'a.jpg,"{text}"\n' for text in texts)
+    (root / "t.csv").write_text("path,label\n" + rows)
+    source = Table(root=root, table=root / "t.csv")
+    assert [source.label(i) < 0 for i in range(len(texts))] == frame["label"].isna().tolist()
+    frame.assign(path="a.jpg").to_parquet(root / "t.parquet")
+    assert Table(root=root, table=root / "t.parquet").classes == source.classes
+
+
+def test_what_pandas_calls_missing_is_no_path(root: Path):
+    (root / "t.csv").write_text("path,text\na.jpg,NaN\nNaN,x\nNone,x\n,x\n")
+    source = Table(root=root, table=root / "t.csv")
+    assert [sample.metadata["text"] for sample in everything(source)] == ["NaN"]
+    assert source.notes[0] == "3 rows passed over: they have no path"
 
 
 def test_columns_of_parquet_of_all_kinds(root: Path):
@@ -170,6 +199,7 @@ def test_what_cannot_be_is_refused(root: Path):
     (root / "negative.csv").write_text("path,label\na.jpg,-2\n")
     (root / "t.parquet").write_bytes(b"no parquet")
     (root / "t.xlsx").touch()
+    (root / "twice.csv").write_text("path,label,path\na.jpg,1,x\n")
     refused: list[tuple[str, dict[str, Any], str]] = [
         ("t.csv", {}, "no column 'path'; it has file, class. .*--path"),
         ("t.csv", {"path": "file", "label": "klass"}, "no column 'klass'; it has .*--label"),
@@ -181,6 +211,16 @@ def test_what_cannot_be_is_refused(root: Path):
         ("negative.csv", {}, "holds -2; expected numbers of classes from 0 up"),
         ("t.parquet", {}, "is not Parquet"),
         ("t.xlsx", {}, r"ends with .xlsx; expected .csv, .tsv or .parquet"),
+        ("twice.csv", {}, "has two columns called 'path'; it has path, label"),
+        (
+            "t.csv",
+            {"path": "file", "image": "class"},
+            "--path file and --image class; expected one",
+        ),
+        ("t.csv", {"image": "file"}, "column 'file' of .* holds values, not an image a row"),
+        ("t.csv", {"path": "file", "split": "train"}, "--split train chooses from a folder"),
+        ("t*.csv", {"path": "x"}, "are not one table"),
+        ("t.[cp]*", {}, r"means .csv and .parquet; expected one of them"),
     ]
     for name, flags, says in refused:
         with pytest.raises(ValueError, match=says):

@@ -1,0 +1,219 @@
+"""A file that cannot be read is no outage; a place that is away is one, whatever its error says."""
+
+import errno
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shards.writing.reading
+from shards.layout import ShardSet
+from shards.source import STL10, ImageFolder, Sample, Source, Table, WebDataset
+from shards.source.source import NoImage
+from shards.writing.prepare import Preparation
+from shards.writing.reading import Reader, SourceGone
+from shards.writing.write import write
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lengths of all waits, none of which takes time."""
+    waits: list[float] = []
+    monkeypatch.setattr(shards.writing.reading.time, "sleep", waits.append)
+    return waits
+
+
+class Flaky(Source):
+    """Pictures that raise an error, each or for a while, in a place that is there or away."""
+
+    name = "flaky"
+
+    def __init__(self, error: OSError | None, times: int, *, away: int = 0) -> None:
+        self.split, self.classes = "", []
+        self.error, self.left, self.away, self.reads = error, times, away, 0
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> Sample:
+        self.reads += 1
+        if self.left:
+            self.left -= 1
+            assert self.error is not None
+            raise self.error
+        pixels = np.random.RandomState(index).randint(0, 256, (16, 16, 3)).astype(np.uint8)
+        return Sample(f"{index:05d}", pixels, -1, index, {})
+
+    def reachable(self) -> bool:
+        self.away -= 1
+        return self.away < 0
+
+
+def contents(shard_set: ShardSet) -> dict[str, bytes]:
+    root = Path(shard_set.root)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+NUMBERS = (errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EIO, errno.ENODATA)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_file_that_cannot_be_read_is_counted_without_a_wait(pauses: list[float], number: int):
+    source = Flaky(OSError(number, os.strerror(number), "x.jpg"), 2)
+    read = Reader(source)
+    with pytest.raises(OSError, match=r"x\.jpg"):
+        read(3)
+    assert not pauses and read(4).id == 4
+
+
+def test_a_sample_that_has_no_image_is_not_asked_for_twice(pauses: list[float]):
+    source = Flaky(NoImage(errno.ENODATA, "has no image"), 1, away=10**6)
+    with pytest.raises(NoImage):
+        Reader(source)(0)
+    assert source.reads == 1 and not pauses
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.EACCES])
+def test_a_place_that_is_away_for_a_while_is_waited_for(pauses: list[float], number: int):
+    source = Flaky(OSError(number, "", "x.jpg"), 2, away=2)
+    assert Reader(source)(7).id == 7
+    assert pauses == [1.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(n, "") for n in (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENETDOWN)),
+        ConnectionError("refused"),
+        TimeoutError("too long"),
+    ],
+)
+def test_errors_of_connections_are_waited_for_though_the_place_seems_to_answer(
+    pauses: list[float], error: OSError
+):
+    assert Reader(Flaky(error, 3))(7).id == 7
+    assert pauses == [1.0, 5.0, 25.0]
+
+
+def test_a_file_that_is_there_again_when_its_place_is_was_not_lost(pauses: list[float]):
+    """The place came back between the two questions."""
+    assert Reader(Flaky(FileNotFoundError(errno.ENOENT, "", "x.jpg"), 1))(7).id == 7
+    assert not pauses
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_of_the_machine_is_no_fault_of_the_image(pauses: list[float], number: int):
+    with pytest.raises(SourceGone, match="this machine cannot read any image now"):
+        Reader(Flaky(OSError(number, ""), 1))(0)
+    assert not pauses
+
+
+def test_images_in_a_row_with_errors_of_a_disk_are_the_disk_s(pauses: list[float]):
+    source = Flaky(OSError(errno.EIO, "", "x.jpg"), 2 * 19)
+    read = Reader(source)
+    for index in range(19):
+        with pytest.raises(OSError, match=r"x\.jpg") as raised:
+            read(index)
+        assert not isinstance(raised.value, SourceGone)
+    assert read(19).id == 19
+    source.left = 10**6
+    for index in range(19):
+        with pytest.raises(OSError, match=r"x\.jpg"):
+            read(index)
+    with pytest.raises(SourceGone, match="20 images in a row cannot be read") as gone:
+        read(19)
+    assert isinstance(pickle.loads(pickle.dumps(gone.value)), SourceGone) and not pauses
+
+
+def test_any_number_of_absent_files_in_a_row_are_only_absent(tmp_path: Path, pauses: list[float]):
+    """As in a table most of whose files were never downloaded."""
+    (tmp_path / "t.csv").write_text("path\n" + "".join(f"{i}.jpg\n" for i in range(200)))
+    for index in (0, 150):
+        (tmp_path / f"{index}.jpg").write_bytes(b"image")
+    read = Reader(Table(root=tmp_path, table=tmp_path / "t.csv"))
+    lost = 0
+    for index in range(200):
+        try:
+            assert read(index).id in (0, 150)
+        except FileNotFoundError:
+            lost += 1
+    assert lost == 198 and not pauses
+
+
+def test_a_table_most_of_whose_images_are_absent_is_written_if_that_is_meant(
+    class_folders, tmp_path: Path, pauses: list[float]
+):
+    root = class_folders(classes=1, per_class=30)
+    names = [f"class_00/{i:04d}.jpg" for i in range(100)]
+    (tmp_path / "t.csv").write_text("path\n" + "\n".join(names))
+    how = Preparation(min_side=1)
+    with pytest.raises(ValueError, match=r"unreadable.*--max_missing 0\.\d+$"):
+        write(Table(root=root, table=tmp_path / "t.csv"), tmp_path / "out", preparation=how)
+    table = Table(root=root, table=tmp_path / "t.csv")
+    shard_set = write(table, tmp_path / "out", preparation=how, max_missing=0.7)
+    account = shard_set.manifest.account
+    assert (account.written, account.quarantined) == (30, 70) and not pauses
+
+
+def test_an_outage_changes_no_byte_of_the_set(tmp_path: Path, pauses: list[float]):
+    absent = OSError(errno.ENOENT, "")
+    for drop in (False, True):
+        source = Flaky(absent, 3, away=3)
+        found = write(source, tmp_path / f"out{drop}", drop_duplicates=drop)
+        plain = write(Flaky(None, 0), tmp_path / f"plain{drop}", drop_duplicates=drop)
+        assert contents(found) == contents(plain)
+    assert len(pauses) == 6
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_source_that_is_gone_ends_the_writing_which_goes_on_later(
+    tmp_path: Path, pauses: list[float], drop: bool
+):
+    for error in (OSError(errno.ENOENT, ""), OSError(errno.ENOTCONN, "")):
+        gone = Flaky(error, 10**6, away=10**6)
+        with pytest.raises(OSError, match=r"the source seems to be gone\. Complete shards stay"):
+            write(gone, tmp_path / "out", samples_per_shard=30, drop_duplicates=drop)
+    shard_set = write(Flaky(None, 0), tmp_path / "out", samples_per_shard=30, drop_duplicates=drop)
+    assert len(shard_set) == 60 and not (tmp_path / "out" / "quarantine").exists()
+    assert pauses == [1.0, 5.0, 25.0] * 2
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_disk_that_is_not_mounted_is_away(
+    class_folders, tmp_path: Path, pauses: list[float], left: str
+):
+    """Where it was there is nothing, or the folder that it is mounted over."""
+    root = class_folders(classes=2, per_class=3)
+    (tmp_path / "t.csv").write_text("path\nclass_00/0000.jpg\n")
+    sources = [ImageFolder(root=root), Table(root=root, table=tmp_path / "t.csv")]
+    assert all(source.reachable() for source in sources)
+    shutil.rmtree(root)
+    if left != "nothing":
+        root.mkdir()
+    for source in sources:
+        with pytest.raises(SourceGone):
+            Reader(source)(0)
+    assert pauses == [1.0, 5.0, 25.0] * 2
+
+
+def test_files_that_hold_many_images_are_places(tmp_path: Path, pauses: list[float]):
+    images = np.zeros((2, 3, 96, 96), np.uint8)
+    (tmp_path / "unlabeled_X.bin").write_bytes(images.tobytes())
+    source = STL10(root=tmp_path, split="unlabeled")
+    (tmp_path / "unlabeled_X.bin").unlink()
+    with pytest.raises(SourceGone):
+        Reader(source)(1)
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    write(Flaky(None, 0), tmp_path / "set", samples_per_shard=30)
+    for tar in (tmp_path / "set").glob("*.tar"):
+        tar.rename(tars / tar.name)
+    packed = WebDataset(root=tars)
+    assert Reader(packed)(59) == packed[59]
+    shutil.rmtree(tars)
+    with pytest.raises(SourceGone):
+        Reader(packed)(59)
+    assert pauses == [1.0, 5.0, 25.0] * 2
