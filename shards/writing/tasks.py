@@ -6,7 +6,9 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from shards.engine import Job, Report
 from shards.image import colours
 from shards.layout import PARTNER, QUARANTINE
+from shards.outage import Unreachable
 from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
 from shards.source.source import Sample, Source
 from shards.storage import Folder
@@ -80,11 +83,13 @@ class WriteShard(Job):
                     seen.quarantined.append(Quarantined(f"position {position}", *why, "", label))
                     continue
                 try:
-                    sample = self._read(position)
+                    sample = self._read(position, partial(report, -1, tar.length))
+                except Unreachable as error:
+                    raise _source_is_gone("an image", error) from None
                 except OSError as error:
                     lost_in_a_row += 1
                     if lost_in_a_row == _LOST:
-                        raise _source_is_gone(error) from None
+                        raise _source_is_gone(f"{_LOST} images in a row", error) from None
                     seen.quarantined.append(self._unreadable(position, error))
                     continue
                 lost_in_a_row = 0
@@ -118,14 +123,16 @@ class WriteShard(Job):
             return replace(task, unread=task.unread | {position})
         return replace(task, deadly=task.deadly | {position})
 
-    def _read(self, position: int) -> Sample:
+    def _read(self, position: int, waiting: Callable[[], object]) -> Sample:
         """Return a sample; an error that may be an outage, not the file's fault, is waited out."""
         for pause in (*_PAUSES, None):
             try:
                 return self.source[position]
             except OSError as error:
-                if error.errno in _OF_THE_FILE or pause is None:
+                hangs = isinstance(error, Unreachable) and error.errno == errno.ETIMEDOUT
+                if error.errno in _OF_THE_FILE or pause is None or hangs:
                     raise
+                waiting()
                 time.sleep(pause)
             except ValueError as error:
                 raise ValueError(f"sample {position} of the source: {error}") from None
@@ -192,11 +199,12 @@ class WriteShard(Job):
         return Quarantined(origin, "unreadable", detail, "", label)
 
 
-def _source_is_gone(error: OSError) -> OSError:
-    return OSError(
+def _source_is_gone(what: str, error: OSError) -> OSError:
+    kind = OSError if error.errno in _OF_THE_FILE else Unreachable
+    return kind(
         error.errno,
-        f"{_LOST} images in a row cannot be read, the last with {error}: the source seems to be "
-        "gone. Complete shards stay; bring the source back and repeat the command.",
+        f"{what} cannot be read ({error}): the source seems to be gone. Complete shards stay; "
+        "bring the source back and repeat the command.",
     )
 
 
@@ -213,6 +221,8 @@ class HashContents(Job):
             report(done, 0)
             try:
                 hashes.append(content_hash(self.source[position]))
+            except Unreachable as error:
+                raise _source_is_gone("an image", error) from None
             except OSError:  # a hash that equals no other; writing names the image
                 hashes.append(b"unread" + position.to_bytes(10, "little"))
         report(len(task), 0)
