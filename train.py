@@ -151,6 +151,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
 
             due = schedule.due(step, before=before, seconds=seconds, leaving=reason != 0)
             if due.record:  # the host waits for the device here and nowhere else
+                if processes.first:
+                    run_folder.check_there(config.run)
                 skipped, in_a_row = train_step.guard.counts()
                 if in_a_row >= config.max_skipped_steps:
                     found = {"step": step, "in_a_row": in_a_row}
