@@ -185,20 +185,6 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(shard_set: ShardSet, tmp_p
     assert losses(tmp_path / "run")[-1][0] == 4
 
 
-def test_a_run_whose_folder_has_gone_ends_at_its_next_record_with_one_line(
-    shard_set: ShardSet, tmp_path: Path
-) -> None:
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    process = start([sys.executable, *arguments(shard_set, run, "--steps", "100000")])
-    wait_for_step(process, run, 3)
-    shutil.rmtree(run.rename(elsewhere))  # at once: the run writes while it is deleted
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.splitlines()[-1].startswith(f"error: {run} has gone while this process trained")
-    assert len([line for line in err.splitlines() if "run" in line]) == 1
-    assert not run.exists()
-
-
 def spoil(root: Path, shard: str, position: int) -> str:
     """Write zeros over an image in a tar, and return its sample's key."""
     line = index_lines((root / f"{shard}.idx").read_bytes())[position]

@@ -3,11 +3,14 @@
 import errno
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeShardSet
+from tests.program import arguments, start, wait_for_step
 from training.run import run_folder
 from training.run.checkpoint import Checkpoint, write_part
 from training.run.failure import Gone, Phase, reported
@@ -154,3 +157,17 @@ def test_nobody_makes_the_folder_of_a_run_again(tmp_path: Path) -> None:
         found.prepared = True
         run_folder.check_there(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_folder_has_gone_ends_at_its_next_record_with_one_line(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    process = start([sys.executable, *arguments(make_shard_set(42), run, "--steps", "100000")])
+    wait_for_step(process, run, 3)
+    shutil.rmtree(run.rename(elsewhere))  # at once: the run writes while it is deleted
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith(f"error: {run} has gone while this process trained")
+    assert len([line for line in err.splitlines() if "run" in line]) == 1
+    assert not run.exists()
