@@ -32,7 +32,7 @@ from training.guard import refuse_bad_weights
 from training.header import header, news
 from training.launch import follow_launcher, is_later_rank
 from training.memory_pass import fill
-from training.monitor import open_monitor
+from training.monitor import Monitor
 from training.processes import Processes, rank_and_world_size
 from training.recorder import Recorder
 from training.run import checkpoint, dump, equal_ranks, failure, run_folder
@@ -45,6 +45,7 @@ from training.settings import SHARD_SETS, Settings, parse
 from training.state import State
 from training.step import Step
 from training.stopwatch import Stopwatch
+from training.trackers import Trackers
 
 
 def main() -> None:
@@ -105,7 +106,9 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     writer = open_writer(settings, data, processes)
 
     # ── monitor ─────────────────────────────────────────────────────────────────────────────────
-    monitor = open_monitor(settings, processes, step=step, total_steps=schedule.total_steps)
+    total = schedule.total_steps
+    monitor = Monitor(config.run, main=processes.first, step=step, total_steps=total)
+    trackers = Trackers(settings, processes, step=step)
     check_device(config, sets, data, say=monitor.say)
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
     monitor.header(header(config, data, processes, schedule, memory, stages))
@@ -117,6 +120,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         train_step=train_step,
         suite=suite and replace(suite, progress=monitor.evaluating),
         monitor=monitor,
+        trackers=trackers,
         stopwatch=stopwatch,
         watch=watch,
         bottleneck=Bottleneck(loader, stages),
@@ -151,6 +155,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
 
             due = schedule.due(step, before=before, seconds=seconds, leaving=reason != 0)
             if due.record:  # the host waits for the device here and nowhere else
+                if processes.first:
+                    run_folder.check_there(config.run)
                 skipped, in_a_row = train_step.guard.counts()
                 if in_a_row >= config.max_skipped_steps:
                     found = {"step": step, "in_a_row": in_a_row}

@@ -18,7 +18,7 @@ from pipeline.dali import Pipeline
 from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
 from pipeline.tuning import Tuning
-from pipeline.unreadable import allow_open_files, unreadable
+from pipeline.unreadable import PAUSES, allow_open_files, comes_back, unreadable
 from shards.layout import ShardSet
 
 
@@ -58,8 +58,9 @@ class Loader:
         shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
             cache, not in this process.
         tuning: how it runs on this machine; by default, with all threads that this process may use.
-        searching: called before it looks for an unreadable sample, which takes as long as reading
-            the whole shard set.
+        searching: called while it looks for an unreadable sample, as it gets on: that takes as long
+            as reading the whole shard set.
+        waiting: told which place it waits for, if one does not answer while batches are taken.
 
     Raises:
         ValueError: a part has fewer samples than a batch.
@@ -79,6 +80,7 @@ class Loader:
         shuffle_buffer: int = 8192,
         tuning: Tuning | None = None,
         searching: Callable[[], object] = lambda: None,
+        waiting: Callable[[str], object] = lambda _: None,
     ) -> None:
         device = device or torch.device("cpu")
         self.shard_set = shard_set
@@ -117,11 +119,12 @@ class Loader:
             shuffle_buffer=shuffle_buffer,
             tuning=self.tuning,
         )
-        self.searching = searching
+        self.searching, self._waiting = searching, waiting
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
-        self._checkpoint: bytes | None = None
+        self._checkpoint: bytes | None = None  # of a pipeline that has given nothing yet
+        self._given = False  # whether this pipeline has given a batch
         self._clock = _WaitClock(device)
         self._host_seconds = 0.0
         # Two batches stay referenced: DALI's pool frees memory in its own order, not in PyTorch's.
@@ -189,8 +192,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which a loader continues with the next batch, bit for bit."""
-        checkpoint = self._pipeline.checkpoint() if self._pipeline else self._checkpoint
-        array = np.frombuffer(bytearray(checkpoint or b""), dtype=np.uint8)
+        array = np.frombuffer(bytearray(self._saved() or b""), dtype=np.uint8)
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -234,9 +236,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
-        if self._pipeline is not None:
-            self._checkpoint = self._pipeline.checkpoint()
-        self._pipeline = None
+        self._stop()
         self._held.clear()
         if self._workers is not None:
             self._workers.shutdown()
@@ -266,31 +266,52 @@ class Loader:
             "decode": self.tuning.decode,
         }
 
+    def _saved(self) -> bytes | None:
+        """Return the pipeline's state after the batch that it gave last, if it failed since too."""
+        return self._pipeline.checkpoint() if self._pipeline and self._given else self._checkpoint
+
+    def _stop(self) -> None:
+        """End the pipeline; another one goes on after the batch that it gave last."""
+        self._checkpoint = self._saved()
+        self._pipeline, self._given = None, False
+
     def _take(self) -> tuple[Any, ...]:
+        """Return the next outputs of the pipeline; if their place is away, wait for it."""
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return self._run()
+            except RuntimeError as error:
+                if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
+                    text = " ".join(str(error).split())[:200]
+                    raise ValueError(
+                        "DALI cannot go on from the checkpoint: another version wrote it, or it "
+                        f"was changed ({text}). Set --reshape_data true to begin the epoch again."
+                    ) from error
+                if not comes_back(self.shard_set, error, pauses, waiting=self._waiting):
+                    raise unreadable(self.shard_set, error, searching=self.searching) from error
+                self._stop()
+
+    def _run(self) -> tuple[Any, ...]:
         """Return the next outputs of the pipeline, and let it begin another batch."""
+        if self._pipeline is None:
+            allow_open_files(len(self.shard_set.tars))
+            # Built at the first batch, because DALI restores a state only at construction.
+            self._pipeline = views_pipeline(
+                self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
+            )
+            self._pipeline.build()
+            self._pipeline.schedule_run()
+        outputs = self._pipeline.share_outputs(current_stream(self.device))
+        tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
+        self._given = True
+        self._held.append(tensors)
         try:
-            if self._pipeline is None:
-                allow_open_files(len(self.shard_set.tars))
-                # Built at the first batch, because DALI restores a state only at construction.
-                self._pipeline = views_pipeline(
-                    self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
-                )
-                self._pipeline.build()
-                self._pipeline.schedule_run()
-            outputs = self._pipeline.share_outputs(current_stream(self.device))
-            tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
             # The tensors own their buffers; only the queue's slot is released.
             self._pipeline.release_outputs()
             self._pipeline.schedule_run()
-            self._held.append(tensors)
-        except RuntimeError as error:
-            if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
-                text = " ".join(str(error).split())[:200]
-                raise ValueError(
-                    f"DALI cannot go on from the checkpoint: another version wrote it, or it was "
-                    f"changed ({text}). Set --reshape_data true to begin the epoch again."
-                ) from error
-            raise unreadable(self.shard_set, error, searching=self.searching) from error
+        except RuntimeError:  # of a later batch: this one is whole
+            self._stop()
         return tensors
 
 

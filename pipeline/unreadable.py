@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 from shards.health.verification import explain_failure
-from shards.layout import ShardSet
+from shards.layout import MANIFEST, ShardSet
+from shards.outage import Unreachable
+from shards.storage import is_remote
+
+PAUSES = (1.0, 5.0, 25.0)
+"""Seconds between attempts to read from a place that failed."""
 
 
 class Unreadable(ValueError):
@@ -28,8 +35,8 @@ def unreadable(
 ) -> Exception:
     """Turn DALI's failure to read or decode into an error that names the file and the remedy.
 
-    DALI does not say which sample failed. The run has ended anyway, so all tars are compared with
-    the manifest. Other failures come back unchanged.
+    DALI does not say which sample failed. If the place answers, all tars are compared with the
+    manifest: the run has ended anyway. Other failures come back unchanged.
     """
     text = " ".join(str(error).split())
     if "Too many open files" in text:
@@ -40,9 +47,11 @@ def unreadable(
         )
     if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
         return error
-    searching()
+    gone = _absence(shard_set)
+    if gone is not None:
+        return gone
     sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
-    found = explain_failure(shard_set)
+    found = explain_failure(shard_set, progress=searching)
     if found is None:  # its bytes are as written: DALI's own words are all that is known
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
     return Unreadable(
@@ -50,6 +59,61 @@ def unreadable(
         f"{shard_set.tar_folder} --repair true --deep true",
         root=shard_set.root,
     )
+
+
+def comes_back(
+    shard_set: ShardSet,
+    error: RuntimeError,
+    pauses: Iterator[float],
+    *,
+    waiting: Callable[[str], object] = lambda _: None,
+) -> bool:
+    """Wait for the place of a shard set, where DALI could not read; return whether to try again.
+
+    A store may have lost one request only, so it is asked again in any case. On a disk nothing is
+    asked again while the folder is there: then its files are the reason.
+
+    Args:
+        shard_set: that is read.
+        error: DALI's.
+        pauses: seconds before each look; what is left of `PAUSES`.
+        waiting: told what is waited for.
+
+    Raises:
+        Unreachable: the pauses have been used up, and the place does not answer.
+    """
+    if "fn.readers" not in str(error):
+        return False
+    waiting(shard_set.root)
+    gone = _absence(shard_set)
+    if gone is None and not is_remote(shard_set.root):
+        return False
+    for pause in pauses:
+        why = gone or f"{shard_set.root} failed"
+        sys.stderr.write(f"warning: {why}; it is read again in {pause:g} s\n")
+        time.sleep(pause)
+        gone = _absence(shard_set)
+        if gone is None:
+            return True
+    if gone is not None:
+        raise gone
+    return False
+
+
+def _absence(shard_set: ShardSet) -> Unreachable | None:
+    """Return why a set that was open cannot be read any more, if its place is the reason."""
+    try:
+        for folder in dict.fromkeys((shard_set.folder, shard_set.tar_folder)):
+            if not folder.exists():
+                text = "is not there any more. Is its disk mounted?"
+                return Unreachable(errno.ENOENT, text, folder.location)
+        shard_set.folder.read(MANIFEST, 0, 1)
+    except Unreachable as error:
+        return error
+    except OSError as error:
+        text = f"cannot be read any more: {error.strerror or error}"
+        return Unreachable(error.errno, text, shard_set.root)
+    return None
 
 
 def allow_open_files(shards: int) -> None:

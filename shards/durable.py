@@ -7,13 +7,20 @@ Every system call of a checkpoint is one of this file's, or a mkdir, a rename or
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
+
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}")  # names that `created` gives
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -55,8 +62,22 @@ def write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
                     raise OSError(errno.EIO, "the disk takes nothing more")
                 rest = rest[written:]
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def named(path: Path | str) -> Iterator[None]:
+    """Where a full disk does not say which file it had no room for, say that it was this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def read(path: Path) -> bytes:
@@ -115,12 +136,112 @@ def replaced(path: Path, *, suffix: str = "partial") -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{suffix}")
     try:
         partial.unlink(missing_ok=True)
-        yield partial
+        with named(path):
+            yield partial
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def created(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which replaces `path` durably if no error is raised inside.
+
+    Other processes may write the same one at once, even on another machine: the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, file = _open_locked(path)
+    try:
+        with file:
+            with named(path):
+                yield file
+                file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, path)  # while it is locked
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _open_locked(path: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file beside `path` that is locked as long as this process lives."""
+    while True:
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        file = partial.open("xb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # `clean` was faster, and removes it
+            file.close()
+            continue
+        except OSError:  # no locks here: `clean` gets none either, and leaves it alone
+            return partial, file
+        if os.fstat(file.fileno()).st_nlink:
+            return partial, file
+        file.close()
+
+
+def clean(folder: Path) -> None:
+    """Remove, in a folder and below, what killed processes have begun to write with `created`.
+
+    Whether a process lives is not asked by its number, which another one may have by now, and which
+    says nothing of another machine: what it writes is locked as long as it lives.
+    """
+    for above, _, names in os.walk(folder):
+        for name in names:
+            if _UNFINISHED.fullmatch(name):
+                with suppress(OSError):
+                    _remove_unlocked(Path(above, name))
+
+
+def _remove_unlocked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)  # NFS wants it writable
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def shared(lock: Path, *, clean: Callable[[], object]) -> Iterator[None]:
+    """Be inside, together with others. Whoever enters and finds nobody inside cleans up first.
+
+    However a process ends, on whatever machine, it is not inside any more. Where a file system has
+    no locks nothing is cleaned up.
+
+    Args:
+        lock: a file for this alone; the last to leave removes it.
+        clean: removes what those have left who were killed inside.
+    """
+    descriptor = _enter(lock, clean)
+    try:
+        yield
+    finally:
+        if _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _enter(lock: Path, clean: Callable[[], object]) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) and os.fstat(descriptor).st_nlink:
+            clean()
+        _locked(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # whoever left meanwhile has removed it
+
+
+def _locked(descriptor: int, operation: int) -> bool:
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError:  # somebody is inside, or there are no locks
+        return False
+    return True
 
 
 def _holds(path: Path, pieces: Sequence[bytes | memoryview]) -> bool:

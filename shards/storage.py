@@ -6,18 +6,21 @@ package that it needs (`s3fs` for `s3://`), its configuration and its environmen
 
 import errno
 import inspect
+import io
 import os
-import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from shards import durable
+from shards.outage import LastAnswer, Unreachable, answered, is_outage, of_place
 
+_BLOCK = 2**20  # bytes of a file in a store that are asked for at once
 Location = str | os.PathLike[str]
 
 
@@ -36,7 +39,10 @@ def folder_at(location: Location) -> "Folder":
 
 
 class Folder(ABC):
-    """A folder. Names are relative to it, with "/" between folders."""
+    """A folder. Names are relative to it, with "/" between folders.
+
+    A place that does not answer is an `shards.outage.Unreachable`, whatever it was asked for.
+    """
 
     location: str
     """As people and DALI read it."""
@@ -96,6 +102,10 @@ class Folder(ABC):
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all in it; do nothing if it does not exist."""
 
+    @abstractmethod
+    def clean(self) -> None:
+        """Remove what processes that were killed have left of files that they wrote."""
+
 
 class LocalFolder(Folder):
     """A folder on a disk."""
@@ -105,11 +115,12 @@ class LocalFolder(Folder):
         self.location = str(self._root)
 
     def exists(self) -> bool:
-        return self._root.is_dir()
+        with of_place(self.location, whole=True):
+            return self._root.is_dir()
 
     def sizes(self) -> dict[str, int]:
         try:
-            with os.scandir(self._root) as entries:
+            with of_place(self.location, whole=True), os.scandir(self._root) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         except FileNotFoundError:
             return {}
@@ -124,7 +135,8 @@ class LocalFolder(Folder):
         if real in above:  # a link that leads back up
             return
         folders, files = [], []
-        with os.scandir(self._root / folder) as entries:
+        place = self._root / folder
+        with of_place(str(place), whole=True), os.scandir(place) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
                     (folders if entry.is_dir() else files).append(entry.name)
@@ -133,19 +145,16 @@ class LocalFolder(Folder):
             yield from self._walk(f"{folder}/{name}" if folder else name, (*above, real))
 
     def open(self, name: str) -> IO[bytes]:
-        return durable.open_regular(self._root / name)
+        with of_place(self.path(name)):
+            return durable.open_regular(self._root / name)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        path = self._root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name that no other process uses: an earlier run of the task may still be writing, even
-        # on another machine.
-        own = f"{os.getpid()}-{secrets.token_hex(4)}"
-        with durable.replaced(path, suffix=own) as aside, aside.open("wb") as file:
+        with durable.created(self._root / name) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+
+    def clean(self) -> None:
+        durable.clean(self._root)
 
     def remove(self, name: str) -> None:
         path = self._root / name
@@ -200,14 +209,18 @@ class RemoteFolder(Folder):
     def __setstate__(self, location: str) -> None:
         self.__init__(location)
 
+    def _ask(self, name: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the store answers about a file, or about the folder if the name is empty."""
+        place = self.path(name) if name else self.location
+        with _as_os_error(place):
+            return answered(place, partial(work, *args, **kwargs))
+
     def exists(self) -> bool:
-        with _as_os_error(self.location):
-            return bool(self._files.exists(self._prefix))
+        return bool(self._ask("", self._files.exists, self._prefix))
 
     def sizes(self) -> dict[str, int]:
         try:
-            with _as_os_error(self.location):
-                listed = self._files.ls(self._prefix, detail=True)
+            listed = self._ask("", self._files.ls, self._prefix, detail=True)
         except FileNotFoundError:
             return {}
         return {
@@ -222,8 +235,7 @@ class RemoteFolder(Folder):
     def _walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         # Not fsspec's own walk: below the top it takes a listing that fails for an empty folder.
         prefix = f"{self._prefix}/{folder}" if folder else self._prefix
-        with _as_os_error(self.path(folder)):
-            listed = self._files.ls(prefix, detail=True)
+        listed = self._ask(folder, self._files.ls, prefix, detail=True)
         folders, files = [], []
         for entry in listed:
             name = entry["name"].rstrip("/").rpartition("/")[2]
@@ -234,26 +246,84 @@ class RemoteFolder(Folder):
             yield from self._walk(f"{folder}/{name}" if folder else name)
 
     def open(self, name: str) -> IO[bytes]:
-        with _as_os_error(self.path(name)):
-            return self._files.open(f"{self._prefix}/{name}", "rb")
+        file = self._ask(name, self._files.open, f"{self._prefix}/{name}", "rb")
+        return io.BufferedReader(_StoreFile(file, self.path(name)), _BLOCK)
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        end = None if size is None else start + size
-        with _as_os_error(self.path(name)):
-            return self._files.cat_file(f"{self._prefix}/{name}", start=start or None, end=end)
+        path, end = f"{self._prefix}/{name}", None if size is None else start + size
+        return self._ask(name, self._files.cat_file, path, start=start or None, end=end)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        # Written to a local file first: an interrupted upload must leave no object.
-        with tempfile.NamedTemporaryFile(prefix="viewrank-") as file:
-            yield file  # pyright: ignore[reportReturnType]
-            file.flush()
+        # Written to a local file first: an interrupted upload must leave no object. That file has
+        # no name, so it goes with this process, however that ends.
+        with tempfile.TemporaryFile() as file:
+            with durable.named(f"{tempfile.gettempdir()}, on the way to {self.path(name)}"):
+                yield file  # pyright: ignore[reportReturnType]
+                file.flush()
+                file.seek(0)
+            local, there = f"/dev/fd/{file.fileno()}", f"{self._prefix}/{name}"
+            progress = LastAnswer()
+            send = partial(self._files.put_file, local, there, callback=_callback(progress))
             with _as_os_error(self.path(name)):
-                self._files.put_file(file.name, f"{self._prefix}/{name}")
+                answered(self.path(name), send, progress)
 
     def remove(self, name: str) -> None:
-        with suppress(FileNotFoundError), _as_os_error(self.path(name)):
-            self._files.rm(f"{self._prefix}/{name}", recursive=True)
+        with suppress(FileNotFoundError):
+            self._ask(name, self._files.rm, f"{self._prefix}/{name}", recursive=True)
+
+    def clean(self) -> None:
+        """A store has whole files only."""
+
+
+class _StoreFile(io.RawIOBase):
+    """A file of a store, each read of which is answered in time."""
+
+    def __init__(self, file: Any, place: str) -> None:
+        self._file, self._place = file, place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._read(-1)
+
+    def _read(self, size: int) -> bytes:
+        with _as_os_error(self._place):
+            return answered(self._place, partial(self._file.read, size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _callback(progress: LastAnswer) -> Any:
+    """Return what a store's package calls for every part that it has sent."""
+    import fsspec
+
+    class Sent(fsspec.Callback):
+        def relative_update(self, inc: int = 1) -> None:  # noqa: ARG002
+            progress.now()
+
+        def absolute_update(self, value: int) -> None:  # noqa: ARG002
+            progress.now()
+
+    return Sent()
 
 
 @contextmanager
@@ -263,10 +333,14 @@ def _as_os_error(location: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
-    except OSError as error:
-        # EPIPE would look like a reader of our output that has gone.
-        number = errno.EIO if error.errno in (None, errno.EPIPE) else error.errno
-        raise OSError(number, f"{location}: {error}") from None
+    except Unreachable:
+        raise
     except Exception as error:  # botocore, aiohttp, google, azure: each raises other types
         text = " ".join(str(error).split())
-        raise OSError(errno.EIO, f"{location}: {type(error).__name__}: {text}") from None
+        if not isinstance(error, OSError):
+            text = f"{type(error).__name__}: {text}"
+        number = getattr(error, "errno", None)
+        # EPIPE would look like a reader of our output that has gone.
+        number = errno.EIO if number in (None, errno.EPIPE) else number
+        lost = is_outage(error) or isinstance(error, BrokenPipeError)
+        raise (Unreachable if lost else OSError)(number, f"{location}: {text}") from None

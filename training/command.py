@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 
 from shards.one_line import one_line
+from shards.outage import is_outage
 from training.installed import TRACEBACK, remedy
 from training.stream import Lasting, forget_unwritten
 
+AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
 
@@ -15,8 +17,9 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
     """Run a command's main function; an error that a user can cause becomes one line on stderr.
 
     Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory or packages
-    that are not there, 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of
-    ours and keeps its traceback; so do all with VIEWRANK_TRACEBACK=1 in the environment.
+    that are not there; 75 for a place that does not answer, since the same command may succeed
+    later; 130 with `interrupted` for Ctrl-C. Whatever else is raised is a defect of ours and keeps
+    its traceback; so do all with VIEWRANK_TRACEBACK=1 in the environment.
 
     Args:
         main: the command.
@@ -32,7 +35,7 @@ def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda
             raise
         if not silent():
             Lasting(sys.stderr).write(f"error: {one_line(_message(error))}\n")
-        sys.exit(2)
+        sys.exit(AGAIN if is_outage(error) else 2)
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or not remedy(error):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -114,8 +115,8 @@ class Config:
     hang_seconds: float = setting(600.0, resume="free", compare="own", at_least=0)
     """How long a step may take. After that the job ends, and names the rank that all others wait
     for; a launcher can start it again. The ranks may take as long to meet. The first step, an
-    evaluation and a checkpoint may take ten times as long. The end of a run and the search for
-    unreadable samples have no limit. 0: no limit at all."""
+    evaluation, a checkpoint and a file in the search for unreadable samples may take ten times as
+    long. The end of a run has no limit. A store has at most 120 s to answer. 0: no limit at all."""
     max_bad_samples: int = setting(0, resume="free", compare="own", at_least=0)
     """How many samples may turn out to be unreadable. They are named, all ranks leave them out, and
     the run starts again from its last checkpoint; one more ends it."""
@@ -143,7 +144,11 @@ class Config:
     trackers: list[Literal["tensorboard", "wandb"]] = setting(
         factory=list, resume="free", compare="set"
     )
-    """Accelerate's trackers that get the records too."""
+    """Accelerate's trackers that get the records too; their files lie in the run's folder."""
+    tracker_project: str = setting("viewrank", resume="free", compare="set")
+    """Project of the run at Weights & Biases; TensorBoard's folder in the run's."""
+    tracker_name: str | None = setting(None, resume="free", compare="set")
+    """Name of the run at Weights & Biases; None: that of its folder."""
 
     def __post_init__(self) -> None:
         self._refuse_numbers()
@@ -208,6 +213,11 @@ class Config:
             )
 
     def _refuse_what_is_not_here(self) -> None:
+        if not re.fullmatch(r"[^/\\#?,%:.][^/\\#?,%:]{0,127}", self.tracker_project):
+            raise ValueError(
+                f"tracker_project={self.tracker_project!r}, but it must be 1 to 128 characters "
+                "other than / \\ # ? , % : and not begin with a dot."
+            )
         for name in self.trackers:
             if importlib.util.find_spec(name) is None:  # Accelerate would say nothing
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,12 @@ from pipeline.loader import Loader, check_state
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import float_type
 from shards.layout import ShardSet, open_shards
+from shards.outage import Unreachable
+from shards.storage import folder_at
 from training import machine_settings
 from training.config import Config
 from training.processes import Processes
-from training.run import checkpoint, quarantine
+from training.run import checkpoint, quarantine, run_folder
 from training.run.checkpoint import Checkpoint
 from training.run.failure import Phase
 from training.schedule import EpochStart, reshaped
@@ -39,15 +42,30 @@ class ShardSets:
     @classmethod
     def open(cls, config: Config, *, rank: int) -> ShardSets:
         """Open them, and refuse what is missing or damaged, before any device is touched."""
-        whole = open_shards(config.shards)
+        whole = _open(config, "shards", config.shards)
         train, left_out = quarantine.without(config.run, whole, rank=rank)
-        locations = (getattr(config, f"evaluation_{name}") for name in _EVALUATION)
-        return cls(train, left_out, *(open_shards(each) if each else None for each in locations))
+        names = (f"evaluation_{name}" for name in _EVALUATION)
+        located = ((name, getattr(config, name)) for name in names)
+        return cls(
+            train, left_out, *(_open(config, *each) if each[1] else None for each in located)
+        )
 
     def by_setting(self) -> dict[str, ShardSet]:
         """Return the sets that there are, by the setting that names them."""
         found = {f"evaluation_{name}": getattr(self, f"evaluation_{name}") for name in _EVALUATION}
         return {"shards": self.train} | {n: each for n, each in found.items() if each is not None}
+
+
+def _open(config: Config, name: str, location: str) -> ShardSet:
+    """Open the set of a setting; if it is not there any more, its disk may be back later."""
+    try:
+        return open_shards(location)
+    except FileNotFoundError:
+        begun = (config.run / run_folder.CONFIG).exists() and not folder_at(location).exists()
+        if not begun or run_folder.read_config(config.run).get(name) != location:
+            raise
+        text = "was there when this run began, and is not any more. Is its disk mounted?"
+        raise Unreachable(errno.ENOENT, text, location) from None
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,7 @@ def open_data(
         shuffle_buffer=config.shuffle_buffer,
         tuning=tuning,
         searching=phase.search,
+        waiting=phase.wait,
     )
     if saved is None:
         return Data(make(seed=config.seed), EpochStart(), None, False, source)

@@ -13,10 +13,10 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from training.command import AGAIN
 from training.stream import forget_unwritten
 
 _LIBC = ctypes.CDLL(None)
-AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 
 
 def follow_launcher() -> None:

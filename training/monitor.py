@@ -19,8 +19,6 @@ from rich.text import Text
 
 from evaluation.figures import ordered
 from shards import durable
-from training.processes import Processes
-from training.settings import Settings
 from training.stream import Lasting
 
 METRICS = "metrics.jsonl"
@@ -139,23 +137,6 @@ class Monitor:
                 sys.stderr.write(f"warning: {self._path}: {error}; records wait for its disk\n")
         else:
             self._unwritten.clear()
-
-
-def open_monitor(
-    settings: Settings, processes: Processes, *, step: int, total_steps: int | None
-) -> Monitor:
-    """Return the monitor of a run, and begin with the trackers that it names.
-
-    Args:
-        settings: of the run; the trackers show all of them.
-        processes: of which the first one speaks.
-        step: where the run starts.
-        total_steps: where it ends; None if the time decides.
-    """
-    if settings.config.trackers:
-        flat = {name: str(value) for name, value in settings.flat().items()}
-        processes.accelerator.init_trackers("viewrank", config=flat)
-    return Monitor(settings.config.run, main=processes.first, step=step, total_steps=total_steps)
 
 
 def describe(record: Record) -> str:

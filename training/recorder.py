@@ -25,6 +25,7 @@ from training.processes import Processes
 from training.schedule import Schedule
 from training.step import Step
 from training.stopwatch import Stopwatch
+from training.trackers import Trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Recorder:
     train_step: Step
     suite: Suite | None
     monitor: Monitor
+    trackers: Trackers
     stopwatch: Stopwatch
     watch: Watch
     bottleneck: Bottleneck
@@ -88,7 +90,7 @@ class Recorder:
         figures |= self._damage()
         figures |= {name: value.item() for name, value in output.metrics.items()}
         self.monitor.step({"step": step} | figures)
-        self.processes.accelerator.log(figures, step=step)
+        self.trackers.log({"step": step} | figures)
         V, A, _ = output.z_VAD.shape
         collapsed = self.collapse.update(
             step,
@@ -110,10 +112,11 @@ class Recorder:
             found = self.suite.run(method, probe=final)
         allocator.give_back()
         kind = "final" if final else "online"
-        self.monitor.evaluation({"step": step, "evaluation": kind} | found.figures)
+        record = {"step": step, "evaluation": kind} | found.figures
+        self.monitor.evaluation(record)
         self.say(line for line in found.remarks if line not in self._said)
         self._said.update(found.remarks)
-        self.processes.accelerator.log(found.figures, step=step)
+        self.trackers.log(record)
 
     def evaluate_at_end(self, step: int) -> None:
         """Make the final evaluation, unless the run has it: it was cut off after that."""

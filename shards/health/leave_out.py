@@ -7,12 +7,11 @@ The shard set itself does not change: its disk may be read-only, and other runs 
 `shards.health.repair` repairs the set itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from shards import durable
-from shards.engine import no_report
 from shards.health.verification import CheckShard
 from shards.layout import ShardSet
 from shards.shard_index import lines_of
@@ -22,20 +21,30 @@ Bad = Mapping[str, Mapping[str, str]]
 """{shard: {key: why}}."""
 
 
-def find_bad(shard_set: ShardSet) -> dict[str, dict[str, str]]:
+def find_bad(
+    shard_set: ShardSet, *, progress: Callable[[], object] = lambda: None
+) -> dict[str, dict[str, str]]:
     """Return the samples that training cannot use, by shard and key, with the reason.
 
-    Only shards that differ from what was written are decoded; if none does, all are.
+    Only shards that differ from what was written are decoded; if none does, all are. `progress` is
+    called before each sample, and each file that is read at once.
+
+    Raises:
+        Unreachable: the place of the set does not answer.
     """
+
+    def report(_done: int, _size: int) -> None:
+        progress()
+
     job = CheckShard(
         shard_set.folder, shard_set.tar_folder, deep=False, partners=shard_set.manifest.partners
     )
     shards = shard_set.manifest.shards
-    changed = [shard for shard in shards if job(shard, no_report)]
+    changed = [shard for shard in shards if job(shard, report)]
     deep = replace(job, deep=True)
     found: dict[str, dict[str, str]] = {}
     for shard in changed or shards:
-        for problem in deep(shard, no_report):
+        for problem in deep(shard, report):
             if problem.key:
                 found.setdefault(shard.name, {})[problem.key] = problem.what
     return found

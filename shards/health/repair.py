@@ -26,6 +26,7 @@ from shards.health.verification import (
 )
 from shards.image import encode_jpeg, encode_png
 from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, SUBSETS, Manifest, Shard
+from shards.outage import Unreachable
 from shards.shard_table import (
     Quarantined,
     SampleRow,
@@ -88,6 +89,7 @@ def repair(
         )
     if any(problem.file == PLAN for problem in problems):
         folder.write(PLAN, _plan(manifest).to_json().encode())
+    folder.clean()
     result, shards = Repair([], [], []), []
     for done, shard in enumerate(manifest.shards):
         if progress is not None:
@@ -156,6 +158,8 @@ def _repair_shard(folder: Folder, shard: Shard, deep: bool, result: Repair) -> S
     except FileNotFoundError:
         result.unrepaired.append(Problem(name, "is missing: copy it again"))
         return shard
+    except Unreachable:
+        raise
     except (OSError, tarfile.TarError) as error:
         result.unrepaired.append(Problem(name, f"cannot be read: {error}"))
         return shard

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from shards.engine import Engine, Job, Report, Serial, Totals, no_report
+from shards.engine import Engine, Job, Report, Serial, Totals
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
+from shards.outage import Unreachable
 from shards.shard_index import check_index
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
@@ -179,6 +180,8 @@ class CheckShard(Job):
                         yield Problem(tar_name if key else index_name, what, key)
         except FileNotFoundError:
             yield Problem(tar_name, "is missing: copy it again")
+        except Unreachable:  # says nothing of the tar
+            raise
         except OSError as error:
             yield Problem(tar_name, f"cannot be read: {error}")
         report(shard.samples, shard.tar.bytes)
@@ -262,6 +265,8 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
         text = folder.read(name)
     except FileNotFoundError:
         return None, Problem(name, "is missing")
+    except Unreachable:
+        raise
     except OSError as error:
         return None, Problem(name, f"cannot be read: {error}")
     try:
@@ -281,6 +286,8 @@ def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem 
             found = hash_file(file)
     except FileNotFoundError:
         return None, Problem(name, "is missing")
+    except Unreachable:
+        raise
     except OSError as error:
         return None, Problem(name, f"cannot be read: {error}")
     if found != shard.index:
@@ -305,16 +312,26 @@ def difference(found: File, written: File) -> str:
     return "is not what was written: its sha256 differs"
 
 
-def explain_failure(shard_set: ShardSet) -> str | None:
+def explain_failure(
+    shard_set: ShardSet, *, progress: Callable[[], object] = lambda: None
+) -> str | None:
     """Return in one sentence why a shard set could not be read; None if it is sound.
 
-    Checks shard by shard, up to the first one that is damaged.
+    Checks shard by shard, up to the first one that is damaged. `progress` is called before each
+    sample, and each file that is read at once.
+
+    Raises:
+        Unreachable: its place does not answer.
     """
     where = shard_set.folder, shard_set.tar_folder
     job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
+
+    def report(_done: int, _size: int) -> None:
+        progress()
+
     for shard in shard_set.manifest.shards:
-        if job(shard, no_report):
-            problems = deep(shard, no_report)
+        if job(shard, report):
+            problems = deep(shard, report)
             problems.sort(key=lambda problem: not problem.key)  # a bad sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None

@@ -5,10 +5,13 @@ import time
 from typing import IO
 
 from shards.health.verification import difference
-from shards.layout import ShardSet
+from shards.layout import File, ShardSet
+from shards.outage import Unreachable
+from shards.storage import Folder
 from shards.tar import hash_file
 
 _GENTLE = 200e6  # bytes a second: a tenth of a core, and of most disks' speed
+_AGAIN = 30.0  # seconds until a place that does not answer is asked again
 
 
 class Watch:
@@ -67,9 +70,8 @@ class Watch:
                 (self._set.tar_folder, f"{shard.name}.tar", shard.tar),
             ):
                 try:
-                    with folder.open(name) as file:
-                        found = hash_file(_Gentle(file, self._stop))  # pyright: ignore[reportArgumentType]
-                except Exception as error:  # each store's package raises other types
+                    found = self._hash(folder, name)
+                except Exception as error:
                     self._problems.append(f"{folder.path(name)} cannot be read: {error}")
                     continue
                 if self._stop.is_set():
@@ -77,6 +79,15 @@ class Watch:
                 if found != written:
                     self._problems.append(f"{folder.path(name)} {difference(found, written)}")
             self.checked += 1
+
+    def _hash(self, folder: Folder, name: str) -> File:
+        while True:
+            try:
+                with folder.open(name) as file:
+                    return hash_file(_Gentle(file, self._stop))  # pyright: ignore[reportArgumentType]
+            except Unreachable:  # says nothing of the file; training waits or ends
+                if self._stop.wait(_AGAIN):
+                    raise
 
 
 class _Gentle:

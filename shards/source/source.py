@@ -14,6 +14,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import durable
 from shards.source.location import is_there
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
@@ -130,8 +131,9 @@ class Names:
         self._ends.append(self._start + len(self._text))
         if len(self._ends) == self._BLOCK:
             for file, data in ((self._text_file, self._text), (self._end_file, self._ends)):
-                file.write(data)
-                file.flush()
+                with durable.named(tempfile.gettempdir()):
+                    file.write(data)
+                    file.flush()
             self._written += len(self._ends)
             self._start += len(self._text)
             self._text, self._ends = bytearray(), array("q")

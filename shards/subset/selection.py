@@ -10,6 +10,8 @@ shards. With one seed, a larger draw holds a smaller one. Memory: about 40 bytes
 import contextlib
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import durable
 from shards.duplicates import count_copies
 from shards.layout import (
     FORMAT,
@@ -36,7 +39,9 @@ from shards.subset.criterion import Classes, Criterion, Fields, Listed, Mask
 from shards.survey import rows_of
 from shards.tar import file_of, index_text
 
+LOCK = ".lock"  # in subsets/
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.\d+(-[0-9a-f]{{8}})?")
 _BLOCK = 2**18  # samples drawn at once
 Quota = Callable[[NDArray[np.integer]], NDArray[np.floating] | int]
 
@@ -107,7 +112,7 @@ def select(
         if not mask.any():
             raise ValueError(f"subset {subset} would be empty; change fraction or per_class.")
     del order, sample_ids, labels
-    with _written(shard_set, names) as folders:
+    with _beside_others(shard_set), _written(shard_set, names) as folders:
         _write(shard_set, folders, masks, seed, command)
     opened = [open_shards(_folder(shard_set, subset)) for subset in names]
     return opened[0] if rest is None else (opened[0], opened[1])
@@ -233,7 +238,7 @@ def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
     last, make them subsets.
     """
     local = isinstance(shard_set.folder, LocalFolder)
-    asides = [f".{name}.{os.getpid()}" if local else name for name in names]
+    asides = [f".{name}.{os.getpid()}-{secrets.token_hex(4)}" if local else name for name in names]
     named: list[str] = []
     try:
         for aside in asides:
@@ -249,6 +254,24 @@ def _written(shard_set: ShardSet, names: list[str]) -> Iterator[list[Folder]]:
             with contextlib.suppress(OSError):
                 shard_set.folder.remove(f"{SUBSETS}/{name}")
         raise
+
+
+def _beside_others(shard_set: ShardSet) -> contextlib.AbstractContextManager[None]:
+    """Be one of those who select from a set; the first removes what killed ones have left.
+
+    In an object store there is nothing to remove: a subset of the name replaces its files.
+    """
+    if not isinstance(shard_set.folder, LocalFolder):
+        return contextlib.nullcontext()
+    subsets = Path(shard_set.folder.path(SUBSETS))
+    subsets.mkdir(exist_ok=True)
+
+    def clean() -> None:
+        for left in subsets.iterdir():
+            if _UNFINISHED.fullmatch(left.name) and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+
+    return durable.shared(subsets / LOCK, clean=clean)
 
 
 def _write(

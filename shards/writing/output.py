@@ -60,9 +60,9 @@ def output_folder(out: Location, plan: WritingPlan) -> Iterator[tuple[Folder, Wr
                 complete = sum(name.endswith(".jsonl") for name in folder.sizes())
                 raise OSError(
                     error.errno,
-                    f"no space left for {out}; {complete} complete shards stay in {folder}. Free "
-                    "space and repeat the command: it goes on there. To give up, remove that "
-                    "folder.",
+                    f"no space left for {error.filename or out}; {complete} complete shards stay "
+                    f"in {folder}. Free space and repeat the command: it goes on there. To give "
+                    "up, remove that folder.",
                 ) from None
             raise
 

@@ -12,15 +12,11 @@ absent file looks the same on a disk that is not mounted.
 import errno
 import os
 import time
+from collections.abc import Callable
 
+from shards.outage import Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
 
-# A network or a mount that is away, whatever file was asked for.
-_OF_THE_PLACE = {
-    *(errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECONNREFUSED, errno.ECONNRESET),
-    *(errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN),
-}
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 # Where the place answers, these say for certain that the file is at fault.
 _OF_THE_FILE = {
@@ -32,21 +28,27 @@ _DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault,
 
 
 class SourceGone(OSError):
-    """The place of the images, or this machine, is at fault; the writing cannot go on now."""
+    """This machine is at fault, which can read no image; the writing cannot go on."""
 
 
 class Reader:
-    """Reads samples one after the other."""
+    """Reads samples one after the other.
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    Args:
+        source: of the samples.
+        waiting: called before each pause, while the source is away.
+    """
+
+    def __init__(self, source: Source, *, waiting: Callable[[], object] = lambda: None) -> None:
+        self._source, self._waiting = source, waiting
         self._doubtful = 0  # errors in a row that may be the place's, while it answered
 
     def __call__(self, position: int) -> Sample:
         """Return the sample at a position.
 
         Raises:
-            SourceGone: the source is away, and did not come back.
+            Unreachable: the source is away, and did not come back.
+            SourceGone: this machine can read nothing.
             OSError: any other: the sample itself cannot be read.
             ValueError: the source refuses to go on.
         """
@@ -63,8 +65,10 @@ class Reader:
                     raise _shortage(error) from None
                 if self._is_away(error):
                     pause, answered = next(pauses, None), False
-                    if pause is None:
+                    hangs = isinstance(error, Unreachable) and error.errno == errno.ETIMEDOUT
+                    if pause is None or hangs:  # it has been waited for already
                         raise _gone(f"sample {position}", error) from None
+                    self._waiting()
                     time.sleep(pause)
                 elif answered:  # before and after: the place was there when the file was not
                     self._count(error)
@@ -76,7 +80,7 @@ class Reader:
                 return sample
 
     def _is_away(self, error: OSError) -> bool:
-        if error.errno in _OF_THE_PLACE or isinstance(error, ConnectionError | TimeoutError):
+        if is_outage(error):
             return True
         try:
             return not self._source.reachable()
@@ -90,8 +94,8 @@ class Reader:
             raise _gone(f"{_DOUBTFUL} images in a row", error) from None
 
 
-def _gone(what: str, error: OSError) -> SourceGone:
-    return SourceGone(
+def _gone(what: str, error: OSError) -> Unreachable:
+    return Unreachable(
         error.errno,
         f"{what} cannot be read ({error}): the source seems to be gone. Complete shards stay; "
         "bring the source back and repeat the command.",

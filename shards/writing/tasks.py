@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shards.engine import Job, Report
 from shards.image import colours
 from shards.layout import PARTNER, QUARANTINE
+from shards.outage import Unreachable
 from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
 from shards.source.source import Sample, Source
 from shards.storage import Folder
@@ -62,10 +63,10 @@ class WriteShard(Job):
     def __call__(self, task: ShardTask, report: Report) -> Outcome:
         """Write a shard; the files of an earlier attempt are replaced by equal ones."""
         seen, rows = Seen(), []
-        read = Reader(self.source)
         self.source.expect(task.positions.tolist())
         with self.folder.create(f"{task.name}.tar") as file:
             tar = TarWriter(file)
+            read = Reader(self.source, waiting=lambda: report(-1, tar.length))
             for done, position in enumerate(task.positions.tolist()):
                 report(done, tar.length)
                 if position in task.unread:
@@ -75,7 +76,7 @@ class WriteShard(Job):
                     continue
                 try:
                     sample = read(position)
-                except SourceGone:
+                except (SourceGone, Unreachable):
                     raise
                 except OSError as error:
                     seen.quarantined.append(self._unreadable(position, error))
@@ -180,13 +181,13 @@ class HashContents(Job):
     def __call__(self, task: NDArray[np.integer], report: Report) -> bytes:
         """Return the hashes, 16 bytes each."""
         hashes = []
-        read = Reader(self.source)
+        read = Reader(self.source, waiting=lambda: report(-1, 0))
         self.source.expect(task.tolist())
         for done, position in enumerate(task.tolist()):
             report(done, 0)
             try:
                 hashes.append(content_hash(read(position)))
-            except SourceGone:
+            except (SourceGone, Unreachable):
                 raise
             except OSError:  # a hash that equals no other; writing names the image
                 hashes.append(b"unread" + position.to_bytes(10, "little"))

@@ -1,10 +1,5 @@
 """Shard sets in an object store: a local S3 server (moto), and the same promises as on a disk."""
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,46 +17,16 @@ from shards.source import ImageFolder
 from shards.storage import folder_at
 from shards.writing.write import Progress, write
 from tests.conftest import Pictures
+from tests.object_store import BUCKET, object_store
 
 pytest.importorskip("s3fs", reason="the optional package s3fs is not installed")
 pytest.importorskip("moto", reason="moto, which plays S3, is not installed")
-BUCKET = "s3://bucket"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def s3() -> Iterator[None]:
-    """A server of its own process: DALI holds Python's lock while it reads."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        import fsspec
-
-        fsspec.filesystem("s3").mkdir("bucket")
+    with object_store():
         yield
-    server.kill()
-    server.wait()
 
 
 def test_a_set_in_a_store_has_the_bytes_of_one_on_a_disk(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def write_part(run: Path, step: int, name: str, pieces: Sequence[bytes | memoryv
         OSError: the disk refused; earlier checkpoints are untouched.
     """
     folder = partial(run, step)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # not the run's: if that was deleted, it stays so
+    folder.mkdir(exist_ok=True)
     durable.write(folder / name, pieces)
     # Of the bytes in memory: a file that is read back may be damaged already.
     digest = hashlib.sha256()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import os
 import re
 import socket
@@ -25,18 +24,23 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from shards import durable
+from shards.outage import is_outage
 from training.command import LESS_MEMORY, out_of_memory
 from training.stream import Lasting
 
 NAME = "failure.json"
 RANKS = "ranks"
 SEARCH = "search for what cannot be read"
-"""The phase in which a rank reads all of the shard set."""
+"""The phase in which a rank reads all of the shard set, as long as it gets on."""
 # A longer log is cut to its last lines, once, when a run starts: they are what is wanted.
 _LOG_BYTES = 1 << 20
 _LINES = 50
 _HEAD = re.compile(r"^── \S+, (process \d+ on .+)$", re.MULTILINE)  # as `keep_stderr` writes it
 _FAULT = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)  # as faulthandler does
+
+
+class Gone(ValueError):
+    """The run's folder is not there any more, so nothing can be written there."""
 
 
 @dataclass
@@ -60,8 +64,12 @@ class Phase:
         self.name, self.patience, self.since = name, patience, time.monotonic()
 
     def search(self) -> None:
-        """Say that all of the shard set is read; the other ranks wait for that."""
-        self.enter(SEARCH, patience=math.inf)
+        """Say that the search gets on, for which the other ranks wait: another piece is read."""
+        self.enter(SEARCH, patience=10)
+
+    def wait(self, place: str) -> None:
+        """Say that a place does not answer; the time that the phase may take goes on."""
+        self.name = f"{self.name.partition(', ')[0]}, waiting for {place}"
 
 
 @contextmanager
@@ -76,7 +84,7 @@ def reported(run: Path, *, rank: int) -> Iterator[Phase]:
     try:
         yield phase
     except (Exception, KeyboardInterrupt) as error:
-        if phase.prepared:
+        if phase.prepared and not isinstance(error, Gone):
             write_error(run, error, phase, rank=rank)
         raise
 
@@ -175,10 +183,17 @@ def write_error(run: Path, error: BaseException, phase: Phase, *, rank: int) -> 
         what=f"{type(error).__name__}: {error}",
         where=f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "",
         rank=rank,
-        remedy=f"{LESS_MEMORY if out_of_memory(error) else 'the message says what to do'}; the "
-        "same command continues from the last checkpoint",
+        remedy=f"{_remedy(error)}; the same command continues from the last checkpoint",
         traceback=traceback.format_exception(error),
     )
+
+
+def _remedy(error: BaseException) -> str:
+    if out_of_memory(error):
+        return LESS_MEMORY
+    if is_outage(error):
+        return "bring the place that does not answer back"
+    return "the message says what to do"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ or by a person, all ranks leave it out and go on from the last checkpoint; the e
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from shards import durable
@@ -46,20 +47,23 @@ def without(run: Path, shard_set: ShardSet, *, rank: int) -> tuple[ShardSet, int
     return left, len(shard_set) - len(left)
 
 
-def extend(run: Path, shard_set: ShardSet, *, limit: int) -> list[str]:
+def extend(
+    run: Path, shard_set: ShardSet, *, limit: int, progress: Callable[[], object] = lambda: None
+) -> list[str]:
     """Look for samples that cannot be read, and put them in quarantine if that is allowed.
 
     Args:
         run: the run's folder.
         shard_set: that training has stopped at.
         limit: how many samples of it may be in quarantine, the present ones included.
+        progress: called as the search gets on.
 
     Returns:
         The samples found, for people; an empty list if they are too many, or none was found.
     """
     bad = read(run)
     known = sum(map(len, bad.values()))
-    found = find_bad(shard_set)
+    found = find_bad(shard_set, progress=progress)
     new = {
         (shard, key): why
         for shard, keys in found.items()

@@ -32,11 +32,13 @@ from shards import durable
 from training import yaml_text
 from training.run import state_file
 from training.run.checkpoint import Checkpoint, exists
+from training.run.failure import Gone
 from training.settings import Settings, resume_rule
 
 CONFIG = "config.yaml"
 ENCODER = "encoder.safetensors"
 LOCK = ".lock"
+_taken: dict[Path, int] = {}  # open folders; the system gives the number of an open one to no other
 
 
 def check(run: Path, settings: Settings) -> None:
@@ -85,6 +87,7 @@ def take(run: Path) -> bool:
 
 def _lock(run: Path) -> None:
     # Opened for writing: NFS locks no other files across hosts. A link would lead outside.
+    _taken[run] = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         # The file stays, but there is nothing to clean up: the lock goes with the process.
@@ -100,6 +103,31 @@ def _lock(run: Path) -> None:
             f"warning: {run / LOCK} cannot be locked ({error.strerror}), so nothing keeps a second "
             "process from training in that folder\n"
         )
+
+
+def check_there(run: Path) -> None:
+    """Refuse to go on where the folder was deleted, renamed or replaced while this process trained.
+
+    Nothing would be kept. A disk that fails is no such case: what is to be written waits for it.
+
+    Raises:
+        Gone: of the folder that this process took, nothing is left under its name.
+    """
+    try:
+        (run / CONFIG).stat()
+        here, taken = run.stat(), os.fstat(_taken[run]) if run in _taken else run.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return
+    else:
+        if (here.st_dev, here.st_ino) == (taken.st_dev, taken.st_ino):
+            return
+    raise Gone(
+        f"{run} has gone while this process trained in it: was it deleted, renamed, or its disk "
+        "unmounted? Training ends, as nothing would be kept. Bring the folder back and repeat the "
+        "command, or give another --run."
+    )
 
 
 def prepare(run: Path, settings: Settings, *, taken: bool) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from pipeline.unreadable import Unreadable
 from shards.layout import open_shards
+from shards.outage import answer_within
 from training.config import Config
 from training.launch import restart
 from training.processes import rank_and_world_size
@@ -26,8 +27,10 @@ def supervised(config: Config) -> Iterator[Phase]:
 
     Raises:
         ValueError: a sample cannot be read, and none may be left out.
+        Unreachable: a place does not answer; the same command may succeed later.
     """
     rank, world_size = rank_and_world_size()
+    answer_within(config.hang_seconds)
     left_out: list[str] = []
     with (
         reported(config.run, rank=rank) as phase,
@@ -50,7 +53,9 @@ def _leave_out(config: Config, phase: Phase, error: Unreadable) -> list[str]:
         remedy = "or let this run leave it out, with --max_bad_samples"
         raise ValueError(f"{error}; {remedy}") from error
     phase.search()
-    found = quarantine.extend(config.run, whole, limit=config.max_bad_samples)
+    found = quarantine.extend(
+        config.run, whole, limit=config.max_bad_samples, progress=phase.search
+    )
     if not found:
         raise error
     sys.stderr.write(f"warning: left out from now on: {'; '.join(found)} ({error})\n")

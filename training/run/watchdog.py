@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from shards import durable
-from training.launch import AGAIN
+from training.command import AGAIN
 from training.run import failure
 
 _PERIOD = 5.0  # seconds between two looks
@@ -102,7 +102,7 @@ class Watchdog:
         told |= {"process": os.getpid(), "host": socket.gethostname()}
         path = self._path(self._rank)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # not the run's: if that was deleted, it stays so
             with durable.replaced(path) as partial:
                 partial.write_text(json.dumps(told))
         except OSError:  # a full disk is no hang

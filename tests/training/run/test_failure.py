@@ -1,5 +1,6 @@
 """The word that an abnormal end leaves: the cause, from whoever found it first."""
 
+import errno
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.outage import Unreachable
 from training.run import failure
 
 
@@ -34,6 +36,12 @@ def test_an_error_says_what_where_rank_step_and_remedy(tmp_path: Path) -> None:
 def test_memory_has_a_remedy_of_its_own(tmp_path: Path) -> None:
     end(tmp_path, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert "--micro_batch_size" in str(found(tmp_path)["remedy"])
+
+
+def test_a_place_that_does_not_answer_has_a_remedy_of_its_own(tmp_path: Path) -> None:
+    end(tmp_path, Unreachable(errno.ETIMEDOUT, "does not answer", "s3://bucket/set"))
+    assert found(tmp_path)["what"] == "Unreachable: s3://bucket/set: does not answer"
+    assert "bring the place that does not answer back" in str(found(tmp_path)["remedy"])
 
 
 def test_the_first_word_stays(tmp_path: Path) -> None:

@@ -1,12 +1,20 @@
 """The run's folder: whose it is, and what may continue in it."""
 
+import errno
 import os
+import shutil
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeShardSet
+from tests.program import arguments, start, wait_for_step
 from training.run import run_folder
-from training.run.checkpoint import Checkpoint
+from training.run.checkpoint import Checkpoint, write_part
+from training.run.failure import Gone, Phase, reported
+from training.run.watchdog import Watchdog
 from training.settings import parse
 
 LEAST = ["--shards", "x", "--run", "r", "--steps", "5"]
@@ -96,3 +104,70 @@ def test_a_configuration_nested_without_end_is_no_yaml(tmp_path: Path) -> None:
     (tmp_path / run_folder.CONFIG).write_text("views: " + "[" * 5000)
     with pytest.raises(ValueError, match="cannot be read as YAML"):
         run_folder.read_config(tmp_path)
+
+
+def begun(run: Path) -> Path:
+    run_folder.prepare(run, parse(LEAST), taken=run_folder.take(run))
+    run_folder.check_there(run)
+    return run
+
+
+def test_a_folder_that_is_there_no_more_ends_the_run(tmp_path: Path) -> None:
+    deleted, renamed = begun(tmp_path / "deleted"), begun(tmp_path / "renamed")
+    shutil.rmtree(deleted)
+    renamed.rename(tmp_path / "elsewhere")
+    for gone in (deleted, renamed):
+        with pytest.raises(Gone, match="has gone while this process trained"):
+            run_folder.check_there(gone)
+
+
+def test_another_run_in_its_place_is_not_written_to(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    shutil.rmtree(run)
+    run.mkdir()  # often with the same number
+    (run / run_folder.CONFIG).write_text("another's")
+    with pytest.raises(Gone):
+        run_folder.check_there(run)
+
+
+def test_a_folder_that_is_half_deleted_has_gone(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run / run_folder.CONFIG).unlink()
+    with pytest.raises(Gone):
+        run_folder.check_there(run)
+
+
+def test_a_disk_that_fails_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object, **__: object) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    run = begun(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stale)
+        run_folder.check_there(run)
+
+
+def test_nobody_makes_the_folder_of_a_run_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_part(tmp_path / "run", 5, "method.safetensors", [b"x"])
+    phase = Phase(prepared=True)
+    with Watchdog(tmp_path / "run", phase, rank=0, world_size=1, limit=0.2):
+        time.sleep(0.3)
+    with pytest.raises(Gone), reported(tmp_path / "run", rank=0) as found:
+        found.prepared = True
+        run_folder.check_there(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_folder_has_gone_ends_at_its_next_record_with_one_line(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    process = start([sys.executable, *arguments(make_shard_set(42), run, "--steps", "100000")])
+    wait_for_step(process, run, 3)
+    shutil.rmtree(run.rename(elsewhere))  # at once: the run writes while it is deleted
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith(f"error: {run} has gone while this process trained")
+    assert len([line for line in err.splitlines() if "run" in line]) == 1
+    assert not run.exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training.launch import AGAIN
+from training.command import AGAIN
 from training.run import failure, watchdog
 from training.run.failure import Phase
 from training.run.watchdog import Watchdog
@@ -232,3 +232,34 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path: Path) ->
 def test_a_process_that_gave_up_is_not_taken_for_one_that_was_killed(tmp_path: Path) -> None:
     assert in_a_child(lambda: hang(tmp_path)) == AGAIN
     assert failure.silent_ends(tmp_path) == []
+
+
+def test_a_search_may_take_as_long_as_it_gets_on(tmp_path: Path) -> None:
+    def work(files: int) -> None:
+        phase = Phase(prepared=True)
+        with Watchdog(tmp_path, phase, rank=0, world_size=1, limit=0.1):
+            for _ in range(files):  # ten times the limit each, at most
+                phase.search()
+                time.sleep(0.5)
+            if not files:
+                phase.search()
+                time.sleep(60)
+
+    assert in_a_child(lambda: work(5)) == 0
+    assert in_a_child(lambda: work(0)) == AGAIN
+    what = json.loads((tmp_path / failure.NAME).read_text())["what"]
+    assert f"hangs in '{failure.SEARCH}'" in what
+
+
+def test_a_place_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    def work() -> None:
+        phase = Phase(prepared=True)
+        with Watchdog(tmp_path, phase, rank=0, world_size=1, limit=0.4):
+            phase.enter("data", step=3)
+            for _ in range(100):  # to wait for it takes no step's time back
+                phase.wait("s3://bucket/set")
+                time.sleep(0.1)
+
+    assert in_a_child(work, seconds=8) == AGAIN
+    what = json.loads((tmp_path / failure.NAME).read_text())["what"]
+    assert what == "rank 0 hangs in 'data, waiting for s3://bucket/set' at step 3"

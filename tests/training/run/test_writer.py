@@ -31,6 +31,7 @@ def parts(step: int) -> dict[str, Any]:
 
 def save(run: Path, step: int, *, keep: int = 1, keep_every: int = 0) -> int:
     """Write one checkpoint in a process's life of its own; return the step that is on the disk."""
+    run.mkdir(exist_ok=True)
     checkpoint.clean(run)
     writer, agreement = (
         Writer(run, rank=0, facts=FACTS, keep=keep, keep_every=keep_every),

@@ -1,0 +1,139 @@
+"""Places that do not answer: a store, a network, a disk that has gone.
+
+Who reads there is told in time, and by an error of its own: the same command may succeed later.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_NUMBERS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ENETRESET", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED"),
+        *("EREMOTEIO", "ENOLINK", "ESHUTDOWN"),
+    )
+    if hasattr(errno, name)
+)
+# Parts of types' names: the errors of botocore, aiohttp, google and azure have no more in common.
+_WORDS = ("timeout", "connection", "disconnected", "unavailable", "servicere")
+_ANSWER = 120.0
+_seconds: float | None = _ANSWER
+
+
+class Unreachable(OSError):
+    """A place does not answer, which is no property of what is asked for; it may answer later."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}" if self.filename else str(self.strerror)
+
+
+def answer_within(seconds: float) -> None:
+    """Set for this process, and those that it forks, how long a place may take to answer.
+
+    Args:
+        seconds: 120 are never exceeded; 0: it is waited for without end.
+    """
+    global _seconds
+    _seconds = min(seconds, _ANSWER) if seconds else None
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that a place does not answer, rather than that it refuses."""
+    if isinstance(error, FileNotFoundError | PermissionError | BrokenPipeError):
+        return False
+    if isinstance(error, Unreachable | ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in _NUMBERS:
+        return True
+    if any(status == 429 or 500 <= status < 600 for status in _statuses(error)):
+        return True
+    names = " ".join(each.__name__ for each in type(error).__mro__).lower()
+    if any(word in names for word in _WORDS):
+        return "ssl" not in names and "certificate" not in names
+    return error.__cause__ is not None and is_outage(error.__cause__)
+
+
+def _statuses(error: BaseException) -> Iterator[int]:
+    """Yield what may be the HTTP status of an answer."""
+    response: Any = getattr(error, "response", None)
+    found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+    found += [getattr(response, name, None) for name in ("status", "status_code")]
+    if isinstance(response, dict):  # botocore's
+        found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    for value in found:
+        if isinstance(value, int | str) and str(value).isdecimal():
+            yield int(value)
+
+
+@contextmanager
+def of_place(place: str, *, whole: bool = False) -> Iterator[None]:
+    """Raise errors that mean an outage of a place on a disk as `Unreachable`.
+
+    Args:
+        place: as people know it.
+        whole: whether the folder itself is asked, of which EIO is an outage too; of a file it is a
+            defect of the disk below it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, Unreachable):
+            raise
+        if is_outage(error) or (whole and error.errno == errno.EIO):
+            text = f"{error.strerror or error}: its disk does not answer, or is not mounted"
+            raise Unreachable(error.errno, text, place) from None
+        raise
+
+
+@dataclass
+class LastAnswer:
+    """When work that may take long has last got on."""
+
+    at: float = field(default_factory=time.monotonic)
+
+    def now(self) -> None:
+        """Say that it has just got on."""
+        self.at = time.monotonic()
+
+
+def answered(place: str, work: Callable[[], T], progress: LastAnswer | None = None) -> T:
+    """Return what a call returns. If it takes too long, it is left to itself, in its thread.
+
+    Args:
+        place: as people know it.
+        work: the call.
+        progress: of the call; the time that it may take is counted from there.
+
+    Raises:
+        Unreachable: the place has not answered in time (see `answer_within`).
+    """
+    if _seconds is None:
+        return work()
+    progress = progress or LastAnswer()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=call, name="asks a store", daemon=True)
+    thread.start()
+    while thread.is_alive() and (left := progress.at + _seconds - time.monotonic()) > 0:
+        thread.join(left)
+    if thread.is_alive():
+        text = f"{place} has not answered for {_seconds:g} s. Is it up, and the network?"
+        raise Unreachable(errno.ETIMEDOUT, text)
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,155 @@
+"""A run that continues is the same run to its trackers, and no step is there twice."""
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import accelerate.tracking
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from training.processes import Processes
+from training.settings import parse
+from training.trackers import Trackers
+
+
+class Rank:
+    """A process that has met no other."""
+
+    def __init__(self, run: Path, name: str, *, first: bool) -> None:
+        self.accelerator = Accelerator(cpu=True, log_with=name, project_dir=run)
+        self.first = first
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def begin(run: Path, name: str, *more: str, step: int = 0, first: bool = True) -> Trackers:
+    run.mkdir(exist_ok=True)
+    least = ["--shards", "x", "--run", str(run), "--steps", "5", "--trackers", f"[{name}]"]
+    rank = cast(Processes, Rank(run, name, first=first))
+    return Trackers(parse([*least, *more]), rank, step=step)
+
+
+def test_a_continued_run_has_every_step_once_in_tensorboard(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for step, last, loss in ((0, 7, 1.0), (4, 9, 2.0)):  # killed after step 7, continued from 4
+        trackers = begin(tmp_path / "run", "tensorboard", step=step)
+        for at in range(step + 1, last + 1):
+            trackers.log({"step": at, "loss": loss})
+        trackers._trackers[0].finish()
+    found = events.EventAccumulator(str(tmp_path / "run" / "viewrank"))
+    found.Reload()
+    assert [(each.step, each.value) for each in found.Scalars("loss")] == [
+        *((step, 1.0) for step in (1, 2, 3, 4)),
+        *((step, 2.0) for step in (5, 6, 7, 8, 9)),
+    ]
+    assert len(list((tmp_path / "run" / "viewrank").glob("*/hparams.yml"))) == 1
+
+
+class Dashboard:
+    """What Weights & Biases is told, by any process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[dict[str, Any]] = []
+        self.logged: list[tuple[dict[str, Any], int | None]] = []
+        self.summary: dict[str, Any] = {}
+        self.config: Any = self
+        self.broken = False
+        module = ModuleType("wandb")
+        module.__spec__ = ModuleSpec("wandb", None)
+        vars(module).update(init=self.init, config=self)
+        monkeypatch.setitem(sys.modules, "wandb", module)
+        available = [*accelerate.tracking._available_trackers, accelerate.tracking.LoggerType.WANDB]
+        monkeypatch.setattr(accelerate.tracking, "_available_trackers", available)
+
+    def init(self, **settings: Any) -> "Dashboard":
+        if self.broken:
+            raise ConnectionError("no network\nat all")
+        self.begun.append(settings)
+        return self
+
+    def update(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if self.broken:
+            raise ConnectionError("no network")
+        self.logged.append((values, step))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
+    return Dashboard(monkeypatch)
+
+
+def test_a_continued_run_is_the_same_at_weights_and_biases(tmp_path: Path, told: Dashboard) -> None:
+    run = tmp_path / "my_run"
+    begin(run, "wandb").log({"step": 3, "loss": 0.5})
+    identity = json.loads((run / "wandb.json").read_text())["id"]
+    begin(run, "wandb", "--tracker_project", "mine", "--tracker_name", "second", step=3)
+    same = {"id": identity, "resume": "allow", "dir": str(run)}
+    assert told.begun == [
+        {"project": "viewrank", "name": "my_run", **same},
+        {"project": "mine", "name": "second", **same},
+    ]
+    assert told.logged == [({"loss": 0.5}, 3)]
+    begin(tmp_path / "other", "wandb")
+    assert told.begun[-1]["id"] != identity and told.begun[-1]["dir"] == str(tmp_path / "other")
+
+
+def test_final_figures_are_in_the_summary_whatever_the_last_step_was(
+    tmp_path: Path, told: Dashboard
+) -> None:
+    trackers = begin(tmp_path / "run", "wandb")
+    trackers.log({"step": 3, "evaluation": "online", "knn_top1": 0.25})
+    assert told.summary == {}
+    trackers.log({"step": 3, "evaluation": "final", "knn_top1": 0.5})
+    assert told.summary == {"knn_top1": 0.5}
+    assert told.logged == [({"knn_top1": 0.25}, 3), ({"knn_top1": 0.5}, 3)]
+
+
+def test_only_the_first_rank_speaks(tmp_path: Path, told: Dashboard) -> None:
+    begin(tmp_path / "run", "wandb", first=False).log({"step": 3, "loss": 0.5})
+    assert not told.begun and not told.logged and not list((tmp_path / "run").iterdir())
+
+
+def test_a_tracker_that_fails_is_named_once_and_ends_nothing(
+    tmp_path: Path, told: Dashboard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trackers = begin(tmp_path / "run", "wandb")
+    told.broken = True
+    for step in (1, 2):
+        trackers.log({"step": step, "loss": 0.5})
+    assert capsys.readouterr().err == "warning: wandb gets no more records: no network\n"
+
+
+def test_a_tracker_that_does_not_begin_is_refused_in_one_line(
+    tmp_path: Path, told: Dashboard
+) -> None:
+    told.broken = True
+    with pytest.raises(ValueError, match=r"cannot begin \(no network at all\).*WANDB_MODE=offline"):
+        begin(tmp_path / "run", "wandb")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"id": 7}', '{"id": "../../x"}', "[" * 9999])
+def test_a_damaged_identity_is_refused(tmp_path: Path, told: Dashboard, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb.json").write_text(text)
+    with pytest.raises(ValueError, match=r"wandb.json is not what was written .*another run"):
+        begin(tmp_path / "run", "wandb")
+    assert not told.begun
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a#b", "x" * 129])
+def test_a_project_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="tracker_project"):
+        parse(["--shards", "x", "--run", str(tmp_path), "--steps", "5", "--tracker_project", name])
