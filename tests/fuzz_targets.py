@@ -252,7 +252,11 @@ def file(pattern: str) -> Damage:
 
 def text(name: str, make: Callable[[random.Random], str]) -> Damage:
     """Write a file anew."""
-    return lambda case, chance: (case / name).write_text(make(chance)) and None
+
+    def damage(case: Path, chance: random.Random) -> None:
+        (case / name).write_text(make(chance))
+
+    return damage
 
 
 def yaml_values(case: Path, chance: random.Random) -> None:

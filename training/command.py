@@ -13,7 +13,7 @@ AGAIN = 75  # EX_TEMPFAIL: the exit code of which the same command may succeed
 LESS_MEMORY = "Lower --batch_size or --views.count, or set --micro_batch_size"
 
 
-def run_command(main: Callable[[], None], *, silent: Callable[[], bool] = lambda: False) -> None:
+def run_command(main: Callable[[], object], *, silent: Callable[[], bool] = lambda: False) -> None:
     """Run a command's main function; an error that a user can cause becomes one line on stderr.
 
     Exit code 2 with `error: …` for wrong input, files and disks that fail, and memory or packages
