@@ -27,7 +27,7 @@ _PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts, while a place is away
 _DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault, not the images
 
 
-class SourceGone(OSError):
+class OutOfResources(OSError):
     """This machine is at fault, which can read no image; the writing cannot go on."""
 
 
@@ -48,7 +48,7 @@ class Reader:
 
         Raises:
             Unreachable: the source is away, and did not come back.
-            SourceGone: this machine can read nothing.
+            OutOfResources: this machine can read nothing.
             OSError: any other: the sample itself cannot be read.
             ValueError: the source refuses to go on.
         """
@@ -102,13 +102,13 @@ def _gone(what: str, error: OSError) -> Unreachable:
     )
 
 
-def _shortage(error: OSError) -> SourceGone:
+def _shortage(error: OSError) -> OutOfResources:
     advice = (
         "Allow more open files (ulimit -n)"
         if error.errno in (errno.EMFILE, errno.ENFILE)
         else "Free memory, or take fewer --workers"
     )
-    return SourceGone(
+    return OutOfResources(
         error.errno,
         f"this machine cannot read any image now ({os.strerror(error.errno or 0)}). {advice}, and "
         "repeat the command; complete shards stay.",

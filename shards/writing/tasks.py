@@ -27,7 +27,7 @@ from shards.writing.prepare import (
     Unusable,
     prepare,
 )
-from shards.writing.reading import Reader, SourceGone
+from shards.writing.reading import OutOfResources, Reader
 
 _DEADLY = 5  # images of one shard that end their process: then the decoder is at fault
 
@@ -76,7 +76,7 @@ class WriteShard(Job):
                     continue
                 try:
                     sample = read(position)
-                except (SourceGone, Unreachable):
+                except (OutOfResources, Unreachable):
                     raise
                 except OSError as error:
                     seen.quarantined.append(self._unreadable(position, error))
@@ -187,7 +187,7 @@ class HashContents(Job):
             report(done, 0)
             try:
                 hashes.append(content_hash(read(position)))
-            except (SourceGone, Unreachable):
+            except (OutOfResources, Unreachable):
                 raise
             except OSError:  # a hash that equals no other; writing names the image
                 hashes.append(b"unread" + position.to_bytes(10, "little"))

@@ -46,7 +46,7 @@ def wait_for(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-class Held:
+class HeldProcess:
     """A process that stops in the midst of its work, until it is let go."""
 
     def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
@@ -84,7 +84,7 @@ def test_a_half_written_file_goes_with_the_process_that_was_writing_it(tmp_path:
             pause()
 
     assert wait_for(fork(killed)) == -signal.SIGKILL
-    held = Held(living)
+    held = HeldProcess(living)
     # The number of a process that lives says nothing: it may be another one by now.
     (tmp_path / f".00002.idx.{held.process}-0123abcd").write_bytes(b"half")
     kept = [".00003.idx", ".keep.12-0123", "00004.idx.1-0123abcd", "sub"]
@@ -179,7 +179,7 @@ def test_a_selection_removes_what_a_killed_one_has_left(whole: ShardSet) -> None
 
 def test_a_selection_leaves_alone_what_another_one_is_writing(whole: ShardSet) -> None:
     subsets = Path(whole.root) / "subsets"
-    held = Held(lambda pause: selecting(whole, "first", pause))
+    held = HeldProcess(lambda pause: selecting(whole, "first", pause))
     select(whole, "second", fraction=0.5)
     assert [name for name in names(subsets) if name.startswith(".first.")]
     assert held.end() == 0

@@ -260,7 +260,7 @@ class Hanging(Pictures):
 
 
 def test_a_source_that_hangs_ends_the_writing_at_its_first_image(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match=r"an image cannot be read \(\d+\.jpg has not answered"):
+    with pytest.raises(Unreachable, match=r"sample \d+ cannot be read \(\d+\.jpg has not answered"):
         write(Hanging(60), tmp_path / "out")  # 36 s a pause for each image would be for ever
 
 

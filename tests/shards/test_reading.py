@@ -11,10 +11,11 @@ import pytest
 
 import shards.writing.reading
 from shards.layout import ShardSet
+from shards.outage import Unreachable
 from shards.source import STL10, ImageFolder, Sample, Source, Table, WebDataset
 from shards.source.source import NoImage
 from shards.writing.prepare import Preparation
-from shards.writing.reading import Reader, SourceGone
+from shards.writing.reading import OutOfResources, Reader
 from shards.writing.write import write
 
 
@@ -106,7 +107,7 @@ def test_a_file_that_is_there_again_when_its_place_is_was_not_lost(pauses: list[
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_shortage_of_the_machine_is_no_fault_of_the_image(pauses: list[float], number: int):
-    with pytest.raises(SourceGone, match="this machine cannot read any image now"):
+    with pytest.raises(OutOfResources, match="this machine cannot read any image now"):
         Reader(Flaky(OSError(number, ""), 1))(0)
     assert not pauses
 
@@ -117,15 +118,15 @@ def test_images_in_a_row_with_errors_of_a_disk_are_the_disk_s(pauses: list[float
     for index in range(19):
         with pytest.raises(OSError, match=r"x\.jpg") as raised:
             read(index)
-        assert not isinstance(raised.value, SourceGone)
+        assert not isinstance(raised.value, OutOfResources | Unreachable)
     assert read(19).id == 19
     source.left = 10**6
     for index in range(19):
         with pytest.raises(OSError, match=r"x\.jpg"):
             read(index)
-    with pytest.raises(SourceGone, match="20 images in a row cannot be read") as gone:
+    with pytest.raises(Unreachable, match="20 images in a row cannot be read") as gone:
         read(19)
-    assert isinstance(pickle.loads(pickle.dumps(gone.value)), SourceGone) and not pauses
+    assert isinstance(pickle.loads(pickle.dumps(gone.value)), Unreachable) and not pauses
 
 
 def test_any_number_of_absent_files_in_a_row_are_only_absent(tmp_path: Path, pauses: list[float]):
@@ -194,7 +195,7 @@ def test_a_disk_that_is_not_mounted_is_away(
     if left != "nothing":
         root.mkdir()
     for source in sources:
-        with pytest.raises(SourceGone):
+        with pytest.raises(Unreachable):
             Reader(source)(0)
     assert pauses == [1.0, 5.0, 25.0] * 2
 
@@ -204,7 +205,7 @@ def test_files_that_hold_many_images_are_places(tmp_path: Path, pauses: list[flo
     (tmp_path / "unlabeled_X.bin").write_bytes(images.tobytes())
     source = STL10(root=tmp_path, split="unlabeled")
     (tmp_path / "unlabeled_X.bin").unlink()
-    with pytest.raises(SourceGone):
+    with pytest.raises(Unreachable):
         Reader(source)(1)
     tars = tmp_path / "tars"
     tars.mkdir()
@@ -214,6 +215,6 @@ def test_files_that_hold_many_images_are_places(tmp_path: Path, pauses: list[flo
     packed = WebDataset(root=tars)
     assert Reader(packed)(59) == packed[59]
     shutil.rmtree(tars)
-    with pytest.raises(SourceGone):
+    with pytest.raises(Unreachable):
         Reader(packed)(59)
     assert pauses == [1.0, 5.0, 25.0] * 2
