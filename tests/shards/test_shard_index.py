@@ -51,7 +51,9 @@ def fits(text: bytes, shard: Shard) -> bool:
     if lines[0] != f"v1.2 {shard.samples}" or len(lines) != shard.samples + 1:
         return False
     parts = [part for line in lines[1:] for part in components(line)]
-    return all(at % 512 == 0 and at + size <= shard.tar.bytes for _, at, size, _ in parts)
+    numbers = all(size == 8 for extension, _, size, _ in parts if extension in ("id.i64", "y.i64"))
+    inside = all(at % 512 == 0 and at + size <= shard.tar.bytes for _, at, size, _ in parts)
+    return numbers and inside
 
 
 @pytest.fixture
@@ -124,6 +126,9 @@ LINE = "id.i64 512 8 a.id.i64 png 1536 100 a.png y.i64 2048 8 a.y.i64"
         ("v1.2 1\n" + LINE.replace(" a.png", "") + "\n", "is no index"),
         ("v1.2 1\n" + LINE.replace(" png", "\tpng") + "\n", "is no index"),
         ("v1.2 1\n" + LINE.replace(" png", "  png") + "\n", "is no index"),
+        ("v1.2 1\n" + LINE.replace("2048 8 ", "2048 16 ") + "\n", "labels of 8 bytes"),
+        ("v1.2 1\n" + LINE.replace(" 512 8 ", " 512 0 ") + "\n", "ids and labels of 8 bytes"),
+        ("v1.2 1\n" + LINE.replace("id.i64 512 8", "shape.i64 512 8") + "\n", "shapes of 24"),
         ("v1.2 1\n\n", "is no index"),
         ("v1.2 1\n" + LINE + "\n\n", "is no index"),
     ],
@@ -213,7 +218,7 @@ def test_of_a_set_with_samples_left_out_the_indexes_in_their_place_are_checked(
     text = Path(path).read_bytes()
     shard = left.manifest.shards[0]
     assert len(lines_of(left, shard)) == shard.samples == 7
-    Path(path).write_bytes(text.replace(b" 8 ", b" 999999999999 "))
+    Path(path).write_bytes(text.replace(b" 2 ", b" 999999999999 "))  # of KEY.json
     with pytest.raises(ValueError, match="points to"):
         lines_of(left, shard)
 
