@@ -272,10 +272,11 @@ class Loader:
             if self._pipeline is None:
                 allow_open_files(len(self.shard_set.tars))
                 # Built at the first batch, because DALI restores a state only at construction.
-                self._pipeline = views_pipeline(
+                built = views_pipeline(
                     self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
                 )
-                self._pipeline.build()
+                built.build()
+                self._pipeline = built
                 self._pipeline.schedule_run()
             outputs = self._pipeline.share_outputs(current_stream(self.device))
             tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
@@ -287,8 +288,8 @@ class Loader:
             if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
                 text = " ".join(str(error).split())[:200]
                 raise ValueError(
-                    f"DALI cannot go on from the checkpoint: another version wrote it, or it was "
-                    f"changed ({text}). Set --reshape_data true to begin the epoch again."
+                    "DALI cannot go on from the checkpoint: another version wrote it, or it was "
+                    f"changed ({text}). --reshape_data true begins the epoch again."
                 ) from error
             raise unreadable(self.shard_set, error, searching=self.searching) from error
         return tensors
@@ -306,8 +307,7 @@ def check_state(state: Any) -> None:
     for name, least in counts.items():
         if not (isinstance(value := state.get(name), int) and least <= value < 2**53):
             raise ValueError(f"its loader has {name}={str(value)[:80]}")
-    pipeline = state.get("pipeline")
-    if not isinstance(pipeline, Tensor) or pipeline.dtype != torch.uint8:
+    if getattr(state.get("pipeline"), "dtype", None) != torch.uint8:
         raise ValueError("its loader has no state of the pipeline")
 
 

@@ -79,7 +79,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             wanted = () if name == "step" else parameter.shape
-            if not (value is None or (isinstance(value, Tensor) and value.shape == wanted)):
+            if not (isinstance(value, Tensor) and value.shape == wanted):
                 found = list(value.shape) if isinstance(value, Tensor) else str(value)[:80]
                 raise ValueError(
                     f"its optimizer has {name}={found} for a parameter of {list(parameter.shape)}"

@@ -88,9 +88,7 @@ def test_a_wrong_value_is_refused_whatever_the_seals_say(
         seen = unseal(text.decode().splitlines()[0] + "\n")["seen"]
         head, row = {"seen": {**seen, name: value}}, {}
     table = sealed_anew(text, head, row)
-    with pytest.raises(
-        ValueError, match=r"damaged|lacks|contradicts itself|points outside|has 7 rows"
-    ):
+    with pytest.raises(ValueError, match=r"damaged|lacks|contradicts|points outside|has 7 rows"):
         read_table(table)
     vouch(root, table)
     if where == "row":
