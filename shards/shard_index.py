@@ -18,8 +18,12 @@ from shards.tar import file_of, index_lines
 
 _BLOCK = 512  # bytes; a file in a tar begins at a multiple of it
 _THREADS = 16  # in a store, each index is a request
-# Fifteen digits: the sum of two such numbers fits 64 bits.
-_COMPONENT = rb"[!-~]+ [0-9]{1,15} [0-9]{1,15} [!-~]+"
+# Extension, offset, size and name. Fifteen digits: the sum of two such numbers fits 64 bits. What
+# is no single number, or no three, does not fit the others of a batch.
+_COMPONENT = (
+    rb"(?!(?:id|y)\.i64 [0-9]+ (?!8 ))(?!(?:partner\.)?shape\.i64 [0-9]+ (?!24 ))"
+    rb"[!-~]+ [0-9]{1,15} [0-9]{1,15} [!-~]+"
+)
 _INDEX = re.compile(
     rb"%b [0-9]{1,15}\n(?:%b(?: %b)*+\n)*+" % (re.escape(INDEX_VERSION.encode()), *[_COMPONENT] * 2)
 )
@@ -54,7 +58,10 @@ def check_index(text: bytes, shard: Shard) -> None:
         ValueError: it does not; the message does not name the file.
     """
     if not _INDEX.fullmatch(text):
-        raise ValueError(f"is no index of DALI's version {INDEX_VERSION}")
+        raise ValueError(
+            f"is no index of DALI's version {INDEX_VERSION} with ids and labels of 8 bytes, and "
+            "shapes of 24"
+        )
     head, _, _ = text.partition(b"\n")
     said, lines = int(head.rpartition(b" ")[2]), text.count(b"\n") - 1
     if not said == lines == shard.samples:

@@ -188,6 +188,25 @@ def test_a_tar_that_is_too_long_is_refused(root: Path):
     assert "it is not the file that was written" in refusal(root)
 
 
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("github://a:b@main/x", "its store wants more than a path: org, repo"),
+        ("ftp://127.0.0.1/x", "its store wants more than a path: host"),
+        ("reference://x", "cannot be opened"),
+        ("async_wrapper://x", "cannot be opened"),
+        ("nosuch://x", "cannot be opened: Protocol not known: nosuch"),
+        ("://x", "is not a folder of shards"),
+        ("s3:/x", "is not a folder of shards"),
+        ("file:///nowhere/x", "is not a folder of shards"),
+        ("memory://nowhere", "is not a folder of shards"),
+    ],
+)
+def test_a_place_that_no_store_opens_is_refused_with_the_cause(place: str, what: str) -> None:
+    message = refusal(place)
+    assert what in message and place in message
+
+
 def test_ten_thousand_shards_open_within_a_second(shard_set: ShardSet, root: Path):
     count = 10_000
     least, nothing = File(5 * 512, "0" * 64), File(0, "0" * 64)

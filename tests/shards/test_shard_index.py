@@ -1,5 +1,6 @@
 """No number of an index reaches DALI that does not fit its tar."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from shards.storage import LocalFolder
 from shards.subset.selection import select
 from shards.survey import survey
 from shards.tar import components, file_of, index_lines
+from tests import program
 from tests.conftest import MakeShardSet
 
 SAMPLES = 64
@@ -51,7 +53,9 @@ def fits(text: bytes, shard: Shard) -> bool:
     if lines[0] != f"v1.2 {shard.samples}" or len(lines) != shard.samples + 1:
         return False
     parts = [part for line in lines[1:] for part in components(line)]
-    return all(at % 512 == 0 and at + size <= shard.tar.bytes for _, at, size, _ in parts)
+    numbers = all(size == 8 for extension, _, size, _ in parts if extension in ("id.i64", "y.i64"))
+    inside = all(at % 512 == 0 and at + size <= shard.tar.bytes for _, at, size, _ in parts)
+    return numbers and inside
 
 
 @pytest.fixture
@@ -124,6 +128,9 @@ LINE = "id.i64 512 8 a.id.i64 png 1536 100 a.png y.i64 2048 8 a.y.i64"
         ("v1.2 1\n" + LINE.replace(" a.png", "") + "\n", "is no index"),
         ("v1.2 1\n" + LINE.replace(" png", "\tpng") + "\n", "is no index"),
         ("v1.2 1\n" + LINE.replace(" png", "  png") + "\n", "is no index"),
+        ("v1.2 1\n" + LINE.replace("2048 8 ", "2048 16 ") + "\n", "labels of 8 bytes"),
+        ("v1.2 1\n" + LINE.replace(" 512 8 ", " 512 0 ") + "\n", "ids and labels of 8 bytes"),
+        ("v1.2 1\n" + LINE.replace("id.i64 512 8", "shape.i64 512 8") + "\n", "shapes of 24"),
         ("v1.2 1\n\n", "is no index"),
         ("v1.2 1\n" + LINE + "\n\n", "is no index"),
     ],
@@ -213,9 +220,26 @@ def test_of_a_set_with_samples_left_out_the_indexes_in_their_place_are_checked(
     text = Path(path).read_bytes()
     shard = left.manifest.shards[0]
     assert len(lines_of(left, shard)) == shard.samples == 7
-    Path(path).write_bytes(text.replace(b" 8 ", b" 999999999999 "))
+    Path(path).write_bytes(text.replace(b" 2 ", b" 999999999999 "))  # of KEY.json
     with pytest.raises(ValueError, match="points to"):
         lines_of(left, shard)
+
+
+@pytest.mark.parametrize("more", [[], ["--max_bad_samples", "3"]])
+def test_a_start_with_another_digit_in_an_index_ends_in_a_line(
+    make_shard_set: MakeShardSet, tmp_path: Path, more: list[str]
+) -> None:
+    """DALI would read beyond the mapping of the tar, and the kernel end the process."""
+    large = make_shard_set(SAMPLES, samples_per_shard=SAMPLES, height=160, width=160)
+    copy = tmp_path / "copy"
+    shutil.copytree(large.root, copy)
+    text = (copy / "00000.idx").read_bytes()
+    last = re.search(rb".* png \d+ ", text, flags=re.DOTALL)
+    assert last is not None
+    (copy / "00000.idx").write_bytes(text[: last.end()] + b"9" + text[last.end() + 1 :])
+    code, _, err = program.train(open_shards(copy), tmp_path / "run", "--steps", "20", *more)
+    assert code == 2 and "Traceback" not in err
+    assert "00000.idx is not the file that was written" in err and "--repair true" in err
 
 
 def test_the_stores_that_dali_does_not_read_are_named(root: Path) -> None:

@@ -20,6 +20,7 @@ _GAP = 16
 _TEXT = 38  # below a thumbnail
 _MARGIN = 24
 _PANEL = 190  # height of a histogram
+_LETTERS = 300  # more do not fit on a line
 _CLASSES = 12  # of the histogram of classes
 _INK, _QUIET, _BAR, _BOX, _PAPER = "#1f2328", "#6e7781", "#4078c0", "#eceff2", "#ffffff"
 
@@ -193,6 +194,7 @@ def _fit(
     text = one_line(text)
     if draw.textlength(text, _font(size)) <= width:
         return text
+    text = text[-_LETTERS:] if end else text[:_LETTERS]  # else thousands are measured one by one
     while text and draw.textlength(f"{text}…", _font(size)) > width:
         text = text[1:] if end else text[:-1]
     return f"…{text}" if end else f"{text}…"
