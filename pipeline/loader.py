@@ -297,47 +297,22 @@ class Loader:
         if self._pipeline is None:
             allow_open_files(len(self.shard_set.tars))
             # Built at the first batch, because DALI restores a state only at construction.
-            self._pipeline = views_pipeline(
+            built = views_pipeline(
                 self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
             )
-            self._pipeline.build()
+            built.build()
+            self._pipeline = built
             self._pipeline.schedule_run()
         outputs = self._pipeline.share_outputs(current_stream(self.device))
         tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._given = True
         self._held.append(tensors)
         try:
-<<<<<<< HEAD
             # The tensors own their buffers; only the queue's slot is released.
             self._pipeline.release_outputs()
             self._pipeline.schedule_run()
         except RuntimeError:  # of a later batch: this one is whole
             self._stop()
-=======
-            if self._pipeline is None:
-                allow_open_files(len(self.shard_set.tars))
-                # Built at the first batch, because DALI restores a state only at construction.
-                built = views_pipeline(
-                    self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
-                )
-                built.build()
-                self._pipeline = built
-                self._pipeline.schedule_run()
-            outputs = self._pipeline.share_outputs(current_stream(self.device))
-            tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
-            # The tensors own their buffers; only the queue's slot is released.
-            self._pipeline.release_outputs()
-            self._pipeline.schedule_run()
-            self._held.append(tensors)
-        except RuntimeError as error:
-            if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
-                text = " ".join(str(error).split())[:200]
-                raise ValueError(
-                    "DALI cannot go on from the checkpoint: another version wrote it, or it was "
-                    f"changed ({text}). --reshape_data true begins the epoch again."
-                ) from error
-            raise unreadable(self.shard_set, error, searching=self.searching) from error
->>>>>>> strangers
         return tensors
 
 
