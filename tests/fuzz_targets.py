@@ -24,7 +24,7 @@ from pipeline.loader import Loader
 from shards import as_webdataset, durable
 from shards.health.repair import repair
 from shards.health.verification import verify
-from shards.layout import MANIFEST, QUARANTINE, REASONS, open_shards
+from shards.layout import MANIFEST, PLAN, QUARANTINE, REASONS, open_shards
 from shards.sealed_json import DIGEST, seal
 from shards.shard_table import Quarantined
 from shards.source.folder import ImageFolder
@@ -54,7 +54,7 @@ PLACE = "place"  # the file that says where to look
 DUMP = f"{dump.FOLDER}/00000003-rank-0.safetensors"
 
 Read = Callable[[Path], object]
-Damage = Callable[[Path, random.Random], None]
+Damage = Callable[[Path, random.Random], object]
 
 
 # ── how it is read ────────────────────────────────────────────────────────────────────────────────
@@ -276,8 +276,10 @@ def yaml_bomb(case: Path, chance: random.Random) -> None:
 
 def sealed(case: Path, chance: random.Random) -> None:
     """Change values of the manifest or the plan, and seal it anew."""
-    path = case / "set" / MANIFEST
+    path = case / "set" / chance.choice([MANIFEST, MANIFEST, PLAN])
     changed = edited(_unsealed(path.read_text()), chance)
+    if path.name == PLAN:  # it is read where the manifest cannot be
+        (case / "set" / MANIFEST).write_text("{}")
     path.write_text(seal(changed if isinstance(changed, dict) else {"x": changed}, indent=1))
 
 

@@ -22,5 +22,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
 
 def test_damaged_files_are_refused_in_one_line_and_do_no_harm(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
-    done = fuzz.fuzz(60, seed, tmp_path.resolve())
+    done = fuzz.fuzz(40, seed, tmp_path.resolve())
     assert done["wrong"] == [], seed

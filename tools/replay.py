@@ -50,6 +50,7 @@ def main(
     if not dump.is_file():
         raise ValueError(f"{dump} is no file; give one of RUN/{dumps.FOLDER}/*.safetensors.")
     found, recipe = dumps.read(dump), dump.resolve().parent.parent / run_folder.CONFIG
+    run_folder.read_config(recipe.parent)  # refuses a folder that is no run
     words = ["--config", str(recipe), "--device", device, "--trackers", "[]"]
     if mixed_precision is not None:
         words += ["--mixed_precision", mixed_precision]

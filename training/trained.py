@@ -9,6 +9,7 @@ import torch
 
 from model.encoder import Encoder
 from pipeline.tuning import Tuning
+from shards import durable
 from training import machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
@@ -71,7 +72,9 @@ def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
     if (path / checkpoint.RECORD).exists():
-        return path.resolve().parent.parent, checkpoint.read(path)
+        run = path.resolve().parent.parent
+        run_folder.read_config(run)
+        return run, checkpoint.read(path)
     run_folder.read_config(path)  # refuses a folder that is no run
     return path, checkpoint.newest(path)
 
@@ -99,6 +102,7 @@ def _exported(path: Path, recipe: Path, device: str) -> Trained:
 
 
 def _config(path: Path, device: str, *more: str) -> Config:
+    durable.open_regular(path).close()  # the folder may be anybody's: no pipe or device is read
     # This machine may lack the run's device, precision and trackers.
     here = ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
     return parse(["--config", str(path), *here, *more]).config

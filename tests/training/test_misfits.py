@@ -17,6 +17,7 @@ from tools import evaluate
 from training.command_line import call
 from training.optimizer import build_optimizer, load_optimizer
 from training.run import checkpoint, state_file
+from training.trained import open_encoder
 
 Change = Callable[[Any], Any]
 
@@ -202,3 +203,14 @@ def test_an_optimizers_own_state_is_taken_up_as_it_was(name: Any) -> None:
         step(*each)
     for one, two in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("place", ["encoder.safetensors", "checkpoints/00000005", "."])
+def test_a_recipe_that_is_a_device_is_not_read(case: Path, place: str) -> None:
+    recipe = case / "run" / "config.yaml"
+    recipe.unlink()
+    recipe.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="is not a regular file"):
+        open_encoder(case / "run" / place, device="cpu")
+    with pytest.raises(OSError, match="is not a regular file"):
+        read_dump(case)
