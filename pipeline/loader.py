@@ -281,7 +281,7 @@ class Loader:
         while True:
             try:
                 return self._run()
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
                     text = " ".join(str(error).split())[:200]
                     raise ValueError(

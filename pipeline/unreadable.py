@@ -31,7 +31,10 @@ class Unreadable(ValueError):
 
 
 def unreadable(
-    shard_set: ShardSet, error: RuntimeError, *, searching: Callable[[], object] = lambda: None
+    shard_set: ShardSet,
+    error: RuntimeError | OSError,
+    *,
+    searching: Callable[[], object] = lambda: None,
 ) -> Exception:
     """Turn DALI's failure to read or decode into an error that names the file and the remedy.
 
@@ -45,6 +48,8 @@ def unreadable(
             "here: raise the limit (ulimit -n, or sysctl vm.max_map_count), or write larger shards "
             "(--samples_per_shard)."
         )
+    if isinstance(error, OSError):  # of an index, which is read before DALI
+        return _absence(shard_set) or error
     if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
         return error
     gone = _absence(shard_set)
@@ -63,7 +68,7 @@ def unreadable(
 
 def comes_back(
     shard_set: ShardSet,
-    error: RuntimeError,
+    error: RuntimeError | OSError,
     pauses: Iterator[float],
     *,
     waiting: Callable[[str], object] = lambda _: None,
@@ -75,14 +80,14 @@ def comes_back(
 
     Args:
         shard_set: that is read.
-        error: DALI's.
+        error: DALI's, or of an index that DALI was to read.
         pauses: seconds before each look; what is left of `PAUSES`.
         waiting: told what is waited for.
 
     Raises:
         Unreachable: the pauses have been used up, and the place does not answer.
     """
-    if "fn.readers" not in str(error):
+    if "fn.readers" not in str(error) and not isinstance(error, OSError):
         return False
     waiting(shard_set.root)
     gone = _absence(shard_set)

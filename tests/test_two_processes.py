@@ -41,7 +41,7 @@ def test_a_launch_that_drops_processes_is_refused(shard_set: ShardSet, tmp_path:
     launch = ["launch", "--quiet", "--cpu", "--num_processes", "2"]
     code, _, err = finish([str(BIN / "accelerate"), *launch, *command])
     assert code != 0
-    assert "asked for 2 processes but started one" in err
+    assert "asked for 2 processes by --num_processes but started one" in err
     assert not (tmp_path / "run").exists()
 
 
