@@ -75,17 +75,17 @@ class Images:
         if left == 0:
             return
         stream = current_stream(self.device)
-        pipeline = images_pipeline(
-            self.shard_set,
-            size=self.size,
-            batch_size=min(self.batch_size, left),
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.device,
-            tuning=self.tuning,
-            dtype=self.dtype,
-        )
         try:
+            pipeline = images_pipeline(
+                self.shard_set,
+                size=self.size,
+                batch_size=min(self.batch_size, left),
+                rank=self.rank,
+                world_size=self.world_size,
+                device=self.device,
+                tuning=self.tuning,
+                dtype=self.dtype,
+            )
             pipeline.build()
             pipeline.schedule_run()
             while left > 0:
@@ -100,5 +100,5 @@ class Images:
                     label_B=label_B1[:own, 0],
                     id_B=id_B1[:own, 0],
                 )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise unreadable(self.shard_set, error) from error
