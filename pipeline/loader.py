@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.dali import Pipeline
 from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
+from pipeline.loader_state import check_state, state_refused
 from pipeline.tuning import Tuning
 from pipeline.unreadable import PAUSES, allow_open_files, comes_back, unreadable
 from shards.layout import ShardSet
@@ -281,13 +282,9 @@ class Loader:
         while True:
             try:
                 return self._run()
-            except (RuntimeError, OSError) as error:
-                if self._checkpoint is not None and "checkpoint" in str(error):  # in DALI's words
-                    text = " ".join(str(error).split())[:200]
-                    raise ValueError(
-                        "DALI cannot go on from the checkpoint: another version wrote it, or it "
-                        f"was changed ({text}). Set --reshape_data true to begin the epoch again."
-                    ) from error
+            except (RuntimeError, OSError) as error:  # DALI's, or of an index that is checked first
+                if self._checkpoint is not None and (refused := state_refused(error)):
+                    raise refused from error
                 if not comes_back(self.shard_set, error, pauses, waiting=self._waiting):
                     raise unreadable(self.shard_set, error, searching=self.searching) from error
                 self._stop()
@@ -301,8 +298,8 @@ class Loader:
                 self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
             )
             built.build()
+            built.schedule_run()
             self._pipeline = built
-            self._pipeline.schedule_run()
         outputs = self._pipeline.share_outputs(current_stream(self.device))
         tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._given = True
@@ -314,22 +311,6 @@ class Loader:
         except RuntimeError:  # of a later batch: this one is whole
             self._stop()
         return tensors
-
-
-def check_state(state: Any) -> None:
-    """Refuse what is no state of a loader.
-
-    Raises:
-        ValueError: a part is missing or has another type.
-    """
-    counts = {"samples": 1, "world_size": 1, "batch_size_per_rank": 1, "epoch": 0, "step": 0}
-    if not isinstance(state, dict):
-        raise ValueError(f"the state of its loader is {str(state)[:80]}")
-    for name, least in counts.items():
-        if not (isinstance(value := state.get(name), int) and least <= value < 2**53):
-            raise ValueError(f"its loader has {name}={str(value)[:80]}")
-    if getattr(state.get("pipeline"), "dtype", None) != torch.uint8:
-        raise ValueError("its loader has no state of the pipeline")
 
 
 def current_stream(device: torch.device) -> Any:

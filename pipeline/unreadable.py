@@ -31,10 +31,7 @@ class Unreadable(ValueError):
 
 
 def unreadable(
-    shard_set: ShardSet,
-    error: RuntimeError | OSError,
-    *,
-    searching: Callable[[], object] = lambda: None,
+    shard_set: ShardSet, error: Exception, *, searching: Callable[[], object] = lambda: None
 ) -> Exception:
     """Turn DALI's failure to read or decode into an error that names the file and the remedy.
 
@@ -48,13 +45,12 @@ def unreadable(
             "here: raise the limit (ulimit -n, or sysctl vm.max_map_count), or write larger shards "
             "(--samples_per_shard)."
         )
-    if isinstance(error, OSError):  # of an index, which is read before DALI
-        return _absence(shard_set) or error
-    if "fn.decoders" not in text and "fn.readers" not in text and "peek_image_shape" not in text:
+    operators = ("fn.decoders", "fn.readers", "peek_image_shape")
+    if not isinstance(error, OSError) and not any(name in text for name in operators):
         return error
     gone = _absence(shard_set)
-    if gone is not None:
-        return gone
+    if gone is not None or isinstance(error, OSError):  # else its message has all there is to say
+        return gone or error
     sys.stderr.write(f"a sample of {shard_set.root} failed; looking for the damage …\n")
     found = explain_failure(shard_set, progress=searching)
     if found is None:  # its bytes are as written: DALI's own words are all that is known
@@ -68,7 +64,7 @@ def unreadable(
 
 def comes_back(
     shard_set: ShardSet,
-    error: RuntimeError | OSError,
+    error: Exception,
     pauses: Iterator[float],
     *,
     waiting: Callable[[str], object] = lambda _: None,
@@ -80,7 +76,7 @@ def comes_back(
 
     Args:
         shard_set: that is read.
-        error: DALI's, or of an index that DALI was to read.
+        error: DALI's, or that of reading an index.
         pauses: seconds before each look; what is left of `PAUSES`.
         waiting: told what is waited for.
 

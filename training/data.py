@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from evaluation.suite import Suite
-from pipeline.loader import Loader, check_state
+from pipeline.loader import Loader
+from pipeline.loader_state import check_state
 from pipeline.selfcheck import check_decoder, check_finish
 from pipeline.tuning import float_type
 from shards.layout import ShardSet, open_shards
