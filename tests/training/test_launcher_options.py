@@ -123,6 +123,7 @@ def test_what_the_run_s_settings_overrule_is_named(
     assert all(part in line for part, line in zip(named, lines, strict=True))
 
 
+@pytest.mark.slow
 def test_a_file_of_accelerate_compiles_nothing_behind_the_run_s_back(
     make_shard_set: MakeShardSet, tmp_path: Path
 ) -> None:

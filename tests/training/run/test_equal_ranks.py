@@ -63,6 +63,7 @@ def test_a_rank_that_reads_another_shuffle_of_the_same_images_is_refused(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_sets_and_runs_may_lie_elsewhere_on_another_machine(
     shard_set: ShardSet, tmp_path: Path
 ) -> None:
