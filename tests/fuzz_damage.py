@@ -99,7 +99,9 @@ def sealed_index(case: Path, chance: random.Random) -> None:
         words = chance.choice(lines)
         at = chance.randrange(len(words))
         if words[at].isdecimal() and chance.random() < 0.9:
-            words[at] = chance.choice([*numbers, str(int(words[at]) + chance.choice([-1, 1, 512]))])
+            words[at] = chance.choice(
+                [*numbers, str(int(words[at][:18]) + chance.choice([-1, 1, 512]))]
+            )
         else:
             words[at] = chance.choice([*numbers, "\t", "a\vb", "y.i64", "jpg", "\n", "x y", "é"])
     path.write_text("\n".join(map(" ".join, lines)) + "\n")
