@@ -27,6 +27,7 @@ from training import allocator, launcher_options, memory_forecast
 from training.bottleneck import Bottleneck
 from training.collapse import Collapse
 from training.command import run_command
+from training.config import SHARD_SETS
 from training.data import ShardSets, check_device, open_data, open_suite
 from training.guard import refuse_bad_weights
 from training.header import header, news
@@ -41,7 +42,7 @@ from training.run.begin import begin, open_writer
 from training.run.stop import TIME, Stop
 from training.run.supervise import supervised
 from training.schedule import Schedule
-from training.settings import SHARD_SETS, Settings, parse
+from training.settings import Settings, parse
 from training.state import State
 from training.step import Step
 from training.stopwatch import Stopwatch

@@ -7,6 +7,7 @@ training that nothing can be computed, `Suite` refuses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar, cast
@@ -46,17 +47,17 @@ class Evaluation:
     remarks: list[str] = field(default_factory=list)
     """What was left out, or should be known of the figures, each in a line."""
 
-    def add(self, what: str, compute: Callable[[], dict[str, float]]) -> None:
-        """Add figures; where they cannot be computed, a remark says why.
+    @contextmanager
+    def leaving_out(self, what: str) -> Iterator[None]:
+        """Go on after an error inside, with a remark that these figures are left out, and why.
 
         A run has taken days, and these figures are not all of it: no error of them ends it.
 
         Args:
-            what: the figures in words.
-            compute: returns them; on all ranks it fails alike, or waits for no other.
+            what: the figures in words. On all ranks they fail alike, or wait for no other.
         """
         try:
-            self.figures |= compute()
+            yield
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self.remarks.append(f"no {what}: {kind}{' '.join(str(error).split())}")
@@ -146,7 +147,7 @@ class Suite:
             found.append(f"no k-NN, linear probe: {train.root} has no labels")
         elif train is not None and len(train.manifest.classes) == 1:
             found.append(f"no k-NN, linear probe: {train.root} has a single class")
-        elif train is not None and train.manifest.digest() == test.manifest.digest():
+        elif train is not None and train.manifest == test.manifest:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
         return found
 
@@ -161,49 +162,44 @@ class Suite:
             probe: also fit the linear probe, which takes the longest.
         """
         found = Evaluation(remarks=self.remarks())
-        found.add("view retrieval, geometry", lambda: self._views(method))
-        queries, references = self.queries, self.references
-        if queries is not None and references is not None:
-            found.add("copy detection", lambda: self.detect_copies(method, queries, references))
+        with found.leaving_out("view retrieval, geometry"):
+            z_VAD = self.embed_views(method)
+            found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+        if self.queries is not None and self.references is not None:
+            with found.leaving_out("copy detection"):
+                found.figures |= self.detect_copies(method, self.queries, self.references)
         if self.test.manifest.classes:
-            what = "label retrieval, k-NN, linear probe"
-            found.add(what, lambda: self._labels(method, found, probe))
+            with found.leaving_out("label retrieval, k-NN, linear probe"):
+                test = self.features(method, self.test)
+                self._judge_labels(method, test, found, probe=probe)
         return found
 
-    def _views(self, method: Method) -> dict[str, float]:
-        z_VAD = self.embed_views(method)
-        return retrieval.run_views(z_VAD) | geometry.run(z_VAD)
-
-    def _labels(self, method: Method, found: Evaluation, probe: bool) -> dict[str, float]:
-        """Add the figures of labels one by one; return none of its own."""
-        test = self.features(method, self.test)
-        found.add("label retrieval", lambda: retrieval.run_labels(test))
-        train = self.train
-        if train is not None and len(train.manifest.classes) > 1:
-            found.add(
-                "k-NN, linear probe", lambda: self._classes(method, test, train, found, probe)
-            )
-        return {}
-
-    def _classes(
-        self, method: Method, test: Features, train_set: ShardSet, found: Evaluation, probe: bool
-    ) -> dict[str, float]:
-        """Add the figures of classification one by one; return none of its own."""
-        train = self.features(method, train_set)
-        found.remarks += self._shared
-        found.remarks += _unknown_classes(train, test, train_set)
-        settings = {"neighbours": self.neighbours, "temperature": self.temperature}
-        found.add("k-NN", lambda: knn.run(train, test, **settings))
-        if probe:
-            self._tell("linear probe", 0, 1)
-            found.add("linear probe", lambda: linear.run(train, test))
-        return {}
+    def _judge_labels(
+        self, method: Method, test: Features, found: Evaluation, *, probe: bool
+    ) -> None:
+        """Add the figures of labels one by one."""
+        with found.leaving_out("label retrieval"):
+            found.figures |= retrieval.run_labels(test)
+        if self.train is None or len(self.train.manifest.classes) < 2:
+            return
+        with found.leaving_out("k-NN, linear probe"):
+            train = self.features(method, self.train)
+            found.remarks += self._shared
+            found.remarks += _unknown_classes(train, test, self.train)
+            with found.leaving_out("k-NN"):
+                found.figures |= knn.run(
+                    train, test, neighbours=self.neighbours, temperature=self.temperature
+                )
+            if probe:
+                self._tell("linear probe", 0, 1)
+                with found.leaving_out("linear probe"):
+                    found.figures |= linear.run(train, test)
 
     @cached_property
     def _shared(self) -> list[str]:
         """A remark on images that are in both labelled sets; by rank 0, which speaks for all."""
         train, test = self.train, self.test
-        if self.rank > 0 or train is None or train.manifest.digest() == test.manifest.digest():
+        if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
         known = set(contents_of(train))
         shared = sum(content in known for content in contents_of(test))

@@ -19,8 +19,9 @@ from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
 from pipeline.tuning import Tuning
-from pipeline.unreadable import PAUSES, allow_open_files, comes_back, unreadable
+from pipeline.unreadable import allow_open_files, comes_back, unreadable
 from shards.layout import ShardSet
+from shards.outage import PAUSES
 
 
 @dataclass(frozen=True)

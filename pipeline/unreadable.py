@@ -13,9 +13,6 @@ from shards.layout import MANIFEST, ShardSet
 from shards.outage import Unreachable
 from shards.storage import is_remote
 
-PAUSES = (1.0, 5.0, 25.0)
-"""Seconds between attempts to read from a place that failed."""
-
 
 class Unreadable(ValueError):
     """A sample cannot be read or decoded; the text names it and says what to do.

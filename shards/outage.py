@@ -24,6 +24,8 @@ _NUMBERS = frozenset(
 )
 # Parts of types' names: the errors of botocore, aiohttp, google and azure have no more in common.
 _WORDS = ("timeout", "connection", "disconnected", "unavailable", "servicere")
+PAUSES = (1.0, 5.0, 25.0)
+"""Seconds between attempts to read from a place that is away."""
 _ANSWER = 120.0
 _seconds: float | None = _ANSWER
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import durable
+from shards.as_written import checked, read_as_written
 from shards.layout import INDEX_VERSION, Shard, ShardSet
-from shards.tar import file_of, index_lines
+from shards.tar import index_lines
 
 _BLOCK = 512  # bytes; a file in a tar begins at a multiple of it
 _THREADS = 16  # in a store, each index is a request
@@ -100,14 +101,6 @@ def _read(shard_set: ShardSet, shard: Shard) -> bytes:
         text = durable.read(Path(path))
     else:
         path = shard_set.folder.path(f"{shard.name}.idx")
-        text = shard_set.folder.read(f"{shard.name}.idx")
-        if file_of(text) != shard.index:
-            raise ValueError(
-                f"{path} is not the file that was written: its SHA-256 differs from the "
-                f"manifest. {shard_set.remedy(path)}"
-            )
-    try:
-        check_index(text, shard)
-    except ValueError as error:
-        raise ValueError(f"{path} {error}. {shard_set.remedy(path)}") from None
+        text = read_as_written(shard_set, f"{shard.name}.idx", shard.index)
+    checked(shard_set, path, lambda: check_index(text, shard))
     return text

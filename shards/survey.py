@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.as_written import checked, read_as_written
 from shards.layout import MANIFEST, Shard, ShardSet
 from shards.shard_index import lines_of
 from shards.shard_table import SampleRow, read_rows
-from shards.tar import components, file_of
+from shards.tar import components
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,8 @@ def rows_of(shard_set: ShardSet, shard: Shard) -> list[SampleRow]:
         ValueError: the table differs from the one that was written, or does not fit its set.
     """
     path, classes = shard_set.folder.path(f"{shard.name}.jsonl"), shard_set.manifest.classes
-    text = shard_set.folder.read(f"{shard.name}.jsonl")
-    if file_of(text) != shard.table:
-        raise ValueError(
-            f"{path} is not the file that was written: its SHA-256 differs from the manifest. "
-            f"{shard_set.remedy(path)}"
-        )
-    try:
-        rows = read_rows(text, shard)
-    except ValueError as error:
-        raise ValueError(f"{path} {error}. {shard_set.remedy(path)}") from None
+    text = read_as_written(shard_set, f"{shard.name}.jsonl", shard.table)
+    rows = checked(shard_set, path, lambda: read_rows(text, shard))
     largest = max((row.label for row in rows), default=-1)
     if classes and largest >= len(classes):
         raise ValueError(

@@ -97,9 +97,7 @@ def main(
             "them."
         )
     refuse_occupied(out)  # before mining takes its time
-    # Beside a folder on a disk; that of a store, here.
-    beside = Path(out).name if is_remote(out) else out.rstrip("/")
-    sheet = sheet or Path(f"{beside}.png")
+    sheet = sheet or _sheet_of(out)
     durable.check_writable(sheet=sheet)
     shard_set = open_shards(shards)
     trained = open_encoder(encoder, config=config, device=device)
@@ -172,6 +170,12 @@ def _write(
             command=shlex.join(["python", "-m", "tools.mine_pairs", *sys.argv[1:]]),
             progress=progress,
         )
+
+
+def _sheet_of(out: str) -> Path:
+    """Return the picture of a pair set: beside a folder on a disk; that of a store, here."""
+    beside = Path(out).name if is_remote(out) else out.rstrip("/")
+    return Path(f"{beside}.png")
 
 
 def _draw(

@@ -17,6 +17,13 @@ from pipeline.graph import ViewGroup
 from pipeline.setting import setting
 from pipeline.tuning import Tuning
 
+EVALUATION_SETS = (
+    *("evaluation_test", "evaluation_train", "evaluation_queries"),
+    "evaluation_references",
+)
+"""Settings that name shard sets to evaluate on."""
+SHARD_SETS = ("shards", *EVALUATION_SETS)
+"""All settings that name shard sets."""
 _LENGTH = "--seconds or --image_views"  # of a comparison
 
 
@@ -321,5 +328,9 @@ class Config:
 
 def gpu_available() -> bool:
     """Whether Accelerate will find a GPU: there is one, and its CPU switch is off."""
-    switch = os.environ.get("ACCELERATE_USE_CPU", "false").lower()
-    return switch not in ("1", "true", "yes", "on", "y", "t") and torch.cuda.is_available()
+    return not switched_on("ACCELERATE_USE_CPU") and torch.cuda.is_available()
+
+
+def switched_on(variable: str) -> bool:
+    """Whether an environment variable of Accelerate says yes, in one of its words for that."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t")

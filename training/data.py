@@ -17,14 +17,12 @@ from shards.layout import ShardSet, open_shards
 from shards.outage import Unreachable
 from shards.storage import folder_at
 from training import machine_settings
-from training.config import Config
+from training.config import EVALUATION_SETS, Config
 from training.processes import Processes
 from training.run import checkpoint, quarantine, run_folder
 from training.run.checkpoint import Checkpoint
 from training.run.failure import Phase
 from training.schedule import EpochStart, reshaped
-
-_EVALUATION = ("test", "train", "queries", "references")
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,14 @@ class ShardSets:
         """Open them, and refuse what is missing or damaged, before any device is touched."""
         whole = _open(config, "shards", config.shards)
         train, left_out = quarantine.without(config.run, whole, rank=rank)
-        names = (f"evaluation_{name}" for name in _EVALUATION)
-        located = ((name, getattr(config, name)) for name in names)
+        located = ((name, getattr(config, name)) for name in EVALUATION_SETS)
         return cls(
             train, left_out, *(_open(config, *each) if each[1] else None for each in located)
         )
 
     def by_setting(self) -> dict[str, ShardSet]:
         """Return the sets that there are, by the setting that names them."""
-        found = {f"evaluation_{name}": getattr(self, f"evaluation_{name}") for name in _EVALUATION}
+        found = {name: getattr(self, name) for name in EVALUATION_SETS}
         return {"shards": self.train} | {n: each for n, each in found.items() if each is not None}
 
 

@@ -10,10 +10,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.config import Config
+from training.config import Config, switched_on
 from training.launch import launched, started_with
 
-_TRUE = ("1", "true", "yes", "on", "y", "t")
 STRATEGIES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -52,7 +51,7 @@ def refuse(world_size: int) -> None:
             "whole batch's gradient."
         )
     for variable, strategy in STRATEGIES.items():
-        if os.environ.get(variable, "").lower() in _TRUE:
+        if switched_on(variable):
             raise ValueError(
                 f"the launcher was asked for {strategy}, by its flags or {_file()}, but a run has "
                 "the whole network on each process. Launch with --multi_gpu, or take it out of "

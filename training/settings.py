@@ -40,7 +40,6 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
 }
 EITHER_OR = (("epochs", "steps"), ("evaluate_every", "evaluations"))
 """Settings of which one at most is given: a flag replaces a recipe's other one."""
-SHARD_SETS = ("shards", *(f"evaluation_{x}" for x in ("test", "train", "queries", "references")))
 MODE = "recipe"
 _TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
 

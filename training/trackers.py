@@ -14,16 +14,15 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shards import durable
+from training.monitor import Record
 from training.processes import Processes
 from training.settings import Settings
 
 WANDB = "wandb.json"
-Record = Mapping[str, float | int | str]
 
 
 class Trackers:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
-from shards.outage import Unreachable, is_outage
+from shards.outage import PAUSES, Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
 
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -23,7 +23,6 @@ _OF_THE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 }
-_PAUSES = (1.0, 5.0, 25.0)  # seconds between attempts, while a place is away
 _DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault, not the images
 
 
@@ -52,7 +51,7 @@ class Reader:
             OSError: any other: the sample itself cannot be read.
             ValueError: the source refuses to go on.
         """
-        pauses, answered = iter(_PAUSES), False
+        pauses, answered = iter(PAUSES), False
         while True:
             try:
                 sample = self._source[position]

@@ -90,7 +90,7 @@ def test_ids_of_any_type_find_each_other(tmp_path: Path, images, annotations):
         ("train2017", FILES, lambda name: f"train2017/{name}"),
         ("train2017", FILES, lambda name: f"./{name}"),
         ("train2017", FILES, lambda name: f"images\\train2017\\{name}"),
-        ("train2017", FILES, lambda name: f"/home/me/coco/train2017/{name}"),
+        ("train2017", FILES, lambda name: f"/elsewhere/coco/train2017/{name}"),
         ("train2017", ["a/1.jpg", "a/2.png", "b/1.jpg"], str),
         ("train2017", ["a/1.jpg", "b/2.jpg", "b/3.jpg"], lambda name: name[2:]),
         ("images/train2017", FILES, str),

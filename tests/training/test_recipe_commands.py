@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from training import recipe_commands
-from training.settings import SHARD_SETS, parse
+from training.config import SHARD_SETS
+from training.settings import parse
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

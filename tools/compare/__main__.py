@@ -31,7 +31,7 @@ from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
 from tools.compare.result_tables import ENOUGH, RESULT, markdown, show
-from tools.compare.variants import EVALUATION_SETS, Variant, check_terms, variants
+from tools.compare.variants import Variant, check_terms, variants
 from training import installed
 from training.command_line import Repeated, Rest, run_function
 
@@ -147,6 +147,8 @@ def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:
 
 def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
     """Refuse shard sets and batches that no run can use; return samples by shard set."""
+    from training.config import SHARD_SETS  # imports torch, which --help does without
+
     samples: dict[str, int] = {}
     for variant in compared:
         settings = variant.resolved
@@ -155,7 +157,7 @@ def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
                 f"{variant.recipe} names no evaluation_test, so there is nothing to compare. Give "
                 "a held-out shard set: -- --evaluation_test DIR."
             )
-        for name in ("shards", *EVALUATION_SETS):
+        for name in SHARD_SETS:
             root = settings[name]
             if root is not None and root not in samples:
                 samples[root] = len(open_shards(root))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # What the recipes must agree in; --allow_differences takes these names.
 TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
-EVALUATION_SETS = tuple(f"evaluation_{name}" for name in ("train", "test", "queries", "references"))
 
 
 def _rule(name: str) -> Mapping[str, Any]:
@@ -102,6 +101,8 @@ def variants(
 
 def terms(resolved: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that recipes must agree in, by the names of TERMS."""
+    from training.config import EVALUATION_SETS  # imports torch, which --help does without
+
     looks = [{k: v for k, v in group.items() if k != "count"} for group in _groups(resolved)]
     return {
         "encoder": resolved["method"]["init_args"].get("encoder"),

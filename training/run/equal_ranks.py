@@ -13,6 +13,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
+from training.config import SHARD_SETS
 from training.data import ShardSets
 from training.processes import Processes
 from training.run.origin import versions
@@ -21,8 +22,7 @@ from training.settings import Settings
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy", "triton")
 LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 # Machines may have the sets and the run's folder at different places; sets are told by content.
-PLACES = ("shards", "run", "evaluation_test", "evaluation_train", "evaluation_queries")
-PLACES += ("evaluation_references",)
+PLACES = ("run", *SHARD_SETS)
 _NAMED = 4  # differences that a message has room for
 
 
