@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def started(launcher: int, *, rank: int) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-            if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
-                return int(child)
+            with suppress(OSError):  # some children end as soon as they have said something
+                if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
+                    return int(child)
         time.sleep(0.01)
     raise AssertionError("no such rank")
