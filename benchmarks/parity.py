@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.augment import Augment, Blur, Color, Draw, Policy, SimCLRViews, Solarize
-from pipeline.augment.crop import Boxes, Resampling, cut
+from pipeline.augment.crop import Boxes, Resampling, cut, mirror
 from pipeline.dali import DataNode, Pipeline, fn, types
 from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
@@ -100,16 +100,16 @@ class FixedColor(Color):
 
     at: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
 
-    def factors(self, draw: Draw) -> tuple[DataNode, ...]:
+    def factors(self, units: Sequence[Any]) -> tuple[Any, ...]:
         """Return the given brightness, contrast, saturation and hue for every view."""
-        return tuple(draw.uniform(value, value) for value in self.at)
+        return tuple(value + 0 * unit for value, unit in zip(self.at, units, strict=False))
 
 
 class DrawRecorder(Draw):
-    """Keeps what is drawn."""
+    """Keeps what the blur draws."""
 
-    def __init__(self, views: int, seed: tuple[int, ...]) -> None:
-        super().__init__(views, seed)
+    def __init__(self, views: int, seed: tuple[int, ...], *, size: int) -> None:
+        super().__init__(views, seed, size=size)
         self.drawn: list[DataNode] = []
 
     def uniform(self, low: float, high: float) -> DataNode:
@@ -117,9 +117,9 @@ class DrawRecorder(Draw):
         self.drawn.append(super().uniform(low, high))
         return self.drawn[-1]
 
-    def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
-        """See `Draw.coin`."""
-        self.drawn.append(super().coin(probability, trailing=trailing))
+    def choice(self, probability: float, *, chosen: int, otherwise: int) -> DataNode:
+        """See `Draw.choice`."""
+        self.drawn.append(super().choice(probability, chosen=chosen, otherwise=otherwise))
         return self.drawn[-1]
 
 
@@ -128,7 +128,7 @@ def in_dali(augment: Augment, views_NHWC: Tensor) -> Tensor:
 
     def graph() -> Sequence[DataNode]:
         frames = fn.reshape(types.Constant(views_NHWC.numpy()), layout="FHWC")
-        return [augment.apply(frames, Draw(len(views_NHWC), (0,)))]
+        return [augment.apply(frames, Draw(len(views_NHWC), (0,), size=SIZE))]
 
     pipe = Pipeline(batch_size=1, num_threads=2, device_id=None)
     with pipe:
@@ -201,10 +201,9 @@ def our_crops(
     """Return the same crops of this pipeline, uint8 [V, SIZE, SIZE, 3] of each picture."""
 
     def graph(image: DataNode, box: DataNode) -> Sequence[DataNode]:
-        at = Boxes(*(box[:, side] for side in range(5)))
-        return [
-            cut(image, at, views=VIEWS, size=SIZE, resampling=resampling, minibatch=len(pictures))
-        ]
+        boxes, draw = Boxes(box[:, :2], box[:, :2] + box[:, 2:4]), Draw(VIEWS, (0,), size=SIZE)
+        views = cut(image, boxes, draw, resampling=resampling, minibatch=len(pictures))
+        return [mirror(views, box[:, 4] > 0)]
 
     return run(graph, pictures, boxes)[0]
 
@@ -379,31 +378,43 @@ def exact(policy: Policy) -> Policy:
 
 
 def our_chain(
-    pictures: Sequence[Picture], policy: Policy, late: Sequence[Augment]
+    pictures: Sequence[Picture], policy: Policy, *, late: bool
 ) -> tuple[Tensor, dict[str, NDArray[np.float32]]]:
     """Return the views [N·V, SIZE, SIZE, 3] in 0..255, and all that was drawn for them, [N·V]."""
     shapes = [np.array(p.shape[:2], dtype=np.int64) for p in pictures]
-    names = ["top", "left", "height", "width", "mirrored"]
-    colors = ["jitter", "gray", "brightness", "contrast", "saturation", "hue"]
-    names += [*colors, "blurred", "sigma"]
 
     def graph(image: DataNode, shape: DataNode) -> Sequence[DataNode]:
-        draw = DrawRecorder(VIEWS, (0,))
+        draw = DrawRecorder(VIEWS, (0,), size=SIZE)
         boxes = policy.crop.draw(shape, draw)
-        views = cut(
-            image, boxes, views=VIEWS, size=SIZE, resampling="resize", minibatch=len(pictures)
-        )
-        views, factors = policy.augment(views, draw, late=late)
-        sides = [boxes.top, boxes.left, boxes.height, boxes.width]
-        return [views, *sides, *draw.drawn, *([] if factors is None else [factors])]
+        views = cut(image, boxes, draw, resampling="resize", minibatch=len(pictures))
+        views, units = policy.augment(views, draw, late=late)
+        return [views, boxes.begin, boxes.end, units, *draw.drawn]
 
-    views, *rest = (np.concatenate(output) for output in run(graph, pictures, shapes))
-    drawn = dict(zip(names, rest, strict=False))
-    if not late:
-        return torch.from_numpy(views).float(), drawn
-    pixels = torch.from_numpy(views)
-    finished = Finish(late, dtype=torch.float32)(pixels.flatten(1, 2), torch.from_numpy(rest[-1]))
-    return unnormalised(finished).view(pixels.shape), drawn
+    views, begin, end, units, window, sigma = (
+        torch.from_numpy(np.concatenate(output)) for output in run(graph, pictures, shapes)
+    )
+    mirrored, factors = policy.late_factors(units)
+    color = next(a for a in policy.augments if isinstance(a, Color))
+    _, jitter, gray, *_ = units.unbind(1)
+    in_color = replace(color, grayscale=0).factors(units[:, 1:7].unbind(1))
+    assert mirrored is not None
+    drawn = {
+        "top": begin[:, 0],
+        "left": begin[:, 1],
+        "height": (end - begin)[:, 0],
+        "width": (end - begin)[:, 1],
+        "mirrored": mirrored,
+        "jitter": jitter < color.jitter,
+        "gray": gray < color.grayscale,
+        **dict(zip(("brightness", "contrast", "saturation", "hue"), in_color, strict=True)),
+        "blurred": window > 1,
+        "sigma": sigma,
+    }
+    if late:
+        finish = Finish(policy.late, dtype=torch.float32)
+        finished = finish(views.flatten(1, 2), factors, mirrored)
+        views = unnormalised(finished).view(views.shape)
+    return views.float(), {name: values.float().numpy() for name, values in drawn.items()}
 
 
 def torchvision_chain(
@@ -453,10 +464,9 @@ def torchvision_chain(
 def chain_rows(pictures: Sequence[Picture]) -> list[ParityRow]:
     """Compare all of SimCLR, and torchvision with itself in other orders."""
     policy, parameters = SimCLRViews(), "drawn, strength 1"
-    ours, drawn = our_chain(pictures, policy, policy.late)
-    dali, _ = our_chain(pictures, policy, ())
-    precise = exact(policy)
-    hsv, _ = our_chain(pictures, precise, precise.late)
+    ours, drawn = our_chain(pictures, policy, late=True)
+    dali, _ = our_chain(pictures, policy, late=False)
+    hsv, _ = our_chain(pictures, exact(policy), late=True)
     theirs = torchvision_chain(pictures, drawn)
     return [
         ParityRow("SimCLR, default", parameters, error([(ours, theirs)]), error([(dali, theirs)])),

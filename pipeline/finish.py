@@ -1,6 +1,6 @@
 """The last pass over the views: from DALI's uint8 to what an encoder reads.
 
-    uint8 views ─▶ colours ─▶ clamp to 0..255 ─▶ solarise ─▶ normalise ─▶ float32, float16, bfloat16
+    uint8 views ─▶ flip ─▶ colours ─▶ clamp to 0..255 ─▶ solarise ─▶ normalise ─▶ float32, 16 bits
 
 It is one pass on the training stream instead of two or three inside DALI. It reads a byte and
 writes a float for each value, and DALI's queue holds bytes. On a GPU it is one Triton kernel
@@ -54,30 +54,37 @@ class Finish:
         self._pool = _Pool()
         self._local = threading.local()
 
-    def __call__(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+    def __call__(
+        self, pixels_NPC: Tensor, factors_NF: Tensor | None, mirrored_N: Tensor | None = None
+    ) -> Tensor:
         """Return the finished views, [N, P, C]; on a GPU, queued on the current stream.
 
         Args:
             pixels_NPC: uint8, N views of P pixels of three channels.
-            factors_NF: from `Policy.augment`; None if no augmentation is late.
+            factors_NF: of the late augmentations (`Policy.late_factors`); None if there are none.
+            mirrored_N: whether left and right of a view, which is square then, are exchanged;
+                None: of no view.
         """
         # Leave inference mode: it would not reach the workers' threads.
         with torch.inference_mode(False), torch.no_grad():
             if pixels_NPC.is_cuda:
-                return self.by_triton(pixels_NPC, factors_NF)
+                return self.by_triton(pixels_NPC, factors_NF, mirrored_N)
             maps = None
             if self.color is not None:
                 assert factors_NF is not None
                 maps = self._maps(factors_NF, _block(pixels_NPC.shape[1]))
-            return self._on_cpu(pixels_NPC, factors_NF, maps)
+            return self._on_cpu(pixels_NPC, factors_NF, mirrored_N, maps)
 
-    def by_triton(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
+    def by_triton(
+        self, pixels_NPC: Tensor, factors_NF: Tensor | None, mirrored_N: Tensor | None = None
+    ) -> Tensor:
         """Return the finished views by one kernel, on a GPU or by Triton's interpreter."""
         from pipeline.finish_kernel import finish_on_gpu  # here: it needs Triton
 
         return finish_on_gpu(
             pixels_NPC,
-            self._rows(pixels_NPC, factors_NF),
+            self._rows(pixels_NPC, factors_NF, mirrored_N),
+            side=math.isqrt(pixels_NPC.shape[1]) if mirrored_N is not None else 0,
             mean=MEAN,
             std=STD,
             dtype=self.dtype,
@@ -86,9 +93,11 @@ class Finish:
             solarize=self.solarize is not None,
         )
 
-    def _rows(self, pixels_NPC: Tensor, factors_NF: Tensor | None) -> Tensor:
-        """Return a row of 12 numbers a view: the map, its shift, the hue, the threshold."""
-        row_NR = torch.zeros(len(pixels_NPC), 12, device=pixels_NPC.device)
+    def _rows(
+        self, pixels_NPC: Tensor, factors_NF: Tensor | None, mirrored_N: Tensor | None
+    ) -> Tensor:
+        """Return 13 numbers a view: the map, its shift, the hue, the threshold, mirrored or not."""
+        row_NR = torch.zeros(len(pixels_NPC), 13, device=pixels_NPC.device)
         if self.color is not None:
             assert factors_NF is not None
             map_N33, lift_N = self.color_maps(factors_NF)
@@ -98,10 +107,16 @@ class Finish:
         if self.solarize is not None:
             assert factors_NF is not None
             row_NR[:, 11] = factors_NF[:, -1]
+        if mirrored_N is not None:
+            row_NR[:, 12] = mirrored_N
         return row_NR
 
     def _on_cpu(
-        self, pixels_NPC: Tensor, factors_NF: Tensor | None, maps: tuple[Tensor, Tensor] | None
+        self,
+        pixels_NPC: Tensor,
+        factors_NF: Tensor | None,
+        mirrored_N: Tensor | None,
+        maps: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Finish the views chunk by chunk, each from cache to cache by one thread.
 
@@ -115,6 +130,8 @@ class Finish:
             part = slice(begin, min(views, begin + chunk))
             x_NPC, y_NPC = self._scratch(chunk, pixels)[:, : part.stop - begin]
             x_NPC.copy_(pixels_NPC[part])
+            if mirrored_N is not None:
+                _mirror(x_NPC, mirrored_N[part])
             if self.dtype == torch.float32:
                 y_NPC = out_NPC[part]
             self._finish(
@@ -251,6 +268,14 @@ def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
     for channel, part in enumerate((r, g, b)):
         out_NPC[..., channel] = torch.addcmul(low, chroma, part, out=part)
     return out_NPC
+
+
+def _mirror(x_NPC: Tensor, mirrored_N: Tensor) -> None:
+    """Exchange left and right of some views, which are square, in place."""
+    side = math.isqrt(x_NPC.shape[1])
+    x_NHWC = x_NPC.unflatten(1, (side, side))
+    for view in torch.nonzero(mirrored_N)[:, 0].tolist():
+        x_NHWC[view] = x_NHWC[view].flip(1)
 
 
 @cache

@@ -17,6 +17,7 @@ def finish_on_gpu(
     pixels_NPC: Tensor,
     row_NR: Tensor,
     *,
+    side: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     dtype: torch.dtype,
@@ -28,7 +29,9 @@ def finish_on_gpu(
 
     Args:
         pixels_NPC: uint8, N views of P pixels of three channels.
-        row_NR: 12 numbers a view: the 9 of its colour map, its shift, the hue, the threshold.
+        row_NR: 13 numbers a view: the 9 of its colour map, its shift, the hue, the threshold, and 1
+            if it is mirrored.
+        side: of a view, in pixels; 0: no view is mirrored.
         mean: of the channels, in 0..255.
         std: of the channels, in 0..255.
         dtype: of the result.
@@ -46,11 +49,13 @@ def finish_on_gpu(
             row_NR,
             out_NPC,
             pixels,
+            side,
             *mean,
             *std,
             COLOR=color,
             HSV=hsv,
             SOLARIZE=solarize,
+            MIRROR=side > 0,
             BLOCK=_PIXELS,
         )
     return out_NPC
@@ -62,6 +67,7 @@ def _finish(
     rows,
     target,
     pixels,
+    side,
     mean_r,
     mean_g,
     mean_b,
@@ -71,16 +77,21 @@ def _finish(
     COLOR: tl.constexpr,
     HSV: tl.constexpr,
     SOLARIZE: tl.constexpr,
+    MIRROR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     view = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    at = (view * pixels + pixel) * 3
-    row = rows + view * 12
-    r = tl.load(source + at, mask=inside, other=0).to(tl.float32)
-    g = tl.load(source + at + 1, mask=inside, other=0).to(tl.float32)
-    b = tl.load(source + at + 2, mask=inside, other=0).to(tl.float32)
+    row = rows + view * 13
+    seen = pixel
+    if MIRROR:
+        turned = pixel + side - 1 - 2 * (pixel % side)
+        seen = tl.where(tl.load(row + 12) != 0, turned, pixel)
+    of = (view * pixels + seen) * 3
+    r = tl.load(source + of, mask=inside, other=0).to(tl.float32)
+    g = tl.load(source + of + 1, mask=inside, other=0).to(tl.float32)
+    b = tl.load(source + of + 2, mask=inside, other=0).to(tl.float32)
     if COLOR:
         shift = tl.load(row + 9)
         red = r * tl.load(row) + g * tl.load(row + 3) + b * tl.load(row + 6) + shift
@@ -108,6 +119,7 @@ def _finish(
         r = tl.where(r >= threshold, 255 - r, r)
         g = tl.where(g >= threshold, 255 - g, g)
         b = tl.where(b >= threshold, 255 - b, b)
+    at = (view * pixels + pixel) * 3
     tl.store(target + at, (r - mean_r) / std_r, mask=inside)
     tl.store(target + at + 1, (g - mean_g) / std_g, mask=inside)
     tl.store(target + at + 2, (b - mean_b) / std_b, mask=inside)

@@ -6,9 +6,13 @@
 A sample of a pair set (see `shards.source.pairs`) has two images. Both are decoded, and views are
 cut from the image and its partner in turn (see `pipeline.partners`); the rest is the same.
 
-These are descriptions: `Loader` and `Images` run them. `pipeline.finish` then does the colours,
-solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers are drawn
-on the CPU, so that the same program runs without a GPU and sees the same views.
+These are descriptions: `Loader` and `Images` run them. `pipeline.finish` then does the flips,
+colours, solarisation and normalisation, or nothing with `Tuning.finish="dali"`. All random numbers
+are drawn by the CPU, so that the same program runs without a GPU and sees the same views.
+
+DALI runs the operators of the CPU one at a time, a quarter of a millisecond each at a batch of 256,
+and a GPU waits for the last of them. So they are few, and their number hardly grows with V (see
+docs/performance.md): a crop is drawn by the operator that cuts it, and factors are reckoned later.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Literal
 import torch
 
 from pipeline.augment import Draw, Policy
+from pipeline.augment.augment import seed_of
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
 from pipeline.normalisation import MEAN, STD
@@ -29,6 +34,7 @@ from pipeline.read import decode, decode_surroundings, read, shape_of
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 
+GRAPH = 2  # raise it whenever other operators draw: no state of an older graph fits then
 MANY_VIEWS = 12  # on a GPU, one operator makes all views of a larger group
 FEW_VIEWS = 2  # so few crops leave out enough of an image to decode their surroundings only
 
@@ -108,9 +114,9 @@ def views_pipeline(
 ) -> Pipeline:
     """Build the training graph of one rank.
 
-    It outputs, for each group, [B, V·size, size, 3] uint8, and if an augmentation is late, its
-    factors [B, V, F] float32 (`Policy.augment`); with `tuning.finish="dali"` instead finished views
-    in `dtype`. Ids and labels follow, int64 [B, 1]. All are on `device`.
+    It outputs, for each group, [B, V·size, size, 3] uint8 and the units of the views, float32
+    [B, V, U] (see `Policy`); with `tuning.finish="dali"` finished views in `dtype` alone. Ids and
+    labels follow, int64 [B, 1]. All are on `device`.
 
     Args:
         shard_set: where the samples come from.
@@ -146,7 +152,7 @@ def views_pipeline(
             random_shuffle=True,
             # A buffer larger than the part would hold samples of the epochs after it.
             initial_fill=min(settings.shuffle_buffer, part),
-            seed=Draw(1, (seed, rank, 0)).seed(),
+            seed=seed_of(seed, rank, 0),
             # The shards' order changes every epoch, equally on all ranks: parts stay disjoint.
             shuffle_after_epoch=True,
             shuffle_after_epoch_seed=seed % 2**31,
@@ -155,17 +161,26 @@ def views_pipeline(
             # All ranks have the same number of batches an epoch; `Loader` drops the padded one.
             pad_last_batch=True,
         )
-        draws = [Draw(group.count, (seed, rank, 1 + g)) for g, group in enumerate(groups)]
+        draws = [
+            Draw(group.count, (seed, rank, 1 + g), size=group.size)
+            for g, group in enumerate(groups)
+        ]
         # A single image's crops are the first draws from its group's stream. Of two images, each
         # has a stream for its share of the group's views.
         by_image = [dict(enumerate(draws))]
         if images > 1:
             by_image = [
-                {g: Draw(views, (seed, rank, 1 + g, 1 + i)) for g, views in share.items()}
+                {
+                    g: Draw(views, (seed, rank, 1 + g, 1 + i), size=groups[g].size)
+                    for g, views in share.items()
+                }
                 for i, share in enumerate(shares([group.count for group in groups], images))
             ]
+        resamplings: list[Resampling] = [
+            group.resampling_for(shard_set, settings.device)[0] for group in groups
+        ]
         sources = [
-            _source(image, groups, crops, gpu, tuning, cache_mib)
+            _source(image, groups, crops, resamplings, gpu, tuning, cache_mib)
             for image, crops in zip(stored, by_image, strict=True)
             if crops and stage != "read"
         ]
@@ -173,7 +188,7 @@ def views_pipeline(
         if stage == "decode":
             outputs += [source.image for source in sources]
         elif stage == "augment":
-            outputs += _views(shard_set, sources, groups, draws, settings)
+            outputs += _views(sources, groups, draws, resamplings, settings)
         pipeline.set_outputs(*outputs, *((id_B.gpu(), label_B.gpu()) if gpu else (id_B, label_B)))
     return pipeline
 
@@ -183,64 +198,67 @@ class _Source:
     """A decoded image, or the part of it that its crops need."""
 
     image: DataNode
+    draws: dict[int, Draw]
+    """The random numbers of its crops, {view group: draw}; a group may have no crop of it."""
     boxes: dict[int, Boxes]
-    """Its crops, {view group: crops}; a group may have no crop of it."""
-    views: dict[int, int]
-    """The number of its crops, {view group: number}."""
+    """Those crops that had to be drawn before they are cut, {view group: crops}."""
 
 
 def _source(
     stored: list[DataNode],
     groups: Sequence[ViewGroup],
     draws: dict[int, Draw],
+    resamplings: Sequence[Resampling],
     gpu: bool,
     tuning: Tuning,
     cache_mib: int,
 ) -> _Source:
-    """Draw the crops of an image and decode it; `draws` is {view group: its draw}."""
-    shape = shape_of(stored)
-    boxes = {g: groups[g].policy.crop.draw(shape, draw) for g, draw in draws.items()}
-    views = {g: draw.views for g, draw in draws.items()}
-    if not gpu and len(stored) == 1 and sum(views.values()) <= FEW_VIEWS:
-        sizes = [groups[g].size for g in boxes]
-        image, moved = decode_surroundings(stored[0], shape, list(boxes.values()), sizes)
-        return _Source(image, dict(zip(boxes, moved, strict=True)), views)
-    return _Source(decode(stored, gpu, tuning, cache_mib=cache_mib), boxes, views)
+    """Decode an image, or what its crops need of it; `draws` is {view group: its draw}."""
+    views = sum(draw.views for draw in draws.values())
+    partly = not gpu and len(stored) == 1 and views <= FEW_VIEWS
+    before = {g: draw for g, draw in draws.items() if partly or resamplings[g] != "resize"}
+    boxes: dict[int, Boxes] = {}
+    if before:
+        shape = shape_of(stored)
+        boxes = {g: groups[g].policy.crop.draw(shape, draw) for g, draw in before.items()}
+        if partly:
+            image, boxes = decode_surroundings(stored[0], shape, boxes, draws)
+            return _Source(image, draws, boxes)
+    return _Source(decode(stored, gpu, tuning, cache_mib=cache_mib), draws, boxes)
 
 
 def _views(
-    shard_set: ShardSet,
     sources: Sequence[_Source],
     groups: Sequence[ViewGroup],
     draws: Sequence[Draw],
+    resamplings: Sequence[Resampling],
     settings: GraphSettings,
 ) -> list[DataNode]:
     """Return the outputs of all view groups; see `views_pipeline`."""
-    tuning = settings.tuning
-    assert tuning.minibatch is not None
+    fused, minibatch = settings.tuning.finish == "fused", settings.tuning.minibatch
+    assert minibatch is not None
     outputs: list[DataNode] = []
     in_turn = deque(sources)  # a group's first view is cut from the first of them
     for g, (group, draw) in enumerate(zip(groups, draws, strict=True)):
-        cuts = [
-            cut(
-                source.image,
-                source.boxes[g],
-                views=source.views[g],
-                size=group.size,
-                resampling=group.resampling_for(shard_set, settings.device)[0],
-                minibatch=tuning.minibatch,
-            )
-            for source in in_turn
-            if g in source.boxes
-        ]
+        cuts: list[DataNode] = []
+        for source in in_turn:
+            if g in source.boxes:
+                boxes, resampling = source.boxes[g], resamplings[g]
+                crops = source.draws[g]
+                cuts.append(
+                    cut(source.image, boxes, crops, resampling=resampling, minibatch=minibatch)
+                )
+            elif g in source.draws:
+                crop = group.policy.crop
+                cuts.append(crop.draw_and_cut(source.image, source.draws[g], minibatch=minibatch))
         views = alternate(cuts, views=group.count, size=group.size)
-        late = group.policy.late if tuning.finish == "fused" else ()
-        views, factors = group.policy.augment(views, draw, late=late)
+        views, units = group.policy.augment(views, draw, late=fused)
         # Frames become rows, at no cost.
         views = fn.reshape(views, shape=[group.count * group.size, group.size, 3], layout="HWC")
-        outputs.append(views if tuning.finish == "fused" else _normalise(views, settings.dtype))
-        if factors is not None:
-            outputs.append(factors.gpu() if settings.gpu else factors)
+        if fused:
+            outputs += [views, units.gpu() if settings.gpu else units]
+        else:
+            outputs.append(_normalise(views, settings.dtype))
         in_turn.rotate(-group.count)
     return outputs
 

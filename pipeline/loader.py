@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.dali import Pipeline
 from pipeline.finish import Finish, one_threaded
-from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
+from pipeline.graph import GRAPH, GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, comes_back, unreadable
@@ -186,8 +186,8 @@ class Loader:
             frames = rows.unflatten(1, (group.count, group.size))
             if finish is not None:
                 pixels_NPC = frames.flatten(0, 1).flatten(1, 2)
-                factors_NF = next(left).flatten(0, 1) if group.policy.late else None
-                frames = finish(pixels_NPC, factors_NF).view_as(frames)
+                mirrored_N, factors_NF = group.policy.late_factors(next(left).flatten(0, 1))
+                frames = finish(pixels_NPC, factors_NF, mirrored_N).view_as(frames)
             views.append(frames.permute(1, 0, 4, 2, 3))
         id_B, label_B = (column.squeeze(1) for column in left)
         return Batch(views=tuple(views), id_B=id_B, label_B=label_B)
@@ -205,7 +205,8 @@ class Loader:
     def differences(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return {name: value of this loader} for all that `load_state_dict` would refuse."""
         # A state that lacks a name is older than the name; its configuration was the same.
-        return {n: here for n, here in self._identity().items() if state.get(n, here) != here}
+        older = self._identity() | {"graph": 1}
+        return {n: here for n, here in self._identity().items() if state.get(n, older[n]) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; only before the first batch.
@@ -221,6 +222,12 @@ class Loader:
                     "far: its manifest differs, though not in the number of samples. Give that "
                     "shard set, or a new --run, or set --reshape_data true to begin the epoch "
                     "again with this one."
+                )
+            if name == "graph":
+                raise ValueError(
+                    "another version of viewrank wrote the checkpoint, and its pipeline drew other "
+                    "random numbers. Continue with that version, or set --reshape_data true to "
+                    "begin the epoch again."
                 )
             raise ValueError(
                 f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
@@ -264,6 +271,7 @@ class Loader:
             "batch_size_per_rank": self.batch_size_per_rank,
             "shuffle_buffer": self._settings.shuffle_buffer,
             # Another graph would restore the random state of other operators.
+            "graph": GRAPH,
             "finish": self.tuning.finish,
             "decode": self.tuning.decode,
         }

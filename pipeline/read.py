@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
+from pipeline.augment.augment import Draw
 from pipeline.augment.crop import Boxes
 from pipeline.dali import DataNode, fn, math, types
 from pipeline.tuning import Tuning
@@ -96,32 +97,30 @@ def decode(stored: list[DataNode], gpu: bool, tuning: Tuning, *, cache_mib: int 
 
 
 def decode_surroundings(
-    encoded: DataNode, shape: DataNode, boxes: Sequence[Boxes], sizes: Sequence[int]
-) -> tuple[DataNode, list[Boxes]]:
+    encoded: DataNode, shape: DataNode, boxes: dict[int, Boxes], draws: dict[int, Draw]
+) -> tuple[DataNode, dict[int, Boxes]]:
     """Return the smallest part of an image that all crops need, and the crops' boxes in it.
+
+    Both `boxes` and `draws` are by view group.
 
     It is bit for bit the part of the whole image. It includes the pixels beyond a crop's edges that
     the filter for scaling down reads: only the rounding of coordinates changes the crops.
     """
-    anchor, extent = [], []
-    for axis, (begin, length) in enumerate((("top", "height"), ("left", "width"))):
-        first, last = fn.cast(shape[axis], dtype=types.FLOAT), 0.0
-        for box, size in zip(boxes, sizes, strict=True):
-            begin_V, length_V = getattr(box, begin), getattr(box, length)
-            reach_V = 1 + length_V / size
-            first = math.min(first, fn.reductions.min(begin_V - reach_V))
-            last = math.max(last, fn.reductions.max(begin_V + length_V + reach_V))
-        first = math.max(math.floor(first), 0.0)
-        anchor.append(first)
-        extent.append(math.min(math.ceil(last), shape[axis]) - first)
+    firsts, lasts = [], []
+    for group, box in boxes.items():
+        reach_V2 = 1 + (box.end - box.begin) / draws[group].size
+        firsts.append(fn.reductions.min(box.begin - reach_V2, axes=[0]))
+        lasts.append(fn.reductions.max(box.end + reach_V2, axes=[0]))
+    first_2 = math.max(math.floor(reduce(math.min, firsts)), 0.0)
+    last_2 = math.min(math.ceil(reduce(math.max, lasts)), shape)
     image = fn.decoders.image_slice(
         encoded,
-        fn.stack(*anchor),
-        fn.stack(*extent),
+        first_2,
+        last_2 - first_2,
         axis_names="HW",
         normalized_anchor=False,
         normalized_shape=False,
         device="cpu",
         output_type=types.RGB,
     )
-    return image, [box.moved(*anchor) for box in boxes]
+    return image, {group: box.moved(first_2) for group, box in boxes.items()}

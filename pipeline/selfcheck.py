@@ -157,10 +157,12 @@ def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: to
         kinds = [type(augment).__name__ for augment in late]
         columns = ([0, 1, 2, 3] if "Color" in kinds else []) + ([4] if "Solarize" in kinds else [])
         given = factors[:, columns] if columns else None
-        expected = Finish(late, dtype=torch.float32)(pixels, given)
+        mirrored = torch.arange(16) % 2 == 1
+        expected = Finish(late, dtype=torch.float32)(pixels, given, mirrored)
         on_device = None if given is None else given.to(device)
         try:
-            found = Finish(late, dtype=dtype)(pixels.to(device), on_device).float().cpu()
+            finish = Finish(late, dtype=dtype)
+            found = finish(pixels.to(device), on_device, mirrored.to(device)).float().cpu()
         except Exception as error:  # of Triton, or of the compiler that it calls
             raise ValueError(
                 f"the last pass's kernel does not run here ({' '.join(str(error).split())[:200]}). "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 
 class Guard:
@@ -26,7 +26,8 @@ class Guard:
         method: whose buffers (statistics of batch norm, queues) and moving averages are kept over
             a step. Buffers are moved beside each other in memory, so that this is one copy for all
             of a type.
-        optimizer: as PyTorch made it, not as Accelerate wrapped it.
+        optimizer: one that skips a step by `found_inf`, as PyTorch's fused ones and `LARS` do; not
+            as Accelerate wrapped it.
         scaled: whether a loss scaler skips these steps by itself, as under fp16.
     """
 
@@ -38,8 +39,6 @@ class Guard:
         self._buffers = [*_side_by_side(buffers), *fixed]
         self._kept = [torch.empty_like(buffer, requires_grad=False) for buffer in self._buffers]
         self._scaled = scaled
-        # Fused AdamW and SGD ask `found_inf` in their kernels; for others weights are put back.
-        self._asks = isinstance(optimizer, Adam | SGD)
         if isinstance(optimizer, SGD):
             _begin_momentum(optimizer)
         device = self._parameters[0].device
@@ -82,17 +81,9 @@ class Guard:
         bad = self._bad = ~norm.isfinite()
         if self._scaled:
             optimizer.step()
-        elif self._asks:
+        else:
             self._optimizer.found_inf, self._optimizer.grad_scale = bad.float(), None
             optimizer.step()
-        else:
-            tensors = [*self._parameters, *_state(self._optimizer)]
-            kept = [tensor.detach().clone() for tensor in tensors]
-            optimizer.step()
-            _put_back(tensors, kept, bad)
-            known = set(map(id, tensors))  # what the first step made begins at zero
-            made = [tensor for tensor in _state(self._optimizer) if id(tensor) not in known]
-            _put_back(made, [torch.zeros_like(tensor) for tensor in made], bad)
         self.skipped += bad
         self.in_a_row.add_(1).mul_(bad)
 
@@ -130,11 +121,6 @@ def _put_back(tensors: Sequence[Tensor], kept: Sequence[Tensor], bad: Tensor) ->
     with torch.no_grad():
         for tensor, before in zip(tensors, kept, strict=True):
             tensor.copy_(torch.where(bad, before, tensor))
-
-
-def _state(optimizer: Optimizer) -> list[Tensor]:
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _begin_momentum(optimizer: SGD) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.lars import LARS
+
 
 def build_optimizer(
     module: nn.Module,
@@ -37,17 +39,14 @@ def build_optimizer(
         decaying = {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay}
         # Scales and offsets of norms, and biases; lars does not adapt their rate either.
         others = {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0}
-        if name == "lars":  # by itself timm adapts only what decays: SGD at 200 times its rate
-            decaying["always_adapt"] = True
+        if name == "lars":
+            others["adapts"] = False
         groups += [{**group, "scheduled": scheduled} for group in (decaying, others)]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
-    from timm.optim.lars import Lars  # here, because importing timm takes a second
-
-    settings: Any = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    return Lars(groups, **settings)  # its annotations say int
+    return LARS(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

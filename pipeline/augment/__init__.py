@@ -6,6 +6,7 @@ then offered by `--help`, in recipes and to the tests that every augmentation mu
 
 from pipeline.augment.augment import Augment as Augment
 from pipeline.augment.augment import Draw as Draw
+from pipeline.augment.augment import PixelAugment as PixelAugment
 from pipeline.augment.blur import Blur as Blur
 from pipeline.augment.color import Color as Color
 from pipeline.augment.crop import Crop as Crop

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.augment.augment import Augment, Draw, check_interval, check_probability
 from pipeline.dali import DataNode, fn, math, types
 
-_FARTHEST = 512  # pixels from the middle of a window; no window is so wide
+_NO_SPREAD = 1e-3  # pixels: so narrow a bell is one pixel, exactly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +39,20 @@ class Blur(Augment):
         """See `Augment.apply`."""
         if self.probability == 0:
             return views
-        blurred, sigma = draw.coin(self.probability), draw.uniform(*self.sigma)
-        # Computed in the graph: an augmentation does not know the size of its views.
-        radius = views.shape()[1] // 20 if self.window is None else self.window // 2
+        radius = draw.size // 20 if self.window is None else self.window // 2
+        # A window of one pixel is exactly the identity.
+        window = draw.choice(self.probability, chosen=1 + 2 * radius, otherwise=1)
+        sigma = draw.uniform(*self.sigma)
         if views.device == "gpu":
-            # A window of one pixel is exactly the identity.
-            window = fn.cast(1 + 2 * blurred * radius, dtype=types.INT32)
             return fn.gaussian_blur(
                 views, sigma=fn.per_frame(sigma), window_size=fn.per_frame(window)
             )
         # On the CPU two general filters take a quarter of gaussian_blur's time; they round once
         # more, between the two.
-        offset_W = fn.slice(
-            types.Constant(np.arange(-_FARTHEST, _FARTHEST + 1, dtype=np.float32)),
-            _FARTHEST - radius,
-            2 * radius + 1,
-            axes=[0],
-        )
-        offset_1W = fn.reshape(offset_W, shape=[1, -1])
-        sigma_V1, blurred_V1 = (fn.reshape(x, shape=[-1, 1]) for x in (sigma, blurred))
-        bell_VW = math.exp(offset_1W * offset_1W / (-2 * sigma_V1 * sigma_V1))
-        bell_VW = bell_VW / fn.reductions.sum(bell_VW, axes=[1], keep_dims=True)
-        kernel_VW = blurred_V1 * bell_VW + (1 - blurred_V1) * (offset_1W == 0)
+        offset_1W = np.arange(-radius, radius + 1, dtype=np.float32)[None]
+        spread_V1 = fn.reshape(math.max(sigma * (window > 1), _NO_SPREAD), shape=[-1, 1])
+        bell_VW = math.exp(types.Constant(-offset_1W * offset_1W / 2) / (spread_V1 * spread_V1))
+        kernel_VW = bell_VW / fn.reductions.sum(bell_VW, axes=[1], keep_dims=True)
         for shape in ([draw.views, 1, -1], [draw.views, -1, 1]):
             views = fn.filter(views, fn.per_frame(fn.reshape(kernel_VW, shape=shape)))
         return views

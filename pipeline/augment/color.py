@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.augment.augment import Augment, Draw, check_probability
+from pipeline.augment.augment import PixelAugment, check_probability
 from pipeline.dali import DataNode, fn, types
 
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B: ITU-R BT.601
 
 
 @dataclass(frozen=True, kw_only=True)
-class Color(Augment):
+class Color(PixelAugment):
     """Brightness, contrast, saturation and hue change together; some views lose their colour.
 
     It is one linear map of RGB and one rounding. torchvision's ColorJitter makes four passes in a
@@ -34,6 +35,8 @@ class Color(Augment):
             in the colour hexagon, a further, non-linear pass.
     """
 
+    units: ClassVar[int] = 6
+
     jitter: float = 0.8
     brightness: float = 0.8
     contrast: float = 0.8
@@ -52,25 +55,23 @@ class Color(Augment):
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue} is outside 0..0.5; 0.5 is a rotation to any hue.")
 
-    def factors(self, draw: Draw) -> tuple[DataNode, ...]:
-        """Return brightness, contrast, saturation (0 is gray) and hue in turns; float32 [V] each.
+    def factors(self, units: Sequence[Any]) -> tuple[Any, ...]:
+        """Return brightness, contrast, saturation (0 is gray) and hue in turns."""
+        jittered, colorful, *units = units
+        jittered = jittered < self.jitter
 
-        Args:
-            draw: random numbers, one per view.
-        """
-        jitter = draw.coin(self.jitter)
-        colorful = 1 - draw.coin(self.grayscale)
+        def factor(strength: float, unit: Any) -> Any:
+            low, high = max(0.0, 1 - strength), 1 + strength
+            return 1 + jittered * (low - 1 + (high - low) * unit)
 
-        def factor(strength: float) -> DataNode:
-            return 1 + jitter * (draw.uniform(max(0.0, 1 - strength), 1 + strength) - 1)
-
-        brightness, contrast = factor(self.brightness), factor(self.contrast)
+        brightness = factor(self.brightness, units[0])
+        contrast = factor(self.contrast, units[1])
         # Saturation 0 is the luma of torchvision's grayscale to 0.02/255.
-        saturation = factor(self.saturation) * colorful
-        return brightness, contrast, saturation, jitter * draw.uniform(-self.hue, self.hue)
+        saturation = factor(self.saturation, units[2]) * (colorful >= self.grayscale)
+        return brightness, contrast, saturation, jittered * (self.hue * (2 * units[3] - 1))
 
-    def apply(self, views: DataNode, draw: Draw) -> DataNode:
-        """See `Augment.apply`.
+    def change(self, views: DataNode, factors: Sequence[DataNode]) -> DataNode:
+        """See `PixelAugment.change`.
 
         Raises:
             ValueError: DALI's colour operator has no hue in HSV.
@@ -81,7 +82,7 @@ class Color(Augment):
                 "or let the last pass do it: --tuning.finish fused, with no augmentation after "
                 "Color but Blur and then Solarize."
             )
-        brightness, contrast, saturation, hue = self.factors(draw)
+        brightness, contrast, saturation, hue = factors
         if self.contrast and self.pivot == "mean":
             views = self._about_mean(views, brightness * contrast, brightness * (1 - contrast))
             brightness = contrast = 0 * hue + 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pipeline.augment.augment import Draw, check_interval, check_probability
 from pipeline.dali import DataNode, fn, types
@@ -14,18 +14,16 @@ Resampling = Literal["warp", "resize", "supersample"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """The V crops of one image, in its pixels, on the CPU; float32 [V] each."""
+    """The V crops of one image, in its pixels, on the CPU; float32 [V, 2] each, row then column."""
 
-    top: DataNode
-    left: DataNode
-    height: DataNode
-    width: DataNode
-    mirrored: DataNode
-    """0 or 1."""
+    begin: DataNode
+    """Top and left edge."""
+    end: DataNode
+    """Bottom and right edge."""
 
-    def moved(self, top: DataNode, left: DataNode) -> Boxes:
-        """Return the same crops in the part of the image that begins at `top` and `left`."""
-        return replace(self, top=self.top - top, left=self.left - left)
+    def moved(self, origin: DataNode) -> Boxes:
+        """Return the same crops in the part of the image that begins at `origin`, [2]."""
+        return Boxes(self.begin - origin, self.end - origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,8 @@ class Crop:
     Args:
         area: smallest and largest part of the image's area that a crop shows.
         aspect: smallest and largest ratio of width to height.
-        flip: probability of a horizontal flip.
+        flip: probability of a horizontal flip. Nothing else that is done to a view depends on left
+            and right, so the last pass does it.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -60,64 +59,58 @@ class Crop:
         """
         corners, sizes = zip(
             *(
-                fn.random_crop_generator(
-                    shape,
-                    random_area=list(self.area),
-                    random_aspect_ratio=list(self.aspect),
-                    seed=draw.seed(),
-                )
+                fn.random_crop_generator(shape, **self._law(), seed=draw.seed())
                 for _ in range(draw.views)
             ),
             strict=True,
         )
-        corner_V2 = fn.cast(fn.stack(*corners), dtype=types.FLOAT)  # y, x
-        size_V2 = fn.cast(fn.stack(*sizes), dtype=types.FLOAT)  # height, width
-        return Boxes(
-            corner_V2[:, 0], corner_V2[:, 1], size_V2[:, 0], size_V2[:, 1], draw.coin(self.flip)
+        begin_V2 = fn.stack(*corners)
+        end_V2 = begin_V2 + fn.stack(*sizes)
+        return Boxes(fn.cast(begin_V2, dtype=types.FLOAT), fn.cast(end_V2, dtype=types.FLOAT))
+
+    def draw_and_cut(self, image: DataNode, draw: Draw, *, minibatch: int) -> DataNode:
+        """Return what `cut` makes with resampling "resize" of `self.draw(…, draw)`.
+
+        The crops are drawn where they are cut, by the same generator: no operator of the CPU is
+        needed for them. See `cut` for the arguments.
+        """
+        return _frames(
+            fn.random_resized_crop(
+                image, **self._law(), seed=draw.seed(), **_filtered(draw.size, minibatch)
+            )
+            for _ in range(draw.views)
         )
+
+    def _law(self) -> dict[str, Any]:
+        return {"random_area": list(self.area), "random_aspect_ratio": list(self.aspect)}
 
 
 def cut(
-    image: DataNode, boxes: Boxes, *, views: int, size: int, resampling: Resampling, minibatch: int
+    image: DataNode, boxes: Boxes, draw: Draw, *, resampling: Resampling, minibatch: int
 ) -> DataNode:
-    """Return the crops of one image, each scaled to the size of a view.
+    """Return the crops of one image, each scaled to the size of a view; none is mirrored yet.
 
     Args:
         image: uint8 [H, W, 3], layout "HWC".
         boxes: where the crops lie.
-        views: V, their number.
-        size: height and width of a view, in pixels.
+        draw: how many there are, and their size as views.
         resampling: see `pipeline.graph.ViewGroup`.
         minibatch: images that the GPU resizes in one launch.
 
     Returns:
         uint8 [V, size, size, 3], layout "FHWC".
     """
-    # A flip is free: the crop runs from its right edge to its left one.
-    start_x = boxes.left + boxes.mirrored * boxes.width
-    end_x = boxes.left + boxes.width - boxes.mirrored * boxes.width
-    resize = partial(
-        fn.resize,
-        size=(size, size),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-        minibatch_size=minibatch,
-    )
+    filtered = _filtered(draw.size, minibatch)
     if resampling == "resize":
-        frames = [
-            resize(
-                image,
-                roi_start=fn.stack(boxes.top[v], start_x[v]),
-                roi_end=fn.stack(boxes.top[v] + boxes.height[v], end_x[v]),
-            )
-            for v in range(views)
-        ]
-        # `stack` drops the layout.
-        return fn.reshape(fn.stack(*frames), layout="FHWC")
-    side = size if resampling == "warp" else 2 * size
+        return _frames(
+            fn.resize(image, roi_start=boxes.begin[v], roi_end=boxes.end[v], **filtered)
+            for v in range(draw.views)
+        )
+    side = draw.size if resampling == "warp" else 2 * draw.size
+    swap = [0.0, 1.0, 1.0, 0.0]  # to column, row
     matrix = fn.transforms.crop(
-        from_start=fn.per_frame(fn.stack(start_x, boxes.top, axis=1)),
-        from_end=fn.per_frame(fn.stack(end_x, boxes.top + boxes.height, axis=1)),
+        from_start=fn.per_frame(fn.coord_transform(boxes.begin, M=swap)),
+        from_end=fn.per_frame(fn.coord_transform(boxes.end, M=swap)),
         to_start=[0.0, 0.0],
         to_end=[float(side), float(side)],
     )
@@ -128,4 +121,32 @@ def cut(
         inverse_map=False,
         interp_type=types.INTERP_LINEAR,
     )
-    return frames if side == size else resize(frames)
+    return frames if resampling == "warp" else fn.resize(frames, **filtered)
+
+
+def mirror(views: DataNode, mirrored: DataNode) -> DataNode:
+    """Return the views, some of them with left and right exchanged, by passes within DALI.
+
+    Args:
+        views: uint8 [V, H, W, 3], layout "FHWC".
+        mirrored: whether a view is; bool [V], on the CPU.
+    """
+    mask = fn.reshape(fn.cast(mirrored, dtype=types.UINT8) * 255, shape=[-1, 1, 1, 1])
+    if views.device == "gpu":
+        mask = mask.gpu()
+    # `flip` takes one answer for all frames; x ^ ((x ^ y) & 255) is y.
+    return views ^ ((views ^ fn.flip(views, horizontal=1)) & fn.cast(mask, dtype=types.UINT8))
+
+
+def _filtered(size: int, minibatch: int) -> dict[str, Any]:
+    """Return how an operator scales to the size of a view, filtered against aliasing."""
+    return {
+        "size": (size, size),
+        "interp_type": types.INTERP_LINEAR,
+        "antialias": True,
+        "minibatch_size": minibatch,
+    }
+
+
+def _frames(views: Iterable[DataNode]) -> DataNode:
+    return fn.reshape(fn.stack(*views), layout="FHWC")  # `stack` drops the layout

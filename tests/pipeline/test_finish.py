@@ -232,7 +232,7 @@ def test_about_the_mean_dali_rounds_and_clamps_twice(make_shard_set: MakeShardSe
     color = Color(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05)
     fused, dali = both_forms(make_shard_set, Policy(crop=Crop(), augments=[color]))
     difference = np.abs(fused - dali)
-    assert difference.mean() < 0.6 and np.quantile(difference, 0.95) < 1.5
+    assert difference.mean() < 0.7 and np.quantile(difference, 0.95) < 1.5
 
 
 def test_a_whole_policy_agrees_in_both_forms_except_for_the_order(
@@ -263,6 +263,20 @@ def test_chunks_of_any_size_give_the_same_result(
     with one_threaded(2) as workers:
         threaded = Finish(late, dtype=torch.float32, workers=workers)(pixels, rows)
     assert torch.allclose(threaded, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("late", [[], [Color()], [Color(hue_space="hsv"), Solarize()]], ids=len)
+def test_a_mirrored_view_is_its_finished_mirror_image(
+    late: list[Augment], dtype: torch.dtype
+) -> None:
+    rows = torch.cat([factors(**OPERATORS["all"]), torch.full((N, 1), 128.0)], 1)
+    mirrored = torch.arange(N) % 3 == 0
+    frames = PIXELS.unflatten(1, (SIDE, SIDE))
+    turned = torch.where(mirrored[:, None, None, None], frames.flip(2), frames).flatten(1, 2)
+    finish = Finish(late, dtype=dtype)
+    apart = finish(PIXELS, rows, mirrored).float() - finish(turned, rows).float()
+    assert apart.abs().max() < (1e-5 if dtype == torch.float32 else 1e-2)  # the mean's rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -318,7 +332,7 @@ def kernel_differences(device: str) -> list[float]:
     found = []
     for late, dtype in kernel_cases():
         # More pixels than one program takes, and not a multiple of that.
-        pixels = torch.randint(0, 256, (2, 1100, 3), generator=draw, dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (2, 34 * 34, 3), generator=draw, dtype=torch.uint8)
         pixels[0, :8] = torch.from_numpy(PURE[:8])
         rows = torch.rand(2, 4, generator=draw) * torch.tensor([1.5, 1.5, 1.5, 1.0])
         rows[1, 2] = 0  # a gray one
@@ -327,8 +341,10 @@ def kernel_differences(device: str) -> list[float]:
             rows = torch.cat([rows, torch.tensor([[127.5], [256.0]])], 1)
         if len(late) == 1 and isinstance(late[0], Solarize):
             rows = rows[:, -1:]
-        expected = Finish(late, dtype=dtype)(pixels, rows).float()
-        kernel = Finish(late, dtype=dtype).by_triton(pixels.to(device), rows.to(device))
+        mirrored = torch.tensor([True, False]) if len(found) % 2 else None
+        expected = Finish(late, dtype=dtype)(pixels, rows, mirrored).float()
+        on_device = None if mirrored is None else mirrored.to(device)
+        kernel = Finish(late, dtype=dtype).by_triton(pixels.to(device), rows.to(device), on_device)
         difference = (kernel.float().cpu() - expected).abs()
         assert kernel.dtype == dtype
         # Solarised colours near the threshold may fall on either side of it.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from pipeline.augment import Blur, Color, Crop, Draw, SimCLRViews, Solarize
+from pipeline.augment import Blur, Color, Crop, Draw, Policy, SimCLRViews, Solarize
 from pipeline.dali import DataNode, Pipeline, fn, types
 
 B, V = 500, 4  # images, views of each
@@ -31,17 +31,21 @@ Values = NDArray[np.float64]  # [images, views]
 class LawRecorder(Draw):
     """Records the numbers that an augmentation draws."""
 
-    def __init__(self, views: int, seed: tuple[int, ...]) -> None:
-        super().__init__(views, seed)
+    def __init__(self, views: int, seed: tuple[int, ...], *, size: int) -> None:
+        super().__init__(views, seed, size=size)
         self.drawn: list[DataNode] = []
 
     def uniform(self, low: float, high: float) -> DataNode:
         self.drawn.append(super().uniform(low, high))
         return self.drawn[-1]
 
-    def coin(self, probability: float, *, trailing: int = 0) -> DataNode:
-        self.drawn.append(super().coin(probability, trailing=trailing))
+    def choice(self, probability: float, *, chosen: int, otherwise: int) -> DataNode:
+        self.drawn.append(super().choice(probability, chosen=chosen, otherwise=otherwise))
         return self.drawn[-1]
+
+
+def draw(*seed: int) -> Draw:
+    return Draw(V, seed, size=20)
 
 
 def run(outputs: list[DataNode], pipe: Pipeline) -> list[Values]:
@@ -55,10 +59,10 @@ def crops(law: str, image: tuple[int, int], seed: int = 0) -> dict[str, Values]:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
         shape = types.Constant(np.array(image, dtype=np.int64))
-        boxes = LAWS[law].draw(shape, Draw(V, (seed,)))
-        sides = [boxes.top, boxes.left, boxes.height, boxes.width, boxes.mirrored]
-        top, left, height, width, mirrored = run(sides, pipe)
-    return described(top, left, height, width, image) | {"flip": mirrored}
+        boxes = LAWS[law].draw(shape, draw(seed))
+        begin, end = run([boxes.begin, boxes.end], pipe)
+    (top, left), (height, width) = (np.moveaxis(x, -1, 0) for x in (begin, end - begin))
+    return described(top, left, height, width, image)
 
 
 def described(
@@ -89,26 +93,35 @@ def torchvision_crops(law: str, image: tuple[int, int]) -> dict[str, Values]:
 
 
 @cache
-def colors(seed: int = 0) -> dict[str, Values]:
+def late(seed: int = 0) -> dict[str, Values]:
+    """Let the last pass reckon what it does to the views of B images."""
+    color = Color(brightness=0.8, contrast=0.4, saturation=1.5, hue=0.2)
+    solarize = Solarize(probability=0.2, threshold=100)
+    policy = Policy(crop=Crop(flip=0.3), augments=[color, solarize])
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        factors = Color(brightness=0.8, contrast=0.4, saturation=1.5, hue=0.2).factors(
-            Draw(V, (seed,))
-        )
-        brightness, contrast, saturation, hue = run(list(factors), pipe)
-    return {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        frames = fn.reshape(types.Constant(np.zeros((V, 8, 8, 3), np.uint8)), layout="FHWC")
+        _, units = policy.augment(frames, draw(seed), late=True)
+        (units_BVU,) = run([units], pipe)
+    mirrored_N, factors_NF = policy.late_factors(torch.from_numpy(units_BVU).float().flatten(0, 1))
+    assert mirrored_N is not None and factors_NF is not None
+    names = ["flip", "brightness", "contrast", "saturation", "hue", "threshold"]
+    columns = [mirrored_N, *factors_NF.unbind(1)]
+    return {n: c.view(B, V).double().numpy() for n, c in zip(names, columns, strict=True)}
 
 
 @cache
 def blurs(seed: int = 0) -> dict[str, Values]:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = LawRecorder(V, (seed,))
+        draw = LawRecorder(V, (seed,), size=20)
         views = np.random.default_rng(0).integers(0, 256, (V, 20, 20, 3), dtype=np.uint8)
         frames = fn.reshape(types.Constant(views), layout="FHWC")
         blurred = Blur(probability=0.3, sigma=(0.5, 2.0)).apply(frames, draw)
-        coin, sigma, pixels = run([*draw.drawn, blurred], pipe)
-    return {"coin": coin, "sigma": sigma, "changed": (pixels != views).any((2, 3, 4)) * 1.0}
+        window, sigma, pixels = run([*draw.drawn, blurred], pipe)
+    changed = (pixels != views).any((2, 3, 4)).astype(np.float64)
+    blurred = (window > 1).astype(np.float64)
+    return {"blurred": blurred, "sigma": sigma, "changed": changed}
 
 
 def farthest(one: Values, other: Values) -> float:
@@ -154,14 +167,15 @@ def test_crops_lie_inside_the_image(law: str, image: tuple[int, int]) -> None:
     assert found["bottom"].max() <= image[0] and found["right"].max() <= image[1]
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
-def test_flips_have_their_probability(probability: float) -> None:
-    pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
-    with pipe:
-        shape = types.Constant(np.array([96, 96], dtype=np.int64))
-        (flips,) = run([Crop(flip=probability).draw(shape, Draw(V, (1,))).mirrored], pipe)
-    assert set(flips.ravel()) <= {0.0, 1.0}
-    assert is_probability(flips, probability) or flips.mean() == probability
+def test_flips_have_their_probability() -> None:
+    assert is_probability(late()["flip"], 0.3)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_no_view_or_every_view_is_mirrored(probability: float) -> None:
+    units_N1 = torch.tensor([[0.0], [1 - 2.0**-24]])  # the smallest and the largest
+    mirrored_N, _ = Policy(crop=Crop(flip=probability)).late_factors(units_N1)
+    assert mirrored_N is None if probability == 0 else mirrored_N is not None and mirrored_N.all()
 
 
 # ── colours, blur, solarisation ───────────────────────────────────────────────────────────────────
@@ -177,7 +191,7 @@ def test_flips_have_their_probability(probability: float) -> None:
     ],
 )
 def test_jittered_factors_are_uniform_in_their_range(name: str, low: float, high: float) -> None:
-    drawn = colors()[name]
+    drawn = late()[name]
     still = 0.0 if name == "hue" else 1.0
     changed = drawn[(drawn != still) & (drawn != 0)]
     assert changed.min() >= low and changed.max() <= high
@@ -185,7 +199,7 @@ def test_jittered_factors_are_uniform_in_their_range(name: str, low: float, high
 
 
 def test_colours_change_together_and_with_their_probability() -> None:
-    drawn = colors()
+    drawn = late()
     changed = drawn["brightness"] != 1
     assert is_probability(changed * 1.0, 0.8)
     assert (changed == (drawn["contrast"] != 1)).all() and (changed == (drawn["hue"] != 0)).all()
@@ -196,18 +210,15 @@ def test_colours_change_together_and_with_their_probability() -> None:
 
 def test_blur_has_its_probability_and_a_uniform_sigma() -> None:
     drawn = blurs()
-    assert is_probability(drawn["coin"], 0.3)
-    assert (drawn["changed"] == drawn["coin"]).all()  # these views and no others
+    assert is_probability(drawn["blurred"], 0.3)
+    assert (drawn["changed"] == drawn["blurred"]).all()  # these views and no others
     assert drawn["sigma"].min() >= 0.5 and drawn["sigma"].max() <= 2.0
-    for sigma in (drawn["sigma"], drawn["sigma"][drawn["coin"] == 1]):
+    for sigma in (drawn["sigma"], drawn["sigma"][drawn["blurred"] == 1]):
         assert farthest_from_uniform(sigma, 0.5, 2.0) < 1.95 / np.sqrt(sigma.size)
 
 
 def test_solarisation_has_its_probability() -> None:
-    pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
-    with pipe:
-        setting = Solarize(probability=0.2, threshold=100)
-        (threshold,) = run(list(setting.factors(Draw(V, (0,)))), pipe)
+    threshold = late()["threshold"]
     assert set(threshold.ravel()) == {100.0, 256.0}
     assert is_probability((threshold == 100) * 1.0, 0.2)
 
@@ -221,9 +232,11 @@ def correlation(one: Values, other: Values) -> float:
 
 DRAWN = {
     **{name: lambda name=name: crops("simclr", (96, 96))[name] for name in ("area", "left")},
-    "flip": lambda: crops("simclr", (96, 96))["flip"],
-    **{name: lambda name=name: colors()[name] for name in ("brightness", "saturation", "hue")},
-    "blurred": lambda: blurs()["coin"],
+    **{
+        name: lambda name=name: late()[name]
+        for name in ("flip", "brightness", "saturation", "hue", "threshold")
+    },
+    "blurred": lambda: blurs()["blurred"],
     "sigma": lambda: blurs()["sigma"],
 }
 
@@ -244,25 +257,29 @@ def test_views_of_an_image_are_independent_and_so_are_images(name: str) -> None:
 def test_all_numbers_that_a_policy_draws_are_independent() -> None:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = LawRecorder(V, (3,))
+        draw = LawRecorder(V, (3,), size=40)
         policy = SimCLRViews()
         shape = types.Constant(np.array([96, 96], dtype=np.int64))
         boxes = policy.crop.draw(shape, draw)
         frames = fn.reshape(types.Constant(np.zeros((V, 8, 8, 3), np.uint8)), layout="FHWC")
-        policy.augment(frames, draw)
-        drawn = run([boxes.height, boxes.left, *draw.drawn], pipe)
-    assert len(drawn) == 2 + 1 + 6 + 2  # the flip; jitter, gray, four factors; blur, sigma
+        _, units = policy.augment(frames, draw, late=True)
+        begin, end, units_BVU, *blur = run([boxes.begin, boxes.end, units, *draw.drawn], pipe)
+    units = list(np.moveaxis(units_BVU, -1, 0))
+    assert len(units) == 1 + 6 + 1  # the flip; jitter, gray, four factors; solarisation
+    assert len(blur) == 2
+    drawn = [(end - begin)[..., 0], begin[..., 1], *units, *blur]
     for one, other in combinations(drawn[1:], 2):
         assert correlation(one, other) < 4 / np.sqrt(B * V)
 
 
 def test_seeds_ranks_and_batches_draw_different_numbers() -> None:
-    same, again, other = colors(0)["brightness"], colors(0)["brightness"], colors(1)["brightness"]
+    same, other = late(0)["brightness"], late(1)["brightness"]
+    again = late.__wrapped__(0)["brightness"]
     assert (same == again).all() and correlation(same, other) < 4 / np.sqrt(B * V)
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
         seeds = [(7, rank, group) for rank in range(2) for group in (1, 2)]
-        pipe.set_outputs(*(Draw(V, seed).uniform(0, 1) for seed in seeds))
+        pipe.set_outputs(*(draw(*seed).units(1) for seed in seeds))
     batches = [[np.stack([np.asarray(x) for x in out]) for out in pipe.run()] for _ in range(2)]
     for one, another in combinations([values for batch in batches for values in batch], 2):
         assert correlation(one, another) < 4 / np.sqrt(B * V)

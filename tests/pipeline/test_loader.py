@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.augment import Crop, Policy, SimCLRViews
-from pipeline.graph import ViewGroup
+from pipeline.augment import BYOLViews, Crop, Policy, SimCLRViews
+from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader import Batch, Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
@@ -307,6 +307,17 @@ def test_the_host_never_waits_for_the_gpu(make_shard_set: MakeShardSet, finish: 
             torch.cuda.set_sync_debug_mode("default")
 
 
+def test_the_state_of_an_older_graph_is_refused_by_name(make_shard_set: MakeShardSet) -> None:
+    with Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    del state["graph"]  # as versions wrote it that drew a flip and colours by an operator each
+    with Loader(make_shard_set(40), [SMALL], batch_size_per_rank=8) as loader:
+        assert loader.differences(state).keys() == {"graph"}
+        with pytest.raises(ValueError, match=r"another version of viewrank.*--reshape_data true"):
+            loader.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("resampling", "grows"), [("warp", False), ("supersample", False), ("resize", True)]
 )
@@ -322,10 +333,44 @@ def test_one_operator_makes_all_views(
             graph.build()
             names = [op.name.strip("_").split("_")[0] for op in graph._ops or []]
         assert "Uniform" in names  # this test knows the operators' names
-        return sum(name in ("WarpAffine", "Resize", "Filter", "Reshape") for name in names)
+        pixelwise = ("WarpAffine", "Resize", "RandomResizedCrop", "Filter", "Reshape")
+        return sum(name in pixelwise for name in names)
 
     few, many = pixel_operators(2), pixel_operators(16)
     assert (many - few == 14) if grows else (many == few)
+
+
+@pytest.mark.parametrize("resampling", ["warp", "supersample", "resize"])
+@pytest.mark.parametrize("groups", [[2], [8], [32], [2, 6]], ids=str)
+def test_a_gpu_waits_for_few_operators_of_the_cpu(
+    make_shard_set: MakeShardSet, resampling: Any, groups: list[int]
+) -> None:
+    """DALI runs them one at a time; the graph is described for a GPU, which need not be there."""
+    shard_set = make_shard_set(16)
+    described = views_pipeline(
+        shard_set,
+        [
+            ViewGroup(policy=BYOLViews(second=True), count=count, size=16, resampling=resampling)
+            for count in groups
+        ],
+        GraphSettings(
+            batch_size=4,
+            rank=0,
+            world_size=1,
+            device=torch.device("cuda", 0),
+            seed=0,
+            dtype=torch.float16,
+            shuffle_buffer=4,
+            tuning=Tuning().filled(batch_size=4),
+        ),
+        checkpoint=None,
+    )
+    described._build_graph()
+    on_cpu = [op.name for op in described._ops or [] if "device: cpu" in str(op.spec)]
+    assert any("Uniform" in name for name in on_cpu)  # this test knows how they are described
+    per_group = 6 if resampling == "resize" else 18
+    drawn_before = 0 if resampling == "resize" else sum(groups)
+    assert len(on_cpu) <= 3 + per_group * len(groups) + drawn_before
 
 
 def test_the_decoder_sees_only_what_two_crops_show_and_gives_the_same_pixels(

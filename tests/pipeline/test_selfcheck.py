@@ -103,8 +103,8 @@ def test_a_wrong_kernel_is_found(policy: Any, monkeypatch: pytest.MonkeyPatch) -
     selfcheck.check_finish(groups, device=CPU, dtype=torch.bfloat16)
     right = selfcheck.Finish.__call__
 
-    def wrong(self: Any, pixels: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
-        views = right(self, pixels, factors)
+    def wrong(self: Any, *given: Any) -> torch.Tensor:
+        views = right(self, *given)
         return views.flip(-1) if self.dtype == torch.float16 else views  # exchange channels
 
     monkeypatch.setattr(selfcheck.Finish, "__call__", wrong)

@@ -1,5 +1,8 @@
 """Which parameters decay, and that each optimizer learns."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -40,6 +43,34 @@ def test_every_optimizer_descends(name, rate: float) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-4])
+def test_lars_takes_the_steps_of_timms(weight_decay: float) -> None:
+    from timm.optim.lars import Lars
+
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 4))
+    theirs = copy.deepcopy(ours)
+    optimizer = build_optimizer(
+        ours, name="lars", learning_rate=0.4, weight_decay=weight_decay, momentum=0.9
+    )
+    matrices = [p for p in theirs.parameters() if p.ndim > 1]
+    vectors = [p for p in theirs.parameters() if p.ndim <= 1]
+    settings: Any = {"lr": 0.4, "momentum": 0.9}
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay, "always_adapt": True},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    reference = Lars(groups, **settings)
+    for _ in range(5):
+        x, y = torch.randn(16, 3, 5, 5), torch.randint(4, (16,))
+        for module, each in ((ours, optimizer), (theirs, reference)):
+            each.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            each.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.1])

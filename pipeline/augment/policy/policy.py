@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.augment.augment import Augment, Draw
+import torch
+from torch import Tensor
+
+from pipeline.augment.augment import Augment, Draw, PixelAugment
 from pipeline.augment.blur import Blur
 from pipeline.augment.color import Color
-from pipeline.augment.crop import Crop
+from pipeline.augment.crop import Crop, mirror
 from pipeline.augment.solarize import Solarize
-from pipeline.dali import DataNode, fn
+from pipeline.dali import DataNode
 
 
 class Policy:
     """A crop, then any augmentations in their order; the named policies are subclasses.
+
+    One operator draws all units of a view, random numbers that are uniform in 0..1: one for the
+    flip, then those of each `PixelAugment` in turn.
 
     Args:
         crop: the geometric part.
@@ -25,44 +31,85 @@ class Policy:
         self.augments = tuple(augments)
 
     @property
-    def late(self) -> tuple[Augment, ...]:
+    def late(self) -> tuple[PixelAugment, ...]:
         """The work for the last pass: a Solarize at the end, and a Color that only blurs follow.
 
         Blur and colour commute except where colours are clamped; docs/augmentation.md has the
         measured difference. Blur and solarisation do not commute.
         """
-        # An augmentation of probability 0 must not cost a pass over the pixels.
-        left = [a for a in self.augments if not isinstance(a, Solarize) or a.probability]
-        late: list[Augment] = []
-        if left and isinstance(left[-1], Solarize):
-            late.insert(0, left.pop())
-        while left and isinstance(left[-1], Blur):
-            left.pop()
-        if left and isinstance(left[-1], Color):
-            late.insert(0, left.pop())
-        return tuple(late)
+        return tuple(augment for augment, _ in self._late().values())
 
-    def augment(
-        self, views: DataNode, draw: Draw, *, late: Sequence[Augment] = ()
-    ) -> tuple[DataNode, DataNode | None]:
-        """Return the augmented views, and the factors of the augmentations left to the last pass.
+    def augment(self, views: DataNode, draw: Draw, *, late: bool) -> tuple[DataNode, DataNode]:
+        """Return the augmented views, and their units.
 
         Args:
             views: uint8 [V, H, W, 3], layout "FHWC".
             draw: random numbers; they do not depend on `late`.
-            late: the augmentations that are left to the last pass (see `pipeline.finish`).
+            late: leave the flips and `self.late` to the last pass (see `pipeline.finish`).
 
         Returns:
-            The views, and the factors, float32 [V, F] on the CPU; None if none are late.
+            The views, and the units, float32 [V, U] on the CPU.
         """
-        factors: list[DataNode] = []
-        for augment in self.augments:
-            if any(augment is one for one in late):
-                assert isinstance(augment, (Color, Solarize))
-                factors += augment.factors(draw)
+        taken = self._taken()
+        units_VU = draw.units(1 + sum(len(columns) for _, columns in taken.values()))
+        if self.crop.flip and not late:
+            views = mirror(views, units_VU[:, 0] < self.crop.flip)
+        left = self._late() if late else {}
+        for place, augment in enumerate(self.augments):
+            if place in left:
+                continue
+            if place in taken:
+                pixelwise, columns = taken[place]
+                factors = pixelwise.factors([units_VU[:, column] for column in columns])
+                views = pixelwise.change(views, factors)
             else:
                 views = augment.apply(views, draw)
-        return views, fn.stack(*factors, axis=1) if factors else None
+        return views, units_VU
+
+    def late_factors(self, units_NU: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the last pass does to each view.
+
+        Args:
+            units_NU: from `augment`, of N views.
+
+        Returns:
+            Whether it is mirrored, bool [N], None if none is; and the factors of `self.late`,
+            float32 [N, F], None without them.
+        """
+        mirrored_N = units_NU[:, 0] < self.crop.flip if self.crop.flip else None
+        factors = [
+            factor
+            for augment, columns in self._late().values()
+            for factor in augment.factors([units_NU[:, column] for column in columns])
+        ]
+        return mirrored_N, torch.stack(factors, dim=1) if factors else None
+
+    def _taken(self) -> dict[int, tuple[PixelAugment, range]]:
+        """Return the units that each PixelAugment takes, by its place; the flip has the first."""
+        taken, begin = {}, 1
+        for place, augment in enumerate(self.augments):
+            if isinstance(augment, PixelAugment):
+                taken[place] = augment, range(begin, begin + augment.units)
+                begin += augment.units
+        return taken
+
+    def _late(self) -> dict[int, tuple[PixelAugment, range]]:
+        """Return those of `_taken` that are left to the last pass."""
+        # An augmentation of probability 0 must not cost a pass over the pixels.
+        left = [
+            (place, augment)
+            for place, augment in enumerate(self.augments)
+            if not isinstance(augment, Solarize) or augment.probability
+        ]
+        late: list[int] = []
+        if left and isinstance(left[-1][1], Solarize):
+            late.insert(0, left.pop()[0])
+        while left and isinstance(left[-1][1], Blur):
+            left.pop()
+        if left and isinstance(left[-1][1], Color):
+            late.insert(0, left.pop()[0])
+        taken = self._taken()
+        return {place: taken[place] for place in late}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(crop={self.crop}, augments={self.augments})"
