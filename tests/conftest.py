@@ -1,7 +1,12 @@
 """Shard sets that several parts are tested with; and cores of its own for each test process."""
 
 import os
+import signal
 from collections.abc import Callable
+
+# A shell that runs the suite in the background lets it, and all that it starts, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported, which counts them: threads of two test processes, and of the programs
 # that they start, on the same cores wait for each other many times longer than they work.

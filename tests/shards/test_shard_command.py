@@ -124,7 +124,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(class_folders, tmp_path: Path
         time.sleep(0.01)
     writer.send_signal(signal.SIGINT)
     stdout, stderr = writer.communicate(timeout=30)
-    assert (writer.returncode, stdout) == (130, "")
+    assert (writer.returncode, stdout) == (130, ""), stderr
     assert stderr == (
         f"what is complete stays in {partial}; the same command goes on there\ninterrupted\n"
     )
