@@ -201,7 +201,7 @@ def our_crops(
     """Return the same crops of this pipeline, uint8 [V, SIZE, SIZE, 3] of each picture."""
 
     def graph(image: DataNode, box: DataNode) -> Sequence[DataNode]:
-        boxes, draw = Boxes(box[:, :2], box[:, :2] + box[:, 2:4]), Draw(VIEWS, (0,), size=SIZE)
+        boxes, draw = Boxes(box[:, :2], box[:, 2:4]), Draw(VIEWS, (0,), size=SIZE)
         views = cut(image, boxes, draw, resampling=resampling, minibatch=len(pictures))
         return [mirror(views, box[:, 4] > 0)]
 
@@ -388,9 +388,9 @@ def our_chain(
         boxes = policy.crop.draw(shape, draw)
         views = cut(image, boxes, draw, resampling="resize", minibatch=len(pictures))
         views, units = policy.augment(views, draw, late=late)
-        return [views, boxes.begin, boxes.end, units, *draw.drawn]
+        return [views, boxes.begin, boxes.size, units, *draw.drawn]
 
-    views, begin, end, units, window, sigma = (
+    views, begin, size, units, window, sigma = (
         torch.from_numpy(np.concatenate(output)) for output in run(graph, pictures, shapes)
     )
     mirrored, factors = policy.late_factors(units)
@@ -401,8 +401,8 @@ def our_chain(
     drawn = {
         "top": begin[:, 0],
         "left": begin[:, 1],
-        "height": (end - begin)[:, 0],
-        "width": (end - begin)[:, 1],
+        "height": size[:, 0],
+        "width": size[:, 1],
         "mirrored": mirrored,
         "jitter": jitter < color.jitter,
         "gray": gray < color.grayscale,

@@ -108,9 +108,9 @@ def decode_surroundings(
     """
     firsts, lasts = [], []
     for group, box in boxes.items():
-        reach_V2 = 1 + (box.end - box.begin) / draws[group].size
+        reach_V2 = 1 + box.size / float(draws[group].size)
         firsts.append(fn.reductions.min(box.begin - reach_V2, axes=[0]))
-        lasts.append(fn.reductions.max(box.end + reach_V2, axes=[0]))
+        lasts.append(fn.reductions.max(box.begin + box.size + reach_V2, axes=[0]))
     first_2 = math.max(math.floor(reduce(math.min, firsts)), 0.0)
     last_2 = math.min(math.ceil(reduce(math.max, lasts)), shape)
     image = fn.decoders.image_slice(
@@ -123,4 +123,7 @@ def decode_surroundings(
         device="cpu",
         output_type=types.RGB,
     )
-    return image, {group: box.moved(first_2) for group, box in boxes.items()}
+    return image, {
+        group: Boxes(box.begin - first_2, fn.cast(box.size, dtype=types.FLOAT))
+        for group, box in boxes.items()
+    }

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from pipeline.augment.augment import Draw, check_interval, check_probability
 from pipeline.dali import DataNode, fn, types
 
@@ -14,16 +16,12 @@ Resampling = Literal["warp", "resize", "supersample"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """The V crops of one image, in its pixels, on the CPU; float32 [V, 2] each, row then column."""
+    """The V crops of one image, in its pixels, on the CPU; int32 or float32 [V, 2] each."""
 
     begin: DataNode
     """Top and left edge."""
-    end: DataNode
-    """Bottom and right edge."""
-
-    def moved(self, origin: DataNode) -> Boxes:
-        """Return the same crops in the part of the image that begins at `origin`, [2]."""
-        return Boxes(self.begin - origin, self.end - origin)
+    size: DataNode
+    """Height and width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +62,7 @@ class Crop:
             ),
             strict=True,
         )
-        begin_V2 = fn.stack(*corners)
-        end_V2 = begin_V2 + fn.stack(*sizes)
-        return Boxes(fn.cast(begin_V2, dtype=types.FLOAT), fn.cast(end_V2, dtype=types.FLOAT))
+        return Boxes(fn.stack(*corners), fn.stack(*sizes))
 
     def draw_and_cut(self, image: DataNode, draw: Draw, *, minibatch: int) -> DataNode:
         """Return what `cut` makes with resampling "resize" of `self.draw(…, draw)`.
@@ -102,23 +98,26 @@ def cut(
     """
     filtered = _filtered(draw.size, minibatch)
     if resampling == "resize":
+        begin_V2 = fn.cast(boxes.begin, dtype=types.FLOAT)
+        end_V2 = begin_V2 + boxes.size
         return _frames(
-            fn.resize(image, roi_start=boxes.begin[v], roi_end=boxes.end[v], **filtered)
+            fn.resize(image, roi_start=begin_V2[v], roi_end=end_V2[v], **filtered)
             for v in range(draw.views)
         )
     side = draw.size if resampling == "warp" else 2 * draw.size
-    swap = [0.0, 1.0, 1.0, 0.0]  # to column, row
-    matrix = fn.transforms.crop(
-        from_start=fn.per_frame(fn.coord_transform(boxes.begin, M=swap)),
-        from_end=fn.per_frame(fn.coord_transform(boxes.end, M=swap)),
-        to_start=[0.0, 0.0],
-        to_end=[float(side), float(side)],
-    )
+    # From a view to its image, x = left + width / side · x', and so for y. `transforms.crop` would
+    # give it in 2 µs a view, 16 ms for 32 views of 256 images.
+    to_matrix_64 = np.zeros((6, 4))
+    to_matrix_64[[0, 4], [3, 2]] = 1 / side  # width and height of the box: top, left, height, width
+    to_matrix_64[[2, 5], [1, 0]] = 1
+    box_V4 = fn.cat(boxes.begin, boxes.size, axis=1)
+    matrix_V6 = fn.coord_transform(box_V4, M=to_matrix_64.ravel().tolist())
     frames = fn.warp_affine(
         image,
-        matrix,  # positional: only so does DALI turn one image into V frames
+        # Positional: only so does DALI turn one image into V frames.
+        fn.per_frame(fn.reshape(matrix_V6, shape=[-1, 2, 3])),
         size=(side, side),
-        inverse_map=False,
+        inverse_map=True,
         interp_type=types.INTERP_LINEAR,
     )
     return frames if resampling == "warp" else fn.resize(frames, **filtered)

@@ -60,8 +60,8 @@ def crops(law: str, image: tuple[int, int], seed: int = 0) -> dict[str, Values]:
     with pipe:
         shape = types.Constant(np.array(image, dtype=np.int64))
         boxes = LAWS[law].draw(shape, draw(seed))
-        begin, end = run([boxes.begin, boxes.end], pipe)
-    (top, left), (height, width) = (np.moveaxis(x, -1, 0) for x in (begin, end - begin))
+        begin_BV2, size_BV2 = run([boxes.begin, boxes.size], pipe)
+    (top, left), (height, width) = (np.moveaxis(x, -1, 0) for x in (begin_BV2, size_BV2))
     return described(top, left, height, width, image)
 
 
@@ -263,11 +263,11 @@ def test_all_numbers_that_a_policy_draws_are_independent() -> None:
         boxes = policy.crop.draw(shape, draw)
         frames = fn.reshape(types.Constant(np.zeros((V, 8, 8, 3), np.uint8)), layout="FHWC")
         _, units = policy.augment(frames, draw, late=True)
-        begin, end, units_BVU, *blur = run([boxes.begin, boxes.end, units, *draw.drawn], pipe)
+        begin, size, units_BVU, *blur = run([boxes.begin, boxes.size, units, *draw.drawn], pipe)
     units = list(np.moveaxis(units_BVU, -1, 0))
     assert len(units) == 1 + 6 + 1  # the flip; jitter, gray, four factors; solarisation
     assert len(blur) == 2
-    drawn = [(end - begin)[..., 0], begin[..., 1], *units, *blur]
+    drawn = [size[..., 0], begin[..., 1], *units, *blur]
     for one, other in combinations(drawn[1:], 2):
         assert correlation(one, other) < 4 / np.sqrt(B * V)
 
