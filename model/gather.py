@@ -6,7 +6,7 @@ or only the mean over its own queries.
 
 The backward pass adds up what every rank's loss says about this rank's rows. The common idiom, a
 gather without gradient with the own rows put back, leaves the other ranks' say out, which divides
-the gradient by the number of ranks. This is the only file in `model` that knows of ranks.
+the gradient by the number of ranks. Of `model`, only this file and `sync_batch_norm` know of ranks.
 """
 
 from typing import Any

@@ -92,7 +92,8 @@ class Config:
     Slower. A continued run then equals the uninterrupted one to the bit, as it always does on the
     CPU."""
     sync_batch_norm: bool = setting(True, resume="same", compare="own", switch=True)
-    """With several GPUs, batch norm over all ranks' views; PyTorch's own waits in every layer."""
+    """With several processes, batch norm over the views of all, as one process would have it; else
+    each has statistics of its own rank's."""
     seed: int = setting(0, resume="same", compare="set", flag="--seeds", at_least=0)
     """Of the weights, the order of the samples and every view."""
     shuffle_buffer: int = setting(8192, resume="reshaped", compare="own", above=0)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.encoder import Encoder
 from model.method import Output
+from model.sync_batch_norm import synchronise
 from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
@@ -33,8 +34,8 @@ class Step:
         self._samples = config.micro_batch_size_per_rank(accelerator.num_processes)
         method: Any = config.method  # Any, because nn.Module's conversions are untyped
         method = method.to(device).to(memory_format=torch.channels_last)
-        if config.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cuda":
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        if config.sync_batch_norm and accelerator.num_processes > 1:
+            synchronise(method)
         if config.compile:
             for part in method.modules():
                 if isinstance(part, Encoder):  # moving averages of it too

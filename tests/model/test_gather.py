@@ -7,7 +7,17 @@ from embeddings import OBJECTIVES
 from methods import MAKE
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
-from two_processes import WORLD_SIZE, encoder, method_step, own_queries, rows_of, views_VAC, work
+from two_processes import (
+    WORLD_SIZE,
+    HostWaits,
+    encoder,
+    method_step,
+    norm_steps,
+    own_queries,
+    rows_of,
+    views_VAC,
+    work,
+)
 
 from model.gather import gather, gather_rows
 from model.objective import Objective
@@ -83,6 +93,43 @@ def test_two_processes_take_the_step_of_one(name: str, rank: int, found: list[di
     assert other_loss == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(other_state, state, rtol=1e-5, atol=1e-6)  # queues, averages
+
+
+@every_rank
+@pytest.mark.parametrize("form", ["batch norm", "compiled batch norm"])
+def test_two_processes_have_the_batch_norm_of_one(
+    form: str, rank: int, found: list[dict[str, Any]]
+) -> None:
+    output, gradient, gradients, state = norm_steps(None, lambda network: network)
+    other = found[rank][form]
+    own = slice(4 * rank, 4 * rank + 4)
+    torch.testing.assert_close(other[0], output[own])
+    torch.testing.assert_close(other[1], gradient[own])
+    torch.testing.assert_close(other[2], gradients)
+    torch.testing.assert_close(other[3], state)
+
+
+@every_rank
+def test_no_host_waits_for_batch_norm(rank: int, found: list[dict[str, Any]]) -> None:
+    """PyTorch's own indexes by a mask in every layer; it does not run on a CPU."""
+    operators, waits = found[rank]["host waits"]
+    assert operators > 100 and waits == []
+    counts = torch.tensor([4, 4])
+    with HostWaits() as theirs:
+        counts[counts >= 1]
+    assert theirs.names
+
+
+@every_rank
+@pytest.mark.parametrize("name", MAKE)
+def test_two_processes_take_the_step_of_one_through_batch_norm(
+    name: str, rank: int, found: list[dict[str, Any]]
+) -> None:
+    loss, gradients, state = method_step(name, None, batch_norm=True)
+    other_loss, other_gradients, other_state = found[rank][f"method {name}, batch norm"]
+    assert other_loss == pytest.approx(loss, abs=1e-5)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(other_state, state, rtol=1e-4, atol=1e-5)
 
 
 @every_rank

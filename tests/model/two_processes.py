@@ -1,5 +1,6 @@
 """What each of two processes does for test_gather, and the inputs that it shares with the test."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from methods import MAKE, batch, made
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.gather import gather, gather_rows, own_samples
 from model.method import JointEmbedding, Method, SwAV
 from model.objective import Objective
+from model.sync_batch_norm import synchronise
 from training.gradient_cache import backward_in_parts
 
 WORLD_SIZE = 2
@@ -55,9 +58,16 @@ def prepared(name: str) -> Method:
     return method
 
 
-def method_step(name: str, rank: int | None) -> tuple[float, list[Tensor], dict[str, Tensor]]:
-    """Return loss, gradients and state after a step of one rank's part, or of the whole batch."""
+def method_step(
+    name: str, rank: int | None, *, batch_norm: bool = False
+) -> tuple[float, list[Tensor], dict[str, Tensor]]:
+    """Return loss, gradients and state after a step of one rank's part, or of the whole batch.
+
+    With `batch_norm` it trains, over the statistics of the whole batch.
+    """
     method, views = prepared(name), batch(0)
+    if batch_norm:
+        method = (synchronise(method) if rank is not None else method).train()
     if rank is not None:
         views = tuple(group.chunk(WORLD_SIZE, dim=1)[rank] for group in views)
     output = method(views)
@@ -70,6 +80,70 @@ def method_step(name: str, rank: int | None) -> tuple[float, list[Tensor], dict[
             tensor /= WORLD_SIZE
     method.after_step(0.5)
     return loss.item(), gradients, method.state_dict()
+
+
+def norms() -> nn.Module:
+    """Return a network with batch norms of images and of rows."""
+    torch.manual_seed(6)
+    layers = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7)]
+    network: Any = nn.Sequential(
+        *layers, nn.BatchNorm1d(7, eps=1e-3, momentum=0.3), nn.Linear(7, 4)
+    )
+    network.append(nn.BatchNorm1d(4, affine=False))
+    for layer in network.children():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias)
+    return network.double()
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    synchronise(network).compile(backend="aot_eager")
+    return network
+
+
+def norm_steps(
+    rank: int | None, change: Callable[[nn.Module], nn.Module]
+) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
+    """Return outputs and gradients of the inputs of a rank, the gradients of weights, the state."""
+    network = change(norms())
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(8, 4, dtype=torch.float64, generator=generator)
+    output = gradient = torch.empty(0)
+    for _ in range(2):  # running statistics move twice
+        images = torch.randn(8, 3, 6, 6, dtype=torch.float64, generator=generator)
+        images = images.add_(torch.arange(8.0)[:, None, None, None])  # ranks have other means
+        own = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+        part = images[own].contiguous(memory_format=torch.channels_last).requires_grad_()
+        output = network(part)
+        (output.square() * weight[own]).sum(1).mean().backward()
+        assert part.grad is not None
+        gradient = part.grad
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    if rank is not None:
+        gradient = gradient / WORLD_SIZE  # a mean over fewer samples
+        for each in gradients:
+            dist.all_reduce(each)
+            each /= WORLD_SIZE
+    return output.detach(), gradient, gradients, network.state_dict()
+
+
+class HostWaits(TorchDispatchMode):
+    """Notes the operators for whose result a host would have to wait for a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "_unique2", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen += 1
+        self.names += [str(func)] * any(name in str(func) for name in self.NAMES)
+        return func(*args, **(kwargs or {}))
 
 
 class Synchronised:
@@ -130,6 +204,12 @@ def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
         step(idiom, lambda z_VBD, of=objective: of(gather_without_gradient(z_VBD)))
     for name in MAKE:
         found[f"method {name}"] = method_step(name, rank)
+        found[f"method {name}, batch norm"] = method_step(name, rank, batch_norm=True)
+    found["batch norm"] = norm_steps(rank, synchronise)
+    with HostWaits() as waits:
+        norm_steps(rank, synchronise)
+    found["host waits"] = waits.seen, waits.names
+    found["compiled batch norm"] = norm_steps(rank, compiled)
     found["cached"] = cached_step(rank)
     step("own queries", lambda z_VBD: own_queries(z_VBD, gather(z_VBD)))
 

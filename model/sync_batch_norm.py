@@ -1,0 +1,215 @@
+"""Batch norm over the batches of all ranks, without a wait for the device.
+
+Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167. `torch.nn.SyncBatchNorm` lets ranks
+hold batches of different sizes, an empty one too: in every layer the host waits for the counts to
+leave the empty ones out, 53 times in a forward pass of ResNet-50. Here **all ranks hold equally
+many rows**, as `pipeline.Loader` gives them, so nobody asks.
+
+A GPU runs PyTorch's own kernels; what they compute is written out beside them, for the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm of rows [N, C] or images [N, C, H, W]; in training over the rows of all ranks.
+
+    The result, the running statistics and all gradients are those of one process with the batches
+    of all ranks, if gradients are averaged over ranks and losses are means.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised rows, of the type and in the memory format of `input`."""
+        if not self.training:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        synchronised: Any = _Normalise.apply
+        return synchronised(
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.momentum,
+            self.eps,
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take rows and images."""
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """Return the module with every batch norm replaced by one over all ranks.
+
+    Weights and statistics are the same tensors as before, under the same names.
+    """
+    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
+        if not module.track_running_stats or module.momentum is None:
+            raise ValueError(
+                f"{module} has no running statistics or no momentum, and is not one that is "
+                "synchronised; set --sync_batch_norm false."
+            )
+        replaced = SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
+        replaced.affine = module.affine
+        replaced._parameters, replaced._buffers = module._parameters, module._buffers
+        return replaced.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise(child))
+    return module
+
+
+class _Normalise(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_C: Tensor | None,
+        bias_C: Tensor | None,
+        running_mean_C: Tensor,
+        running_var_C: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        own_2C = torch.stack(statistics(x, eps))
+        gathered = own_2C.new_empty(2 * dist.get_world_size(), own_2C.shape[1])
+        dist.all_gather_into_tensor(gathered, own_2C)
+        all_R2C = gathered.unflatten(0, (-1, 2))
+        count_R = own_2C.new_full((len(all_R2C),), x.numel() // x.shape[1])
+        mean_C, inverse_C = combined(
+            x, all_R2C, count_R, running_mean_C, running_var_C, momentum, eps
+        )
+        ctx.save_for_backward(x, weight_C, mean_C, inverse_C, count_R)
+        ctx.has_bias = bias_C is not None
+        return normalised(x, weight_C, bias_C, mean_C, inverse_C, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, weight_C, mean_C, inverse_C, count_R = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=memory_format(x))
+        sums_2C, dweight_C, dbias_C = gradient_sums(dy, x, weight_C, mean_C, inverse_C)
+        dist.all_reduce(sums_2C)
+        dx = input_gradient(dy, x, weight_C, mean_C, inverse_C, sums_2C, count_R)
+        weight = dweight_C if weight_C is not None else None
+        return dx, weight, dbias_C if ctx.has_bias else None, None, None, None, None
+
+
+# ── the arithmetic, on a GPU by PyTorch's kernels, and written out ────────────────────────────────
+
+
+def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return this rank's mean and 1 / √(variance + eps), float32 [C] each."""
+    if x.is_cuda:
+        return torch.batch_norm_stats(x, eps)
+    var_C, mean_C = torch.var_mean(_wide(x), dim=_rows(x), correction=0)
+    return mean_C, (var_C + eps).rsqrt()
+
+
+def combined(
+    x: Tensor,
+    all_R2C: Tensor,
+    count_R: Tensor,
+    running_mean_C: Tensor,
+    running_var_C: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the statistics over all ranks, and move the running ones towards them."""
+    mean_RC, inverse_RC = all_R2C.unbind(1)
+    if x.is_cuda:
+        return torch.batch_norm_gather_stats_with_counts(
+            x, mean_RC, inverse_RC, running_mean_C, running_var_C, momentum, eps, count_R
+        )
+    mean_C = mean_RC.mean(0)
+    var_C = (inverse_RC**-2 - eps + (mean_RC - mean_C) ** 2).mean(0)
+    count = count_R.sum()
+    running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
+    running_var_C.lerp_((var_C * count / (count - 1)).to(running_var_C.dtype), momentum)
+    return mean_C, (var_C + eps).rsqrt()
+
+
+def normalised(
+    x: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    mean_C: Tensor,
+    inverse_C: Tensor,
+    eps: float,
+) -> Tensor:
+    """Return (x - mean) · inverse · weight + bias."""
+    if x.is_cuda:
+        return torch.batch_norm_elemt(x, weight_C, bias_C, mean_C, inverse_C, eps)
+    scale_C = inverse_C if weight_C is None else inverse_C * weight_C
+    shift_C = -mean_C * scale_C if bias_C is None else bias_C - mean_C * scale_C
+    return (_wide(x) * _along(scale_C, x) + _along(shift_C, x)).to(x.dtype)
+
+
+def gradient_sums(
+    dy: Tensor, x: Tensor, weight_C: Tensor | None, mean_C: Tensor, inverse_C: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return this rank's Σ dy and Σ dy (x - mean) [2, C], and the gradients of weight and bias."""
+    if x.is_cuda:
+        sum_C, product_C, dweight_C, dbias_C = torch.batch_norm_backward_reduce(
+            dy, x, mean_C, inverse_C, weight_C, True, True, True
+        )
+        return torch.stack([sum_C, product_C]), dweight_C, dbias_C
+    wide = _wide(dy)
+    sum_C = wide.sum(_rows(x))
+    product_C = (wide * (_wide(x) - _along(mean_C, x))).sum(_rows(x))
+    return torch.stack([sum_C, product_C]), product_C * inverse_C, sum_C
+
+
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    weight_C: Tensor | None,
+    mean_C: Tensor,
+    inverse_C: Tensor,
+    sums_2C: Tensor,
+    count_R: Tensor,
+) -> Tensor:
+    """Return dx = weight · inverse · (dy - mean(dy) - (x - mean) inverse² mean(dy (x - mean)))."""
+    sum_C, product_C = sums_2C.unbind(0)
+    if x.is_cuda:
+        return torch.batch_norm_backward_elemt(
+            dy, x, mean_C, inverse_C, weight_C, sum_C, product_C, count_R.to(torch.int32)
+        )
+    count = count_R.sum()
+    slope_C = inverse_C**2 * product_C / count
+    off_mean = _wide(x) - _along(mean_C, x)
+    dx = _wide(dy) - _along(sum_C / count, x) - off_mean * _along(slope_C, x)
+    scale_C = inverse_C if weight_C is None else inverse_C * weight_C
+    return (dx * _along(scale_C, x)).to(x.dtype)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Return the format of `x`, channels-last or not."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _rows(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.ndim) if dim != 1]
+
+
+def _along(value_C: Tensor, x: Tensor) -> Tensor:
+    return value_C.view(-1, *[1] * (x.ndim - 2))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
