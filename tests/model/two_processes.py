@@ -85,10 +85,9 @@ def method_step(
 def norms() -> nn.Module:
     """Return a network with batch norms of images and of rows."""
     torch.manual_seed(6)
-    layers = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7)]
-    network: Any = nn.Sequential(
-        *layers, nn.BatchNorm1d(7, eps=1e-3, momentum=0.3), nn.Linear(7, 4)
-    )
+    network: Any = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten())
+    network.append(nn.Linear(80, 7)).append(nn.BatchNorm1d(7, eps=1e-3, momentum=0.3))
+    network.append(nn.Linear(7, 4))
     network.append(nn.BatchNorm1d(4, affine=False))
     for layer in network.children():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
@@ -97,8 +96,9 @@ def norms() -> nn.Module:
     return network.double()
 
 
-def compiled(network: nn.Module) -> nn.Module:
-    synchronise(network).compile(backend="aot_eager")
+def compiled(network: Any) -> Any:
+    synchronise(network)
+    network.compile(backend="aot_eager")
     return network
 
 
