@@ -28,6 +28,7 @@ from pipeline.normalisation import MEAN, STD
 _YIQ = torch.tensor(
     [LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
 )
+_SMALL = 64 * 64  # pixels of a view
 _CHUNK = 1 << 20  # bytes of float32 in a chunk: it stays in the CPU's second-level cache
 
 
@@ -129,9 +130,7 @@ class Finish:
         def work(begin: int) -> None:
             part = slice(begin, min(views, begin + chunk))
             x_NPC, y_NPC = self._scratch(chunk, pixels)[:, : part.stop - begin]
-            x_NPC.copy_(pixels_NPC[part])
-            if mirrored_N is not None:
-                _mirror(x_NPC, mirrored_N[part])
+            _take(x_NPC, pixels_NPC[part], None if mirrored_N is None else mirrored_N[part])
             if self.dtype == torch.float32:
                 y_NPC = out_NPC[part]
             self._finish(
@@ -270,12 +269,19 @@ def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
     return out_NPC
 
 
-def _mirror(x_NPC: Tensor, mirrored_N: Tensor) -> None:
-    """Exchange left and right of some views, which are square, in place."""
-    side = math.isqrt(x_NPC.shape[1])
-    x_NHWC = x_NPC.unflatten(1, (side, side))
-    for view in torch.nonzero(mirrored_N)[:, 0].tolist():
-        x_NHWC[view] = x_NHWC[view].flip(1)
+def _take(x_NPC: Tensor, pixels_NPC: Tensor, mirrored_N: Tensor | None) -> None:
+    """Write the pixels to `x_NPC`, with left and right of some views, square ones, exchanged."""
+    if mirrored_N is None:
+        x_NPC.copy_(pixels_NPC)
+        return
+    N, P, _ = pixels_NPC.shape
+    frames_NHWC = pixels_NPC.unflatten(1, (math.isqrt(P), -1))
+    if P <= _SMALL:  # to turn all costs less than a call for each
+        both = torch.cat([pixels_NPC, frames_NHWC.flip(2).flatten(1, 2)])
+        x_NPC.copy_(both.index_select(0, torch.arange(N).add_(mirrored_N, alpha=N)))
+        return
+    for x_PC, frame_HWC, turned in zip(x_NPC, frames_NHWC, mirrored_N.tolist(), strict=True):
+        x_PC.copy_((frame_HWC.flip(1) if turned else frame_HWC).flatten(0, 1))
 
 
 @cache

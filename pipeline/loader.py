@@ -129,8 +129,6 @@ class Loader:
         self._given = False  # whether this pipeline has given a batch
         self._clock = _WaitClock(device)
         self._host_seconds = 0.0
-        # Two batches stay referenced: DALI's pool frees memory in its own order, not in PyTorch's.
-        self._held: deque[tuple[Tensor, ...]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         """Steps per epoch, the same on every rank."""
@@ -246,7 +244,6 @@ class Loader:
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
         self._stop()
-        self._held.clear()
         if self._workers is not None:
             self._workers.shutdown()
 
@@ -312,9 +309,10 @@ class Loader:
         outputs = self._pipeline.share_outputs(current_stream(self.device))
         tensors = tuple(torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._given = True
-        self._held.append(tensors)
         try:
-            # The tensors own their buffers; only the queue's slot is released.
+            # Only the queue's slot is released: the tensors own their buffers. When the last tensor
+            # of one dies, a thread of DALI's waits until the device has done what was queued so
+            # far, whatever the stream, before the buffer is used again.
             self._pipeline.release_outputs()
             self._pipeline.schedule_run()
         except RuntimeError:  # of a later batch: this one is whole

@@ -191,11 +191,12 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     With u the uint8 views of a batch (B · V · S · S · 3, summed over groups), d its decoded images
     and f its finished views:
 
-        u · (prefetch + 2 held back + 2 in work) + f · (1 trained on + 1 made) + d · 4
+        u · (prefetch + 1 in hand + 2 in work) + f · (1 trained on + 1 made) + d · 4
 
-    and 4 u for supersampling's larger views, on a GPU 4 u for the blur's float32 scratch. With
-    `Tuning.finish="dali"` the finished views take the place of the held and the waiting u. A decode
-    cache is all of the set, at the largest image's size: DALI takes that at once.
+    and 4 u for supersampling's larger views. On a GPU, 2 u more that were dropped and wait for the
+    device, and 4 u for the blur's float32 scratch. With `Tuning.finish="dali"` the finished views
+    take the place of all u but those in work. A decode cache is all of the set, at the largest
+    image's size: DALI takes that at once.
 
     d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work
     and the 4 d were found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI
@@ -212,7 +213,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     total = images * 4 * B * 3 * shorter * longer
     for group in loader.groups:
         values = B * group.count * group.size**2 * 3
-        waiting = values * (tuning.prefetch + 2)
+        waiting = values * (tuning.prefetch + (3 if gpu else 1))
         if tuning.finish == "fused":
             total += waiting + 2 * values * loader.dtype.itemsize
         else:

@@ -67,7 +67,9 @@ def method_step(
     """
     method, views = prepared(name), batch(0)
     if batch_norm:
-        method = (synchronise(method) if rank is not None else method).train()
+        method.train()
+        if rank is not None:
+            synchronise(method)
     if rank is not None:
         views = tuple(group.chunk(WORLD_SIZE, dim=1)[rank] for group in views)
     output = method(views)
