@@ -7,7 +7,7 @@ are reading, drawing and reckoning, by DALI's executor, which needs no GPU for i
 operators one after the other, so their sum bounds the feed: 256 samples in 10 ms are 25,600 a
 second. What the reader alone takes is measured too. With --before, another checkout of this project
 is measured in turn with this one, in processes of their own. The machine should be otherwise idle.
-Results go to benchmarks/results/host-operators-cpu.json, and from there into docs/performance.md by
+Results go to benchmarks/results/host-operators-cpu.json, and from there into docs/pipeline.md by
 `python -m benchmarks.report`.
 """
 
@@ -97,6 +97,29 @@ def measure(case: str, shards: str, batch: int, *, seconds: float) -> dict[str, 
             batches += 1
         found[name] = 1000 * (time.perf_counter() - begin) / batches
     return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the table of docs/pipeline.md."""
+    where = record["surroundings"]
+    lines = [
+        "| views, resampling | batch | operators before | now | ms a batch before | now | "
+        "of it the reader |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        before, now = row.get("before", {}), row["now"]
+        cells = [row["case"], row["batch"], before.get("operators", "–"), now["operators"]]
+        cells += [f"{before['ms']:.1f}" if before else "–"]
+        cells += [f"{now['ms']:.1f}", f"{now['reader_ms']:.1f}"]
+        lines.append("| " + " | ".join(str(cell).removesuffix(".0") for cell in cells) + " |")
+    lines += [
+        "",
+        f"`python -m benchmarks.host_operators`, {where['date'][:10]}, one thread of "
+        f"{where['cpu']}, images of COCO (in the last rows of CIFAR-10), all in the page cache; "
+        "medians of three rounds in turn.",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:

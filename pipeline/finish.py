@@ -22,12 +22,9 @@ from torch import Tensor
 
 from pipeline.augment import Augment, Color, Solarize
 from pipeline.augment.color import LUMA
+from pipeline.color_space import color_map, constant, shift_hue, sixths
 from pipeline.normalisation import MEAN, STD
 
-# Four digits: DALI's chroma rows have three, do not add up to 0 and would tint a gray view.
-_YIQ = torch.tensor(
-    [LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
-)
 _SMALL = 64 * 64  # pixels of a view
 _CHUNK = 1 << 20  # bytes of float32 in a chunk: it stays in the CPU's second-level cache
 
@@ -97,19 +94,20 @@ class Finish:
     def _rows(
         self, pixels_NPC: Tensor, factors_NF: Tensor | None, mirrored_N: Tensor | None
     ) -> Tensor:
-        """Return 13 numbers a view: the map, its shift, the hue, the threshold, mirrored or not."""
-        row_NR = torch.zeros(len(pixels_NPC), 13, device=pixels_NPC.device)
+        """Return a row a view; see `pipeline.finish_kernel`."""
+        row_NR = torch.zeros(len(pixels_NPC), 14, device=pixels_NPC.device)
         if self.color is not None:
             assert factors_NF is not None
             map_N33, lift_N = self.color_maps(factors_NF)
             row_NR[:, :9] = map_N33.flatten(1)
             row_NR[:, 9] = lift_N * self.pivot(pixels_NPC)
-            row_NR[:, 10] = factors_NF[:, 3]
+            if self.color.hue_space == "hsv":
+                _, row_NR[:, 10], row_NR[:, 11] = sixths(factors_NF[:, 3])
         if self.solarize is not None:
             assert factors_NF is not None
-            row_NR[:, 11] = factors_NF[:, -1]
+            row_NR[:, 12] = factors_NF[:, -1]
         if mirrored_N is not None:
-            row_NR[:, 12] = mirrored_N
+            row_NR[:, 13] = mirrored_N
         return row_NR
 
     def _on_cpu(
@@ -162,7 +160,13 @@ class Finish:
     def color_maps(self, factors_NF: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear part of the late Color; see `color_map`."""
         assert self.color is not None
-        return color_map(factors_NF, rotate=self.color.hue_space == "yiq")
+        if self.color.hue_space == "yiq":
+            return color_map(factors_NF, rotate=True)
+        map_N33, lift_N = color_map(factors_NF, rotate=False)
+        # The exchange of channels costs nothing as part of the map.
+        exchanged_N1, _, _ = (part[:, None] for part in sixths(factors_NF[:, 3]))
+        channel_N3 = (torch.arange(3, device=map_N33.device) - exchanged_N1) % 3
+        return map_N33.gather(2, channel_N3[:, None].expand_as(map_N33)), lift_N
 
     def pivot(self, x_NPC: Tensor) -> Tensor:
         """Return the gray level that contrast does not change, before brightness: [N]."""
@@ -173,13 +177,13 @@ class Finish:
         block = _block(x_NPC.shape[1])
         sum_NK = x_NPC.view(len(x_NPC), -1, 3 * block).sum(1, dtype=torch.float32)
         mean_NC = sum_NK.view(-1, block, 3).sum(1) / x_NPC.shape[1]
-        return mean_NC @ _constant(LUMA, x_NPC.device)
+        return mean_NC @ constant(LUMA, x_NPC.device)
 
     def _maps(self, factors_NF: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """Return the map of `block` pixels at once, and the factor of the pivot."""
         map_N33, lift_N = self.color_maps(factors_NF)
         if self.linear:  # the normalisation is part of the map
-            map_N33 = map_N33 / _constant(STD, map_N33.device)
+            map_N33 = map_N33 / constant(STD, map_N33.device)
         eye = torch.eye(block, device=factors_NF.device)
         map_NKK = torch.einsum("ab,nij->naibj", eye, map_N33)
         return map_NKK.reshape(-1, 3 * block, 3 * block), lift_N
@@ -210,63 +214,19 @@ class Finish:
                 assert factors_NF is not None
                 # The hue does not change a gray view.
                 moved = torch.nonzero(factors_NF[:, 2] * factors_NF[:, 3])[:, 0]
-                y_NPC.index_copy_(0, moved, shift_hue(y_NPC[moved], factors_NF[moved, 3]))
+                _, sign_N, f_N = sixths(factors_NF[moved, 3])
+                views = [y_NPC[view].T for view in moved.tolist()]
+                rgb_CNP = y_NPC.new_empty(3, len(views), y_NPC.shape[1])
+                for of, view_CP in enumerate(views):
+                    rgb_CNP[:, of] = view_CP
+                low_NP = shift_hue(rgb_CNP, sign_N, f_N)
+                for of, view_CP in enumerate(views):
+                    torch.add(rgb_CNP[:, of], low_NP[of], out=view_CP)
         if self.solarize is not None:
             assert factors_NF is not None
             threshold = factors_NF[:, -1, None, None]
             torch.where(y >= threshold, 255 - y, y, out=y)
         torch.addcmul(shift, y, scale, out=y)
-
-
-def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
-    """Return the linear map of brightness, contrast, saturation and hue, in DALI's order.
-
-    rgb' = rgb @ map + pivot · lift, with map = b c (Y₀ + s cos(h) Y₁ + s sin(h) Y₂): the luma
-    stays, the two chroma axes of YIQ are scaled by s and rotated by h.
-
-    Args:
-        factors_NF: brightness, contrast, saturation, hue in turns, … per view.
-        rotate: include the hue.
-
-    Returns:
-        The map [N, 3 (in), 3 (out)], and the lift [N], the same for all channels.
-    """
-    brightness, contrast, saturation, hue = factors_NF[:, :4].unbind(1)
-    angle = 2 * math.pi * hue if rotate else torch.zeros_like(hue)
-    luma, chroma, turn = _chroma_maps(factors_NF.device)
-    map_N33 = (
-        luma
-        + (saturation * angle.cos())[:, None, None] * chroma
-        + (saturation * angle.sin())[:, None, None] * turn
-    )
-    return (brightness * contrast)[:, None, None] * map_N33, brightness * (1 - contrast)
-
-
-def shift_hue(rgb_NPC: Tensor, hue_N: Tensor) -> Tensor:
-    """Return the pixels, 0..255, with their HSV angle shifted by `hue_N` turns.
-
-    It works by planes and in place, without boolean masks and remainders: PyTorch's CPU operators
-    do these at a tenth of the speed of the rest.
-    """
-    r, g, b = rgb_NPC.movedim(-1, 0).contiguous()
-    high = torch.maximum(torch.maximum(r, g), b)
-    low = torch.minimum(torch.minimum(r, g), b)
-    chroma = high - low
-    red = torch.eq(r, high, out=torch.empty_like(r))  # 1 where red is the largest
-    green = torch.eq(g, high, out=torch.empty_like(r))
-    # The angle in sixths of a turn, first times chroma: 0 is red, 2 green, 4 blue.
-    angle = (r - g).add_(chroma, alpha=4).lerp_((b - r).add_(chroma, alpha=2), green)
-    angle.lerp_(g - b, red).div_(chroma.clamp(min=1e-6)).add_(6 * hue_N[:, None])
-    angle.sub_((angle / 6).floor_(), alpha=6)
-    out_NPC = torch.empty_like(rgb_NPC)
-    # Each channel rises from the lowest value to the highest and falls again, each along one side
-    # of the hexagon. Red is high around 0: the complement of a channel that is high around 3.
-    torch.sub(angle, 3, out=r).abs_().sub_(1).clamp_(0, 1)
-    torch.sub(angle, 2, out=g).abs_().neg_().add_(2).clamp_(0, 1)
-    torch.sub(angle, 4, out=b).abs_().neg_().add_(2).clamp_(0, 1)
-    for channel, part in enumerate((r, g, b)):
-        out_NPC[..., channel] = torch.addcmul(low, chroma, part, out=part)
-    return out_NPC
 
 
 def _take(x_NPC: Tensor, pixels_NPC: Tensor, mirrored_N: Tensor | None) -> None:
@@ -282,24 +242,6 @@ def _take(x_NPC: Tensor, pixels_NPC: Tensor, mirrored_N: Tensor | None) -> None:
         return
     for x_PC, frame_HWC, turned in zip(x_NPC, frames_NHWC, mirrored_N.tolist(), strict=True):
         x_PC.copy_((frame_HWC.flip(1) if turned else frame_HWC).flatten(0, 1))
-
-
-@cache
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return numbers on the device; cached, because the host waits for the copy."""
-    return torch.tensor(values, device=device)
-
-
-@cache
-def _chroma_maps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Y₀, Y₁, Y₂ of `color_map`, from RGB rows to RGB rows."""
-    back = torch.linalg.inv(_YIQ)
-    middle = torch.zeros(3, 3, 3, dtype=torch.float64)
-    middle[0, 0, 0] = 1
-    middle[1, 1, 1] = middle[1, 2, 2] = 1
-    middle[2, 1, 2], middle[2, 2, 1] = 1, -1  # red turns towards yellow, as in HSV and DALI
-    luma, chroma, turn = (back @ middle @ _YIQ).transpose(1, 2).float().to(device)
-    return luma, chroma, turn
 
 
 def _block(pixels: int) -> int:

@@ -29,8 +29,8 @@ def finish_on_gpu(
 
     Args:
         pixels_NPC: uint8, N views of P pixels of three channels.
-        row_NR: 13 numbers a view: the 9 of its colour map, its shift, the hue, the threshold, and 1
-            if it is mirrored.
+        row_NR: 14 numbers a view: the 9 of its colour map, its shift, the sign and the part of a
+            sixth of the hue's shift (`pipeline.finish.sixths`), the threshold, and 1 if mirrored.
         side: of a view, in pixels; 0: no view is mirrored.
         mean: of the channels, in 0..255.
         std: of the channels, in 0..255.
@@ -83,11 +83,11 @@ def _finish(
     view = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    row = rows + view * 13
+    row = rows + view * 14
     seen = pixel
     if MIRROR:
         turned = pixel + side - 1 - 2 * (pixel % side)
-        seen = tl.where(tl.load(row + 12) != 0, turned, pixel)
+        seen = tl.where(tl.load(row + 13) != 0, turned, pixel)
     of = (view * pixels + seen) * 3
     r = tl.load(source + of, mask=inside, other=0).to(tl.float32)
     g = tl.load(source + of + 1, mask=inside, other=0).to(tl.float32)
@@ -101,21 +101,16 @@ def _finish(
         g = tl.minimum(tl.maximum(green, 0.0), 255.0)
         b = tl.minimum(tl.maximum(blue, 0.0), 255.0)
     if HSV:
-        value = tl.maximum(tl.maximum(r, g), b)
-        chroma = value - tl.minimum(tl.minimum(r, g), b)
-        inverse = 1.0 / tl.maximum(chroma, 1e-6)
-        from_r, from_g, from_b = (value - r) * inverse, (value - g) * inverse, (value - b) * inverse
-        sextant = tl.where(
-            r == value,
-            from_b - from_g,
-            tl.where(g == value, 2 + from_r - from_b, 4 + from_g - from_r),
-        )
-        sextant += 6 * tl.load(row + 10)
-        r = _channel(5, sextant, value, chroma)
-        g = _channel(3, sextant, value, chroma)
-        b = _channel(1, sextant, value, chroma)
+        sign = tl.load(row + 10)
+        low = tl.minimum(tl.minimum(r, g), b)
+        chroma = tl.maximum(tl.maximum(r, g), b) - low
+        near = chroma * tl.load(row + 11)
+        apart_r, apart_g, apart_b = (r - g) * sign, (g - b) * sign, (b - r) * sign
+        r = _shifted(apart_r, apart_g, low, chroma, near)
+        g = _shifted(apart_g, apart_b, low, chroma, near)
+        b = _shifted(apart_b, apart_r, low, chroma, near)
     if SOLARIZE:
-        threshold = tl.load(row + 11)
+        threshold = tl.load(row + 12)
         r = tl.where(r >= threshold, 255 - r, r)
         g = tl.where(g >= threshold, 255 - g, g)
         b = tl.where(b >= threshold, 255 - b, b)
@@ -126,7 +121,6 @@ def _finish(
 
 
 @triton.jit
-def _channel(n, sextant, value, chroma):
-    k = n + sextant
-    k = k - 6 * tl.floor(k / 6)
-    return value - chroma * tl.minimum(tl.maximum(tl.minimum(k, 4 - k), 0.0), 1.0)
+def _shifted(apart, next_apart, low, chroma, near):
+    moved = apart + tl.where(next_apart >= 0, chroma - near, near)
+    return low + tl.minimum(tl.maximum(moved, 0.0), chroma)

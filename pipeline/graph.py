@@ -12,7 +12,7 @@ are drawn by the CPU, so that the same program runs without a GPU and sees the s
 
 DALI runs the operators of the CPU one at a time, a quarter of a millisecond each at a batch of 256,
 and a GPU waits for the last of them. So they are few, and their number hardly grows with V (see
-docs/performance.md): a crop is drawn by the operator that cuts it, and factors are reckoned later.
+docs/pipeline.md): a crop is drawn by the operator that cuts it, and factors are reckoned later.
 """
 
 from __future__ import annotations
