@@ -1,14 +1,15 @@
 """How fast views are made: viewrank beside what others use, on the same images and augmentation.
 
-    python -m benchmarks.feed --coco DIR --cifar10 DIR [--rounds 3] [--seconds 8] [--workers N]
+    python -m benchmarks.feed --coco DIR --cifar10 DIR --stl10 DIR [--rounds 3] [--seconds 8]
     python -m benchmarks.feed views --coco DIR
 
 `peers`, the default, measures all contestants in five cases; `views` measures the cost of views and
 the effect of the batch size, of viewrank and of torchvision v2, and draws a chart. Who the
-contestants are, and what each of them does: `benchmarks/peers.py`.
+contestants are, and what each of them does: `benchmarks/peers.py`. With --before CHECKOUT another
+checkout of this project takes part as "viewrank before".
 
 The shard sets are written first, in a scratch folder: 2,048 images of the folder of COCO (copies,
-where it has fewer) and 10,240 of CIFAR-10, and 4,096 generated ones of 96 x 96 as bare pixels.
+where it has fewer), 10,240 of CIFAR-10, and 4,096 of STL-10, 96 x 96, as bare pixels.
 Every measurement is a process of its own, and in each round all take their turn, so that a busy
 minute of the machine hits all. Time starts with the batches that follow a warm-up, and whole
 turns of the workers count, since these finish side by side. Memory is that of the process and its
@@ -39,7 +40,7 @@ from benchmarks.sharding import files_below
 from training.surroundings import surroundings
 
 LAW = "SimCLR at strength 1: area 0.08..1, flip, jitter, grayscale, blur from 64 px on, normalised"
-IMAGES = {"coco": 2048, "cifar10": 10_240, "stl10raw": 4096}  # multiples of the batches below
+IMAGES = {"coco": 2048, "cifar10": 10_240, "stl10": 4096}  # multiples of the batches below
 PACKAGES = ["torch", "torchvision", "pillow", "lightly", "kornia"]
 PACKAGES += ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]  # one of them is there
 WARM = 1.0  # seconds at least, and two turns of the workers
@@ -60,8 +61,9 @@ CASES = {
     "coco-2x224": FeedCase("coco", 2, 224, 64),
     "coco-32x96": FeedCase("coco", 32, 96, 32),
     "cifar10-8x32": FeedCase("cifar10", 8, 32, 256),
-    "stl10raw-8x96": FeedCase("stl10raw", 8, 96, 256),
+    "stl10raw-8x96": FeedCase("stl10", 8, 96, 256),
 }
+BEFORE = replace(VIEWRANK, name="viewrank before")
 SWEEP = FeedCase("coco", 8, 96, 64)  # what `views` varies
 SWEEP_VIEWS = (1, 2, 4, 8, 16, 32)
 SWEEP_BATCH_SIZES = (16, 32, 64, 128, 256, 512)
@@ -130,14 +132,18 @@ class FeedJob:
 
     contestant: Contestant
     feed: Feed
+    checkout: Path | None = None
+    """Whose code is measured; None is this one's."""
     runs: list[dict[str, float]] = field(default_factory=list)
     skipped: str = ""
 
     def run(self, seconds: float) -> None:
         """Measure once; a failure is the reason for leaving it out from then on."""
         task = {"name": self.contestant.name, "feed": asdict(self.feed), "seconds": seconds}
+        if self.contestant == BEFORE:
+            task["name"] = VIEWRANK.name
         command = [sys.executable, "-m", "benchmarks.feed", "one", json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.checkout)
         if done.returncode:
             self.skipped = f"failed: {done.stderr.strip().rpartition(chr(10))[2]}"
         else:
@@ -200,7 +206,7 @@ class Bench:
         record = {
             "surroundings": self.surroundings,
             "command": f"python -m benchmarks.feed {here.stage} --coco DIR --cifar10 DIR "
-            f"--rounds {here.rounds} --seconds {here.seconds:g} --workers {here.workers}",
+            f"--stl10 DIR --rounds {here.rounds} --seconds {here.seconds:g} --workers {here.workers}",
             "augmentation": LAW,
             **results,
         }
@@ -214,14 +220,10 @@ class Bench:
         """Return the folder of a shard set, written at the first call."""
         out, images = self.scratch / data, self.scratch / f"{data}-images"
         if not out.exists():
-            if data == "stl10raw":
-                portion = IMAGES[data] / 3000 + 0.01  # of the 3,000 images that `sample` makes
-                source = f"sample --split unlabeled --portion {portion} --encoding raw"
-            else:
-                copy_images(getattr(self.arguments, data), images, IMAGES[data])
-                source = "folder"
-            command = [sys.executable, "-m", "tools.shard", *source.split(), "--root", str(images)]
+            copy_images(getattr(self.arguments, data), images, IMAGES[data])
+            command = [sys.executable, "-m", "tools.shard", "folder", "--root", str(images)]
             command += ["--limit", str(IMAGES[data]), "--out", str(out)]
+            command += ["--encoding", "raw"] if data == "stl10" else []
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)
@@ -257,6 +259,8 @@ def peers(bench: Bench) -> None:
     for name in here.cases:
         case = CASES[name]
         jobs = [FeedJob(contestant, bench.feed(case)) for contestant in CONTESTANTS]
+        if here.before:
+            jobs.insert(0, FeedJob(BEFORE, bench.feed(case), checkout=here.before))
         compare(jobs, here.rounds, here.seconds)
         rows = [job.row() for job in jobs]
         rates = {
@@ -403,6 +407,8 @@ def main() -> None:
     )
     parser.add_argument("--coco", type=Path, help="Folder of COCO's JPEG files.")
     parser.add_argument("--cifar10", type=Path, help="Folder of CIFAR-10's JPEG or PNG files.")
+    parser.add_argument("--stl10", type=Path, help="Folder of STL-10's images as files.")
+    parser.add_argument("--before", type=Path, help="Another checkout of this project.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="Of a measurement.")
     cores = len(os.sched_getaffinity(0))
@@ -414,7 +420,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     cases = [CASES[name] for name in arguments.cases] if arguments.stage == "peers" else [SWEEP]
-    for data in ("coco", "cifar10"):
+    for data in ("coco", "cifar10", "stl10"):
         if getattr(arguments, data) is None and any(case.data == data for case in cases):
             parser.error(f"--{data} DIR is missing; give the folder, or other --cases.")
     with tempfile.TemporaryDirectory(prefix="feed-", dir=arguments.scratch) as scratch:
