@@ -206,7 +206,8 @@ class Bench:
         record = {
             "surroundings": self.surroundings,
             "command": f"python -m benchmarks.feed {here.stage} --coco DIR --cifar10 DIR "
-            f"--stl10 DIR --rounds {here.rounds} --seconds {here.seconds:g} --workers {here.workers}",
+            f"--stl10 DIR --rounds {here.rounds} --seconds {here.seconds:g} "
+            f"--workers {here.workers}",
             "augmentation": LAW,
             **results,
         }
