@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.augment import Draw, Policy
+from pipeline.augment import Crop, Draw, Policy
 from pipeline.augment.augment import seed_of
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
@@ -203,6 +203,14 @@ class _Source:
     boxes: dict[int, Boxes]
     """Those crops that had to be drawn before they are cut, {view group: crops}."""
 
+    def cut(self, group: int, crop: Crop, resampling: Resampling, minibatch: int) -> DataNode:
+        """Return a view group's crops of this image; see `pipeline.augment.crop.cut`."""
+        draw = self.draws[group]
+        if group not in self.boxes:
+            return crop.draw_and_cut(self.image, draw, minibatch=minibatch)
+        boxes = self.boxes[group]
+        return cut(self.image, boxes, draw, resampling=resampling, minibatch=minibatch)
+
 
 def _source(
     stored: list[DataNode],
@@ -240,17 +248,11 @@ def _views(
     outputs: list[DataNode] = []
     in_turn = deque(sources)  # a group's first view is cut from the first of them
     for g, (group, draw) in enumerate(zip(groups, draws, strict=True)):
-        cuts: list[DataNode] = []
-        for source in in_turn:
-            if g in source.boxes:
-                boxes, resampling = source.boxes[g], resamplings[g]
-                crops = source.draws[g]
-                cuts.append(
-                    cut(source.image, boxes, crops, resampling=resampling, minibatch=minibatch)
-                )
-            elif g in source.draws:
-                crop = group.policy.crop
-                cuts.append(crop.draw_and_cut(source.image, source.draws[g], minibatch=minibatch))
+        cuts = [
+            source.cut(g, group.policy.crop, resamplings[g], minibatch)
+            for source in in_turn
+            if g in source.draws
+        ]
         views = alternate(cuts, views=group.count, size=group.size)
         views, units = group.policy.augment(views, draw, late=fused)
         # Frames become rows, at no cost.
