@@ -80,8 +80,10 @@ class MachineCode(NamedTuple):
     shared_kib: float
     loop_instructions: int
     """Of the longest loop: a tile of scores, and what is made of it."""
+    loop_spills: int
+    """Loads and stores of the stack in that loop."""
     tensor_instructions: int
-    """In that loop; a kernel without is a trap, or does without tensor cores."""
+    """In all of it; a kernel without any is a trap."""
 
     def programs(self, capability: tuple[int, int], warps: int) -> int:
         """Return how many a multiprocessor runs at once; 0: it cannot be launched."""
@@ -147,9 +149,10 @@ def machine_code(launch: Launch, capability: tuple[int, int]) -> MachineCode:
     used = re.search(r"REG:(\d+) STACK:(\d+)", resources.stdout)
     assert used, resources.stdout
     loop = longest_loop(code.stdout)
-    products = sum(bool(re.search(r"\b(HGMMA|HMMA|UTC\w*MMA|\w*GMMA)\b", line)) for line in loop)
-    shared_kib = compiled.metadata.shared / 1024
-    return MachineCode(int(used[1]), int(used[2]), shared_kib, len(loop), products)
+    products = len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code.stdout))
+    shared_kib = round(compiled.metadata.shared / 1024, 1)
+    spills = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in loop)
+    return MachineCode(int(used[1]), int(used[2]), shared_kib, len(loop), spills, products)
 
 
 def longest_loop(sass: str) -> list[str]:
@@ -191,7 +194,7 @@ def compiled(case: KernelCase, capability: tuple[int, int]) -> Iterator[dict[str
 
 # V, D, gallery views. Eight positives are the most that a program compares with at once.
 SHAPES = [(4, 128, 4), (8, 128, 8), (9, 128, 9), (9, 64, 9), (9, 256, 9), (9, 512, 9)]
-SHAPES += [(8, 128, 2), (9, 128, 8), (9, 512, 8), (16, 128, 16)]
+SHAPES += [(8, 128, 2), (9, 128, 8), (9, 512, 8), (16, 128, 16), (4, 256, 4)]
 FORMS: list[tuple[Precision, float]] = [("float32", 0.05), ("float32", 0.01), ("bf16", 0.05)]
 
 

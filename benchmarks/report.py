@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks import feed, parity
+from benchmarks import feed, kernel_tables, parity
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
 
@@ -366,6 +366,9 @@ SECTIONS = [
     ReportPart("README.md", "methods", methods),
     ReportPart("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
     ReportPart("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
+    ReportPart(
+        "docs/kernels.md", "kernels", lambda: kernel_tables.tables(read("kernels-compiled"))
+    ),
     ReportPart("docs/reliability.md", "measured", reliability),
 ]
 

@@ -18,17 +18,25 @@ are equal to the bit. If the whole gallery asks (one rank, no small crops), a ro
 gallery at once: both pulls come from one tile of scores. That 1 - AP is negatives / position,
 without a difference, keeps it exact where the order is nearly perfect.
 
-Its cost at N = 32,768, V = 4, D = 128 (1.1e9 pairs), computed for an H100, not measured:
+Tensor cores multiply bf16: float32 embeddings are split once, in advance, into two or three terms
+of bf16 (`tile_choice.terms_for`), whose three or six products a program adds up as it meets them.
 
-    special functions   an exp2 a pair, a root a pair and positive (twice in step 4): 4 + 7;
-                        16 a clock · 132 multiprocessors · 1.7 GHz = 3.6e12 / s         3.3 ms
-    all instructions    58 a pair, mostly 5 a positive (sm_90), at 128 a clock          2.2 ms
-    matrix products     6 N² D = 0.8 TFLOP; bf16 at 600 TFLOP/s                         1.4 ms
-                        float32 as three products in TF32, at 250 TFLOP/s               10 ms
-    second-level cache  N / rows times all embeddings, twice: 6 to 9 GB at 5 TB/s       1.7 ms
+Its cost at N = 32,768, V = 4, D = 128 (1.1e9 pairs) for an H100, computed from the machine code
+(docs/kernels.md), not measured; in float32 with two terms, and in bf16:
 
-The first two grow with V, the last two with D. Hence one 2^-y_g for all positives, where its range
-allows (temperatures above 0.0145; below, an exp2 for each), and scores again rather than stored.
+    all instructions    42 + 56 a pair, 31 + 47 in bf16, at 128 a clock · 132
+                        multiprocessors · 1.755 GHz = 3.0e13 / s                  3.6   2.8 ms
+    special functions   an exp2 a pair, a root for two positives (three: 3; step 4
+                        has six: 4), at 16 a clock                                2.0   2.0 ms
+    matrix products     2 N² D each, 3 + 6 and 1 + 2 of them, at 950 TFLOP/s      2.6   0.9 ms
+    second-level cache  N / rows times all terms of all embeddings, 13 and 6 GB,
+                        at 5 TB/s                                                 2.6   1.3 ms
+
+What of them runs side by side decides: 3.6 to 6.2 ms in float32, if that is the first with the
+third in series, and 2.8 to 3.7 in bf16. The first two grow with V, the last two with D. Hence one
+2^-y_g for all positives and one root for two of them, where the range of float32 allows
+(temperatures from 0.0466 on; from 0.0145 on a root each; below, an exp2 too), and scores again
+rather than stored.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ _AMPERE = (
     TileRule("compare", 3, _ANY_D, _ANY, Tiles(others=32, depth=64)),
     TileRule("pull", 2, 128, _ANY, Tiles(128, 32, warps=8)),
     TileRule("pull", 2, _ANY_D, _ANY, Tiles(others=32, depth=64)),
-    TileRule("pull", 3, _ANY_D, _ANY, Tiles(128, 32, depth=64, warps=8)),
+    TileRule("pull", 3, _ANY_D, _ANY, Tiles(others=16, depth=64)),
 )
 _HOPPER = (
     TileRule("compare", 1, 128, 3, Tiles(128, 64, warps=8)),
