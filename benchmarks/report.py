@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks import feed, host_operators, parity
+from benchmarks import feed, host_operators, kernel_tables, parity
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
 
@@ -370,6 +370,9 @@ SECTIONS = [
         "docs/pipeline.md",
         "host_operators",
         lambda: host_operators.markdown(read("host-operators-cpu")),
+    ),
+    ReportPart(
+        "docs/kernels.md", "kernels", lambda: kernel_tables.tables(read("kernels-compiled"))
     ),
     ReportPart("docs/reliability.md", "measured", reliability),
 ]

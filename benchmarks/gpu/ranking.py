@@ -3,13 +3,14 @@
 What the objective does in a training step, of unit embeddings of 128 dimensions. "Extra" is the
 peak of allocated memory above what was there before, embeddings included. TFLOP/s count 6 N² D: the
 scores, and the gradient by both sides of them. The forms are the kernel with float32 (three
-products in TF32) and bf16, and `MeanOverQueries`, the definition, in chunks. Then each of the two
+products in bf16) and bf16, and `MeanOverQueries`, the definition, in chunks. Then each of the two
 kernels alone, in tiles of other sizes. The goal: 32,768 embeddings in 20 ms and 1 GiB on an H200.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -124,14 +125,18 @@ def tiles(V: int, N: int, precision: Literal["float32", "bf16"], name: str) -> R
         precision: of the products.
         name: of the kernel, compare or pull.
     """
-    from model.kernel.fused_smooth_ap import Side, Tiles, compare, pull, tiles_for
+    from model.kernel.fused_smooth_ap import Side, compare, pull, terms_of
+    from model.kernel.tile_choice import Tiles, capability_of, terms_for, tiles_for
 
-    z_ND = unit_embeddings(V, N, "cuda").flatten(0, 1)
+    objective = SmoothAP()
+    z_VAD = unit_embeddings(V, N, "cuda")
+    terms = terms_for(precision, objective.temperature, D)
+    z_TND = terms_of(z_VAD, terms).flatten(1, 2)
     sample_N = torch.arange(N // V, dtype=torch.int32, device="cuda").repeat(V)
     key_KN = torch.rand(V - 1, N, device="cuda").mul_(20).exp2_()
-    scale = 1 / (SmoothAP().temperature * torch.tensor(2.0).log().item())
-    side = Side(z_ND.bfloat16() if precision == "bf16" else z_ND, sample_N, key_KN, key_KN)
-    candidates = [tiles_for(z_ND.device, precision)[name == "pull"]]
+    scale = 1 / (objective.temperature * math.log(2))
+    side = Side(z_TND, sample_N, key_KN, key_KN)
+    candidates = [tiles_for(name, capability_of(z_VAD.device), terms, D, V - 1, sides=2)]
     for size, others, stages in product((64, 128), (32, 64, 128), (2, 3)):
         candidates.append(Tiles(size, others, 128, size // 16, stages))
     rows = []

@@ -18,24 +18,32 @@ are equal to the bit. If the whole gallery asks (one rank, no small crops), a ro
 gallery at once: both pulls come from one tile of scores. That 1 - AP is negatives / position,
 without a difference, keeps it exact where the order is nearly perfect.
 
-Its cost at N = 32,768, V = 4, D = 128 (1.1e9 pairs), computed for an H100, not measured:
+Tensor cores multiply bf16: float32 embeddings are split once, in advance, into two or three terms
+of bf16 (`tile_choice.terms_for`), whose three or six products a program adds up as it meets them.
 
-    special functions   an exp2 a pair, a root a pair and positive (twice in step 4): 4 + 7;
-                        16 a clock · 132 multiprocessors · 1.7 GHz = 3.6e12 / s         3.3 ms
-    all instructions    58 a pair, mostly 5 a positive (sm_90), at 128 a clock          2.2 ms
-    matrix products     6 N² D = 0.8 TFLOP; bf16 at 600 TFLOP/s                         1.4 ms
-                        float32 as three products in TF32, at 250 TFLOP/s               10 ms
-    second-level cache  N / rows times all embeddings, twice: 6 to 9 GB at 5 TB/s       1.7 ms
+Its cost at N = 32,768, V = 4, D = 128 (1.1e9 pairs) for an H100, computed from the machine code
+(docs/kernels.md), not measured; in float32 with two terms, and in bf16:
 
-The first two grow with V, the last two with D. Hence one 2^-y_g for all positives, where its range
-allows (temperatures above 0.0145; below, an exp2 for each), and scores again rather than stored.
+    all instructions    42 + 56 a pair, 31 + 47 in bf16, at 128 a clock · 132
+                        multiprocessors · 1.755 GHz = 3.0e13 / s                  3.6   2.8 ms
+    special functions   an exp2 a pair, a root for two positives (three: 3; step 4
+                        has six: 4), at 16 a clock                                2.0   2.0 ms
+    matrix products     2 N² D each, 3 + 6 and 1 + 2 of them, at 950 TFLOP/s      2.6   0.9 ms
+    second-level cache  N / rows times all terms of all embeddings, 13 and 6 GB,
+                        at 5 TB/s                                                 2.6   1.3 ms
+
+What of them runs side by side decides: 3.6 to 6.2 ms in float32, if that is the first with the
+third in series, and 2.8 to 3.7 in bf16. The first two grow with V, the last two with D. Hence one
+2^-y_g for all positives and one root for two of them, where the range of float32 allows
+(temperatures from 0.0466 on; from 0.0145 on a root each; below, an exp2 too), and scores again
+rather than stored.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -43,47 +51,22 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from model.kernel import pair_tiles
-
-Precision = Literal["float32", "bf16"]
+from model.kernel.tile_choice import Precision, Tiles, capability_of, terms_for, tiles_for
 
 # Positives that a program compares with at once: their keys and sums stay in its registers.
 _POSITIVES = 8
-# 2^y is neither zero nor infinite in float32 for scores of ±1, if y is at most this.
-_LARGEST_Y = 100.0
+# 2^y is neither zero nor infinite in float32 for scores of ±1, if y is at most this; and if at most
+# that, the product of two sigmoids' denominators is finite.
+_LARGEST_Y, _LARGEST_Y_OF_TWO = 100.0, 31.0
 # Comparisons between positives that exist at once (64 MiB).
 _CHUNK = 1 << 24
-
-
-class Tiles(NamedTuple):
-    """How a kernel is cut up."""
-
-    rows: int = 128
-    """Rows that a program owns."""
-    others: int = 64
-    """Rows on the other side that it meets at a time."""
-    depth: int = 128
-    """Dimensions of a matrix product at a time, and of the gradient that a program owns."""
-    warps: int = 8
-    stages: int = 2
-    programs: int = 264
-    """If rows make fewer, the other side is cut in parts: two a multiprocessor of an H100."""
-
-
-# These fit the registers and 227 KiB of an H100 or H200, by the compiler's reports. Splitting
-# float32 into two of TF32 takes most of both.
-TILES: dict[Precision, tuple[Tiles, Tiles]] = {
-    "float32": (Tiles(), Tiles(others=32)),
-    "bf16": (Tiles(), Tiles(rows=64, warps=4, stages=3)),
-}
-_SHARED_MEMORY = 227 << 10
-# Of GPUs that have less: 82 KiB at most.
-_SMALL = Tiles(rows=64, others=32, warps=4)
 
 
 class Side(NamedTuple):
     """The L rows on one side of the scores."""
 
-    z_LD: Tensor
+    z_TLD: Tensor
+    """bf16; the embeddings are the sum of these T terms."""
     sample_L: Tensor
     """Rows of one sample are not compared by the kernels."""
     key_KL: Tensor | None = None
@@ -100,7 +83,7 @@ def smooth_ap(
     temperature: float,
     precision: Precision,
     grad: bool,
-    tiles: tuple[Tiles, Tiles] | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss and, if `grad`, its gradient [V, A, D].
 
@@ -113,17 +96,17 @@ def smooth_ap(
         temperature: see `SmoothAP`.
         precision: see `SmoothAP`.
         grad: whether the gradient is wanted.
-        tiles: of `compare` and `pull`, if not those of `tiles_for`.
+        tiles: of both kernels, if not those of `tiles_for`.
     """
-    compared, pulled = tiles or tiles_for(z_VAD.device, precision)
-    V, A, _ = z_VAD.shape
+    V, A, D = z_VAD.shape
     U, B = gallery_views, samples.stop - samples.start
     scale = 1 / (temperature * math.log(2))  # y = scale · s
-    multiplied_VAD = z_VAD.bfloat16() if precision == "bf16" else z_VAD
-    z_VAD = multiplied_VAD.float()
+    z_TVAD = terms_of(z_VAD, terms_for(precision, temperature, D))
+    if precision == "bf16":
+        z_VAD = z_TVAD[0].float()
     sample_VA = torch.arange(A, dtype=torch.int32, device=z_VAD.device).expand(V, A)
     view_V = torch.arange(V, device=z_VAD.device)
-    gallery = Side(multiplied_VAD[:U].flatten(0, 1), sample_VA[:U].flatten())
+    gallery = Side(z_TVAD[:, :U].flatten(1, 2).contiguous(), sample_VA[:U].flatten())
     z_UBD = z_VAD[:U, samples]
 
     loss = z_VAD.new_zeros(())
@@ -140,9 +123,9 @@ def smooth_ap(
         y_QK = S_WBU.gather(-1, positive_WBK).flatten(0, 1).mul_(scale)
 
         key_KQ = (y_QK.exp2() if scale <= _LARGEST_Y else y_QK).T.contiguous()
-        z_QD = multiplied_VAD[views, samples].flatten(0, 1)
-        asking = Side(z_QD, sample_VA[views, samples].flatten(), key_KQ)
-        negatives_KQ, slope_KQ = compare(asking, gallery, scale, grad=grad, tiles=compared)
+        z_TQD = z_TVAD[:, views, samples].flatten(1, 2).contiguous()
+        asking = Side(z_TQD, sample_VA[views, samples].flatten(), key_KQ)
+        negatives_KQ, slope_KQ = compare(asking, gallery, scale, grad=grad, tiles=tiles)
         slope_QK = None if slope_KQ is None else slope_KQ.T
         share = 1 / (y_QK.shape[1] * V * B * temperature)
         loss_Q, weight_QK, dS_QK = _rank(y_QK, negatives_KQ.T, slope_QK, share)
@@ -154,20 +137,20 @@ def smooth_ap(
         dz_VAD[:U, samples] += torch.einsum("wbu,wbd->ubd", dS_WBU, z_WBD)
         asking = asking._replace(weight_KL=weight_QK.T.contiguous())
         if (W, B, nearest) == (U, A, 1):
-            dz_VAD[:U] += pull(asking, asking, scale, tiles=pulled).view(U, A, -1)
+            dz_VAD[:U] += pull(asking, asking, scale, tiles=tiles).view(U, A, -1)
         else:
-            dz_VAD[views, samples] += pull(asking, gallery, scale, tiles=pulled).view(W, B, -1)
-            dz_VAD[:U] += pull(gallery, asking, scale, tiles=pulled).view(U, A, -1)
+            dz_VAD[views, samples] += pull(asking, gallery, scale, tiles=tiles).view(W, B, -1)
+            dz_VAD[:U] += pull(gallery, asking, scale, tiles=tiles).view(U, A, -1)
     return loss, dz_VAD
 
 
-def tiles_for(device: torch.device, precision: Precision) -> tuple[Tiles, Tiles]:
-    """Return the tiles of `compare` and `pull`; of a GPU that is not there, an H100's."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(device)
-        if gpu.shared_memory_per_block_optin < _SHARED_MEMORY:
-            return _SMALL, _SMALL
-    return TILES[precision]
+def terms_of(z_VAD: Tensor, terms: int) -> Tensor:
+    """Return bf16 [terms, V, A, D] that add up to z: each is what the ones before left over."""
+    found, rest_VAD = [], z_VAD
+    for _ in range(terms):
+        found.append(rest_VAD.bfloat16())
+        rest_VAD = rest_VAD - found[-1].float()
+    return torch.stack(found)
 
 
 def _rank(
@@ -199,12 +182,14 @@ def _rank(
 
 
 def compare(
-    asking: Side, gallery: Side, scale: float, *, grad: bool, tiles: Tiles
+    asking: Side, gallery: Side, scale: float, *, grad: bool, tiles: Tiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return negatives and, if `grad`, slope [K, Q] for each positive of each query."""
     assert asking.key_KL is not None
-    (K, Q), (G, D) = asking.key_KL.shape, gallery.z_LD.shape
+    (K, Q), (T, G, D) = asking.key_KL.shape, gallery.z_TLD.shape
     rounds = triton.cdiv(K, _POSITIVES)
+    block_K = triton.cdiv(K, rounds)
+    tiles = tiles or tiles_for("compare", capability_of(gallery.z_TLD.device), T, D, block_K)
     blocks = triton.cdiv(Q, tiles.rows)
     parts, span = _parts(blocks * rounds, G, tiles)
     sums_SXKQ = asking.key_KL.new_empty(parts, 1 + grad, K, Q)
@@ -212,10 +197,10 @@ def compare(
         pair_tiles.compare,
         (blocks, rounds, parts),
         tiles,
-        asking.z_LD,
+        asking.z_TLD,
         asking.sample_L,
         asking.key_KL,
-        gallery.z_LD,
+        gallery.z_TLD,
         gallery.sample_L,
         sums_SXKQ,
         Q,
@@ -225,21 +210,23 @@ def compare(
         K=K,
         D=D,
         GRAD=grad,
-        FACTORED=scale <= _LARGEST_Y,
-        BLOCK_K=triton.cdiv(K, rounds),
+        SIGMOID=_sigmoid(scale),
+        BLOCK_K=block_K,
     )
     negatives_KQ, *slope_KQ = sums_SXKQ.sum(0)
     return negatives_KQ, slope_KQ[0] if grad else None
 
 
-def pull(left: Side, right: Side, scale: float, *, tiles: Tiles) -> Tensor:
+def pull(left: Side, right: Side, scale: float, *, tiles: Tiles | None = None) -> Tensor:
     """Return dL/dz of the rows on the left [L, D] by their scores with those on the right."""
-    (L, D), R = left.z_LD.shape, len(right.z_LD)
-    blocks, columns = triton.cdiv(L, tiles.rows), triton.cdiv(D, _depth(tiles, D))
-    parts, span = _parts(blocks * columns, R, tiles)
-    dz_SLD = left.z_LD.new_empty((parts, L, D), dtype=torch.float32)
+    (T, L, D), R = left.z_TLD.shape, right.z_TLD.shape[1]
     keys = left.key_KL if left.key_KL is not None else right.key_KL
     assert keys is not None
+    K, sides = min(len(keys), _POSITIVES), (left.key_KL is not None) + (right.key_KL is not None)
+    tiles = tiles or tiles_for("pull", capability_of(left.z_TLD.device), T, D, K, sides)
+    blocks, columns = triton.cdiv(L, tiles.rows), triton.cdiv(D, tiles.depth_of(D))
+    parts, span = _parts(blocks * columns, R, tiles)
+    dz_SLD = left.z_TLD.new_empty((parts, L, D), dtype=torch.float32)
     for first in range(0, len(keys), _POSITIVES):
         k = slice(first, first + _POSITIVES)
         asked = [
@@ -250,9 +237,9 @@ def pull(left: Side, right: Side, scale: float, *, tiles: Tiles) -> Tensor:
             pair_tiles.pull,
             (blocks, columns, parts),
             tiles,
-            left.z_LD,
+            left.z_TLD,
             left.sample_L,
-            right.z_LD,
+            right.z_TLD,
             right.sample_L,
             *asked,
             dz_SLD,
@@ -265,7 +252,7 @@ def pull(left: Side, right: Side, scale: float, *, tiles: Tiles) -> Tensor:
             LEFT_ASKS=left.key_KL is not None,
             RIGHT_ASKS=right.key_KL is not None,
             FIRST=first == 0,
-            FACTORED=scale <= _LARGEST_Y,
+            SIGMOID=_sigmoid(scale),
         )
     return dz_SLD.sum(0)
 
@@ -277,35 +264,42 @@ def _parts(programs: int, others: int, tiles: Tiles) -> tuple[int, int]:
     return parts, triton.cdiv(blocks, parts) * tiles.others
 
 
-def _depth(tiles: Tiles, D: int) -> int:
-    """Return the dimensions of a product at a time; 16 are the fewest that tensor cores take."""
-    return min(tiles.depth, max(16, triton.next_power_of_2(D)))
+def _sigmoid(scale: float) -> str:
+    """Return how `pair_tiles.stand_above` computes it, for scores of ±1."""
+    if scale > _LARGEST_Y:
+        return "one exponent each"
+    return "one root each" if scale > _LARGEST_Y_OF_TWO else "two by one root"
 
 
 def _launch(
     kernel: Any,
     grid: tuple[int, ...],
     tiles: Tiles,
-    z_LD: Tensor,
+    z_TLD: Tensor,
     *rest: Any,
     D: int,
-    **chosen: Any,
+    **more: Any,
 ) -> None:
-    if isinstance(z_LD, FakeTensor):
+    options = {
+        **more,
+        "D": D,
+        "TERMS": len(z_TLD),
+        "ROWS": tiles.rows,
+        "OTHERS": tiles.others,
+        "DEPTH": tiles.depth_of(D),
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+        "enable_fp_fusion": True,  # Triton 3.10 is to leave it out by default
+    }
+    _start(kernel, grid, (z_TLD, *rest), options)
+
+
+def _start(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    z_TLD = arguments[0]
+    if isinstance(z_TLD, FakeTensor):
         return  # training.memory_forecast follows a step
     # Triton launches on the current device, whatever its arguments lie on.
-    with torch.cuda.device(z_LD.device) if z_LD.is_cuda else nullcontext():
-        kernel[grid](
-            z_LD,
-            *rest,
-            **chosen,
-            D=D,
-            # TF32 rounds a cosine to steps of 0.0005; three products in TF32 are float32's.
-            PRECISION="tf32x3" if z_LD.dtype == torch.float32 else "tf32",
-            ROWS=tiles.rows,
-            OTHERS=tiles.others,
-            DEPTH=_depth(tiles, D),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-            enable_fp_fusion=True,  # Triton 3.10 is to leave it out by default
-        )
+    with torch.cuda.device(z_TLD.device) if z_TLD.is_cuda else nullcontext():
+        kernel[grid](*arguments, **options)
