@@ -19,9 +19,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported late: a checkout that is measured beside this one has its own
+    from pipeline.graph import ViewGroup
 
 RESULTS = Path(__file__).parent / "results" / "host-operators-cpu.json"
 CASES: dict[str, tuple[str, list[tuple[int, int, str]]]] = {  # data; views, pixels, resampling
@@ -56,13 +60,22 @@ def on_the_cpu(pipeline: Any) -> tuple[list[Any], list[Any]]:
     return operators, [type(n)(n.name, "cpu", n.source) for n in nodes.values()]
 
 
-def measure(case: str, shards: str, batch: int, *, seconds: float) -> dict[str, float]:
-    """Return the number of operators, and the milliseconds of a batch."""
+def measure(
+    groups: Sequence[ViewGroup], shards: str, batch: int, *, seconds: float, threads: int = 1
+) -> dict[str, float]:
+    """Return the number of operators, and the milliseconds of a batch.
+
+    Args:
+        groups: the views of every sample.
+        shards: shard set.
+        batch: samples.
+        seconds: of each of two measurements: all operators, the reader alone.
+        threads: of DALI's pool, which the work inside an operator may be shared by.
+    """
     import torch
     from nvidia.dali.pipeline import Pipeline
 
-    from pipeline.augment import SimCLRViews
-    from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
+    from pipeline.graph import GraphSettings, views_pipeline
     from pipeline.tuning import Tuning
     from shards.layout import open_shards
 
@@ -76,16 +89,14 @@ def measure(case: str, shards: str, batch: int, *, seconds: float) -> dict[str, 
         shuffle_buffer=batch,
         tuning=Tuning().filled(batch_size=batch),
     )
-    groups = [
-        ViewGroup(policy=SimCLRViews(), count=count, size=size, resampling=resampling)  # pyright: ignore[reportArgumentType]
-        for count, size, resampling in CASES[case][1]
-    ]
     described = views_pipeline(open_shards(shards), groups, settings, checkpoint=None)
     operators, outputs = on_the_cpu(described)
     reader = next(op for op in operators if op.name == "reader")
     found: dict[str, float] = {"operators": len(operators)}
     for name, read in (("ms", outputs), ("reader_ms", list(reader.outputs))):
-        runs = Pipeline(batch_size=batch, num_threads=1, device_id=None, prefetch_queue_depth=2)
+        runs = Pipeline(
+            batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=2
+        )
         with runs:
             runs.set_outputs(*read)
         runs.build()
@@ -122,6 +133,17 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def groups_of(case: str) -> list[ViewGroup]:
+    """Return the views of a case."""
+    from pipeline.augment import SimCLRViews
+    from pipeline.graph import ViewGroup
+
+    return [
+        ViewGroup(policy=SimCLRViews(), count=count, size=size, resampling=resampling)  # pyright: ignore[reportArgumentType]
+        for count, size, resampling in CASES[case][1]
+    ]
+
+
 def main() -> None:
     """Measure all cases in turn, in processes of their own."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -135,7 +157,8 @@ def main() -> None:
     if arguments.one:
         case, batch = arguments.one
         shards = getattr(arguments, CASES[case][0])
-        print(json.dumps(measure(case, shards, int(batch), seconds=arguments.seconds)))
+        one = measure(groups_of(case), shards, int(batch), seconds=arguments.seconds)
+        print(json.dumps(one))
         return
     from training.surroundings import surroundings
 

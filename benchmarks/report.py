@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from benchmarks import feed, host_operators, kernel_tables, parity
+from benchmarks.gpu import charts
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
 
@@ -390,7 +391,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.folder is not None:
         print(gpu.markdown(arguments.folder))
-        gpu.draw(arguments.folder, arguments.folder)
+        charts.draw(arguments.folder, arguments.folder)
         return
     check = arguments.check
     stale = []
@@ -401,7 +402,7 @@ def main() -> None:
             if not check:
                 (ROOT / section.file).write_text(wanted)
     if not check and gpu.read(RESULTS / "gpu"):
-        gpu.draw(RESULTS / "gpu", ROOT / "docs")
+        charts.draw(RESULTS / "gpu", ROOT / "docs")
     print("\n".join(stale) or "all is as the results say")
     sys.exit(bool(check and stale))
 

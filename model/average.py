@@ -33,9 +33,15 @@ class MovingAverage(nn.Module):
         return self.networks(images_NCHW)
 
     @torch.no_grad()
-    def follow(self, *networks: nn.Module, momentum: float) -> None:
-        """Move towards the originals, given in the same order; no wait for the device."""
+    def follow(self, *networks: nn.Module, momentum: float | Tensor) -> None:
+        """Move towards the originals, given in the same order; no wait for the device.
+
+        A momentum on the device costs a kernel for each weight, one on the host a few for all.
+        """
         weights = list(self.networks.parameters())
         originals = [parameter for network in networks for parameter in network.parameters()]
         lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
-        lerp(weights, originals, 1 - momentum)
+        share = 1 - momentum
+        if isinstance(share, Tensor):
+            share = [share.to(weight.dtype) for weight in weights]
+        lerp(weights, originals, share)

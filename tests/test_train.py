@@ -306,6 +306,16 @@ def test_damage_that_opening_cannot_see_is_reported_while_training(
     assert records(tmp_path / "run")[-1].get("damaged_files", 0) == 1 or "DAMAGED" in out
 
 
+def test_a_cpu_has_no_step_to_record_and_the_header_says_so(
+    shard_set: ShardSet, straight: Path, tmp_path: Path
+) -> None:
+    more = ["--steps", "14", "--check_memory", "true", "--capture_step", "true"]
+    code, out, err = train(shard_set, tmp_path / "run", *more)
+    assert code == 0, out + err
+    assert "on the CPU there is nothing to record" in " ".join(out.split())
+    assert losses(tmp_path / "run") == losses(straight)
+
+
 @pytest.mark.slow  # compiling takes a minute
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(
     shard_set: ShardSet, tmp_path: Path

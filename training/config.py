@@ -16,6 +16,7 @@ from model.method import JointEmbedding, Method
 from pipeline.graph import ViewGroup
 from pipeline.setting import setting
 from pipeline.tuning import Tuning
+from training import step_capture
 
 EVALUATION_SETS = (
     *("evaluation_test", "evaluation_train", "evaluation_queries"),
@@ -87,6 +88,13 @@ class Config:
     or the CPU (AMX) multiplies it in hardware, else no."""
     compile: bool = setting(False, resume="same", compare="own", switch=True)
     """Compile the encoder with torch.compile; evaluations run it as it is written."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = setting(
+        "default", resume="same", compare="own"
+    )
+    """With `compile`: reduce-overhead launches the encoder as CUDA graphs; max-autotune chooses its
+    kernels by trying many, too, for minutes at the start."""
+    capture_step: bool = setting(False, resume="same", compare="own", switch=True)
+    """On one GPU, record the whole step as one CUDA graph and replay it; the CPU has none."""
     deterministic: bool = setting(False, resume="same", compare="own")
     """On a GPU, use kernels that give the same bits each time, and warn where PyTorch has none.
     Slower. A continued run then equals the uninterrupted one to the bit, as it always does on the
@@ -186,6 +194,7 @@ class Config:
         self._refuse_what_is_not_here()
         if self.micro_batch_size is not None:
             self._refuse_micro_batches(self.micro_batch_size)
+        step_capture.refuse(**{name: getattr(self, name) for name in step_capture.SETTINGS})
         self.method.refuse(
             counts=tuple(group.count for group in self.groups),
             sizes=tuple(group.size for group in self.groups),

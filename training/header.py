@@ -9,7 +9,7 @@ import torch
 from evaluation.suite import Suite
 from pipeline.loader import Loader
 from pipeline.profile import Profile
-from training import launcher_options
+from training import launcher_options, step_capture
 from training.config import Config
 from training.data import Data, ShardSets
 from training.memory_forecast import MemoryForecast
@@ -84,6 +84,7 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
         f"{config.batch_size * V:,} embeddings ranked",
         "method": f"{type(config.method).__name__}, {type(encoder).__name__} of {millions:.1f} M "
         f"parameters" + (f", {objective}" if objective is not None else ""),
+        **({"step": step_capture.describe(device)} if config.capture_step else {}),
     }
 
 

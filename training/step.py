@@ -15,6 +15,7 @@ from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
 from training.optimizer import build_optimizer, set_learning_rate
+from training.step_capture import StepCapture, refuse_ranks
 
 
 class Step:
@@ -27,6 +28,8 @@ class Step:
 
     def __init__(self, config: Config, accelerator: Any) -> None:
         device: torch.device = accelerator.device
+        if config.capture_step:
+            refuse_ranks(accelerator.num_processes)
         if device.type == "cuda" and not config.deterministic:
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
         self._accelerator = accelerator
@@ -40,7 +43,7 @@ class Step:
             for part in method.modules():
                 if isinstance(part, Encoder):  # moving averages of it too
                     # Crops of two sizes are two programs: one of any size is slower at both.
-                    part.compile(dynamic=False)
+                    part.compile(dynamic=False, mode=_compile_mode(config))
         self.method = method
         optimizer = build_optimizer(
             method,
@@ -53,6 +56,10 @@ class Step:
         self._model, self.optimizer = accelerator.prepare(method, optimizer)
         self.guard = Guard(method, optimizer, scaled=accelerator.scaler is not None)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self._capture: StepCapture | None = None
+        if config.capture_step and device.type == "cuda":
+            self._capture = StepCapture(optimizer, self.train, device)
+        self._graphs = config.compile_mode != "default" and not config.capture_step
         method.train()
 
     def __call__(
@@ -72,6 +79,16 @@ class Step:
             id_B: stable ids of the samples.
         """
         set_learning_rate(self.optimizer, learning_rate)
+        if self._capture is not None:
+            return self._capture(views, learning_rate=learning_rate, progress=progress, id_B=id_B)
+        if self._graphs:  # of the encoder: what it returned last is not needed any more
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.train(views, progress=progress, id_B=id_B)
+
+    def train(
+        self, views: Sequence[Tensor], *, progress: float | Tensor, id_B: Tensor | None
+    ) -> Output:
+        """Do all of it but setting the learning rate, so that it can be recorded and replayed."""
         self.guard.before()
         if self._samples is not None:
             output = backward_in_parts(
@@ -88,3 +105,10 @@ class Step:
         self.method.after_step(progress)
         self.guard.after()
         return output
+
+
+def _compile_mode(config: Config) -> str | None:
+    """Return PyTorch's name of the mode; a recorded step holds no graphs of the compiler's own."""
+    if config.compile_mode == "max-autotune" and config.capture_step:
+        return "max-autotune-no-cudagraphs"
+    return None if config.compile_mode == "default" else config.compile_mode

@@ -1,16 +1,26 @@
-"""All that a GPU has to prove, in one command and a given time.
+r"""All that a GPU has to prove, in one command and a given time.
 
     python -m benchmarks.gpu --minutes 9.5 --out results                       on the GPU
     python -m benchmarks.gpu --minutes 9 --out results --only feeding ranking
     python -m benchmarks.gpu --minutes 3 --out /tmp/rehearsal --rehearse       on the CPU, tiny
 
-First comes what tells most, of every stage: the GPU's tests, decoded pixels, a fed ViT, ranking
+First comes what tells most: the GPU's tests, decoded pixels, a fed, compiled ViT, ranking
 32,768 embeddings, one method learning: nine and a half minutes, by estimate. Then stages
 run in the order of their value, each in its own share of the time; what one leaves over the next
 ones have. Every figure is in OUT/STAGE.json as soon as it is there, so that whatever cuts the
 command off loses only the one in the making; the same command makes what is missing, that day or
 on another machine with such a GPU. OUT/log.txt has what they print. Nothing is installed: a
 checkout, and the packages on PYTHONPATH.
+
+Images travel there as files of 64 MB at most, one a call, each unpacked as it comes; what was there
+is kept as long as the machine is:
+
+    python3 -m zipfile -e stl10-train.zip /tmp/images      and stl10-test.zip: 30 and 48 MB
+    python3 -m zipfile -e coco-train-0.zip /tmp/images     and coco-train-1.zip: 36 MB each
+    tar -xf cifar10.tar.xz -C /tmp/images --one-top-level  18 MB
+    tar -xf coco256.tar -C /tmp/images --one-top-level     43 MB, of which photos are cut
+    python -m benchmarks.gpu --minutes 9.5 --out results --cifar10 /tmp/images/cifar10 \
+        --coco /tmp/images/coco256 --stl10 /tmp/images/stl10 --coco2014 /tmp/images/coco
 
 `python -m benchmarks.report OUT` shows what was found.
 """
@@ -33,13 +43,14 @@ from typing import NamedTuple
 # Imported here once for all the processes that are forked; none of it may touch the GPU yet.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
-from benchmarks.gpu import feeding, learning, loading, ranking, sound
+from benchmarks.gpu import captured, feeding, host_side, learning, loading, ranking, sound
 from benchmarks.gpu.box import BoxedMeasurement, Clock, Row, Sizes, fill, needed
 from pipeline.dali import driver_begun
 from training.surroundings import surroundings
 
 SPARE = 20.0
 """Seconds before the end in which nothing is begun and the command has ended."""
+SHARED = Path("../shared/data")
 PACKAGES = ("torch", "torchvision", "triton", "accelerate", "nvidia-dali-cuda130", "kornia")
 
 
@@ -53,11 +64,13 @@ class Stage(NamedTuple):
 
 
 STAGES = [
-    Stage("sound", sound.measurements, 0.15),
-    Stage("feeding", feeding.measurements, 0.25),
-    Stage("ranking", ranking.measurements, 0.10),
-    Stage("loading", loading.measurements, 0.20),
-    Stage("learning", learning.measurements, 0.30),
+    Stage("sound", sound.measurements, 0.12),
+    Stage("feeding", feeding.measurements, 0.22),
+    Stage("host_side", host_side.measurements, 0.08),
+    Stage("ranking", ranking.measurements, 0.08),
+    Stage("captured", captured.measurements, 0.12),
+    Stage("loading", loading.measurements, 0.13),
+    Stage("learning", learning.measurements, 0.25),
 ]
 
 
@@ -70,6 +83,8 @@ def main() -> None:
         coco=arguments.coco,
         cifar10=arguments.cifar10,
         out=arguments.out,
+        stl10=_given(arguments.stl10, "stl10-train.zip", "stl10-test.zip"),
+        coco2014=_given(arguments.coco2014, "coco-train-0.zip", "coco-train-1.zip"),
         rehearsal=arguments.rehearse,
     )
     head = around(arguments)
@@ -84,6 +99,10 @@ def main() -> None:
     chosen = [stage for stage in STAGES if not arguments.only or stage.name in arguments.only]
     for stage in chosen:
         _refuse_other_gpu(place.out / f"{stage.name}.json", head)
+
+    for name, given in (("STL-10", place.stl10), ("COCO", place.stl10 and place.coco2014)):
+        if not given:
+            say(f"nothing is learned from {name}: its images are not here")
 
     def make(stage: Stage, box: Clock, *, first: bool) -> bool:
         path, named = place.out / f"{stage.name}.json", {"stage": stage.name, **head}
@@ -113,6 +132,17 @@ def _refuse_other_gpu(path: Path, head: Row) -> None:
         there, here = (str(of["gpu"]).split(",")[0] for of in (json.loads(path.read_text()), head))
         if there != here:
             sys.exit(f"error: {path} has figures of {there}, this is {here}; give another --out.")
+
+
+def _given(paths: Sequence[Path] | None, *usual: str) -> tuple[Path, ...]:
+    """Return paths that were given; or the usual files, if all of them are there."""
+    if paths is None:
+        here = tuple(SHARED / name for name in usual)
+        return here if all(path.exists() for path in here) else ()
+    for path in paths:
+        if not path.exists():
+            sys.exit(f"error: {path} is not there; give a folder, or all of its zips.")
+    return tuple(paths)
 
 
 def _age() -> float:
@@ -158,16 +188,17 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    shared = Path("../shared/data")
     parser.add_argument("--minutes", type=float, required=True, help="when it has ended")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     names = [stage.name for stage in STAGES]
     parser.add_argument("--only", nargs="+", choices=names, help="these stages alone")
     parser.add_argument("--data", type=Path, default=Path("/tmp/viewrank-gpu"), help="made there")
-    parser.add_argument("--coco", type=Path, default=shared / "coco256.tar", help="folder or tar")
+    parser.add_argument("--coco", type=Path, default=SHARED / "coco256.tar", help="folder or tar")
     parser.add_argument(
-        "--cifar10", type=Path, default=shared / "cifar10.tar.xz", help="folder or tar"
+        "--cifar10", type=Path, default=SHARED / "cifar10.tar.xz", help="folder or tar"
     )
+    for data in ("--stl10", "--coco2014"):
+        parser.add_argument(data, type=Path, nargs="+", help="folder, or zips; left out if absent")
     parser.add_argument("--commit", help="of this tree, where there is no git to ask")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes")
     return parser.parse_args()

@@ -46,7 +46,12 @@ class Sizes:
     """Folder or tar of CIFAR-10 as train/CLASS/*.jpg and test/CLASS/*.jpg."""
     out: Path
     """Where results go."""
-    rehearsal: bool
+    stl10: tuple[Path, ...] = ()
+    """Folder of STL-10's labelled images as train/CLASS/*.jpg and test/CLASS/*.jpg, or zips of it
+    as stl10/…; none: not learned from."""
+    coco2014: tuple[Path, ...] = ()
+    """Folder of squashed images of MS-COCO as train2014/*.jpg, or zips of it as coco/…; none."""
+    rehearsal: bool = False
     """On the CPU, at sizes that show only that everything runs."""
 
     def of(self, real: T, rehearsed: T) -> T:

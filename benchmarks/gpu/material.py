@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
 from benchmarks.sharding import write_stl10_binaries
 from shards.engine import LocalWorkers
 from shards.layout import MANIFEST
+from shards.source.coco import COCO
 from shards.source.folder import ImageFolder
 from shards.source.stl10 import STL10
 from shards.writing.prepare import Preparation
@@ -38,6 +40,16 @@ def photos(place: Sizes) -> Path:
 def cifar10(place: Sizes, split: str) -> Path:
     """Return a split of CIFAR-10, as pixels: images so small are decoded once and for all."""
     return place.data / f"cifar10-{split}"
+
+
+def stl10_labelled(place: Sizes, split: str) -> Path:
+    """Return STL-10's labelled images, as pixels: train, of 5,000, or test, of 8,000."""
+    return place.data / f"stl10-labelled-{split}"
+
+
+def coco2014(place: Sizes) -> Path:
+    """Return 5,000 images of MS-COCO's train2014, squashed to 256×256."""
+    return place.data / "coco2014-train"
 
 
 def make_stl10(place: Sizes, encoding: str) -> BoxedMeasurement:
@@ -97,12 +109,41 @@ def make_cifar10(place: Sizes) -> BoxedMeasurement:
     return BoxedMeasurement("shards: CIFAR-10", run, seconds, kept=False)
 
 
+def make_stl10_labelled(place: Sizes) -> BoxedMeasurement:
+    """Return what writes both splits of `stl10_labelled`."""
+
+    def run() -> Row:
+        root = _unzipped(place.stl10, place.data / "stl10-images", "stl10")
+        few = place.of(None, 64)
+        return {
+            split: _shard(
+                stl10_labelled(place, split), ImageFolder(root=root / split), "raw", limit=few
+            )
+            for split in ("train", "test")
+        }
+
+    seconds = _seconds(place, stl10_labelled(place, "test"), 15.0)
+    return BoxedMeasurement("shards: STL-10, labelled", run, seconds, kept=False)
+
+
+def make_coco2014(place: Sizes) -> BoxedMeasurement:
+    """Return what writes `coco2014`."""
+
+    def run() -> Row:
+        root = _unzipped(place.coco2014, place.data / "coco2014-images", "coco")
+        source = COCO(root=root, split="train2014")
+        return _shard(coco2014(place), source, "original", limit=place.of(None, 64))
+
+    seconds = _seconds(place, coco2014(place), 15.0)
+    return BoxedMeasurement("shards: COCO, squashed", run, seconds, kept=False)
+
+
 def _seconds(place: Sizes, out: Path, real: float) -> float:
     return 2.0 if (out / MANIFEST).exists() else place.of(real, 2.0)
 
 
 def _shard(
-    out: Path, source: STL10 | ImageFolder, encoding: str, *, limit: int | None = None
+    out: Path, source: STL10 | ImageFolder | COCO, encoding: str, *, limit: int | None = None
 ) -> Row:
     if not (out / MANIFEST).exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -133,6 +174,20 @@ def _files(where: Path | None, unpacked: Path, folder: str = "") -> list[Path]:
     if not found:
         raise ValueError(f"{root / folder} holds no .jpg or .png files; give the images' folder.")
     return found
+
+
+def _unzipped(given: Sequence[Path], unpacked: Path, folder: str) -> Path:
+    """Return a folder that was given, or that of zips, all of which have it at their top."""
+    if all(each.is_dir() for each in given):
+        return given[0]
+    if not unpacked.exists():
+        partial_root = unpacked.with_suffix(".partial")
+        shutil.rmtree(partial_root, ignore_errors=True)
+        for each in given:
+            with ZipFile(each) as file:
+                file.extractall(partial_root)
+        partial_root.rename(unpacked)
+    return unpacked / folder
 
 
 def _walk(root: Path) -> Iterator[Path]:

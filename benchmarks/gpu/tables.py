@@ -1,16 +1,15 @@
-"""What the stages found, as Markdown and as charts."""
+"""What the stages found, as Markdown."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu.box import Row
 
 FEED, VIEWS_SECOND, RANK_MS, RANK_MIB, KNOWN_MINUTES = 0.97, 5_000, 20.0, 1_024.0, 5.0
+CIFAR10 = "CIFAR-10"
 NOTHING = (
     "Not measured yet: no GPU could be had. `python -m benchmarks.gpu --minutes 9.5 --out DIR` "
     "makes the most telling figures, the same command again those that are missing; its rehearsal "
@@ -55,7 +54,7 @@ def goals(stages: Mapping[str, Row]) -> list[str]:
     def goal(text: str, found: str, reached: bool) -> None:
         lines.append(f"{text}: **{found}**, {'reached' if reached else 'missed'}")
 
-    fed = {k: r for k, r in _good(stages, "feeding").items() if "ratio" in r}
+    fed = {k: r for k, r in good(stages, "feeding").items() if "ratio" in r}
     if fed:
         least = min(fed, key=lambda name: fed[name]["ratio"]["median"])
         ratio = fed[least]["ratio"]["median"]
@@ -69,7 +68,7 @@ def goals(stages: Mapping[str, Row]) -> list[str]:
         best = max(r["figures"]["both"]["images_per_second"] for r in vit.values())
         text = f"ViT-S/16, two views, {VIEWS_SECOND:,} samples/s"
         goal(text, f"{best:,.0f}", best >= VIEWS_SECOND)
-    exact = [r for r in _good(stages, "ranking").values() if r.get("N") == 32_768 and "forms" in r]
+    exact = [r for r in good(stages, "ranking").values() if r.get("N") == 32_768 and "forms" in r]
     for row in exact:
         for name in ("kernel float32", "kernel bf16"):
             if form := row["forms"].get(name):
@@ -78,7 +77,9 @@ def goals(stages: Mapping[str, Row]) -> list[str]:
                 text += f"{RANK_MS:g} ms and 1 GiB, {name}"
                 reached = form["ms_median"] <= RANK_MS and mib <= RANK_MIB
                 goal(text, f"{form['ms_median']:.1f} ms, {mib:,.0f} MiB", reached)
-    learned = _good(stages, "learning")
+    learned = {
+        k: r for k, r in good(stages, "learning").items() if r.get("data", CIFAR10) == CIFAR10
+    }
     knew = {k: r["seconds_to_84.8%"] for k, r in learned.items() if r.get("seconds_to_84.8%")}
     if learned and "curve" in next(iter(reversed(learned.values()))):
         first = min(knew, key=lambda name: knew[name], default=None)
@@ -128,10 +129,15 @@ def sound(rows: Mapping[str, Row]) -> str:
 
 def feeding(rows: Mapping[str, Row]) -> str:
     """Return what the pipeline costs training."""
-    lines = []
+    lines, batches = [], []
     for name, row in rows.items():
+        memory = [f"{row[k]:.1f}" if k in row else "" for k in ("torch_peak_gib", "others_gib")]
+        if "copied" in row:
+            found = [f"{row[k]:.2f}" for k in ("ms_a_batch", "host_ms_a_batch")]
+            batches.append([name, *found, f"{row['data_wait']:.1%}", *memory])
+            continue
         if "ratio" not in row:
-            lines.append([name, "", "", "", f"{row['images_per_second']:,.0f}", "", ""])
+            lines.append([name, "", "", "", f"{row['images_per_second']:,.0f}", *5 * [""]])
             continue
         step, both, ratio = row["figures"]["step"], row["figures"]["both"], row["ratio"]
         used = both.get("gpu_utilization")
@@ -143,11 +149,54 @@ def feeding(rows: Mapping[str, Row]) -> str:
                 f"{ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['most']:.3f})",
                 f"{both['images_per_second']:,.0f}",
                 f"{both['data_wait']:.1%}",
+                f"{both['host_ms_a_batch']:.2f}",
                 f"{used:.0%}" if used is not None else "",
+                *memory,
             ]
         )
-    heading = ["training", "cached ms", "fed ms", "ratio", "images/s", "waiting", "GPU used"]
-    return "**Fed by the pipeline**\n\n" + table(heading, lines) if lines else ""
+    gib = ["PyTorch's peak GiB", "others' GiB"]
+    heading = ["training", "cached ms", "fed ms", "ratio", "images/s", "waiting"]
+    heading += ["host in loader ms", "GPU used", *gib]
+    parts = ["**Fed by the pipeline**\n\n" + table(heading, lines)] if lines else []
+    if batches:
+        heading = ["what becomes of a batch", "fed ms", "host in loader ms", "waiting", *gib]
+        parts.append(table(heading, batches))
+    return "\n\n".join(parts)
+
+
+def host_side(rows: Mapping[str, Row]) -> str:
+    """Return what a step may wait for."""
+    lines = [
+        [
+            name,
+            f"{row['ms']:.2f}",
+            f"{row['reader_ms']:.2f}" if "reader_ms" in row else "",
+            f"{row['operators']:.0f}" if "operators" in row else "",
+            f"{row['samples_per_second']:,.0f}",
+        ]
+        for name, row in rows.items()
+    ]
+    heading = ["alone", "ms a batch", "of it the reader", "operators", "samples/s"]
+    return (
+        "**What a step waits for, without the step**\n\n" + table(heading, lines) if lines else ""
+    )
+
+
+def captured(rows: Mapping[str, Row]) -> str:
+    """Return whether a recorded step is the eager one, and what a step takes by how it is run."""
+    equal, alone = [], []
+    for name, row in rows.items():
+        if "recorded_differs_by" in row:
+            keys = ("recorded_differs_by", "repeated_differs_by", "losses_differ_by")
+            equal.append([f"{name}, {row['steps']} steps", *(f"{row[key]:.1e}" for key in keys)])
+        else:
+            ms = f"{row['ms_a_batch']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+            peak = f"{row['torch_reserved_gib']:.1f}" if "torch_reserved_gib" in row else ""
+            alone.append([name, ms, f"{row['images_per_second']:,.0f}", peak])
+    heading = ["weights after the same steps", "recorded, by", "eager again, by", "losses, by"]
+    parts = [table(heading, equal)] if equal else []
+    parts += [table(["step alone", "ms", "images/s", "PyTorch's GiB"], alone)] if alone else []
+    return "**The step as one CUDA graph**\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def ranking(rows: Mapping[str, Row]) -> str:
@@ -188,8 +237,16 @@ def loading(rows: Mapping[str, Row]) -> str:
 
 
 def learning(rows: Mapping[str, Row]) -> str:
-    """Return what was learned, the best first."""
-    lines = []
+    """Return what was learned by data, the best first."""
+    parts = []
+    for data in dict.fromkeys(row.get("data", CIFAR10) for row in rows.values()):
+        mine = {k: r for k, r in rows.items() if r.get("data", CIFAR10) == data}
+        parts.append(_learned(data, mine))
+    return "**Learned in equal seconds**\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _learned(data: str, rows: Mapping[str, Row]) -> str:
+    lines, goal = [], data == CIFAR10
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["final"].get("knn_top1", 0.0)):
         final, knew = row["final"], row["seconds_to_84.8%"]
         lines.append(
@@ -199,91 +256,25 @@ def learning(rows: Mapping[str, Row]) -> str:
                 *(f"{final[k]:.1%}" if k in final else "" for k in ("label_map", "view_map")),
                 f"{row['views_per_second']:,.0f}",
                 f"{row['seconds']:.0f}" + (" †" if "cut_off" in row else ""),
-                f"{knew:.0f}" if knew else "–",
+                *([f"{knew:.0f}" if knew else "–"] if goal else []),
             ]
         )
-    heading = ["CIFAR-10, ResNet-18", "k-NN", "linear probe", "class mAP", "view mAP"]
-    heading += ["views/s", "seconds", "to 84.8 % k-NN"]
-    return "**Learned in equal seconds**\n\n" + table(heading, lines) if lines else ""
+    heading = [f"{data}, ResNet-18", "k-NN", "linear probe", "class mAP", "view mAP"]
+    heading += ["views/s", "seconds", *(["to 84.8 % k-NN"] if goal else [])]
+    return table(heading, lines)
 
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Row]], str]] = {
     "sound": sound,
     "feeding": feeding,
+    "host_side": host_side,
     "ranking": ranking,
+    "captured": captured,
     "loading": loading,
     "learning": learning,
 }
 
 
-def draw(folder: Path, out: Path) -> list[Path]:
-    """Draw what there is: accuracy against seconds, time against embeddings, views/s by set.
-
-    Args:
-        folder: of the stages' files.
-        out: where gpu-*.png go.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    stages, drawn = read(folder), []
-
-    def save(chart: Any, name: str) -> None:
-        chart.savefig(out / f"gpu-{name}.png")
-        pyplot.close(chart)
-        drawn.append(out / f"gpu-{name}.png")
-
-    def panel(title: str, x: str, y: str) -> tuple[Any, Any]:
-        chart, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-        axes.set_title(title, loc="left")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.spines[["top", "right"]].set_visible(False)
-        return chart, axes
-
-    curves = {k: r["curve"] for k, r in _good(stages, "learning").items() if r.get("curve")}
-    if curves:
-        chart, panels = pyplot.subplots(
-            1, 2, figsize=(11, 4.5), dpi=150, layout="constrained", sharey=True
-        )
-        for axes, by, label in (
-            (panels[0], "seconds", "seconds of training"),
-            (panels[1], "epochs_times_views", "epochs × views of an image"),
-        ):
-            for name, curve in curves.items():
-                known = [point for point in curve if "knn_top1" in point]
-                x = [point[by] for point in known]
-                axes.plot(x, [100 * p["knn_top1"] for p in known], marker="o", ms=3, label=name)
-            axes.axhline(84.8, color="0.6", linewidth=1, linestyle="--")
-            axes.set_xlabel(label)
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_title("k-NN on CIFAR-10 (k = 200), %", loc="left")
-        panels[0].legend(frameon=False, fontsize=7)
-        save(chart, "learning")
-    ranked = [r for r in _good(stages, "ranking").values() if "forms" in r]
-    if ranked:
-        chart, axes = panel("exact Smooth-AP, value and gradient", "embeddings", "ms")
-        for V, form in sorted({(r["V"], form) for r in ranked for form in r["forms"]}):
-            mine = sorted((r["N"], r["forms"][form]["ms_median"]) for r in ranked if r["V"] == V)
-            axes.loglog(*zip(*mine, strict=True), marker="o", ms=3, label=f"{form}, {V} views")
-        axes.legend(frameon=False, fontsize=8)
-        save(chart, "ranking")
-    loaded = [(k, r) for k, r in _good(stages, "loading").items() if "views_per_second" in r]
-    if loaded:
-        chart, axes = panel("the loader alone", "views of an image", "views/s")
-        for line in dict.fromkeys(re.sub(r": \d+ × ", ", ", name) for name, _ in loaded):
-            mine = sorted(
-                (r["views"], r["views_per_second"])
-                for name, r in loaded
-                if re.sub(r": \d+ × ", ", ", name) == line
-            )
-            axes.loglog(*zip(*mine, strict=True), marker="o", ms=3, label=line)
-        axes.legend(frameon=False, fontsize=6, ncols=2)
-        save(chart, "loading")
-    return drawn
-
-
-def _good(stages: Mapping[str, Row], name: str) -> dict[str, Row]:
+def good(stages: Mapping[str, Row], name: str) -> dict[str, Row]:
+    """Return the rows of a stage that did not fail."""
     return {k: r for k, r in stages.get(name, {"rows": {}})["rows"].items() if "failed" not in r}

@@ -73,9 +73,11 @@ class BYOL(Method):
         """See `Method.embed`."""
         return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float | Tensor) -> None:
         """Move the twin."""
-        momentum = 1 - (1 - self.momentum) * (cos(pi * progress) + 1) / 2
+        angle = pi * progress
+        cosine = angle.cos() if isinstance(angle, Tensor) else cos(angle)
+        momentum = 1 - (1 - self.momentum) * (cosine + 1) / 2
         self.target.follow(self.encoder, self.projector, momentum=momentum)
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:

@@ -108,11 +108,12 @@ class Method(nn.Module, ABC):
         """
         del request, batches
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float | Tensor) -> None:
         """Do what follows the optimizer, such as moving averages.
 
         Args:
-            progress: which part of the run is done, above 0 up to 1.
+            progress: which part of the run is done, above 0 up to 1; a scalar on the device if
+                the step is recorded.
         """
 
     def fixed_rate(self) -> list[nn.Module]:

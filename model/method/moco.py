@@ -91,7 +91,7 @@ class MoCo(Method):
         return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
 
     @torch.no_grad()
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float | Tensor) -> None:
         """Move the twin; push the newest keys in the oldest ones' place."""
         del progress
         self.twin.follow(self.encoder, self.projector, momentum=self.momentum)

@@ -196,7 +196,7 @@ class QKIteration(Method):
         self._memory = memory
 
     @torch.no_grad()
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float | Tensor) -> None:
         """At the start the key model follows the query model; see `Method.after_step`."""
         del progress
         if not self._frozen:

@@ -129,7 +129,7 @@ class SwAV(Method):
         return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
 
     @torch.no_grad()
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float | Tensor) -> None:
         """Bring the prototypes back to unit length; push the newest embeddings into the queue."""
         del progress
         assert self._target_TAD is not None, "a step"

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import benchmarks.gpu.__main__ as program
-from benchmarks.gpu import tables
+from benchmarks.gpu import charts, material, tables
 from benchmarks.gpu.__main__ import SPARE, STAGES
 from benchmarks.gpu.box import BoxedMeasurement, Clock, Row, Sizes, fill, needed
 
@@ -175,10 +176,13 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             pictures(tmp_path / "cifar10" / split / name, 48, (32, 32))
+            pictures(tmp_path / "stl10" / split / name, 24, (96, 96))
+    pictures(tmp_path / "coco2014" / "train2014", 24, (256, 256))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "6", "--rehearse"]
     command += ["--out", str(out), "--data", str(tmp_path / "data")]
-    command += ["--coco", str(tmp_path / "coco"), "--cifar10", str(tmp_path / "cifar10")]
+    for data in ("coco", "cifar10", "stl10", "coco2014"):
+        command += [f"--{data}", str(tmp_path / data)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     logs = (out / "log.txt").read_text(errors="replace")[-3000:]
     assert done.returncode == 0, done.stderr
@@ -192,7 +196,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     )
     assert learned < buffers
     stages = tables.read(out)
-    assert list(stages) == ["feeding", "learning", "loading", "ranking", "sound"]
+    assert set(stages) == {stage.name for stage in STAGES}
     assert all(stage["complete"] and stage["gpu"] is None for stage in stages.values())
     sound = stages["sound"]["rows"]
     for kind in ("default", "deterministic"):
@@ -203,10 +207,17 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     pixels = sound["decoded pixels, 90% asked of the decoding engine"]
     assert pixels["mean_levels"] == 0 == pixels["images_that_a_run_would_refuse"]
     text = tables.markdown(out)
-    for heading in ("Sound", "Fed by the pipeline", "Exact Smooth-AP", "The loader alone"):
+    headings = ("Sound", "Fed by the pipeline", "What a step waits for", "Exact Smooth-AP")
+    headings += ("The step as one CUDA graph", "The loader alone", "Learned in equal seconds")
+    for heading in headings:
         assert f"**{heading}" in text
+    for data in ("CIFAR-10", "5,000 labelled images of STL-10, without their labels", "COCO's"):
+        assert f"| {data}" in text or f"5,000 images of {data}" in text
+    for method, row in stages["captured"]["rows"].items():  # the eager step, on the CPU
+        if method.startswith("recorded "):
+            assert row["recorded_differs_by"] == 0 == row["losses_differ_by"], method
     assert "Failed" not in text
-    drawn = tables.draw(out, tmp_path)
+    drawn = charts.draw(out, tmp_path)
     assert all(path.stat().st_size > 5_000 for path in drawn) and len(drawn) == 3
 
 
@@ -236,3 +247,28 @@ def test_what_is_known_of_a_late_measurement_is_kept(tmp_path: Path) -> None:
     job = BoxedMeasurement("late", late, 0.2, rescue=lambda: {"steps": 7})
     row = filled(tmp_path / "try.json", [job], 1.0)["rows"]["late"]
     assert row["steps"] == 7 and "not done after" in row["cut_off"] and "failed" not in row
+
+
+def test_images_are_taken_from_a_folder_or_from_zips(tmp_path: Path) -> None:
+    pictures(tmp_path / "stl10" / "train" / "cat", 2, (96, 96))
+    for name in ("a", "b"):
+        with ZipFile(tmp_path / f"{name}.zip", "w") as file:
+            file.write(tmp_path / "stl10/train/cat/0.jpg", f"stl10/train/{name}/0.jpg")
+    zips = (tmp_path / "a.zip", tmp_path / "b.zip")
+    for _ in range(2):  # what is unpacked is not unpacked again
+        root = material._unzipped(zips, tmp_path / "unpacked", "stl10")
+        assert sorted(path.name for path in (root / "train").iterdir()) == ["a", "b"]
+    folder = (tmp_path / "stl10",)
+    assert material._unzipped(folder, tmp_path / "other", "stl10") == folder[0]
+    with pytest.raises(SystemExit, match="give a folder, or all of its zips"):
+        program._given([tmp_path / "c.zip"], "usual.zip")
+
+
+def test_each_learned_table_names_its_data_and_only_cifar_has_the_goal() -> None:
+    final = {"knn_top1": 0.9, "linear_top1": 0.9}
+    row = {"final": final, "views_per_second": 1.0, "seconds": 180.0, "seconds_to_84.8%": 60.0}
+    text = "5,000 labelled images of STL-10, without their labels"
+    rows = {"a": row, "b": {**row, "data": text}}
+    found = tables.learning(rows)
+    assert f"| {text}, ResNet-18 | k-NN |" in found and found.count("to 84.8 %") == 1
+    assert tables.goals({"learning": {"rows": {"b": rows["b"]}}}) == []

@@ -1,0 +1,263 @@
+"""A step from tensors of its own is the eager step, and none of it waits for the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model import objective as objectives
+from model.objective import Objective
+from training import step_capture
+from training.config import Config
+from training.settings import parse
+from training.step import Step
+from training.step_capture import StepCapture
+
+METHODS = {
+    "JointEmbedding": [],
+    "MoCo": ["--method.queue_size", "32"],
+    "SwAV": ["--method.prototypes", "6", "--method.queue_size", "16", "--method.queue_start", "1"],
+    "SimSiam": [],
+    "BYOL": [],
+}
+OPTIMIZERS = ("adamw", "sgd", "lars")
+OBJECTIVES = [
+    name
+    for name, each in vars(objectives).items()
+    if isinstance(each, type) and issubclass(each, Objective) and not inspect.isabstract(each)
+]
+RATE = torch.tensor(0.05).item()  # that float32 has exactly
+WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh"}
+WAIT |= {"_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
+
+
+@pytest.fixture(autouse=True)
+def accelerate_as_it_was() -> Iterator[None]:
+    """Accelerate keeps its first settings for the process, and other tests want others."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class WithoutWaiting(TorchDispatchMode):
+    """Refuses operators for which a GPU's host waits, or that leave the device.
+
+    On tensors of the CPU too: so that a wait is found where there is no GPU.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        name = func.__name__.partition(".")[0]
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        assert name not in WAIT, f"{func} waits for the device"
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            masks = [each for each in args[1] if each is not None and each.dtype == torch.bool]
+            assert not masks, f"{func} by a mask: its size is a value"
+        if name in ("_to_copy", "copy_"):
+            places = {each.device.type for each in tensors}
+            if kwargs.get("device") is not None:
+                places.add(torch.device(kwargs["device"]).type)
+            assert len(places) == 1, f"{func} moves a tensor between {places}"
+        return func(*args, **kwargs)
+
+
+class OnMeta:
+    """As much of Accelerate as a step asks for, on a device that has no values to wait for."""
+
+    device = torch.device("meta")
+    num_processes = 1
+    scaler = None
+
+    def prepare(self, *each: Any) -> tuple[Any, ...]:
+        return each
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Sequence[Tensor], largest: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+def config_of(method: str, optimizer: str, *more: str) -> Config:
+    words = ["--shards", "x", "--run", "r", "--steps", "5", "--batch_size", "8"]
+    words += ["--method", method, "--method.encoder", "SmallResNet"]
+    words += ["--method.encoder.width", "4", "--method.hidden_size", "16"]
+    words += ["--method.embedding_size", "8", *METHODS.get(method, []), "--optimizer", optimizer]
+    return parse([*words, *more]).config
+
+
+def step_of(method: str, optimizer: str, *more: str) -> Step:
+    return Step(config_of(method, optimizer, *more), Accelerator(cpu=True))
+
+
+def captured(step: Step) -> StepCapture:
+    return StepCapture(step.guard._optimizer, step.train, step.parameters[0].device)
+
+
+def batch(number: int, device: str = "cpu", *, spoilt: bool = False) -> tuple[Tensor, ...]:
+    """Return two groups of views, as the loader lays them out."""
+    random = torch.Generator().manual_seed(number)
+    groups = [
+        torch.randn(8, count, size, size, 3, generator=random) for count, size in ((2, 16), (1, 12))
+    ]
+    if spoilt:
+        groups[0][3, 1, 5, 5, 0] = torch.inf
+    return tuple(group.to(device).permute(1, 0, 4, 2, 3) for group in groups)
+
+
+def tensors_of(step: Step) -> dict[str, Tensor]:
+    found = {name: value.clone() for name, value in step.method.state_dict().items()}
+    for number, values in enumerate(step.optimizer.state_dict()["state"].values()):
+        found |= {f"{number}.{name}": torch.as_tensor(v).clone() for name, v in values.items()}
+    return found
+
+
+@pytest.mark.parametrize(("method", "optimizer"), list(product(METHODS, OPTIMIZERS)))
+def test_a_step_from_its_own_tensors_is_the_eager_step(method: str, optimizer: str) -> None:
+    more = ["--clip_gradient_norm", "1.0"] if optimizer == "lars" else []
+    eager, own = (step_of(method, optimizer, *more) for _ in range(2))
+    capture = captured(own)
+    for number in range(6):
+        views, progress = batch(number, spoilt=number == 3), (number + 1) / 6
+        rate = RATE * (1 + number % 2)
+        expected = eager(views, learning_rate=rate, progress=progress)
+        for group in own.optimizer.param_groups:
+            assert not isinstance(group["lr"], Tensor)  # checkpoints hold numbers
+        found = capture(views, learning_rate=rate, progress=progress, id_B=None)
+        assert torch.equal(found.loss, expected.loss) or number == 3
+        assert not found.loss.requires_grad
+    assert own.guard.counts() == eager.guard.counts() == (1, 0)
+    found, expected = tensors_of(own), tensors_of(eager)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(("method", "optimizer"), list(product(METHODS, OPTIMIZERS)))
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_no_method_waits_for_the_device(method: str, optimizer: str, clip: str) -> None:
+    step = step_of(method, optimizer, "--clip_gradient_norm", clip)
+    capture = captured(step)
+    views = batch(0)
+    with WithoutWaiting():
+        for _ in range(2):  # the first makes the optimizer's state
+            capture(views, learning_rate=RATE, progress=0.5, id_B=None)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_objective_waits_for_the_device(objective: str) -> None:
+    step = step_of("JointEmbedding", "lars", "--method.objective", objective)
+    with WithoutWaiting():
+        captured(step)(batch(0), learning_rate=RATE, progress=0.5, id_B=None)
+
+
+# GroCo asks autograd for a gradient within, which needs a GPU that is there.
+@pytest.mark.parametrize("objective", sorted({*OBJECTIVES} - {"GroCo"}))
+def test_no_objective_waits_on_the_path_of_a_gpu(objective: str) -> None:
+    """Tensors that are said to lie on a GPU take it; they have no values, and launch nothing."""
+    method = config_of("JointEmbedding", "lars", "--method.objective", objective).method
+    loss: Any = vars(method)["_modules"]["objective"]
+    with FakeTensorMode(), WithoutWaiting():
+        z_VAD = torch.empty(3, 8, 16, device="cuda", requires_grad=True)
+        assert loss(z_VAD).device.type == "cuda"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_needs_no_value(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device there are none, and nothing can come from the host unseen."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has none there
+    accelerator: Any = OnMeta()
+    step = Step(config_of(method, "lars"), accelerator)
+    output = captured(step)(batch(0, "meta"), learning_rate=RATE, progress=0.5, id_B=None)
+    assert output.loss.is_meta and output.z_VAD.is_meta
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.to("meta"),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x + torch.tensor(3.0),
+        lambda x: x.unique(),
+    ],
+)
+def test_a_wait_is_found(work: Any) -> None:
+    x = torch.randn(5)
+    with WithoutWaiting(), pytest.raises(AssertionError):
+        work(x)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--method", "QKIteration"], "QKIteration trains another part of itself"),
+        (["--micro_batch_size", "4"], "gradient caching puts random states back"),
+        (["--compile", "true", "--compile_mode", "reduce-overhead"], "a graph of its own"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(words: list[str], why: str) -> None:
+    base = ["--shards", "x", "--run", "r", "--steps", "5", "--capture_step", "true"]
+    base += ["--batch_size", "8"]
+    parse(base)
+    with pytest.raises(ValueError, match=why) as refused:
+        parse([*base, *words])
+    assert str(refused.value).startswith("capture_step=true")
+    assert "Leave --capture_step out" in str(refused.value) or "Set --" in str(refused.value)
+
+
+def test_scaled_losses_and_several_ranks_are_refused() -> None:
+    config = parse(["--shards", "x", "--run", "r", "--steps", "5"]).config
+    asked = {name: getattr(config, name) for name in step_capture.SETTINGS}
+    asked |= {"capture_step": True, "mixed_precision": "fp16"}
+    with pytest.raises(ValueError, match=r"fp16, .*set --mixed_precision bf16"):
+        step_capture.refuse(**asked)
+    with pytest.raises(ValueError, match=r"on 2 processes, .*Leave --capture_step out"):
+        step_capture.refuse_ranks(2)
+    assert set(step_capture.SETTINGS) <= {each.name for each in dataclasses.fields(Config)}
+
+
+def test_a_mode_without_compilation_is_refused() -> None:
+    with pytest.raises(ValueError, match="compile=false: nothing is compiled"):
+        parse(["--shards", "x", "--run", "r", "--steps", "5", "--compile_mode", "max-autotune"])
+
+
+def test_on_the_cpu_the_step_is_the_eager_one_and_the_run_says_so() -> None:
+    step = step_of("JointEmbedding", "adamw", "--capture_step", "true")
+    assert step._capture is None
+    assert "nothing to record" in step_capture.describe(torch.device("cpu"))
+    assert "one CUDA graph" in step_capture.describe(torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("method", "optimizer"), list(zip(METHODS, 2 * OPTIMIZERS, strict=False)))
+def test_a_replayed_step_is_the_eager_step_on_a_gpu(method: str, optimizer: str) -> None:
+    words = ["--deterministic", "true", "--mixed_precision", "bf16"]
+    steps = [
+        Step(config_of(method, optimizer, *words, *more), Accelerator(mixed_precision="bf16"))
+        for more in ([], ["--capture_step", "true"])
+    ]
+    losses: list[list[float]] = [[], []]
+    for number in range(8):
+        views = batch(number, "cuda", spoilt=number == 5)
+        for step, found in zip(steps, losses, strict=True):
+            output = step(views, learning_rate=RATE, progress=(number + 1) / 8)
+            found.append(output.loss.item())
+    assert steps[1].guard.counts() == (1, 0)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4, equal_nan=True)
