@@ -128,7 +128,7 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         f"`python -m benchmarks.host_operators`, {where['date'][:10]}, one thread of "
         f"{where['cpu']}, images of COCO (in the last rows of CIFAR-10), all in the page cache; "
-        "medians of three rounds in turn.",
+        f"medians of {record['rounds']} rounds in turn.",
     ]
     return "\n".join(lines)
 
@@ -163,6 +163,7 @@ def main() -> None:
     from training.surroundings import surroundings
 
     record: dict[str, Any] = {"surroundings": surroundings("nvidia-dali-cuda130"), "rows": []}
+    record["rounds"] = arguments.rounds
     versions = {"now": Path(__file__).parents[1]}
     if arguments.before:
         versions = {"before": arguments.before} | versions
