@@ -120,10 +120,11 @@ def markdown(record: dict[str, Any]) -> str:
     ]
     for row in record["rows"]:
         before, now = row.get("before", {}), row["now"]
-        cells = [row["case"], row["batch"], before.get("operators", "–"), now["operators"]]
+        cells = [row["case"], row["batch"]]
+        cells += [f"{before['operators']:.0f}" if before else "–", f"{now['operators']:.0f}"]
         cells += [f"{before['ms']:.1f}" if before else "–"]
         cells += [f"{now['ms']:.1f}", f"{now['reader_ms']:.1f}"]
-        lines.append("| " + " | ".join(str(cell).removesuffix(".0") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
         f"`python -m benchmarks.host_operators`, {where['date'][:10]}, one thread of "
