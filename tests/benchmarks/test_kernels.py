@@ -1,6 +1,8 @@
 """What Smooth-AP's kernels compile to for GPUs that are not here, held to docs/kernels.md."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -41,11 +43,23 @@ def specialisation(row: dict[str, Any]) -> str:
     return str([row[name] for name in names])
 
 
+def compile_case(case: KernelCase, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    return list(compiled(case, capability))
+
+
 @pytest.mark.parametrize(
-    ("capability", "temperature"), [((8, 0), 0.05), ((9, 0), 0.05), ((10, 0), 0.01)]
+    ("capability", "temperature"),
+    [
+        ((9, 0), 0.05),
+        pytest.param((8, 0), 0.05, marks=pytest.mark.slow),
+        pytest.param((10, 0), 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_float32_compiles_to_what_is_recorded(capability: tuple[int, int], temperature: float):
-    rows = list(compiled(KernelCase("float32", temperature, 4, 128, 4), capability))
+    case = KernelCase("float32", temperature, 4, 128, 4)
+    # In a process of its own: tests of the interpreter leave Triton's language changed.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        rows = process.submit(compile_case, case, capability).result()
     assert [row["kernel"] for row in rows] == ["compare", "pull"]
     assert_as_recorded(rows)
 
