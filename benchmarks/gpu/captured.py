@@ -134,5 +134,5 @@ def _small(place: Sizes, method: str, optimizer: str) -> Words:
         *("--views.count", "2", "--views.size", "32", "--optimizer", optimizer),
         *("--batch_size", str(place.of(256, 8)), "--shuffle_buffer", str(place.of(8192, 16))),
         *("--method", method, "--method.encoder", *encoder, *queue.get(method, [])),
-        *place.of([], ["--method.encoder.width", "4"]),
+        *place.of([], ["--method.encoder.width", "4", "--method.hidden_size", "32"]),
     ]
