@@ -84,8 +84,7 @@ def photographs(place: Sizes) -> Mapping[str, LearningRun]:
     for data, of in sets.items():
         for way, (recipe, V) in place.of(ways, {"SimCLR, 2 views": ("simclr", 2)}).items():
             words = ["--config", f"recipes/stl10_{recipe}.yaml", "--views.count", str(V)]
-            # PyTorch 2.15 damages its heap on a CPU in convolutions so narrow of 96 pixels.
-            words += place.of(COMPILED, ["--views.size", "32", *TINY])
+            words += place.of(COMPILED, TINY)
             found[f"{data}: {way}{place.of(', compiled', '')}"] = LearningRun(words, of)
     return found
 
