@@ -117,8 +117,8 @@ class SmallResNet(Encoder):
 class _Pointwise(nn.Conv2d):
     """A convolution of single pixels with a stride, which takes these pixels out before.
 
-    oneDNN's own, in PyTorch 2.11 to 2.15 at least, writes beyond its memory in the backward pass of
-    up to 8 channels, channels-last, on some Xeons: heap corruption, and runs that end by SIGSEGV.
+    PyTorch's own, seen in 2.15 on a Xeon, writes beyond its memory in the backward pass of 2 to 8
+    channels, channels-last: heap corruption, and runs that end by SIGSEGV.
     """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
