@@ -60,20 +60,15 @@ def on_the_cpu(pipeline: Any) -> tuple[list[Any], list[Any]]:
     return operators, [type(n)(n.name, "cpu", n.source) for n in nodes.values()]
 
 
-def measure(
-    groups: Sequence[ViewGroup], shards: str, batch: int, *, seconds: float, threads: int = 1
-) -> dict[str, float]:
-    """Return the number of operators, and the milliseconds of a batch.
+def described_for_gpu(groups: Sequence[ViewGroup], shards: str | Path, batch: int) -> Any:
+    """Return the graph of a GPU that need not be there; it is not built.
 
     Args:
         groups: the views of every sample.
         shards: shard set.
         batch: samples.
-        seconds: of each of two measurements: all operators, the reader alone.
-        threads: of DALI's pool, which the work inside an operator may be shared by.
     """
     import torch
-    from nvidia.dali.pipeline import Pipeline
 
     from pipeline.graph import GraphSettings, views_pipeline
     from pipeline.tuning import Tuning
@@ -89,8 +84,24 @@ def measure(
         shuffle_buffer=batch,
         tuning=Tuning().filled(batch_size=batch),
     )
-    described = views_pipeline(open_shards(shards), groups, settings, checkpoint=None)
-    operators, outputs = on_the_cpu(described)
+    return views_pipeline(open_shards(shards), groups, settings, checkpoint=None)
+
+
+def measure(
+    groups: Sequence[ViewGroup], shards: str, batch: int, *, seconds: float, threads: int = 1
+) -> dict[str, float]:
+    """Return the number of operators, and the milliseconds of a batch.
+
+    Args:
+        groups: the views of every sample.
+        shards: shard set.
+        batch: samples.
+        seconds: of each of two measurements: all operators, the reader alone.
+        threads: of DALI's pool, which the work inside an operator may be shared by.
+    """
+    from pipeline.dali import Pipeline
+
+    operators, outputs = on_the_cpu(described_for_gpu(groups, shards, batch))
     reader = next(op for op in operators if op.name == "reader")
     found: dict[str, float] = {"operators": len(operators)}
     for name, read in (("ms", outputs), ("reader_ms", list(reader.outputs))):
@@ -112,26 +123,23 @@ def measure(
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the table of docs/pipeline.md."""
+    from benchmarks.gpu.tables import table
+
     where = record["surroundings"]
-    lines = [
-        "| views, resampling | batch | operators before | now | ms a batch before | now | "
-        "of it the reader |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heading = ["views, resampling", "batch", "operators before", "now", "ms a batch before", "now"]
+    rows = []
     for row in record["rows"]:
         before, now = row.get("before", {}), row["now"]
-        cells = [row["case"], row["batch"]]
+        cells = [row["case"], str(row["batch"])]
         cells += [f"{before['operators']:.0f}" if before else "–", f"{now['operators']:.0f}"]
         cells += [f"{before['ms']:.1f}" if before else "–"]
-        cells += [f"{now['ms']:.1f}", f"{now['reader_ms']:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += [
-        "",
+        rows.append([*cells, f"{now['ms']:.1f}", f"{now['reader_ms']:.1f}"])
+    return (
+        f"{table([*heading, 'of it the reader'], rows)}\n\n"
         f"`python -m benchmarks.host_operators`, {where['date'][:10]}, one thread of "
         f"{where['cpu']}, images of COCO (in the last rows of CIFAR-10), all in the page cache; "
-        f"medians of {record['rounds']} rounds in turn.",
-    ]
-    return "\n".join(lines)
+        f"medians of {record['rounds']} rounds in turn."
+    )
 
 
 def groups_of(case: str) -> list[ViewGroup]:

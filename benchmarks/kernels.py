@@ -19,7 +19,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -198,21 +198,19 @@ SHAPES += [(8, 128, 2), (9, 128, 8), (9, 512, 8), (16, 128, 16), (4, 256, 4)]
 FORMS: list[tuple[Precision, float]] = [("float32", 0.05), ("float32", 0.01), ("bf16", 0.05)]
 
 
-def cases(*, all_of_them: bool = True) -> Iterator[KernelCase]:
-    """Yield steps that between them launch all that differs; not all: four views of 128."""
-    for (precision, temperature), shape in product(FORMS, SHAPES if all_of_them else SHAPES[:1]):
-        yield KernelCase(precision, temperature, *shape)
+def specialisation(row: Mapping[str, Any]) -> str:
+    """Return what two rows have in common that are of the same machine code."""
+    names = ("capability", "D", "kernel", "positives", "first", "terms", "sigmoid", "tile")
+    return str([row[name] for name in names])
 
 
 def rows_of(capabilities: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Yield the row of each specialisation once."""
-    what = ("capability", "D", "kernel", "positives", "first", "terms", "sigmoid", "tile")
     seen = set()
-    for capability, case in product(capabilities, cases()):
-        for row in compiled(case, capability):
-            specialisation = str([row[name] for name in what])
-            if specialisation not in seen:
-                seen.add(specialisation)
+    for capability, form, shape in product(capabilities, FORMS, SHAPES):
+        for row in compiled(KernelCase(*form, *shape), capability):
+            if specialisation(row) not in seen:
+                seen.add(specialisation(row))
                 yield row
 
 

@@ -16,7 +16,7 @@ _YIQ = torch.tensor(
 )
 
 
-def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
+def color_map(factors_NF: Tensor, exchanged_N: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the linear map of brightness, contrast, saturation and hue, in DALI's order.
 
     rgb' = rgb @ map + pivot · lift, with map = b c (Y₀ + s cos(h) Y₁ + s sin(h) Y₂): the luma
@@ -24,20 +24,25 @@ def color_map(factors_NF: Tensor, *, rotate: bool) -> tuple[Tensor, Tensor]:
 
     Args:
         factors_NF: brightness, contrast, saturation, hue in turns, … per view.
-        rotate: include the hue.
+        exchanged_N: None: the hue is part of the map. Else it is shifted in HSV, of which the map
+            exchanges the channels, at no cost; see `sixths`.
 
     Returns:
         The map [N, 3 (in), 3 (out)], and the lift [N], the same for all channels.
     """
     brightness, contrast, saturation, hue = factors_NF[:, :4].unbind(1)
-    angle = 2 * math.pi * hue if rotate else torch.zeros_like(hue)
+    angle = 2 * math.pi * hue if exchanged_N is None else torch.zeros_like(hue)
     luma, chroma, turn = _chroma_maps(factors_NF.device)
     map_N33 = (
         luma
         + (saturation * angle.cos())[:, None, None] * chroma
         + (saturation * angle.sin())[:, None, None] * turn
     )
-    return (brightness * contrast)[:, None, None] * map_N33, brightness * (1 - contrast)
+    map_N33 = (brightness * contrast)[:, None, None] * map_N33
+    if exchanged_N is not None:
+        channel_N3 = (torch.arange(3, device=map_N33.device) - exchanged_N[:, None]) % 3
+        map_N33 = map_N33.gather(2, channel_N3[:, None].expand_as(map_N33))
+    return map_N33, brightness * (1 - contrast)
 
 
 def sixths(hue_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

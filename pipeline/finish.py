@@ -87,7 +87,7 @@ class Finish:
             std=STD,
             dtype=self.dtype,
             color=self.color is not None,
-            hsv=self.color is not None and self.color.hue_space == "hsv",
+            hsv=self.hsv,
             solarize=self.solarize is not None,
         )
 
@@ -98,11 +98,12 @@ class Finish:
         row_NR = torch.zeros(len(pixels_NPC), 14, device=pixels_NPC.device)
         if self.color is not None:
             assert factors_NF is not None
-            map_N33, lift_N = self.color_maps(factors_NF)
+            exchanged_N = None
+            if self.hsv:
+                exchanged_N, row_NR[:, 10], row_NR[:, 11] = sixths(factors_NF[:, 3])
+            map_N33, lift_N = color_map(factors_NF, exchanged_N)
             row_NR[:, :9] = map_N33.flatten(1)
             row_NR[:, 9] = lift_N * self.pivot(pixels_NPC)
-            if self.color.hue_space == "hsv":
-                _, row_NR[:, 10], row_NR[:, 11] = sixths(factors_NF[:, 3])
         if self.solarize is not None:
             assert factors_NF is not None
             row_NR[:, 12] = factors_NF[:, -1]
@@ -155,18 +156,12 @@ class Finish:
     @property
     def linear(self) -> bool:
         """Whether the whole pass is one linear map and one clamp."""
-        return self.solarize is None and (self.color is None or self.color.hue_space == "yiq")
+        return self.solarize is None and not self.hsv
 
-    def color_maps(self, factors_NF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the linear part of the late Color; see `color_map`."""
-        assert self.color is not None
-        if self.color.hue_space == "yiq":
-            return color_map(factors_NF, rotate=True)
-        map_N33, lift_N = color_map(factors_NF, rotate=False)
-        # The exchange of channels costs nothing as part of the map.
-        exchanged_N1, _, _ = (part[:, None] for part in sixths(factors_NF[:, 3]))
-        channel_N3 = (torch.arange(3, device=map_N33.device) - exchanged_N1) % 3
-        return map_N33.gather(2, channel_N3[:, None].expand_as(map_N33)), lift_N
+    @property
+    def hsv(self) -> bool:
+        """Whether the hue is shifted in HSV."""
+        return self.color is not None and self.color.hue_space == "hsv"
 
     def pivot(self, x_NPC: Tensor) -> Tensor:
         """Return the gray level that contrast does not change, before brightness: [N]."""
@@ -181,7 +176,8 @@ class Finish:
 
     def _maps(self, factors_NF: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """Return the map of `block` pixels at once, and the factor of the pivot."""
-        map_N33, lift_N = self.color_maps(factors_NF)
+        exchanged_N = sixths(factors_NF[:, 3])[0] if self.hsv else None
+        map_N33, lift_N = color_map(factors_NF, exchanged_N)
         if self.linear:  # the normalisation is part of the map
             map_N33 = map_N33 / constant(STD, map_N33.device)
         eye = torch.eye(block, device=factors_NF.device)
@@ -210,7 +206,7 @@ class Finish:
                 torch.clamp(y, low, high, out=y)
                 return
             torch.baddbmm(lift_N11, x, map_NKK, out=y).clamp_(0, 255)
-            if self.color is not None and self.color.hue_space == "hsv":
+            if self.hsv:
                 assert factors_NF is not None
                 # The hue does not change a gray view.
                 moved = torch.nonzero(factors_NF[:, 2] * factors_NF[:, 3])[:, 0]

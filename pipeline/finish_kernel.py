@@ -30,7 +30,8 @@ def finish_on_gpu(
     Args:
         pixels_NPC: uint8, N views of P pixels of three channels.
         row_NR: 14 numbers a view: the 9 of its colour map, its shift, the sign and the part of a
-            sixth of the hue's shift (`pipeline.finish.sixths`), the threshold, and 1 if mirrored.
+            sixth of the hue's shift (`pipeline.color_space.sixths`), the threshold, and 1 if it is
+            mirrored.
         side: of a view, in pixels; 0: no view is mirrored.
         mean: of the channels, in 0..255.
         std: of the channels, in 0..255.

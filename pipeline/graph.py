@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from pipeline.augment import Crop, Draw, Policy
-from pipeline.augment.augment import seed_of
+from pipeline.augment.augment import next_seed
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
 from pipeline.normalisation import MEAN, STD
@@ -152,7 +153,7 @@ def views_pipeline(
             random_shuffle=True,
             # A buffer larger than the part would hold samples of the epochs after it.
             initial_fill=min(settings.shuffle_buffer, part),
-            seed=seed_of(seed, rank, 0),
+            seed=next_seed(np.random.SeedSequence((seed, rank, 0))),
             # The shards' order changes every epoch, equally on all ranks: parts stay disjoint.
             shuffle_after_epoch=True,
             shuffle_after_epoch_seed=seed % 2**31,

@@ -11,9 +11,9 @@ import numpy as np
 from pipeline.dali import DataNode, fn, types
 
 
-def seed_of(*entropy: int) -> int:
-    """Return the seed that a DALI operator makes of these numbers."""
-    return int(np.random.SeedSequence(entropy).spawn(1)[0].generate_state(1)[0])
+def next_seed(seeds: np.random.SeedSequence) -> int:
+    """Return the next seed of a stream, for one random operator."""
+    return int(seeds.spawn(1)[0].generate_state(1)[0])
 
 
 class Draw:
@@ -39,7 +39,7 @@ class Draw:
 
     def seed(self) -> int:
         """Return the seed of the next random operator."""
-        return int(self._seeds.spawn(1)[0].generate_state(1)[0])
+        return next_seed(self._seeds)
 
     def uniform(self, low: float, high: float) -> DataNode:
         """Return V numbers, uniform in [low, high); float32 [V]."""

@@ -15,6 +15,7 @@ from benchmarks.kernels import (
     compiled,
     longest_loop,
     rows_of,
+    specialisation,
 )
 from model.kernel.tile_choice import _RULES
 
@@ -36,11 +37,6 @@ def assert_as_recorded(rows: list[dict[str, Any]]) -> None:
         if recorded:
             assert expected is not None, f"{row} is not in {RESULTS.name}"
             assert {n: row[n] for n in MEASURED} == {n: expected[n] for n in MEASURED}
-
-
-def specialisation(row: dict[str, Any]) -> str:
-    names = ("capability", "D", "kernel", "positives", "first", "terms", "sigmoid", "tile")
-    return str([row[name] for name in names])
 
 
 def compile_case(case: KernelCase, capability: tuple[int, int]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What each of two processes does for test_gather, and the inputs that it shares with the test."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from methods import MAKE, batch, made
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.gather import gather, gather_rows, own_samples
 from model.method import JointEmbedding, Method, SwAV
 from model.objective import Objective
 from model.sync_batch_norm import synchronise
+from tests.host_waits import HostWaits
 from training.gradient_cache import backward_in_parts
 
 WORLD_SIZE = 2
@@ -105,10 +104,9 @@ def compiled(network: Any) -> Any:
 
 
 def norm_steps(
-    rank: int | None, change: Callable[[nn.Module], nn.Module]
+    rank: int | None, network: nn.Module
 ) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
     """Return outputs and gradients of the inputs of a rank, the gradients of weights, the state."""
-    network = change(norms())
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(8, 4, dtype=torch.float64, generator=generator)
     output = gradient = torch.empty(0)
@@ -128,24 +126,6 @@ def norm_steps(
             dist.all_reduce(each)
             each /= WORLD_SIZE
     return output.detach(), gradient, gradients, network.state_dict()
-
-
-class HostWaits(TorchDispatchMode):
-    """Notes the operators for whose result a host would have to wait for a GPU."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "_unique2", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.seen = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.seen += 1
-        self.names += [str(func)] * any(name in str(func) for name in self.NAMES)
-        return func(*args, **(kwargs or {}))
 
 
 class Synchronised:
@@ -207,11 +187,12 @@ def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
     for name in MAKE:
         found[f"method {name}"] = method_step(name, rank)
         found[f"method {name}, batch norm"] = method_step(name, rank, batch_norm=True)
-    found["batch norm"] = norm_steps(rank, synchronise)
+    found["batch norm"] = norm_steps(rank, synchronise(norms()))
+    network = synchronise(norms())
     with HostWaits() as waits:
-        norm_steps(rank, synchronise)
-    found["host waits"] = waits.seen, waits.names
-    found["compiled batch norm"] = norm_steps(rank, compiled)
+        norm_steps(rank, network)
+    found["host waits"] = waits.operators, waits.found
+    found["compiled batch norm"] = norm_steps(rank, compiled(norms()))
     found["cached"] = cached_step(rank)
     step("own queries", lambda z_VBD: own_queries(z_VBD, gather(z_VBD)))
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import RandomResizedCrop
 
+from benchmarks.parity import DrawRecorder
 from pipeline.augment import Blur, Color, Crop, Draw, Policy, SimCLRViews, Solarize
 from pipeline.dali import DataNode, Pipeline, fn, types
 
@@ -26,22 +27,6 @@ LAWS = {
 }
 
 Values = NDArray[np.float64]  # [images, views]
-
-
-class LawRecorder(Draw):
-    """Records the numbers that an augmentation draws."""
-
-    def __init__(self, views: int, seed: tuple[int, ...], *, size: int) -> None:
-        super().__init__(views, seed, size=size)
-        self.drawn: list[DataNode] = []
-
-    def uniform(self, low: float, high: float) -> DataNode:
-        self.drawn.append(super().uniform(low, high))
-        return self.drawn[-1]
-
-    def choice(self, probability: float, *, chosen: int, otherwise: int) -> DataNode:
-        self.drawn.append(super().choice(probability, chosen=chosen, otherwise=otherwise))
-        return self.drawn[-1]
 
 
 def draw(*seed: int) -> Draw:
@@ -114,7 +99,7 @@ def late(seed: int = 0) -> dict[str, Values]:
 def blurs(seed: int = 0) -> dict[str, Values]:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = LawRecorder(V, (seed,), size=20)
+        draw = DrawRecorder(V, (seed,), size=20)
         views = np.random.default_rng(0).integers(0, 256, (V, 20, 20, 3), dtype=np.uint8)
         frames = fn.reshape(types.Constant(views), layout="FHWC")
         blurred = Blur(probability=0.3, sigma=(0.5, 2.0)).apply(frames, draw)
@@ -257,7 +242,7 @@ def test_views_of_an_image_are_independent_and_so_are_images(name: str) -> None:
 def test_all_numbers_that_a_policy_draws_are_independent() -> None:
     pipe = Pipeline(batch_size=B, num_threads=1, device_id=None)
     with pipe:
-        draw = LawRecorder(V, (3,), size=40)
+        draw = DrawRecorder(V, (3,), size=40)
         policy = SimCLRViews()
         shape = types.Constant(np.array([96, 96], dtype=np.int64))
         boxes = policy.crop.draw(shape, draw)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.host_operators import described_for_gpu, on_the_cpu
 from pipeline.augment import BYOLViews, Crop, Policy, SimCLRViews
-from pipeline.graph import GraphSettings, ViewGroup, views_pipeline
+from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
@@ -346,27 +347,15 @@ def test_a_gpu_waits_for_few_operators_of_the_cpu(
     make_shard_set: MakeShardSet, resampling: Any, groups: list[int]
 ) -> None:
     """DALI runs them one at a time; the graph is described for a GPU, which need not be there."""
-    shard_set = make_shard_set(16)
-    described = views_pipeline(
-        shard_set,
+    described = described_for_gpu(
         [
             ViewGroup(policy=BYOLViews(second=True), count=count, size=16, resampling=resampling)
             for count in groups
         ],
-        GraphSettings(
-            batch_size=4,
-            rank=0,
-            world_size=1,
-            device=torch.device("cuda", 0),
-            seed=0,
-            dtype=torch.float16,
-            shuffle_buffer=4,
-            tuning=Tuning().filled(batch_size=4),
-        ),
-        checkpoint=None,
+        make_shard_set(16).root,
+        4,
     )
-    described._build_graph()
-    on_cpu = [op.name for op in described._ops or [] if "device: cpu" in str(op.spec)]
+    on_cpu = [op.name for op in on_the_cpu(described)[0]]
     assert any("Uniform" in name for name in on_cpu)  # this test knows how they are described
     per_group = 6 if resampling == "resize" else 18
     drawn_before = 0 if resampling == "resize" else sum(groups)

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tests.fuzz_targets import DUMP, go_on, prepare, read_dump, take_out
@@ -22,11 +21,7 @@ from training.trained import open_encoder
 Change = Callable[[Any], Any]
 
 
-@pytest.fixture(autouse=True)
-def accelerate_as_it_was() -> Iterator[None]:
-    """Accelerate keeps its first settings for the process, and other tests want others."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("accelerate_as_it_was")
 
 
 @pytest.fixture(scope="module")

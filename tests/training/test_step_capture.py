@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import product
 from typing import Any
@@ -12,27 +12,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model import objective as objectives
 from model.objective import Objective
+from tests import small_step
+from tests.host_waits import HostWaits
+from tests.small_step import METHODS, tensors_of
 from training import step_capture
 from training.config import Config
 from training.settings import parse
 from training.step import Step
 from training.step_capture import StepCapture
 
-METHODS = {
-    "JointEmbedding": [],
-    "MoCo": ["--method.queue_size", "32"],
-    "SwAV": ["--method.prototypes", "6", "--method.queue_size", "16", "--method.queue_start", "1"],
-    "SimSiam": [],
-    "BYOL": [],
-}
 OPTIMIZERS = ("adamw", "sgd", "lars")
 OBJECTIVES = [
     name
@@ -40,40 +33,8 @@ OBJECTIVES = [
     if isinstance(each, type) and issubclass(each, Objective) and not inspect.isabstract(each)
 ]
 RATE = torch.tensor(0.05).item()  # that float32 has exactly
-WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh"}
-WAIT |= {"_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
 
-
-@pytest.fixture(autouse=True)
-def accelerate_as_it_was() -> Iterator[None]:
-    """Accelerate keeps its first settings for the process, and other tests want others."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class WithoutWaiting(TorchDispatchMode):
-    """Refuses operators for which a GPU's host waits, or that leave the device.
-
-    On tensors of the CPU too: so that a wait is found where there is no GPU.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        name = func.__name__.partition(".")[0]
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        assert name not in WAIT, f"{func} waits for the device"
-        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            masks = [each for each in args[1] if each is not None and each.dtype == torch.bool]
-            assert not masks, f"{func} by a mask: its size is a value"
-        if name in ("_to_copy", "copy_"):
-            places = {each.device.type for each in tensors}
-            if kwargs.get("device") is not None:
-                places.add(torch.device(kwargs["device"]).type)
-            assert len(places) == 1, f"{func} moves a tensor between {places}"
-        return func(*args, **kwargs)
+pytestmark = pytest.mark.usefixtures("accelerate_as_it_was")
 
 
 class OnMeta:
@@ -94,11 +55,9 @@ class OnMeta:
 
 
 def config_of(method: str, optimizer: str, *more: str) -> Config:
-    words = ["--shards", "x", "--run", "r", "--steps", "5", "--batch_size", "8"]
-    words += ["--method", method, "--method.encoder", "SmallResNet"]
-    words += ["--method.encoder.width", "4", "--method.hidden_size", "16"]
-    words += ["--method.embedding_size", "8", *METHODS.get(method, []), "--optimizer", optimizer]
-    return parse([*words, *more]).config
+    """Return a small step's configuration; SwAV's queue is asked from the second step on."""
+    queue = ["--method.queue_start", "1"] if method == "SwAV" else []
+    return small_step.config_of(method, optimizer, *queue, *more)
 
 
 def step_of(method: str, optimizer: str, *more: str) -> Step:
@@ -118,13 +77,6 @@ def batch(number: int, device: str = "cpu", *, spoilt: bool = False) -> tuple[Te
     if spoilt:
         groups[0][3, 1, 5, 5, 0] = torch.inf
     return tuple(group.to(device).permute(1, 0, 4, 2, 3) for group in groups)
-
-
-def tensors_of(step: Step) -> dict[str, Tensor]:
-    found = {name: value.clone() for name, value in step.method.state_dict().items()}
-    for number, values in enumerate(step.optimizer.state_dict()["state"].values()):
-        found |= {f"{number}.{name}": torch.as_tensor(v).clone() for name, v in values.items()}
-    return found
 
 
 @pytest.mark.parametrize(("method", "optimizer"), list(product(METHODS, OPTIMIZERS)))
@@ -154,7 +106,7 @@ def test_no_method_waits_for_the_device(method: str, optimizer: str, clip: str) 
     step = step_of(method, optimizer, "--clip_gradient_norm", clip)
     capture = captured(step)
     views = batch(0)
-    with WithoutWaiting():
+    with HostWaits(refuse=True):
         for _ in range(2):  # the first makes the optimizer's state
             capture(views, learning_rate=RATE, progress=0.5, id_B=None)
 
@@ -162,7 +114,7 @@ def test_no_method_waits_for_the_device(method: str, optimizer: str, clip: str) 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_no_objective_waits_for_the_device(objective: str) -> None:
     step = step_of("JointEmbedding", "lars", "--method.objective", objective)
-    with WithoutWaiting():
+    with HostWaits(refuse=True):
         captured(step)(batch(0), learning_rate=RATE, progress=0.5, id_B=None)
 
 
@@ -172,7 +124,7 @@ def test_no_objective_waits_on_the_path_of_a_gpu(objective: str) -> None:
     """Tensors that are said to lie on a GPU take it; they have no values, and launch nothing."""
     method = config_of("JointEmbedding", "lars", "--method.objective", objective).method
     loss: Any = vars(method)["_modules"]["objective"]
-    with FakeTensorMode(), WithoutWaiting():
+    with FakeTensorMode(), HostWaits(refuse=True):
         z_VAD = torch.empty(3, 8, 16, device="cuda", requires_grad=True)
         assert loss(z_VAD).device.type == "cuda"
 
@@ -200,7 +152,7 @@ def test_a_step_needs_no_value(method: str, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_a_wait_is_found(work: Any) -> None:
     x = torch.randn(5)
-    with WithoutWaiting(), pytest.raises(AssertionError):
+    with HostWaits(refuse=True), pytest.raises(AssertionError):
         work(x)
 
 

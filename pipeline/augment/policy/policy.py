@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Policy:
         Blur and colour commute except where colours are clamped; docs/augmentation.md has the
         measured difference. Blur and solarisation do not commute.
         """
-        return tuple(augment for augment, _ in self._late().values())
+        return tuple(augment for augment, _ in self._late.values())
 
     def augment(self, views: DataNode, draw: Draw, *, late: bool) -> tuple[DataNode, DataNode]:
         """Return the augmented views, and their units.
@@ -50,11 +51,11 @@ class Policy:
         Returns:
             The views, and the units, float32 [V, U] on the CPU.
         """
-        taken = self._taken()
+        taken = self._taken
         units_VU = draw.units(1 + sum(len(columns) for _, columns in taken.values()))
         if self.crop.flip and not late:
             views = mirror(views, units_VU[:, 0] < self.crop.flip)
-        left = self._late() if late else {}
+        left = self._late if late else {}
         for place, augment in enumerate(self.augments):
             if place in left:
                 continue
@@ -79,11 +80,12 @@ class Policy:
         mirrored_N = units_NU[:, 0] < self.crop.flip if self.crop.flip else None
         factors = [
             factor
-            for augment, columns in self._late().values()
+            for augment, columns in self._late.values()
             for factor in augment.factors([units_NU[:, column] for column in columns])
         ]
         return mirrored_N, torch.stack(factors, dim=1) if factors else None
 
+    @cached_property
     def _taken(self) -> dict[int, tuple[PixelAugment, range]]:
         """Return the units that each PixelAugment takes, by its place; the flip has the first."""
         taken, begin = {}, 1
@@ -93,6 +95,7 @@ class Policy:
                 begin += augment.units
         return taken
 
+    @cached_property
     def _late(self) -> dict[int, tuple[PixelAugment, range]]:
         """Return those of `_taken` that are left to the last pass."""
         # An augmentation of probability 0 must not cost a pass over the pixels.
@@ -108,7 +111,7 @@ class Policy:
             left.pop()
         if left and isinstance(left[-1][1], Color):
             late.insert(0, left.pop()[0])
-        taken = self._taken()
+        taken = self._taken
         return {place: taken[place] for place in late}
 
     def __repr__(self) -> str:
