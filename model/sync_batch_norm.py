@@ -37,6 +37,9 @@ class SyncBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.num_batches_tracked.add_(1)
         synchronised: Any = _Normalise.apply
+        if torch.compiler.is_compiling():
+            # As in `model.gather`; and PyTorch 2.11's compiler fails on this function.
+            synchronised = torch.compiler.disable(synchronised)
         return synchronised(
             input,
             self.weight,

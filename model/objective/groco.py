@@ -108,7 +108,7 @@ class GroCo(OnePass):
         """
         score_QX = torch.cat([score_QX[:, :-M], score_QX[:, -M:].sort(-1).values], dim=1)
         positive_QX = torch.zeros_like(score_QX)
-        positive_QX[:, -M:] = 1
+        positive_QX[:, -M:].fill_(1)
         behind_QX = self.in_the_last_places(score_QX, positive_QX)
         # The cross-entropy of the first places is the same number: their probability is the rest.
         return F.binary_cross_entropy(behind_QX.clamp(0, 1), positive_QX, reduction="none").mean(-1)

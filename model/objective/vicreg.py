@@ -54,7 +54,7 @@ class VICReg(Objective):
         V, A, D = z_VAD.shape
         # In how many pairs a view is: one of the gallery with all others, a crop with the gallery.
         pairs_V = torch.full((V,), float(gallery_views), dtype=z_VAD.dtype, device=z_VAD.device)
-        pairs_V[:gallery_views] = V - 1
+        pairs_V[:gallery_views].fill_(V - 1)
         pairs = pairs_V.sum() / 2
 
         # All pairs' squared differences, from those to the gallery's mean m alone: n points differ
