@@ -23,7 +23,7 @@ import torch
 from pipeline import dali
 from pipeline.profile import profile
 from shards.health.watch import Watch
-from training import allocator, launcher_options, memory_forecast
+from training import allocator, exported, launcher_options, memory_forecast, weights
 from training.bottleneck import Bottleneck
 from training.collapse import Collapse
 from training.command import run_command
@@ -67,8 +67,10 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         phase: is kept up to date, for those who watch this process.
     """
     # ── config ──────────────────────────────────────────────────────────────────────────────────
-    config, (rank, world_size) = settings.config, rank_and_world_size()
+    rank, world_size = rank_and_world_size()
     launcher_options.refuse(world_size)
+    settings = weights.recorded(settings)
+    config = settings.config
     settings.check_data(*SHARD_SETS)
     config.batch_size_per_rank(world_size)  # refuses what does not divide
     taken = rank == 0 and run_folder.take(config.run)  # before anything in it is read
@@ -90,6 +92,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     killed = begin(settings, data, processes, phase, taken=taken)
 
     # ── method ──────────────────────────────────────────────────────────────────────────────────
+    begun = weights.begin(config, config.method) if saved is None else []
     train_step = Step(config, processes.accelerator)
     method = train_step.method
     memory = memory_forecast.check(config, method, loader, processes)
@@ -127,7 +130,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         bottleneck=Bottleneck(loader, stages),
         collapse=Collapse(after=max(100, schedule.warmup_steps)),
     )
-    recorder.say(news(config, sets, data, suite, saved, killed))
+    recorder.say(chain(begun, news(config, sets, data, suite, saved, killed)))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     reason, first = TIME if schedule.out_of_time(seconds) else 0, step
@@ -192,11 +195,14 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"
         monitor.say(f"stopped at step {step:,} after {limit}")
     if processes.first:
-        run_folder.export(config.run, method.encoder, size=config.views.size, step=step)
+        facts = exported.facts(settings, sets.train, step=step)
+        exported.write(config.run / exported.NAME, method.encoder, facts)
     recorder.evaluate_at_end(step)
     if processes.first:
-        encoder, tool = config.run / run_folder.ENCODER, f"python -m tools.evaluate {config.run}"
-        monitor.say(f"finished: encoder in {encoder}; evaluate it with {tool}")
+        encoder, tool = config.run / exported.NAME, f"python -m tools.evaluate {config.run}"
+        monitor.say(f"finished: encoder in {encoder}; evaluate it with {tool}, or use it in Python:")
+        monitor.say("    from training.trained import load")
+        monitor.say(f"    encoder, prepare = load({str(encoder)!r})")
         failure.clear(config.run)
     processes.leave(0)
 

@@ -22,6 +22,7 @@ from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
+from training import exported
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
@@ -55,7 +56,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
         checkpoint.write_part(run, 0, name, state_file.pieces(part))
     checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
-    run_folder.export(run, method.encoder, size=24, step=0)
+    exported.write(run / exported.NAME, method.encoder, exported.facts(settings, shard_set, step=0))
     return run
 
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from training import exported
 from training.launch import end_with_parent
 from training.monitor import records
 from training.run import checkpoint, run_folder
@@ -41,7 +42,7 @@ class Failed(Exception):
 
 def finished(run: Path) -> bool:
     """Whether a run has reached its end."""
-    return (run / run_folder.ENCODER).exists() and bool(_finals(records(run)))
+    return (run / exported.NAME).exists() and bool(_finals(records(run)))
 
 
 def drop_checkpoints(run: Path) -> None:
