@@ -53,7 +53,7 @@ def main() -> None:
     """Train one run; if it ends badly, its folder says how."""
     follow_launcher()
     allocator.limit_arenas()
-    settings = parse()
+    settings = weights.recorded(parse())
     installed.require(dali.PACKAGE)  # which is imported when it is first used
     with supervised(settings.config) as phase:
         pretrain(settings, phase)
@@ -67,10 +67,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         phase: is kept up to date, for those who watch this process.
     """
     # ── config ──────────────────────────────────────────────────────────────────────────────────
-    rank, world_size = rank_and_world_size()
+    config, (rank, world_size) = settings.config, rank_and_world_size()
     launcher_options.refuse(world_size)
-    settings = weights.recorded(settings)
-    config = settings.config
     settings.check_data(*SHARD_SETS)
     config.batch_size_per_rank(world_size)  # refuses what does not divide
     taken = rank == 0 and run_folder.take(config.run)  # before anything in it is read
@@ -195,14 +193,10 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"
         monitor.say(f"stopped at step {step:,} after {limit}")
     if processes.first:
-        facts = exported.facts(settings, sets.train, step=step)
-        exported.write(config.run / exported.NAME, method.encoder, facts)
+        exported.export(settings, sets.train, method.encoder, step=step)
     recorder.evaluate_at_end(step)
     if processes.first:
-        encoder, tool = config.run / exported.NAME, f"python -m tools.evaluate {config.run}"
-        monitor.say(f"finished: encoder in {encoder}; evaluate it with {tool}, or use it in Python:")
-        monitor.say("    from training.trained import load")
-        monitor.say(f"    encoder, prepare = load({str(encoder)!r})")
+        recorder.say(exported.usage(config.run))
         failure.clear(config.run)
     processes.leave(0)
 

@@ -356,7 +356,11 @@ def dalis_normalisation(views_NHWC: Tensor) -> Tensor:
     (views,) = run(
         lambda image: [
             fn.crop_mirror_normalize(
-                image, dtype=types.FLOAT, output_layout="HWC", mean=list(IMAGENET.mean_255), std=list(IMAGENET.std_255)
+                image,
+                dtype=types.FLOAT,
+                output_layout="HWC",
+                mean=list(IMAGENET.mean_255),
+                std=list(IMAGENET.std_255),
             )
         ],
         list(views_NHWC.numpy()),

@@ -290,8 +290,9 @@ def images_pipeline(
 ) -> Pipeline:
     """Build the evaluation graph: centre crops without augmentation, in the order of the shards.
 
-    Images are scaled to a shorter side of `scaled_shorter(size)`, then cropped. It outputs [B, size, size, 3], ids and labels [B, 1]. The last batch
-    is padded with its last sample. For the arguments see `GraphSettings` and `Images`.
+    Images are scaled to a shorter side of `scaled_shorter(size)`, then cropped. It outputs
+    [B, size, size, 3], ids and labels [B, 1]. The last batch is padded with its last sample. For
+    the arguments see `GraphSettings` and `Images`.
     """
     gpu = device.type == "cuda"
     assert tuning.threads, "a filled Tuning"
@@ -324,9 +325,7 @@ def images_pipeline(
     return pipeline
 
 
-def _normalise(
-    images: DataNode, dtype: torch.dtype, normalisation: Normalisation
-) -> DataNode:
+def _normalise(images: DataNode, dtype: torch.dtype, normalisation: Normalisation) -> DataNode:
     dali_type = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[dtype]
     return fn.crop_mirror_normalize(
         images,

@@ -165,7 +165,9 @@ def check_finish(
         columns = ([0, 1, 2, 3] if "Color" in kinds else []) + ([4] if "Solarize" in kinds else [])
         given = factors[:, columns] if columns else None
         mirrored = torch.arange(16) % 2 == 1
-        expected = Finish(late, dtype=torch.float32, normalisation=normalisation)(pixels, given, mirrored)
+        expected = Finish(late, dtype=torch.float32, normalisation=normalisation)(
+            pixels, given, mirrored
+        )
         on_device = None if given is None else given.to(device)
         try:
             finish = Finish(late, dtype=dtype, normalisation=normalisation)

@@ -45,15 +45,15 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
     with loader:
         batch = next(iter(loader))
     with durable.replaced(out) as partial:
-        Image.fromarray(contact_sheet(batch.views, settings.config.normalisation)).save(partial, format="PNG")
+        Image.fromarray(contact_sheet(batch.views, settings.config.normalisation)).save(
+            partial, format="PNG"
+        )
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
     turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
     print(f"{len(batch.id_B)} samples × {groups} views of {one_line(f'{folder}{turns}: {out}')}")
 
 
-def contact_sheet(
-    views: tuple[Tensor, ...], normalisation: Normalisation = IMAGENET
-) -> np.ndarray:
+def contact_sheet(views: tuple[Tensor, ...], normalisation: Normalisation = IMAGENET) -> np.ndarray:
     """Return one picture, uint8 [H, W, 3]: a row for each sample, its views from left to right.
 
     Args:

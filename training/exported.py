@@ -36,6 +36,21 @@ PACKAGES = ("torch", "torchvision", "timm")
 _NEEDED = {"class": str, "arguments": dict, "size": int, "mean": list, "std": list, "step": int}
 
 
+def export(settings: Settings, shard_set: ShardSet, encoder: Encoder, *, step: int) -> None:
+    """Write a run's encoder into its folder; for the arguments see `facts`."""
+    write(settings.config.run / NAME, encoder, facts(settings, shard_set, step=step))
+
+
+def usage(run: Path) -> list[str]:
+    """Return lines that say how the encoder in a run's folder is used."""
+    return [
+        f"finished: encoder in {run / NAME}; evaluate it with python -m tools.evaluate {run}, or "
+        "use it in Python:",
+        "    from training.trained import load",
+        f"    encoder, prepare = load({str(run / NAME)!r})",
+    ]
+
+
 def facts(settings: Settings, shard_set: ShardSet, *, step: int) -> dict[str, Any]:
     """Return what is to be said of a run's encoder.
 

@@ -48,9 +48,7 @@ class Step:
         optimizer = build_optimizer(
             method,
             fixed_rate=method.fixed_rate(),
-            scales=layer_scales(
-                encoder, rate=config.encoder_rate, layer_decay=config.layer_decay
-            ),
+            scales=layer_scales(encoder, rate=config.encoder_rate, layer_decay=config.layer_decay),
             undecayed={p for n, p in encoder.named_parameters() if n in encoder.undecayed()},
             name=config.optimizer,
             learning_rate=config.learning_rate,

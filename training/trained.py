@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from model.encoder import Encoder
-from pipeline.graph import scaled_shorter
+from pipeline.centre_crop import CentreCrop
 from pipeline.normalisation import Normalisation
 from pipeline.tuning import Tuning
 from shards import durable
@@ -66,7 +64,7 @@ def open_encoder(path: Path, *, device: str = "auto") -> Trained:
     return _trained(settings, run, f"{path}, step {saved.step:,}")
 
 
-def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, Preparation]:
+def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, CentreCrop]:
     """Return a trained encoder, and what makes its input of a Pillow image.
 
         encoder, prepare = load("runs/mine/encoder.safetensors")
@@ -84,26 +82,7 @@ def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, Preparation
     """
     trained = open_encoder(Path(path), device=device)
     encoder = trained.encoder.eval().requires_grad_(False)
-    return encoder, Preparation(trained.size, trained.normalisation)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Makes an encoder's input of a Pillow image, as `pipeline.Images` does for evaluations."""
-
-    size: int
-    """Height and width, in pixels."""
-    normalisation: Normalisation
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the centre of the image [3, H, W], normalised."""
-        from torchvision.transforms.v2 import functional  # here: it takes seconds
-
-        pixels_CHW = functional.pil_to_tensor(image.convert("RGB"))
-        pixels_CHW = functional.resize(pixels_CHW, [scaled_shorter(self.size)], antialias=True)
-        pixels_CHW = functional.center_crop(pixels_CHW, [self.size])
-        mean, std = (list(each) for each in (self.normalisation.mean, self.normalisation.std))
-        return functional.normalize(pixels_CHW / 255, mean, std)
+    return encoder, CentreCrop(trained.size, trained.normalisation)
 
 
 def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:

@@ -191,7 +191,9 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
         lines[0] += f" (those named {prefix}…)"
     if left_random:
         lines.append(f"these stay random: {_few(left_random)}")
-    if unused := [name for name in adapted if name not in taken]:
+    # A converter that renames leaves no names of the file's to tell of.
+    named = stripped if taken.keys() <= stripped.keys() else adapted
+    if unused := [name for name in named if name not in taken]:
         lines.append(f"not used of it: {_few(unused)}")
     return lines
 
@@ -268,7 +270,7 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
 def _without_prefix(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[str, Mapping[str, Tensor]]:
-    """Return weights without what precedes the names in them, as `module.encoder_q.` or `backbone.`.
+    """Return weights without what precedes their names, as `module.encoder_q.` or `backbone.`.
 
     Args:
         tensors: under their publisher's names.
@@ -286,4 +288,6 @@ def _without_prefix(
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join([*names[:_NAMED], *([f"and {len(names) - _NAMED} more"] * (len(names) > _NAMED))])
+    return ", ".join(
+        [*names[:_NAMED], *([f"and {len(names) - _NAMED} more"] * (len(names) > _NAMED))]
+    )

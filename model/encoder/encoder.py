@@ -22,6 +22,10 @@ class Encoder(nn.Module, ABC):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Of red, green and blue, in 0..1; the pipeline divides by it."""
 
+    def describe(self) -> str:
+        """Return which network it is, for the header of a run."""
+        return type(self).__name__
+
     @abstractmethod
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the features h [N, F] of normalised images [N, 3, H, W]."""

@@ -63,6 +63,10 @@ class Timm(Encoder):
         self.feature_size = getattr(network, "head_hidden_size", network.num_features)
         self.network = network
 
+    def describe(self) -> str:
+        """See `Encoder.describe`."""
+        return f"timm's {self.name}"
+
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """See `Encoder.forward`."""
         return self.network(images_NCHW)

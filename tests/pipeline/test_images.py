@@ -31,7 +31,9 @@ def test_pixels_are_torchvisions_resize_and_centre_crop(
     source = Pictures(12, height=height, width=width)
     batch = next(iter(Images(make_shard_set(12, height=height, width=width), size=size)))
     assert batch.image_BCHW.is_contiguous(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean_255, IMAGENET.std_255))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean_255, IMAGENET.std_255)
+    )
     for image, label, sample in zip(
         batch.image_BCHW, batch.label_B.tolist(), batch.id_B.tolist(), strict=True
     ):

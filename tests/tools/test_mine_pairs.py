@@ -125,11 +125,8 @@ def test_thresholds_hold_and_an_exported_encoder_will_do(
     shard_set: ShardSet, run: Path, tmp_path: Path
 ) -> None:
     export = shutil.copy(run / "encoder.safetensors", tmp_path)
-    with pytest.raises(ValueError, match=r"weights alone.*--config FILE"):
-        mine(shard_set, Path(export), tmp_path / "no")
     thresholds = ["--lower", "0.9", "--upper", "0.9999", "--candidates", "3"]
-    recipe = ["--config", str(run / "config.yaml")]
-    mine(shard_set, Path(export), tmp_path / "a", *recipe, *thresholds)
+    mine(shard_set, Path(export), tmp_path / "a", *thresholds)
     mine(shard_set, run, tmp_path / "b", *thresholds)
     a, b = (told(open_shards(tmp_path / name)) for name in "ab")
     assert a == b, "the same encoder, the same pairs"

@@ -9,9 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline.normalisation import IMAGENET
 from tests.conftest import MakeShardSet
 from tools import preview
-from pipeline.normalisation import IMAGENET
 from training.command_line import call
 
 KEYS = ("views", "more_views")

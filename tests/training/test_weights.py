@@ -190,8 +190,9 @@ def test_a_name_that_timm_cannot_fetch_is_refused(monkeypatch: pytest.MonkeyPatc
 
     made: Any = timm.create_model("resnet18")
     made.pretrained_cfg["license"] = "mit"
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: made)
+    monkeypatch.setattr(timm, "create_model", lambda _, **__: made)
     found = weights.read("timm:resnet18")
+    monkeypatch.undo()
     assert found.license == "mit" and len(found.sha256) == 64
     encoder = Timm(name="resnet18")
     weights.fill(encoder, found.tensors, "timm:resnet18")

@@ -19,7 +19,7 @@ from typing import Any
 from training import exported
 from training.launch import end_with_parent
 from training.monitor import records
-from training.run import checkpoint, run_folder
+from training.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TICK = 0.5  # seconds between two looks at a child
