@@ -77,8 +77,8 @@ def recorded(settings: Settings) -> Settings:
                 f"{config.weights_sha256}: it is another file. Bring the right one, or leave "
                 "--weights_sha256 out."
             )
-        found = {"weights_sha256": weights.sha256}
-        found["weights_license"] = config.weights_license or weights.license
+        license = config.weights_license or weights.license
+        found = {"weights_sha256": weights.sha256, "weights_license": license}
     return replace(
         settings, config=replace(config, **found), resolved={**settings.resolved, **found}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,5 +71,5 @@ def layers_of(network: nn.Module, matcher: object) -> dict[str, int]:
     """
     from timm.models import group_parameters
 
-    found: dict[str, int] = group_parameters(network, matcher, reverse=True)  # pyright: ignore[reportAssignmentType]
+    found: Any = group_parameters(network, matcher, reverse=True)
     return {f"network.{name}": layer for name, layer in found.items()}

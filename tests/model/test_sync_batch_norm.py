@@ -1,6 +1,7 @@
 """Batch norm over ranks, by its arithmetic; test_gather.py runs it on two processes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -41,10 +42,10 @@ def test_what_is_not_synchronised_is_refused(layer: nn.Module) -> None:
 
 
 def test_what_timm_does_inside_its_batch_norm_is_still_done() -> None:
-    from timm.layers import BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d
 
     torch.manual_seed(0)
-    plain = BatchNormAct2d(3, act_layer=nn.PReLU).eval()  # whose activation has a weight
+    plain: Any = BatchNormAct2d(3, act_layer=nn.PReLU).eval()  # whose activation has a weight
     nn.init.uniform_(plain.running_mean)
     images = torch.randn(4, 3, 6, 6)
     expected, names = plain(images), list(plain.state_dict())

@@ -117,7 +117,8 @@ def test_batch_norm_and_dropout_are_those_of_the_parts(encoder: Encoder) -> None
 
 
 def test_synchronised_statistics_are_left_alone_too() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store: Any = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         plain, x = nn.BatchNorm1d(3), torch.randn(8, 3)
         layer = synchronise(copy.deepcopy(plain))

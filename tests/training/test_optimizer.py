@@ -92,7 +92,7 @@ def test_lars_adapts_the_rate_of_matrices_with_and_without_decay(weight_decay: f
 
 
 def test_layers_learn_at_the_rates_of_timms_layer_decay() -> None:
-    from timm.optim import param_groups_layer_decay
+    from timm.optim._param_groups import param_groups_layer_decay
 
     encoder = Timm(name="vit_tiny_patch16_224", image_size=32)
     groups: Any = param_groups_layer_decay(

@@ -98,12 +98,13 @@ def test_published_layouts_give_timm_s_own_weights(
     torch.manual_seed(1)
     encoder = Timm(name=name, image_size=image_size)
     lines = filled(encoder, path)
+    sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
     expected: Any = timm.create_model(
         name,
         pretrained=True,
         num_classes=0,
         pretrained_cfg_overlay={"file": str(path), "custom_load": False},
-        **({"img_size": image_size} if image_size else {}),
+        **sized,
     )
     own = encoder.network.state_dict()
     for each, tensor in expected.state_dict().items():
