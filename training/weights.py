@@ -179,7 +179,7 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
         raise ValueError(
             f"{location} holds weights of another network: {100 * share:.0f} % of the encoder's "
             f"numbers would stay random, above {100 * LEFT_RANDOM:.0f} %: {_few(left_random)}. It "
-            f"has {_few(list(tensors))}. Set --method.encoder to what these weights are of."
+            f"has {_few(sorted(tensors))}. Set --method.encoder to what these weights are of."
         )
     if broken := [name for name, tensor in taken.items() if not bool(tensor.isfinite().all())]:
         raise ValueError(f"{location} has weights that are not finite: {_few(broken)}.")
@@ -193,7 +193,7 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
         lines.append(f"these stay random: {_few(left_random)}")
     # A converter that renames leaves no names of the file's to tell of.
     named = stripped if taken.keys() <= stripped.keys() else adapted
-    if unused := [name for name in named if name not in taken]:
+    if unused := sorted(name for name in named if name not in taken):  # files have no order
         lines.append(f"not used of it: {_few(unused)}")
     return lines
 
@@ -280,7 +280,8 @@ def _without_prefix(
     for name in tensors:
         starts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
         fitting.update(name[:start] for start in starts if name[start:] in own)
-    prefix = max(fitting, key=lambda each: fitting[each], default="")
+    # Of two networks in a file, the later name: encoder_q, not MoCo's encoder_k; teacher, target.
+    prefix = max(fitting, key=lambda each: (fitting[each], each), default="")
     if fitting[prefix] <= fitting[""]:
         return "", tensors
     of_it = {n: tensor for n, tensor in tensors.items() if n.startswith(prefix)}
