@@ -125,7 +125,7 @@ def test_what_did_not_match_is_listed_and_too_much_is_refused(tmp_path: Path) ->
         "these stay random: bn1.weight [64]",
         "not used of it: fc.bias, fc.weight, queue",
     ]
-    with pytest.raises(ValueError, match=r"of another network: 100 % of the encoder's.*conv1.we"):
+    with pytest.raises(ValueError, match=r"of another network: 100 % of the encoder's"):
         filled(SmallResNet(width=4), path)
     with pytest.raises(ValueError, match=r"of another network"):
         filled(ResNet(depth=50), path)
