@@ -23,7 +23,7 @@ import torch
 from pipeline import dali
 from pipeline.profile import profile
 from shards.health.watch import Watch
-from training import allocator, launcher_options, memory_forecast
+from training import allocator, exported, launcher_options, memory_forecast, weights
 from training.bottleneck import Bottleneck
 from training.collapse import Collapse
 from training.command import run_command
@@ -53,7 +53,7 @@ def main() -> None:
     """Train one run; if it ends badly, its folder says how."""
     follow_launcher()
     allocator.limit_arenas()
-    settings = parse()
+    settings = weights.recorded(parse())
     installed.require(dali.PACKAGE)  # which is imported when it is first used
     with supervised(settings.config) as phase:
         pretrain(settings, phase)
@@ -90,6 +90,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     killed = begin(settings, data, processes, phase, taken=taken)
 
     # ── method ──────────────────────────────────────────────────────────────────────────────────
+    begun = weights.begin(config, config.method) if saved is None else []
     train_step = Step(config, processes.accelerator)
     method = train_step.method
     memory = memory_forecast.check(config, method, loader, processes)
@@ -127,7 +128,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         bottleneck=Bottleneck(loader, stages),
         collapse=Collapse(after=max(100, schedule.warmup_steps)),
     )
-    recorder.say(news(config, sets, data, suite, saved, killed))
+    recorder.say(chain(begun, news(config, sets, data, suite, saved, killed)))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     reason, first = TIME if schedule.out_of_time(seconds) else 0, step
@@ -192,11 +193,10 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"
         monitor.say(f"stopped at step {step:,} after {limit}")
     if processes.first:
-        run_folder.export(config.run, method.encoder, size=config.views.size, step=step)
+        exported.export(settings, sets.train, method.encoder, step=step)
     recorder.evaluate_at_end(step)
     if processes.first:
-        encoder, tool = config.run / run_folder.ENCODER, f"python -m tools.evaluate {config.run}"
-        monitor.say(f"finished: encoder in {encoder}; evaluate it with {tool}")
+        recorder.say(exported.usage(config.run))
         failure.clear(config.run)
     processes.leave(0)
 

@@ -35,7 +35,7 @@ from pipeline.dali import DataNode, Pipeline, fn, types
 from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET
 from pipeline.tuning import Tuning
 from shards.source.folder import ImageFolder
 from shards.writing.write import write
@@ -145,7 +145,7 @@ def fused(late: Sequence[Augment], views_NHWC: Tensor, factors: Sequence[float] 
 
 def unnormalised(finished: Tensor) -> Tensor:
     """Return normalised values, channels last, in 0..255."""
-    return finished * torch.tensor(STD) + torch.tensor(MEAN)
+    return finished * torch.tensor(IMAGENET.std_255) + torch.tensor(IMAGENET.mean_255)
 
 
 def by_torchvision(views_NHWC: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -356,7 +356,11 @@ def dalis_normalisation(views_NHWC: Tensor) -> Tensor:
     (views,) = run(
         lambda image: [
             fn.crop_mirror_normalize(
-                image, dtype=types.FLOAT, output_layout="HWC", mean=list(MEAN), std=list(STD)
+                image,
+                dtype=types.FLOAT,
+                output_layout="HWC",
+                mean=list(IMAGENET.mean_255),
+                std=list(IMAGENET.std_255),
             )
         ],
         list(views_NHWC.numpy()),

@@ -22,6 +22,7 @@ from model.method import Method
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
 from shards.survey import contents_of
@@ -84,6 +85,7 @@ class Suite:
         group: size of the images; count and policy of the views for view retrieval.
         device: where to compute.
         autocast: precision of the encoder; None is float32.
+        normalisation: of the images, as the encoder was trained.
         rank: this process.
         world_size: number of processes; each embeds its part.
         tuning: how the data pipelines run on this machine.
@@ -101,6 +103,7 @@ class Suite:
     group: ViewGroup
     device: torch.device
     autocast: torch.dtype | None = None
+    normalisation: Normalisation = IMAGENET
     rank: int = 0
     world_size: int = 1
     tuning: Tuning | None = None
@@ -238,6 +241,7 @@ class Suite:
             world_size=self.world_size,
             device=self.device,
             tuning=self.tuning,
+            normalisation=self.normalisation,
         )
         network = _ImageEmbedding(embed_views) if embed_views else method.encoder
 
@@ -272,6 +276,7 @@ class Suite:
                 device=self.device,
                 seed=VIEW_SEED,
                 tuning=(self.tuning or Tuning()).for_one_pass(),
+                normalisation=self.normalisation,
             )
             with loader, eval_mode(method):
                 for number, batch in zip(range(batches), loader, strict=False):

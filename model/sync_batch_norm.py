@@ -30,12 +30,20 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised rows, of the type and in the memory format of `input`."""
+        y = self._normalised(input)
+        for part in self.children():  # what timm's has inside it
+            y = part(y)
+        return y
+
+    def _normalised(self, input: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         assert self.num_batches_tracked is not None and self.momentum is not None
-        self.num_batches_tracked.add_(1)
+        tracked = self.track_running_stats  # gradient caching's second passage leaves them alone
+        if tracked:
+            self.num_batches_tracked.add_(1)
         synchronised: Any = _Normalise.apply
         if torch.compiler.is_compiling():
             # As in `model.gather`; and PyTorch 2.11's compiler fails on this function.
@@ -44,8 +52,8 @@ class SyncBatchNorm(_BatchNorm):
             input,
             self.weight,
             self.bias,
-            self.running_mean,
-            self.running_var,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
             self.momentum,
             self.eps,
         )
@@ -66,6 +74,14 @@ def synchronise(module: nn.Module) -> nn.Module:
                 "synchronised; set --sync_batch_norm false."
             )
         replaced = SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
+        if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            inside = dict(module.named_children())
+            if list(inside) != ["drop", "act"]:
+                raise ValueError(
+                    f"{type(module).__name__} is a batch norm that is not known here, and not one "
+                    "that is synchronised; set --sync_batch_norm false."
+                )
+            replaced.drop, replaced.act = inside.values()  # of timm's, which does these after it
         replaced.affine = module.affine
         replaced._parameters, replaced._buffers = module._parameters, module._buffers
         return replaced.train(module.training)
@@ -81,8 +97,8 @@ class _Normalise(Function):
         x: Tensor,
         weight_C: Tensor | None,
         bias_C: Tensor | None,
-        running_mean_C: Tensor,
-        running_var_C: Tensor,
+        running_mean_C: Tensor | None,
+        running_var_C: Tensor | None,
         momentum: float,
         eps: float,
     ) -> Tensor:
@@ -127,12 +143,12 @@ def combined(
     x: Tensor,
     all_R2C: Tensor,
     count_R: Tensor,
-    running_mean_C: Tensor,
-    running_var_C: Tensor,
+    running_mean_C: Tensor | None,
+    running_var_C: Tensor | None,
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the statistics over all ranks, and move the running ones towards them."""
+    """Return the statistics over all ranks, and move the running ones, if any, towards them."""
     mean_RC, inverse_RC = all_R2C.unbind(1)
     if x.is_cuda:
         return torch.batch_norm_gather_stats_with_counts(
@@ -140,9 +156,10 @@ def combined(
         )
     mean_C = mean_RC.mean(0)
     var_C = (inverse_RC**-2 - eps + (mean_RC - mean_C) ** 2).mean(0)
-    count = count_R.sum()
-    running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
-    running_var_C.lerp_((var_C * count / (count - 1)).to(running_var_C.dtype), momentum)
+    if running_mean_C is not None and running_var_C is not None:
+        count = count_R.sum()
+        running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
+        running_var_C.lerp_((var_C * count / (count - 1)).to(running_var_C.dtype), momentum)
     return mean_C, (var_C + eps).rsqrt()
 
 

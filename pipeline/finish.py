@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.augment import Augment, Color, Solarize
 from pipeline.augment.color import LUMA
 from pipeline.color_space import color_map, constant, shift_hue, sixths
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET, Normalisation
 
 _SMALL = 64 * 64  # pixels of a view
 _CHUNK = 1 << 20  # bytes of float32 in a chunk: it stays in the CPU's second-level cache
@@ -35,6 +35,7 @@ class Finish:
     Args:
         late: the augmentations that DALI leaves to this pass (`Policy.late`).
         dtype: of the result.
+        normalisation: of its last part.
         workers: threads from `one_threaded`, for the CPU; with None the calling thread works alone.
     """
 
@@ -43,11 +44,12 @@ class Finish:
         late: Sequence[Augment],
         *,
         dtype: torch.dtype,
+        normalisation: Normalisation = IMAGENET,
         workers: Executor | None = None,
     ) -> None:
         self.color = next((a for a in late if isinstance(a, Color)), None)
         self.solarize = next((a for a in late if isinstance(a, Solarize)), None)
-        self.dtype = dtype
+        self.dtype, self.normalisation = dtype, normalisation
         self._workers = workers
         self._pool = _Pool()
         self._local = threading.local()
@@ -83,8 +85,8 @@ class Finish:
             pixels_NPC,
             self._rows(pixels_NPC, factors_NF, mirrored_N),
             side=math.isqrt(pixels_NPC.shape[1]) if mirrored_N is not None else 0,
-            mean=MEAN,
-            std=STD,
+            mean=self.normalisation.mean_255,
+            std=self.normalisation.std_255,
             dtype=self.dtype,
             color=self.color is not None,
             hsv=self.hsv,
@@ -179,7 +181,7 @@ class Finish:
         exchanged_N = sixths(factors_NF[:, 3])[0] if self.hsv else None
         map_N33, lift_N = color_map(factors_NF, exchanged_N)
         if self.linear:  # the normalisation is part of the map
-            map_N33 = map_N33 / constant(STD, map_N33.device)
+            map_N33 = map_N33 / constant(self.normalisation.std_255, map_N33.device)
         eye = torch.eye(block, device=factors_NF.device)
         map_NKK = torch.einsum("ab,nij->naibj", eye, map_N33)
         return map_NKK.reshape(-1, 3 * block, 3 * block), lift_N
@@ -195,7 +197,7 @@ class Finish:
         # Views as rows of whole pixels, wide enough to be multiplied and clamped at full speed.
         block = _block(x_NPC.shape[1])
         x, y = (t.view(len(t), -1, 3 * block) for t in (x_NPC, y_NPC))
-        scale, shift, low, high = _normalisation(block, x.device)
+        scale, shift, low, high = _terms(self.normalisation, block, x.device)
         if maps is None:
             y.copy_(x)
         else:
@@ -246,9 +248,12 @@ def _block(pixels: int) -> int:
 
 
 @cache
-def _normalisation(block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _terms(
+    normalisation: Normalisation, block: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return scale, shift, lowest and highest value of the normalisation, [3 · block] each."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (MEAN, STD))
+    given = (normalisation.mean_255, normalisation.std_255)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in given)
     rows = (1 / std, -mean / std, -mean / std, (255 - mean) / std)
     scale, shift, low, high = (row.float().repeat(block).to(device) for row in rows)
     return scale, shift, low, high

@@ -29,7 +29,7 @@ from pipeline.augment import Crop, Draw, Policy
 from pipeline.augment.augment import next_seed
 from pipeline.augment.crop import Boxes, Resampling, cut
 from pipeline.dali import DataNode, Pipeline, fn, types
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.partners import alternate, shares
 from pipeline.read import decode, decode_surroundings, read, shape_of
 from pipeline.tuning import Tuning
@@ -98,6 +98,8 @@ class GraphSettings:
     """Samples held for shuffling, besides the shuffle of the shards' order."""
     tuning: Tuning
     """How it runs on this machine; every field has a value."""
+    normalisation: Normalisation = IMAGENET
+    """Of views that DALI finishes."""
 
     @property
     def gpu(self) -> bool:
@@ -261,9 +263,17 @@ def _views(
         if fused:
             outputs += [views, units.gpu() if settings.gpu else units]
         else:
-            outputs.append(_normalise(views, settings.dtype))
+            outputs.append(_normalise(views, settings.dtype, settings.normalisation))
         in_turn.rotate(-group.count)
     return outputs
+
+
+def scaled_shorter(size: int) -> int:
+    """Return the shorter side that an image is scaled to before its centre of `size` is cropped.
+
+    From 128 pixels on it is 8/7 of it: 256 for 224, as is customary.
+    """
+    return size * 8 // 7 if size >= 128 else size
 
 
 def images_pipeline(
@@ -276,12 +286,13 @@ def images_pipeline(
     device: torch.device,
     tuning: Tuning,
     dtype: torch.dtype,
+    normalisation: Normalisation,
 ) -> Pipeline:
     """Build the evaluation graph: centre crops without augmentation, in the order of the shards.
 
-    Images are scaled to a shorter side of `size` (8/7 of it from 128 pixels on: 256 for 224, as is
-    customary), then cropped. It outputs [B, size, size, 3], ids and labels [B, 1]. The last batch
-    is padded with its last sample. For the arguments see `GraphSettings` and `Images`.
+    Images are scaled to a shorter side of `scaled_shorter(size)`, then cropped. It outputs
+    [B, size, size, 3], ids and labels [B, 1]. The last batch is padded with its last sample. For
+    the arguments see `GraphSettings` and `Images`.
     """
     gpu = device.type == "cuda"
     assert tuning.threads, "a filled Tuning"
@@ -303,19 +314,23 @@ def images_pipeline(
         )
         image = fn.resize(
             decode(stored, gpu, tuning),
-            resize_shorter=float(size * 8 // 7 if size >= 128 else size),
+            resize_shorter=float(scaled_shorter(size)),
             interp_type=types.INTERP_LINEAR,
             antialias=True,
             minibatch_size=256,
         )
         image = fn.crop(image, crop=(size, size))
-        outputs = (_normalise(image, dtype), id_B, label_B)
+        outputs = (_normalise(image, dtype, normalisation), id_B, label_B)
         pipeline.set_outputs(*((o.gpu() for o in outputs) if gpu else outputs))
     return pipeline
 
 
-def _normalise(images: DataNode, dtype: torch.dtype) -> DataNode:
+def _normalise(images: DataNode, dtype: torch.dtype, normalisation: Normalisation) -> DataNode:
     dali_type = {torch.float16: types.FLOAT16, torch.float32: types.FLOAT}[dtype]
     return fn.crop_mirror_normalize(
-        images, dtype=dali_type, output_layout="HWC", mean=list(MEAN), std=list(STD)
+        images,
+        dtype=dali_type,
+        output_layout="HWC",
+        mean=list(normalisation.mean_255),
+        std=list(normalisation.std_255),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.graph import images_pipeline
 from pipeline.loader import current_stream
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from pipeline.unreadable import unreadable
 from shards.layout import ShardSet
@@ -39,6 +40,7 @@ class Images:
         device: where the images are decoded and delivered.
         tuning: how it runs on this machine.
         dtype: of the images, float16 or float32.
+        normalisation: what the encoder was trained with.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class Images:
         device: torch.device | None = None,
         tuning: Tuning | None = None,
         dtype: torch.dtype = torch.float32,
+        normalisation: Normalisation = IMAGENET,
     ) -> None:
         self.shard_set = shard_set
         self.size, self.batch_size = size, batch_size
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
         self.tuning = (tuning or Tuning()).for_one_pass().filled(batch_size=batch_size)
-        self.dtype = dtype
+        self.dtype, self.normalisation = dtype, normalisation
 
     def __len__(self) -> int:
         """Samples in this rank's part."""
@@ -85,6 +88,7 @@ class Images:
                 device=self.device,
                 tuning=self.tuning,
                 dtype=self.dtype,
+                normalisation=self.normalisation,
             )
             pipeline.build()
             pipeline.schedule_run()

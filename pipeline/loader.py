@@ -18,6 +18,7 @@ from pipeline.dali import Pipeline
 from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GRAPH, GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, comes_back, unreadable
 from shards.layout import ShardSet
@@ -60,6 +61,7 @@ class Loader:
         shuffle_buffer: samples held for shuffling. The encoded images behind them stay in the page
             cache, not in this process.
         tuning: how it runs on this machine; by default, with all threads that this process may use.
+        normalisation: what the encoder is trained with.
         searching: called while it looks for an unreadable sample, as it gets on: that takes as long
             as reading the whole shard set.
         waiting: told which place it waits for, if one does not answer while batches are taken.
@@ -81,6 +83,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         shuffle_buffer: int = 8192,
         tuning: Tuning | None = None,
+        normalisation: Normalisation = IMAGENET,
         searching: Callable[[], object] = lambda: None,
         waiting: Callable[[str], object] = lambda _: None,
     ) -> None:
@@ -89,7 +92,7 @@ class Loader:
         self.groups = tuple(groups)
         self.batch_size_per_rank = batch_size_per_rank
         self.rank, self.world_size = rank, world_size
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.normalisation = device, dtype, normalisation
         samples = len(shard_set)
         self._steps = samples // (world_size * batch_size_per_rank)
         if self._steps == 0:
@@ -107,7 +110,12 @@ class Loader:
             if device.type == "cpu":
                 self._workers = one_threaded(self.tuning.threads or 1)
             self._finishes = [
-                Finish(group.policy.late, dtype=dtype, workers=self._workers)
+                Finish(
+                    group.policy.late,
+                    dtype=dtype,
+                    normalisation=normalisation,
+                    workers=self._workers,
+                )
                 for group in self.groups
             ]
         self._settings = GraphSettings(
@@ -120,6 +128,7 @@ class Loader:
             dtype=torch.float16 if dtype == torch.bfloat16 else dtype,
             shuffle_buffer=shuffle_buffer,
             tuning=self.tuning,
+            normalisation=normalisation,
         )
         self.searching, self._waiting = searching, waiting
         self.epoch = 0

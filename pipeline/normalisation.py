@@ -1,10 +1,32 @@
-"""The channel statistics that every encoder of this project is trained and evaluated with.
+"""The channel statistics that the last pass takes out of the pixels."""
 
-They are ImageNet's for all shard sets, so that an encoder can be evaluated on other shards than
-those that it was trained on.
-"""
+from __future__ import annotations
 
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-"""Of red, green and blue, in 0..255."""
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-"""Of red, green and blue, in 0..255."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(pixel / 255 - mean) / std, for red, green and blue.
+
+    The encoder says which, not the shard set, so that it can be evaluated on other shards than
+    those that it was trained on.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """In 0..1; by default ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """In 0..1; by default ImageNet's."""
+
+    @property
+    def mean_255(self) -> tuple[float, ...]:
+        """The mean of pixels in 0..255."""
+        return tuple(255 * value for value in self.mean)
+
+    @property
+    def std_255(self) -> tuple[float, ...]:
+        """The standard deviation of pixels in 0..255."""
+        return tuple(255 * value for value in self.std)
+
+
+IMAGENET = Normalisation()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.dali import Pipeline
 from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.read import decode, read
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, unreadable
@@ -139,7 +140,13 @@ def distance(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> tuple[float,
     return max(float(luma_HW.mean()), color), float((luma_HW > FAR_LEVELS).mean())
 
 
-def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: torch.dtype) -> None:
+def check_finish(
+    groups: Sequence[ViewGroup],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    normalisation: Normalisation = IMAGENET,
+) -> None:
     """Compare the GPU's kernel with its definition on random views.
 
     Raises:
@@ -158,10 +165,12 @@ def check_finish(groups: Sequence[ViewGroup], *, device: torch.device, dtype: to
         columns = ([0, 1, 2, 3] if "Color" in kinds else []) + ([4] if "Solarize" in kinds else [])
         given = factors[:, columns] if columns else None
         mirrored = torch.arange(16) % 2 == 1
-        expected = Finish(late, dtype=torch.float32)(pixels, given, mirrored)
+        expected = Finish(late, dtype=torch.float32, normalisation=normalisation)(
+            pixels, given, mirrored
+        )
         on_device = None if given is None else given.to(device)
         try:
-            finish = Finish(late, dtype=dtype)
+            finish = Finish(late, dtype=dtype, normalisation=normalisation)
             found = finish(pixels.to(device), on_device, mirrored.to(device)).float().cpu()
         except Exception as error:  # of Triton, or of the compiler that it calls
             raise ValueError(

@@ -45,7 +45,7 @@ from tests.fuzz_damage import (
 from tests.program import RECIPE
 from tools import replay, select
 from tools.inspect import __main__ as inspect
-from training import machine_settings
+from training import exported, machine_settings
 from training.command_line import call
 from training.data import ShardSets, open_data
 from training.monitor import METRICS, records
@@ -193,8 +193,8 @@ def take_out(case: Path) -> None:
 
 def read_export(case: Path) -> None:
     """Load the encoder that the run exported."""
-    run_folder.read_export(case / "run" / run_folder.ENCODER)
-    open_encoder(case / "run" / run_folder.ENCODER, device="cpu")
+    exported.read(case / "run" / exported.NAME)
+    open_encoder(case / "run" / exported.NAME, device="cpu")
 
 
 def read_dump(case: Path) -> None:
@@ -303,7 +303,9 @@ def _prepare_run(root: Path) -> None:
         take_step(loader, state.step)
         _save(run, state.parts())
     method = state.step.method
-    run_folder.export(run, method.encoder, size=24, step=5)
+    settings = parse(["--config", str(run / run_folder.CONFIG)])
+    facts = exported.facts(settings, open_shards(root / "set"), step=5)
+    exported.write(run / exported.NAME, method.encoder, facts)
     views: Sequence[torch.Tensor] = [torch.rand(2, 4, 3, 24, 24), torch.rand(2, 4, 3, 16, 16)]
     ids = torch.arange(4)
     dump.write(run, step=3, rank=0, world_size=1, method=method, views=views, id_B=ids)

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "shards": {"shards", "numpy", "PIL", "torchvision", "nvidia", "fsspec", "ray"}
     | {"pyarrow", "datasets", "msgspec", "webdataset", "braceexpand"},
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
-    "model": {"model", "torch", "torchvision", "triton"},
+    "model": {"model", "torch", "torchvision", "timm", "triton"},
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
     "training": {
         "accelerate",

@@ -4,10 +4,13 @@ import json
 import shutil
 import signal
 import sys
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import train as program
@@ -28,7 +31,7 @@ from tests.program import (
 )
 from training.command import run_command
 from training.monitor import records
-from training.run import checkpoint
+from training.run import checkpoint, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,37 @@ def test_a_killed_run_continues_bit_for_bit(
     assert losses(run) == losses(straight)
     expected = weights(straight)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+
+
+def test_a_run_from_published_weights_goes_on_without_them(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    """A ViT, each of whose layers has a rate of its own, and leaves blocks out at random."""
+    donor: Any = timm.create_model("test_vit", num_classes=3)
+    file = tmp_path / "published.safetensors"
+    safetensors.torch.save_file(donor.state_dict(), file)
+    words = ["--weights", str(file), "--layer_decay", "0.7", "--encoder_rate", "0.5"]
+    words += ["--method.encoder", "Timm", "--method.encoder.name", "test_vit"]
+    words += ["--method.encoder.image_size", "32", "--method.encoder.drop_path", "0.2"]
+    words += ["--views.size", "32", "--steps", "12", "--checkpoint_every", "3"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    code, out, err = train(shard_set, straight, *words)
+    assert code == 0, out + err
+    assert f"tensors from {file}" in out and "not used of it: head.bias, head.weight" in out
+    command = [sys.executable, *arguments(shard_set, killed, *words)]
+    process = start(command)
+    wait_for_step(process, killed, 4)
+    kill(process)
+    assert losses(killed)[-1][0] < 12, "the run ended before it could be killed"
+    digest = sha256(file.read_bytes()).hexdigest()
+    assert run_folder.read_config(killed)["weights_sha256"] == digest
+    file.unlink()
+    code, out, err = finish(command)
+    assert code == 0, out + err
+    assert "continuing from step" in out
+    assert losses(killed) == losses(straight)
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(killed).items())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -159,6 +159,7 @@ def _evaluated(
             group=config.views,
             device=device,
             autocast=config.autocast(),
+            normalisation=config.normalisation,
             tuning=machine_settings.kept(run) if device.type == "cuda" else None,
             neighbours=config.evaluation_neighbours,
             temperature=config.evaluation_temperature,

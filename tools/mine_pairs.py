@@ -48,7 +48,6 @@ def main(
     *,
     shards: str,
     encoder: Path,
-    config: Path | None = None,
     out: str,
     keep: float | None = None,
     lower: float | None = None,
@@ -69,7 +68,6 @@ def main(
         shards: shard set, or a subset of one; a folder or a URL.
         encoder: network that judges what is similar: a run's folder, a checkpoint's, or
             encoder.safetensors.
-        config: recipe that encoder.safetensors was trained with, if no config.yaml is beside it.
         out: folder to make, or a URL such as s3://…
         keep: share of the images that get a partner, the most similar ones; it sets the lower
             threshold. Default: 0.5, unless --lower is given.
@@ -100,10 +98,16 @@ def main(
     sheet = sheet or _sheet_of(out)
     durable.check_writable(sheet=sheet)
     shard_set = open_shards(shards)
-    trained = open_encoder(encoder, config=config, device=device)
+    trained = open_encoder(encoder, device=device)
     begin = time.monotonic()
     # Un-augmented, in the order of the tars.
-    images = Images(shard_set, size=trained.size, device=trained.device, tuning=trained.tuning)
+    images = Images(
+        shard_set,
+        size=trained.size,
+        device=trained.device,
+        tuning=trained.tuning,
+        normalisation=trained.normalisation,
+    )
     features = embed(trained.encoder, images, autocast=trained.autocast)
     embedded = time.monotonic()
     neighbours = nearest_others(features.h_NF, count=candidates, upper=upper)

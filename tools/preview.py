@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.loader import Loader
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET, Normalisation
 from shards import durable
 from shards.layout import open_shards
 from shards.one_line import one_line
@@ -40,28 +40,33 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
         seed=settings.config.seed,
         shuffle_buffer=settings.config.shuffle_buffer,
         tuning=settings.config.tuning,
+        normalisation=settings.config.normalisation,
     )
     with loader:
         batch = next(iter(loader))
     with durable.replaced(out) as partial:
-        Image.fromarray(contact_sheet(batch.views)).save(partial, format="PNG")
+        Image.fromarray(contact_sheet(batch.views, settings.config.normalisation)).save(
+            partial, format="PNG"
+        )
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
     turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
     print(f"{len(batch.id_B)} samples × {groups} views of {one_line(f'{folder}{turns}: {out}')}")
 
 
-def contact_sheet(views: tuple[Tensor, ...]) -> np.ndarray:
+def contact_sheet(views: tuple[Tensor, ...], normalisation: Normalisation = IMAGENET) -> np.ndarray:
     """Return one picture, uint8 [H, W, 3]: a row for each sample, its views from left to right.
 
     Args:
         views: normalised view groups [V, B, C, H, W].
+        normalisation: how they were normalised.
     """
     height = max(group.shape[-1] for group in views) + GAP
     width = sum(group.shape[0] * (group.shape[-1] + GAP) for group in views)
     sheet = np.full((views[0].shape[1] * height + GAP, width + GAP, 3), 255, dtype=np.uint8)
     left = GAP
     for group in views:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        given = (normalisation.mean_255, normalisation.std_255)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in given)
         pixels = (group.float().cpu() * std + mean).round().clamp(0, 255).to(torch.uint8)
         for of_view in pixels.permute(0, 1, 3, 4, 2).numpy():
             size = of_view.shape[1]

@@ -14,6 +14,7 @@ import torch
 
 from model.method import JointEmbedding, Method
 from pipeline.graph import ViewGroup
+from pipeline.normalisation import Normalisation
 from pipeline.setting import setting
 from pipeline.tuning import Tuning
 from training import step_capture
@@ -52,10 +53,24 @@ class Config:
     method: Method = setting(resume="same", compare="own")
     """Training method with its encoder and objective."""
 
+    weights: str | None = setting(None, resume="same", compare="own")
+    """What the encoder begins with: a file of published weights (.safetensors, .pth), the folder of
+    a run or of one of its checkpoints, or timm:NAME, which downloads them; None: random weights. A
+    run that continues does not need it any more."""
+    weights_sha256: str | None = setting(None, resume="same", compare="own")
+    """SHA-256 of that file. A run writes it here; given, another file is refused."""
+    weights_license: str | None = setting(None, resume="free", compare="own")
+    """Licence of these weights, for the exported encoder; by default what their file says."""
+
     optimizer: Literal["sgd", "adamw", "lars"] = setting("adamw", resume="same", compare="own")
     """Norms and biases get no weight decay."""
     learning_rate: float = setting(1e-3, resume="same", compare="own", above=0)
     """Highest learning rate, after the warm-up."""
+    encoder_rate: float = setting(1.0, resume="same", compare="own", above=0)
+    """Share of the learning rate that the encoder gets: below 1 to keep more of its `weights`."""
+    layer_decay: float = setting(1.0, resume="same", compare="own", above=0)
+    """Each of the encoder's layers gets this share of the rate of the layer above it; with
+    published `weights`, 0.65 to 0.9 is usual."""
     weight_decay: float = setting(1e-4, resume="same", compare="own", at_least=0)
     """Decoupled in adamw, part of the gradient in sgd and lars."""
     momentum: float = setting(0.9, resume="same", compare="own", at_least=0)
@@ -188,6 +203,16 @@ class Config:
                 f"keep_every={self.keep_every}, but there is a checkpoint only at every "
                 f"{self.checkpoint_every}th step (checkpoint_every); give a multiple of that, or 0."
             )
+        if self.layer_decay > 1:
+            raise ValueError(
+                f"layer_decay={self.layer_decay:g}, but layers nearer to the images are to learn "
+                "more slowly: it is at most 1; 0.75 is usual."
+            )
+        if self.weights is None and (self.weights_sha256 or self.weights_license):
+            raise ValueError(
+                "weights_sha256 or weights_license is given, but no weights that they are of; give "
+                "--weights FILE too."
+            )
         if self.momentum >= 1:
             raise ValueError(f"momentum={self.momentum}, but it must be below 1; 0.9 is usual.")
         self._refuse_evaluation_sets()
@@ -262,6 +287,11 @@ class Config:
     def groups(self) -> tuple[ViewGroup, ...]:
         """All view groups."""
         return (self.views, *self.more_views)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the pixels, as the encoder wants them."""
+        return Normalisation(self.method.encoder.mean, self.method.encoder.std)
 
     def batch_size_per_rank(self, world_size: int) -> int:
         """Return samples a step on each rank.

@@ -117,6 +117,7 @@ def open_data(
         dtype=float_type(processes.device, config.autocast()),
         shuffle_buffer=config.shuffle_buffer,
         tuning=tuning,
+        normalisation=config.normalisation,
         searching=phase.search,
         waiting=phase.wait,
     )
@@ -156,6 +157,7 @@ def open_suite(config: Config, sets: ShardSets, data: Data, processes: Processes
         group=config.views,
         device=processes.device,
         autocast=config.autocast(),
+        normalisation=config.normalisation,
         rank=processes.rank,
         world_size=processes.world_size,
         tuning=data.loader.tuning,
@@ -182,4 +184,9 @@ def check_device(
     if config.self_check and loader.device.type == "cuda":
         say(check_decoder(sets.train, device=loader.device, tuning=loader.tuning))
         if loader.tuning.finish == "fused":
-            check_finish(config.groups, device=loader.device, dtype=loader.dtype)
+            check_finish(
+                config.groups,
+                device=loader.device,
+                dtype=loader.dtype,
+                normalisation=loader.normalisation,
+            )

@@ -82,7 +82,7 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
         f"finish {tuning.finish} ({tuning_source})",
         "batch": f"{config.batch_size // world_size} images × {V} views × {ranks} = "
         f"{config.batch_size * V:,} embeddings ranked",
-        "method": f"{type(config.method).__name__}, {type(encoder).__name__} of {millions:.1f} M "
+        "method": f"{type(config.method).__name__}, {encoder.describe()} of {millions:.1f} M "
         f"parameters" + (f", {objective}" if objective is not None else ""),
         **({"step": step_capture.describe(device)} if config.capture_step else {}),
     }

@@ -40,6 +40,7 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
         dtype=loader.dtype,
         shuffle_buffer=loader.batch_size_per_rank,  # their order does not matter
         tuning=loader.tuning.for_one_pass(),
+        normalisation=loader.normalisation,
         searching=loader.searching,
     )
 

@@ -1,14 +1,16 @@
-"""Optimizers by name, with no weight decay on norms and biases."""
+"""Optimizers by name, with no weight decay on norms and biases, and rates by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from model.encoder import Encoder
 from training.lars import LARS
 
 
@@ -16,6 +18,8 @@ def build_optimizer(
     module: nn.Module,
     *,
     fixed_rate: Sequence[nn.Module] = (),
+    scales: Mapping[Tensor, float] | None = None,
+    undecayed: Collection[Tensor] = (),
     name: Literal["sgd", "adamw", "lars"],
     learning_rate: float,
     weight_decay: float,
@@ -26,22 +30,31 @@ def build_optimizer(
     Args:
         module: whose parameters are trained.
         fixed_rate: its parts that `set_learning_rate` leaves at `learning_rate`.
+        scales: {parameter: the share of the learning rate that it gets}; 1 where it is not named.
+        undecayed: parameters besides norms and biases without weight decay.
         name: sgd, adamw, or lars as in You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888.
         learning_rate: at the start; the schedule sets it every step.
         weight_decay: of matrices and filters.
         momentum: of sgd and lars; the first beta of adamw.
     """
-    fixed = {id(p) for part in fixed_rate for p in part.parameters()}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fixed = {p for part in fixed_rate for p in part.parameters()}
+    exempt = set(undecayed)
+    by_rate: dict[tuple[bool, float], list[Tensor]] = {(True, 1.0): []}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            rate = (parameter not in fixed, (scales or {}).get(parameter, 1.0))
+            by_rate.setdefault(rate, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for scheduled in (True, False) if fixed else (True,):
-        own = [p for p in trained if (id(p) not in fixed) == scheduled]
-        decaying = {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay}
+    for (scheduled, scale), own in sorted(by_rate.items(), reverse=True):
+        decays = [p.ndim > 1 and p not in exempt for p in own]
+        decaying = {"params": [*compress(own, decays)], "weight_decay": weight_decay}
         # Scales and offsets of norms, and biases; lars does not adapt their rate either.
-        others = {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0}
+        rest = [p for p, decay in zip(own, decays, strict=True) if not decay]
+        others = {"params": rest, "weight_decay": 0.0}
         if name == "lars":
             others["adapts"] = False
-        groups += [{**group, "scheduled": scheduled} for group in (decaying, others)]
+        rate = {"scheduled": scheduled, "scale": scale, "lr": learning_rate * scale}
+        groups += [{**group, **rate} for group in (decaying, others)]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     if name == "sgd":
@@ -49,11 +62,29 @@ def build_optimizer(
     return LARS(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
+def layer_scales(encoder: Encoder, *, rate: float, layer_decay: float) -> dict[Tensor, float]:
+    """Return {parameter of an encoder: the share of the learning rate that it gets}.
+
+        rate · layer_decay ** (layers above its own)
+
+    Bao, Dong, Piao, Wei, "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022,
+    https://arxiv.org/abs/2106.08254, for fine-tuning; as timm's `param_groups_layer_decay`.
+    """
+    if rate == layer_decay == 1:
+        return {}
+    layers = encoder.layers()
+    top = max(layers.values())
+    return {
+        parameter: rate * layer_decay ** (top - layers[name])
+        for name, parameter in encoder.named_parameters()
+    }
+
+
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Set the rate of all parameters but those of a fixed rate."""
+    """Set the rate of all parameters but those of a fixed rate, each by its scale."""
     for group in optimizer.param_groups:
         if group["scheduled"]:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

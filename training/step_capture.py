@@ -226,7 +226,7 @@ class StepCapture:
         own = [dict(group) for group in self._groups]
         for group in self._groups:
             if group["scheduled"]:
-                group["lr"] = self._rate
+                group["lr"] = self._rate * group["scale"]
             if "capturable" in group:  # asked of Adam's while it is recorded, unwelcome before
                 group["capturable"] = recording
         try:

@@ -108,6 +108,7 @@ class Workload:
             dtype=float_type(self.device, config.autocast()),
             shuffle_buffer=shuffle_buffer or config.shuffle_buffer,
             tuning=tuning,
+            normalisation=config.normalisation,
         )
 
     @cached_property

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from model.encoder import Encoder
+from pipeline.centre_crop import CentreCrop
+from pipeline.normalisation import Normalisation
 from pipeline.tuning import Tuning
 from shards import durable
-from training import machine_settings
+from training import exported, machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
 from training.settings import parse
@@ -24,6 +27,8 @@ class Trained:
     """On the device, channels-last in memory."""
     size: int
     """Height and width of the images that it was trained on, in pixels."""
+    normalisation: Normalisation
+    """Of the images' pixels."""
     device: torch.device
     autocast: torch.dtype | None
     """Precision of its layers; None is float32."""
@@ -33,26 +38,22 @@ class Trained:
     """What it is, for people."""
 
 
-def open_encoder(path: Path, *, config: Path | None = None, device: str = "auto") -> Trained:
+def open_encoder(path: Path, *, device: str = "auto") -> Trained:
     """Load an encoder.
 
     Args:
         path: a run's folder, a checkpoint's, or an exported encoder.safetensors.
-        config: the recipe that an exported file was trained with; by default, the configuration in
-            the file's folder, where a run leaves it.
         device: auto, cpu or gpu.
 
     Raises:
-        ValueError: the path holds no encoder, or the weights do not fit the recipe's encoder.
+        ValueError: the path holds no encoder, or the weights do not fit it.
     """
     if not path.exists():
         raise ValueError(
-            f"{path} does not exist; give a run's folder, a checkpoint's, or {run_folder.ENCODER}."
+            f"{path} does not exist; give a run's folder, a checkpoint's, or {exported.NAME}."
         )
     if path.is_file():
-        return _exported(path, config or path.parent / run_folder.CONFIG, device)
-    if config is not None:
-        raise ValueError(f"config={config} is for exported files, but {path} is a run.")
+        return _exported(path, device)
     run, saved = locate(path)
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
@@ -60,7 +61,28 @@ def open_encoder(path: Path, *, config: Path | None = None, device: str = "auto"
     state = saved.method()
     with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
         settings.method.load_state_dict(state)
-    return _trained(settings, settings.views.size, run, f"{path}, step {saved.step:,}")
+    return _trained(settings, run, f"{path}, step {saved.step:,}")
+
+
+def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, CentreCrop]:
+    """Return a trained encoder, and what makes its input of a Pillow image.
+
+        encoder, prepare = load("runs/mine/encoder.safetensors")
+        feature_1F = encoder(prepare(PIL.Image.open("a.jpg"))[None])
+
+    Args:
+        path: a run's folder, a checkpoint's, or an exported encoder.safetensors.
+        device: auto, cpu or gpu.
+
+    Returns:
+        The encoder in eval mode, without gradients, and the preparation that evaluations use.
+
+    Raises:
+        ValueError: the path holds no encoder, or the weights do not fit it.
+    """
+    trained = open_encoder(Path(path), device=device)
+    encoder = trained.encoder.eval().requires_grad_(False)
+    return encoder, CentreCrop(trained.size, trained.normalisation)
 
 
 def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
@@ -86,34 +108,34 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _exported(path: Path, recipe: Path, device: str) -> Trained:
-    if not recipe.exists():
-        raise ValueError(
-            f"{path} holds weights alone, and there is no {recipe} to say of which network. "
-            "Give the recipe that it was trained with: --config FILE."
-        )
-    tensors, facts = run_folder.read_export(path)
-    # A recipe may leave out the run's folder.
-    settings = _config(recipe, device, "--run", str(path.parent))
-    with checkpoint.fits(path, f"the encoder of {recipe}"):
-        settings.method.encoder.load_state_dict(tensors)
-    size, step = facts.get("size", settings.views.size), facts.get("step", 0)
-    return _trained(settings, size, path.parent, f"{path}, step {step:,}")
+def _exported(path: Path, device: str) -> Trained:
+    tensors, facts = exported.read(path)
+    encoder = {"class_path": facts["class"], "init_args": facts["arguments"]}
+    words = ["--method.encoder", json.dumps(encoder), "--views.size", str(facts["size"])]
+    words += ["--shards", ".", "--run", str(path.parent), "--steps", "1"]  # what each recipe has
+    config = parse([*words, *_here(device)]).config
+    with checkpoint.fits(path, f"the {facts['class']} that its metadata say"):
+        config.method.encoder.load_state_dict(tensors)
+    return _trained(config, path.parent, f"{path}, step {facts['step']:,}")
 
 
-def _config(path: Path, device: str, *more: str) -> Config:
+def _config(path: Path, device: str) -> Config:
     durable.open_regular(path).close()  # the folder may be anybody's: no pipe or device is read
-    # This machine may lack the run's device, precision and trackers.
-    here = ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
-    return parse(["--config", str(path), *here, *more]).config
+    return parse(["--config", str(path), *_here(device)]).config
 
 
-def _trained(config: Config, size: int, run: Path, name: str) -> Trained:
+def _here(device: str) -> list[str]:
+    """Return the words for what this machine may lack of a run's: device, precision, trackers."""
+    return ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
+
+
+def _trained(config: Config, run: Path, name: str) -> Trained:
     device = device_of(config)
     encoder = config.method.encoder.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Trained(
         encoder=encoder,
-        size=size,
+        size=config.views.size,
+        normalisation=config.normalisation,
         device=device,
         autocast=config.autocast(),
         tuning=machine_settings.kept(run) if device.type == "cuda" else None,

@@ -53,7 +53,7 @@ def cases(place: Sizes) -> dict[str, Words]:
         tiny += ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
         return {"rehearsal": [*raw, *tiny]}
     resnet50 = ["--method.encoder", "ResNet", "--method.encoder.depth", "50"]
-    vit = ["--method.encoder", "VisionTransformer", "--method.encoder.variant", "s_16"]
+    vit = ["--method.encoder", "Timm", "--method.encoder.name", "vit_small_patch16_224"]
     large = ["--views.count", "2", "--views.size", "224", "--batch_size", "256"]
     crops = '[{"count": 6, "size": 96, "policy": {"class_path": "SimCLRViews"}}]'
     return {

@@ -9,7 +9,8 @@ import torch
 import torchvision.models
 from torch import nn
 
-from model.encoder import Encoder, ResNet, SmallResNet, VisionTransformer, _Pointwise
+from model.encoder import Encoder, ResNet, SmallResNet
+from model.encoder.small_resnet import _Pointwise
 from model.method import JointEmbedding
 from model.method.method import encode
 from model.objective import NTXent, SmoothAP
@@ -24,8 +25,6 @@ ROOT = Path(__file__).parents[2]
         (ResNet(depth=18), 512),
         (ResNet(depth=50, stem="small"), 2048),
         (SmallResNet(), 256),
-        (VisionTransformer(variant="b_32", image_size=32), 768),
-        (VisionTransformer(variant="s_16", image_size=32), 384),
     ],
 )
 def test_features_have_the_announced_size(encoder: Encoder, feature_size: int) -> None:
@@ -57,16 +56,6 @@ def test_the_small_stem_keeps_the_resolution() -> None:
 
 def test_the_small_resnet_has_about_one_million_parameters() -> None:
     assert 1.15e6 < sum(p.numel() for p in SmallResNet().parameters()) < 1.25e6
-
-
-def test_a_vision_transformer_names_the_size_it_was_made_for() -> None:
-    with pytest.raises(ValueError, match=r"image_size=32.*views of 48 pixels.*--views.size 32"):
-        VisionTransformer(variant="b_32", image_size=32).refuse(48)
-    with pytest.raises(ValueError, match=r"views of 48 pixels, by item 2 of more_views") as error:
-        VisionTransformer(variant="b_32", image_size=32).refuse(48, group=2)
-    assert "--views.size" not in str(error.value)
-    with pytest.raises(ValueError, match=r"image_size=100 is not divisible.*try 96"):
-        VisionTransformer(variant="b_16", image_size=100)
 
 
 def test_views_are_encoded_as_one_by_one_without_a_copy() -> None:

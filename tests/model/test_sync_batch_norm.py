@@ -1,6 +1,7 @@
 """Batch norm over ranks, by its arithmetic; test_gather.py runs it on two processes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,26 @@ def test_in_evaluation_it_is_batch_norm() -> None:
 def test_what_is_not_synchronised_is_refused(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match="set --sync_batch_norm false"):
         synchronise(nn.Sequential(layer))
+
+
+def test_what_timm_does_inside_its_batch_norm_is_still_done() -> None:
+    from timm.layers.norm_act import BatchNormAct2d
+
+    torch.manual_seed(0)
+    plain: Any = BatchNormAct2d(3, act_layer=nn.PReLU).eval()  # whose activation has a weight
+    nn.init.uniform_(plain.running_mean)
+    images = torch.randn(4, 3, 6, 6)
+    expected, names = plain(images), list(plain.state_dict())
+    replaced = synchronise(plain)
+    assert isinstance(replaced, SyncBatchNorm) and list(replaced.state_dict()) == names
+    torch.testing.assert_close(replaced(images), expected)
+
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(ValueError, match="Own is a batch norm that is not known"):
+        synchronise(Own(3))
 
 
 def by_ranks(x: Tensor, dy: Tensor, layer: nn.BatchNorm2d) -> list[Tensor]:

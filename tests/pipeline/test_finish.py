@@ -18,7 +18,7 @@ from pipeline.dali import Pipeline, fn, types
 from pipeline.finish import Finish, one_threaded
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET
 from pipeline.tuning import Tuning
 from tests.conftest import MakeShardSet, Pictures
 
@@ -65,7 +65,7 @@ def factors(**changed: float) -> Tensor:
 
 def levels(finished: Tensor) -> NDArray[np.float64]:
     """Undo the normalisation: values in 0..255."""
-    return finished.double().numpy() * np.array(STD) + np.array(MEAN)
+    return finished.double().numpy() * np.array(IMAGENET.std_255) + np.array(IMAGENET.mean_255)
 
 
 def naive(
@@ -185,7 +185,7 @@ def test_solarisation_comes_after_the_colours(hue_space) -> None:
 
 def test_normalisation_is_torchvisions() -> None:
     ours = Finish([], dtype=torch.float32)(PIXELS, None)
-    mean, std = ([x / 255 for x in values] for values in (MEAN, STD))
+    mean, std = list(IMAGENET.mean), list(IMAGENET.std)
     expected = tv.normalize(torchvision_image(PIXELS), mean, std).permute(0, 2, 3, 1).flatten(1, 2)
     assert (ours - expected).abs().max() < 1e-5
 

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.images import Images
-from pipeline.normalisation import MEAN, STD
+from pipeline.normalisation import IMAGENET
 from tests.conftest import MakeShardSet, Pictures
 
 
@@ -31,7 +31,9 @@ def test_pixels_are_torchvisions_resize_and_centre_crop(
     source = Pictures(12, height=height, width=width)
     batch = next(iter(Images(make_shard_set(12, height=height, width=width), size=size)))
     assert batch.image_BCHW.is_contiguous(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean_255, IMAGENET.std_255)
+    )
     for image, label, sample in zip(
         batch.image_BCHW, batch.label_B.tolist(), batch.id_B.tolist(), strict=True
     ):

@@ -22,6 +22,7 @@ from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.program import arguments, losses, train
 from tools import mine_pairs, preview
+from training import exported
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
@@ -55,7 +56,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
         checkpoint.write_part(run, 0, name, state_file.pieces(part))
     checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
-    run_folder.export(run, method.encoder, size=24, step=0)
+    exported.write(run / exported.NAME, method.encoder, exported.facts(settings, shard_set, step=0))
     return run
 
 
@@ -124,11 +125,8 @@ def test_thresholds_hold_and_an_exported_encoder_will_do(
     shard_set: ShardSet, run: Path, tmp_path: Path
 ) -> None:
     export = shutil.copy(run / "encoder.safetensors", tmp_path)
-    with pytest.raises(ValueError, match=r"weights alone.*--config FILE"):
-        mine(shard_set, Path(export), tmp_path / "no")
     thresholds = ["--lower", "0.9", "--upper", "0.9999", "--candidates", "3"]
-    recipe = ["--config", str(run / "config.yaml")]
-    mine(shard_set, Path(export), tmp_path / "a", *recipe, *thresholds)
+    mine(shard_set, Path(export), tmp_path / "a", *thresholds)
     mine(shard_set, run, tmp_path / "b", *thresholds)
     a, b = (told(open_shards(tmp_path / name)) for name in "ab")
     assert a == b, "the same encoder, the same pairs"

@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline.normalisation import IMAGENET
 from tests.conftest import MakeShardSet
 from tools import preview
 from training.command_line import call
@@ -37,7 +38,7 @@ def test_a_sheet_can_be_drawn_for_every_recipe_and_for_none(
 def test_the_sheet_undoes_the_normalisation_and_keeps_rows_and_columns() -> None:
     V, B, size = 2, 3, 5
     shades = torch.arange(V * B).view(V, B, 1, 1, 1) * 40  # one gray a view
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preview.MEAN, preview.STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET.mean_255, IMAGENET.std_255))
     views_VBCHW = (shades - mean) / std * torch.ones(V, B, 3, size, size)
     sheet = preview.contact_sheet((views_VBCHW,))
     step = size + preview.GAP

@@ -77,12 +77,14 @@ def test_a_command_line_can_be_read_twice():
     assert parse(LEAST, command_line=command_line).resolved == parse(LEAST).resolved
 
 
-def test_a_transformer_with_small_crops_names_what_is_to_be_changed(tmp_path: Path) -> None:
+def test_a_network_of_one_size_names_what_is_to_be_changed(tmp_path: Path) -> None:
     recipe = tmp_path / "multi_crop.yaml"
     recipe.write_text("more_views: [{count: 6, size: 48, policy: SimCLRViews}]")
-    words = ["--config", str(recipe), "--method.encoder", "VisionTransformer"]
+    words = ["--config", str(recipe), "--method.encoder", "Timm"]
+    words += ["--method.encoder.name", "mixer_s32_224"]
     message = refused(*words, "--views.size", "224")
-    assert "48 pixels, by item 1 of more_views" in message and "--views.size" not in message
+    assert "mixer_s32_224 cannot take views of 48 pixels: Input height (48)" in message
+    assert "the size of item 1 of more_views" in message and "--views.size" not in message
     parse([*LEAST, *words, "--views.size", "224", "--more_views", "[]"])  # as it advises
 
 
@@ -135,7 +137,8 @@ def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> No
     [
         (["--epochs", "1"], ["epochs=1.0 and steps=5", "by one of them"]),
         (["--batch_size", "1"], ["batch_size=1", "--batch_size 2"]),
-        (["--method.encoder", "VisionTransformer"], ["views of 96 pixels", "--views.size 224"]),
+        (["--method.encoder", "Timm", "--method.encoder.name", "mixer_s32_224"], ["--views.size"]),
+        (["--method.encoder", "Timm", "--method.encoder.name", "resnet_50"], ["resnet50", "timm"]),
         (["--views.count", "1"], ["1 view a sample", "--views.count 2"]),
         (["--views.size", "4"], ["size=4", "8 pixels or more"]),
         (["--batch_size", "0"], ["batch_size=0", "above 0"]),

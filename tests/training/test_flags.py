@@ -140,11 +140,11 @@ def test_help_of_a_class_names_its_settings_by_the_flags_that_set_them(
 
 
 def test_a_flag_of_the_help_of_a_class_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, "--method.encoder.help", "VisionTransformer")
-    flag = next(each for each in re.findall(r"--[\w.]+", text) if each.endswith("variant"))
-    words = ["--method.encoder", "VisionTransformer", flag, "ti_16", "--views.size", "224"]
+    text = shown(capsys, "--method.encoder.help", "Timm")
+    flag = next(each for each in re.findall(r"--[\w.]+", text) if each.endswith("drop_path"))
+    words = ["--method.encoder", "Timm", flag, "0.2", "--method.encoder.name", "convnext_atto"]
     method = parse([*LEAST, "--steps", "5", *words]).resolved["method"]
-    assert method["init_args"]["encoder"]["init_args"]["variant"] == "ti_16"
+    assert method["init_args"]["encoder"]["init_args"]["drop_path"] == 0.2
 
 
 def test_help_without_a_name_is_of_the_class_that_is_used(

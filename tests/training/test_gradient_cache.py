@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.encoder import Encoder, SmallResNet
 from model.method import JointEmbedding
 from model.objective import NTXent, Objective, SmoothAP
-from training.gradient_cache import backward_in_parts
+from model.sync_batch_norm import synchronise
+from training.gradient_cache import backward_in_parts, kept_statistics
 
 
 class OneProcess:
@@ -112,3 +114,21 @@ def test_batch_norm_and_dropout_are_those_of_the_parts(encoder: Encoder) -> None
         for group in chunk:
             method.embed(group)
     assert after == torch.rand(1)
+
+
+def test_synchronised_statistics_are_left_alone_too() -> None:
+    store: Any = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        plain, x = nn.BatchNorm1d(3), torch.randn(8, 3)
+        layer = synchronise(copy.deepcopy(plain))
+        with kept_statistics(layer):
+            found = layer(x)
+        for name, buffer in plain.named_buffers():
+            assert torch.equal(layer.get_buffer(name), buffer), name
+        torch.testing.assert_close(found, plain(x))
+        layer(x)
+        for name, buffer in plain.named_buffers():
+            torch.testing.assert_close(layer.get_buffer(name), buffer)
+    finally:
+        dist.destroy_process_group()

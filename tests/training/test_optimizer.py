@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.encoder import SmallResNet
-from training.optimizer import build_optimizer
+from model.encoder import Encoder, ResNet, SmallResNet, Timm
+from training.optimizer import build_optimizer, layer_scales, set_learning_rate
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
@@ -89,3 +89,45 @@ def test_lars_adapts_the_rate_of_matrices_with_and_without_decay(weight_decay: f
     optimizer.step()
     torch.testing.assert_close(module.weight.detach(), w - 0.3 * local * (g + weight_decay * w))
     torch.testing.assert_close(module.bias.detach(), bias - 0.3 * module.bias.grad)
+
+
+def test_layers_learn_at_the_rates_of_timms_layer_decay() -> None:
+    from timm.optim._param_groups import param_groups_layer_decay
+
+    encoder = Timm(name="vit_tiny_patch16_224", image_size=32)
+    groups: Any = param_groups_layer_decay(
+        encoder.network,
+        weight_decay=0.1,
+        layer_decay=0.7,
+        no_weight_decay_list=encoder.network.no_weight_decay(),
+    )
+    theirs = {p: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    projector = nn.Linear(192, 8)
+    optimizer = build_optimizer(
+        nn.ModuleList([encoder, projector]),
+        name="adamw",
+        learning_rate=1.0,
+        weight_decay=0.1,
+        momentum=0.9,
+        scales=layer_scales(encoder, rate=0.5, layer_decay=0.7),
+        undecayed=[p for n, p in encoder.named_parameters() if n in encoder.undecayed()],
+    )
+    set_learning_rate(optimizer, 3.0)
+    ours = {
+        p: (g["lr"] / 3.0, g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    for parameter, (scale, decay) in theirs.items():
+        assert ours.pop(parameter) == (pytest.approx(0.5 * scale), decay)
+    assert ours == {projector.weight: (1.0, 0.1), projector.bias: (1.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "layers"),
+    [(ResNet(depth=18), 9), (ResNet(depth=50), 17), (SmallResNet(width=4), 5)],
+)
+def test_each_block_of_a_resnet_is_a_layer(encoder: Encoder, layers: int) -> None:
+    by_layer = encoder.layers()
+    assert by_layer.keys() == dict(encoder.named_parameters()).keys()
+    assert sorted(set(by_layer.values())) == list(range(layers))
+    order = [by_layer[name] for name, _ in encoder.named_parameters()]
+    assert order == sorted(order), "parameters are named from the images on"

@@ -16,9 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from training import exported
 from training.launch import end_with_parent
 from training.monitor import records
-from training.run import checkpoint, run_folder
+from training.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TICK = 0.5  # seconds between two looks at a child
@@ -41,7 +42,7 @@ class Failed(Exception):
 
 def finished(run: Path) -> bool:
     """Whether a run has reached its end."""
-    return (run / run_folder.ENCODER).exists() and bool(_finals(records(run)))
+    return (run / exported.NAME).exists() and bool(_finals(records(run)))
 
 
 def drop_checkpoints(run: Path) -> None:

@@ -3,8 +3,7 @@
     RUN/config.yaml           the resolved configuration: a recipe that repeats the run
     RUN/metrics.jsonl         one record a line: training steps and evaluations
     RUN/checkpoints/          see `training.run.checkpoint`
-    RUN/encoder.safetensors   the trained encoder's weights, under torchvision's names where it has
-                              them
+    RUN/encoder.safetensors   the trained encoder, see `training.exported`
     RUN/ranks/, failure.json  see `training.run.failure`
     RUN/dumps/                see `training.run.dump`
     RUN/.lock                 empty; locked as long as a process trains in the folder
@@ -15,28 +14,20 @@ Every file in it is complete: it is written under another name and renamed.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import yaml
-from torch import Tensor
 
-from model.encoder import Encoder
-from pipeline.normalisation import MEAN, STD
 from shards import durable
 from training import yaml_text
-from training.run import state_file
 from training.run.checkpoint import Checkpoint, exists
 from training.run.failure import Gone
 from training.settings import Settings, resume_rule
 
 CONFIG = "config.yaml"
-ENCODER = "encoder.safetensors"
 LOCK = ".lock"
 _taken: dict[Path, int] = {}  # open folders; the system gives the number of an open one to no other
 
@@ -195,41 +186,3 @@ def check_continues(
             f"{saved.root} was saved on {saved.machine}, this run has {machine}: it would not be "
             "the same run. Set --device and --mixed_precision as they were, or give another --run."
         )
-
-
-def export(run: Path, encoder: Encoder, *, size: int, step: int) -> None:
-    """Write the encoder's weights for use elsewhere.
-
-    The file's metadata say for which pixels: size, mean and std, and after how many steps.
-
-    Args:
-        run: the run's folder.
-        encoder: its `network` is exported without that prefix, so that the torchvision model it was
-            made from takes the weights as they are, once its classifier is an identity.
-        size: height and width of the views that it was trained on, in pixels.
-        step: number of updates done.
-    """
-    tensors = {
-        name.removeprefix("network."): tensor for name, tensor in encoder.state_dict().items()
-    }
-    facts = {"size": size, "mean": MEAN, "std": STD, "step": step}
-    metadata = {name: json.dumps(value) for name, value in facts.items()}
-    durable.replace(run / ENCODER, state_file.safetensors_file(tensors, metadata))
-
-
-def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `export` wrote: the weights, under the encoder's own names, and the facts.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    content = durable.read(path)
-    try:
-        tensors = safetensors.torch.load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = {n: json.loads(text) for n, text in metadata.get("__metadata__", {}).items()}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
-        ) from None
-    return {f"network.{name}": tensor for name, tensor in tensors.items()}, facts

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import MakeShardSet
 from tests.program import arguments, start, wait_for_step
+from training import exported
 from training.run import run_folder
 from training.run.checkpoint import Checkpoint, write_part
 from training.run.failure import Gone, Phase, reported
@@ -91,11 +92,11 @@ def test_other_processes_and_other_arithmetic_do_not_continue(
         run_folder.check_continues(saved, world_size=world_size, machine=machine)
 
 
-@pytest.mark.parametrize("name", [run_folder.CONFIG, run_folder.ENCODER])
+@pytest.mark.parametrize("name", [run_folder.CONFIG, exported.NAME])
 def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises((ValueError, OSError)):
-        run_folder.read_config(tmp_path) if name == run_folder.CONFIG else run_folder.read_export(
+        run_folder.read_config(tmp_path) if name == run_folder.CONFIG else exported.read(
             tmp_path / name
         )
 

@@ -1,0 +1,41 @@
+"""One image as `Images` delivers it, for those who use an encoder without a shard set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.graph import scaled_shorter
+from pipeline.normalisation import Normalisation
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Makes an encoder's input of a Pillow image."""
+
+    size: int
+    """Height and width, in pixels."""
+    normalisation: Normalisation
+
+    def __call__(self, image: Any) -> Tensor:
+        """Return the centre of an image [3, H, W], normalised."""
+        pixels_HWC = torch.from_numpy(np.array(image.convert("RGB")))
+        # Sides and corner are rounded as DALI rounds them.
+        scale = scaled_shorter(self.size) / min(pixels_HWC.shape[:2])
+        height, width = (int(side * scale + 0.5) for side in pixels_HWC.shape[:2])
+        resized_CHW = F.interpolate(
+            pixels_HWC.permute(2, 0, 1)[None].float(),
+            size=(height, width),
+            mode="bilinear",
+            antialias=True,
+        )[0].round()
+        top, left = ((side - self.size + 1) // 2 for side in (height, width))
+        crop_CHW = resized_CHW[:, top : top + self.size, left : left + self.size]
+        given = (self.normalisation.mean_255, self.normalisation.std_255)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in given)
+        return (crop_CHW - mean) / std

@@ -1,0 +1,90 @@
+"""A trained encoder is loaded from its file alone, with the pixels that it was trained on."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from model.encoder import SmallResNet, Timm
+from pipeline.centre_crop import CentreCrop
+from pipeline.images import Images
+from pipeline.normalisation import Normalisation
+from tests.conftest import MakeShardSet, Pictures
+from training import exported
+from training.settings import parse
+from training.trained import load, open_encoder
+
+NARROW = ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+
+
+def export(tmp_path: Path, make_shard_set: MakeShardSet, *words: str) -> Path:
+    """Write what a run that was given some words leaves."""
+    settings = parse(["--shards", "x", "--run", str(tmp_path), "--steps", "3", *words])
+    path = tmp_path / exported.NAME
+    facts = exported.facts(settings, make_shard_set(12), step=3)
+    exported.write(path, settings.config.method.encoder, facts)
+    return path
+
+
+def test_the_file_says_what_it_is(tmp_path: Path, make_shard_set: MakeShardSet) -> None:
+    path = export(tmp_path, make_shard_set, *NARROW, "--views.size", "40")
+    _, facts = exported.read(path)
+    manifest = make_shard_set(12).manifest
+    assert facts["class"] == "model.encoder.SmallResNet"
+    assert facts["arguments"] == {"width": 4, "stem_stride": 1}
+    assert (facts["size"], facts["step"], facts["method"]) == (40, 3, "JointEmbedding")
+    assert facts["mean"] == [0.485, 0.456, 0.406] and facts["std"] == [0.229, 0.224, 0.225]
+    assert facts["objective"].startswith("SmoothAP(") and facts["weights"] is None
+    assert facts["data"]["manifest_sha256"] == manifest.digest()
+    assert facts["versions"].keys() >= {"python", "torch", "timm"}
+    assert exported.metadata(path.read_bytes()) == {n: json.dumps(v) for n, v in facts.items()}
+
+
+def test_the_file_alone_gives_the_network_and_its_pixels(
+    tmp_path: Path, make_shard_set: MakeShardSet
+) -> None:
+    words = ["--method.encoder", "Timm", "--method.encoder.name", "vit_tiny_patch16_224"]
+    words += ["--method.encoder.image_size", "32", "--views.size", "48"]
+    path = export(tmp_path, make_shard_set, *words).rename(tmp_path / "away.safetensors")
+    encoder, prepare = load(path)
+    assert isinstance(encoder, Timm) and not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert prepare == CentreCrop(48, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    for name, tensor in exported.read(path)[0].items():
+        assert torch.equal(encoder.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(32, 47, 64), (128, 200, 171), (48, 30, 43)])
+def test_a_centre_crop_is_the_pipeline_s(
+    size: int, height: int, width: int, make_shard_set: MakeShardSet
+) -> None:
+    shard_set = make_shard_set(12, height=height, width=width)
+    normalisation = Normalisation((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    prepare = pickle.loads(pickle.dumps(CentreCrop(size, normalisation)))  # as to a worker
+    pictures = Pictures(12, height=height, width=width)
+    (batch,) = Images(shard_set, size=size, normalisation=normalisation)
+    for image_CHW, sample in zip(batch.image_BCHW, batch.id_B.tolist(), strict=True):
+        mine = prepare(Image.fromarray(pictures.pixels(sample)))
+        assert mine.shape == image_CHW.shape
+        assert (mine - image_CHW).abs().mean() < 1.5 / 255 / 0.5
+
+
+def test_other_files_are_refused_by_what_they_lack(
+    tmp_path: Path, make_shard_set: MakeShardSet
+) -> None:
+    encoder, path = SmallResNet(width=4), tmp_path / exported.NAME
+    exported.write(path, encoder, {"size": 32, "step": 1})
+    with pytest.raises(ValueError, match="do not say class, arguments, mean, std; of an older v"):
+        open_encoder(path, device="cpu")
+    pixels = {"mean": encoder.mean, "std": encoder.std}
+    facts = {"class": "os.system", "arguments": {}, "size": 32, "step": 1, **pixels}
+    exported.write(path, encoder, facts)
+    with pytest.raises(ValueError, match="encoder"):
+        open_encoder(path, device="cpu")
+    facts |= {"class": "model.encoder.SmallResNet", "arguments": {"width": 8}}
+    exported.write(path, encoder, facts)
+    with pytest.raises(ValueError, match=r"does not fit the model\.encoder\.SmallResNet that its"):
+        open_encoder(path, device="cpu")

@@ -1,0 +1,208 @@
+"""Published weights: every layout is read, what does not fit is said, and runs begin with them."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from model.encoder import ResNet, SmallResNet, Timm
+from model.method import MoCo
+from training import weights
+from training.settings import parse
+
+Tensors = dict[str, Tensor]
+
+
+def saved(tensors: Any, path: Path) -> Path:
+    """Write what a training program would."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(tensors, path, {"license": "cc-by-nc-4.0"})
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def filled(encoder: Any, path: Path) -> list[str]:
+    return weights.fill(encoder, weights.read(str(path)).tensors, str(path))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "suffix"),
+    [
+        (lambda state: state, ".safetensors"),
+        (lambda state: state, ".pth"),
+        (lambda state: {"state_dict": state, "epoch": 7, "arch": "resnet18"}, ".pth.tar"),
+        (lambda state: {"model": {f"module.{n}": t for n, t in state.items()}}, ".pt"),
+        (
+            lambda state: {
+                "state_dict": {
+                    **{f"module.encoder_q.{n}": t for n, t in state.items() if n[:2] != "fc"},
+                    **{f"module.encoder_k.{n}": t + 1 for n, t in state.items()},
+                    "module.queue": torch.zeros(128, 64),
+                }
+            },
+            ".tar",
+        ),
+        (
+            lambda state: {
+                "student": {f"module.backbone.{n}": t + 1 for n, t in state.items()},
+                "teacher": {f"backbone.{n}": t for n, t in state.items()},
+            },
+            ".pth",
+        ),
+    ],
+    ids=["safetensors", "torchvision", "epoch beside it", "module.", "MoCo", "DINO"],
+)
+@pytest.mark.parametrize("kind", ["ResNet", "Timm"])
+def test_a_resnet_is_filled_from_every_layout(
+    kind: str, wrap: Any, suffix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18()
+    path = saved(wrap(theirs.state_dict()), tmp_path / f"weights{suffix}")
+    encoder = ResNet(depth=18) if kind == "ResNet" else Timm(name="resnet18")
+    lines = filled(encoder, path)
+    theirs.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(encoder.eval()(images), theirs.eval()(images))
+    assert "begins with 120 of its 120 tensors" in lines[0] and "stay random" not in str(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("vit_small_patch14_dinov2", {"img_size": 518}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 518}),
+        ("vit_small_patch16_dinov3", {"img_size": 256}),
+        ("deit_tiny_patch16_224", {}),
+        ("convnext_atto", {}),
+    ],
+)
+def test_published_layouts_give_timm_s_own_weights(
+    name: str, made: dict[str, Any], tmp_path: Path
+) -> None:
+    if name not in timm.list_models():
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    torch.manual_seed(0)
+    theirs: Any = timm.create_model(name, **made)
+    path = saved(theirs.state_dict(), tmp_path / "published.pth")
+    image_size = 98 if "patch14" in name else 96 if "convnext" not in name else None
+    torch.manual_seed(1)
+    encoder = Timm(name=name, image_size=image_size)
+    lines = filled(encoder, path)
+    sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
+    expected: Any = timm.create_model(
+        name,
+        pretrained=True,
+        num_classes=0,
+        pretrained_cfg_overlay={"file": str(path), "custom_load": False},
+        **sized,
+    )
+    own = encoder.network.state_dict()
+    for each, tensor in expected.state_dict().items():
+        assert torch.equal(own[each], tensor), each
+    if "pos_embed" in own:
+        assert own["pos_embed"].shape != theirs.state_dict()["pos_embed"].shape, "resampled"
+    blocks = [n for n in own if n.startswith(("blocks", "stages"))]
+    assert blocks and all(torch.equal(own[n], theirs.state_dict()[n]) for n in blocks)
+    assert "stay random" not in str(lines)
+
+
+def test_what_did_not_match_is_listed_and_too_much_is_refused(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    del state["bn1.weight"]
+    path = saved({**state, "queue": torch.zeros(3)}, tmp_path / "most.pth")
+    lines = filled(ResNet(depth=18), path)
+    assert lines[1:] == [
+        "these stay random: bn1.weight [64]",
+        "not used of it: fc.bias, fc.weight, queue",
+    ]
+    with pytest.raises(ValueError, match=r"of another network: 100 % of the encoder's"):
+        filled(SmallResNet(width=4), path)
+    with pytest.raises(ValueError, match=r"of another network"):
+        filled(ResNet(depth=50), path)
+    state["conv1.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite: conv1.weight"):
+        filled(ResNet(depth=18), saved(state, tmp_path / "nan.pth"))
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return (print, ("this ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"state_dict": Runs()}, "without running code of its own"),
+        ({"epoch": 3}, "holds no weights by name, but a dict with epoch"),
+        ([torch.zeros(2)], "holds no weights by name, but a list"),
+    ],
+)
+def test_files_without_weights_are_refused_and_run_nothing(
+    content: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=words):
+        weights.read(str(path))
+    assert capsys.readouterr().out == ""
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        weights.read(str(path))
+    safe = tmp_path / "cut.safetensors"
+    safe.write_bytes(b"1234567890")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        weights.read(str(safe))
+    with pytest.raises(ValueError, match="does not exist; give a file"):
+        weights.read(str(tmp_path / "none.pth"))
+
+
+def test_copies_of_the_encoder_begin_with_the_weights_too(tmp_path: Path) -> None:
+    donor = SmallResNet(width=4)
+    path = saved(copy.deepcopy(donor.network.state_dict()), tmp_path / "small.safetensors")
+    words = ["--method", "MoCo", "--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+    words += ["--views.count", "2", "--weights", str(path)]
+    base = ["--shards", "x", "--run", str(tmp_path / "run"), "--steps", "1"]
+    settings = weights.recorded(parse([*base, *words]))
+    assert settings.resolved["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert settings.resolved["weights_license"] == settings.config.weights_license
+    assert settings.config.weights_license == "cc-by-nc-4.0"
+    method = settings.config.method
+    assert isinstance(method, MoCo)
+    weights.begin(settings.config, method)
+    for network in (method.encoder, method.twin.networks[0]):
+        for name, tensor in donor.state_dict().items():
+            assert torch.equal(network.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="it is another file"):
+        weights.recorded(parse([*base, *words, "--weights_sha256", "0" * 64]))
+
+
+def test_a_name_that_timm_cannot_fetch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"weights nothing cannot be had .*give a file"):
+        weights.read("timm:nothing")
+
+    made: Any = timm.create_model("resnet18")
+    made.pretrained_cfg["license"] = "mit"
+    monkeypatch.setattr(timm, "create_model", lambda _, **__: made)
+    found = weights.read("timm:resnet18")
+    monkeypatch.undo()
+    assert found.license == "mit" and len(found.sha256) == 64
+    encoder = Timm(name="resnet18")
+    weights.fill(encoder, found.tensors, "timm:resnet18")
+    assert torch.equal(encoder.network.state_dict()["conv1.weight"], made.conv1.weight)
+
+
+def test_the_licence_of_a_run_s_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"license": json.dumps("mit")})
+    assert weights.read(str(path)).license == "mit"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"license": json.dumps(None)})
+    assert weights.read(str(path)).license is None

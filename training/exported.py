@@ -1,0 +1,133 @@
+"""An encoder as one file: its weights, and in the metadata all that it takes to use them.
+
+A run leaves it as RUN/encoder.safetensors. The weights have the names of the library that the
+network is from: torchvision's or timm's. The metadata, each value as JSON, are
+
+    class, arguments    of the encoder, as a recipe names them
+    size                height and width of the views that it was trained on, in pixels
+    mean, std           of the pixels, in 0..1, for red, green and blue
+    method, objective   which it was trained with
+    step                number of updates
+    data                of which shard set: source, split, samples, and the manifest's digest
+    weights, license    what it began with, and the licence of that; null for random weights
+    commit, versions    of the code
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from model.encoder import Encoder
+from shards import durable
+from shards.layout import ShardSet
+from training.run import state_file
+from training.run.origin import commit, versions
+from training.settings import Settings
+
+NAME = "encoder.safetensors"
+PACKAGES = ("torch", "torchvision", "timm")
+_NEEDED = {"class": str, "arguments": dict, "size": int, "mean": list, "std": list, "step": int}
+
+
+def export(settings: Settings, shard_set: ShardSet, encoder: Encoder, *, step: int) -> None:
+    """Write a run's encoder into its folder; for the arguments see `facts`."""
+    write(settings.config.run / NAME, encoder, facts(settings, shard_set, step=step))
+
+
+def usage(run: Path) -> list[str]:
+    """Return lines that say how the encoder in a run's folder is used."""
+    return [
+        f"finished: encoder in {run / NAME}; evaluate it with python -m tools.evaluate {run}, or "
+        "use it in Python:",
+        "    from training.trained import load",
+        f"    encoder, prepare = load({str(run / NAME)!r})",
+    ]
+
+
+def facts(settings: Settings, shard_set: ShardSet, *, step: int) -> dict[str, Any]:
+    """Return what is to be said of a run's encoder.
+
+    Args:
+        settings: of the run.
+        shard_set: that it was trained on.
+        step: number of updates.
+    """
+    config, manifest = settings.config, shard_set.manifest
+    chosen = settings.resolved["method"]["init_args"]["encoder"]
+    objective = getattr(config.method, "objective", None)
+    weights = {"from": config.weights, "sha256": config.weights_sha256}
+    return {
+        "class": chosen["class_path"],
+        "arguments": chosen.get("init_args", {}),
+        "size": config.views.size,
+        "mean": config.method.encoder.mean,
+        "std": config.method.encoder.std,
+        "method": type(config.method).__name__,
+        "objective": None if objective is None else str(objective),
+        "step": step,
+        "data": {
+            "source": manifest.source,
+            "split": manifest.split,
+            "samples": manifest.samples,
+            "manifest_sha256": manifest.digest(),
+        },
+        "weights": weights if config.weights is not None else None,
+        "license": config.weights_license,
+        "commit": commit(),
+        "versions": versions(*PACKAGES),
+    }
+
+
+def write(path: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
+    """Write an encoder, whole or not at all.
+
+    Args:
+        path: of the file.
+        encoder: its `network` is written without that prefix, so that the torchvision or timm
+            model that it was made from takes the weights as they are, without its classifier.
+        facts: about it.
+    """
+    state = encoder.state_dict()
+    tensors = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    durable.replace(path, state_file.safetensors_file(tensors, metadata))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write` wrote: the weights, under the encoder's own names, and the facts.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    content = durable.read(path)
+    try:
+        tensors = safetensors.torch.load(content)
+        found = {name: json.loads(text) for name, text in metadata(content).items()}
+        wrong = [n for n, kind in _NEEDED.items() if not isinstance(found.get(n), kind)]
+        if wrong:
+            raise ValueError(
+                f"its metadata do not say {', '.join(wrong)}; of an older version's file, name the "
+                "run's folder instead"
+            )
+    except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
+        ) from None
+    return {f"network.{name}": tensor for name, tensor in tensors.items()}, found
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file, which its library does not give from memory.
+
+    Raises:
+        ValueError: it is none.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__", {})

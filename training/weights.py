@@ -1,0 +1,294 @@
+"""What the encoder of a new run begins with: published weights, or those of another run.
+
+    file ─▶ tensors under their publisher's names ─▶ `Encoder.adapt` ─▶ the encoder and its copies
+
+The run's configuration names the file and its hash. Checkpoints hold the weights themselves, so a
+run that continues does not need the file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model.encoder import Encoder
+from model.method import Method
+from shards import durable
+from training import exported
+from training.config import Config
+from training.run import checkpoint, run_folder
+from training.settings import Settings
+from training.trained import locate
+
+HUB = "timm:"
+"""Begins the name of weights that timm downloads."""
+LEFT_RANDOM = 0.1
+"""The largest share of an encoder's numbers that may stay random."""
+_INSIDE = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "student")
+"""Where training programs keep weights in a file with other things, the best first."""
+_NAMED = 4  # tensors that a message has room for
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights."""
+
+    tensors: Mapping[str, Tensor]
+    """Under their publisher's names."""
+    sha256: str
+    """Of the file, or of the tensors where there is none."""
+    license: str | None
+    """What the file says."""
+
+
+def recorded(settings: Settings) -> Settings:
+    """Return settings that name the content of `weights` too, not its place alone.
+
+    Of a run that continues, it is what the run began with.
+
+    Raises:
+        ValueError: the file cannot be read, or is not the one that was asked for.
+    """
+    config = settings.config
+    if config.weights is None:
+        return settings
+    if checkpoint.exists(config.run):
+        before = run_folder.read_config(config.run)
+        if config.weights_sha256 is not None or before.get("weights") != config.weights:
+            return settings  # `run_folder.check` compares them
+        found = {name: before.get(name) for name in ("weights_sha256", "weights_license")}
+    else:
+        weights = read(config.weights)
+        if config.weights_sha256 not in (None, weights.sha256):
+            raise ValueError(
+                f"{config.weights} has the SHA-256 {weights.sha256}, but weights_sha256="
+                f"{config.weights_sha256}: it is another file. Bring the right one, or leave "
+                "--weights_sha256 out."
+            )
+        license = config.weights_license or weights.license
+        found = {"weights_sha256": weights.sha256, "weights_license": license}
+    return replace(
+        settings, config=replace(config, **found), resolved={**settings.resolved, **found}
+    )
+
+
+def begin(config: Config, method: Method) -> list[str]:
+    """Give the weights to the method's encoder and to the copies of it, if the run has some.
+
+    Args:
+        config: of a run that begins.
+        method: with random weights.
+
+    Returns:
+        Lines that say what was taken and what was not.
+
+    Raises:
+        ValueError: they are of another network, or not finite.
+    """
+    if config.weights is None:
+        return []
+    tensors = read(config.weights).tensors
+    lines = fill(method.encoder, tensors, config.weights)
+    state = method.encoder.state_dict()
+    for part in method.modules():
+        # Moving averages and key encoders are copies of the encoder as long as nothing was trained.
+        if isinstance(part, Encoder) and part is not method.encoder:
+            part.load_state_dict(state)
+    return lines
+
+
+def read(location: str) -> Weights:
+    """Read weights.
+
+    Args:
+        location: see `Config.weights`.
+
+    Raises:
+        ValueError: there are none; the message says what is there.
+    """
+    if location.startswith(HUB):
+        return _downloaded(location.removeprefix(HUB))
+    path = Path(location)
+    if path.is_dir():
+        return _of_run(path)
+    try:
+        content = durable.read(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"weights={location} does not exist; give a file, the folder of a run, or {HUB}NAME."
+        ) from None
+    digest = sha256(content).hexdigest()
+    if path.suffix == ".safetensors":
+        try:
+            tensors = safetensors.torch.load(content)
+            return Weights(tensors, digest, _license(exported.metadata(content)))
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is no safetensors file ({error}).") from None
+    try:
+        # Its unpickler makes tensors and plain containers, and runs nothing of the file's.
+        found = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights without running code of its own "
+            f"({' '.join(str(error).split())[:200]}). Where you trust it, save its tensors alone: "
+            "safetensors.torch.save_file."
+        ) from None
+    return Weights(_tensors_in(found, path), digest, None)
+
+
+def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list[str]:
+    """Give published weights to an encoder.
+
+    Args:
+        encoder: with random weights; what does not match keeps them.
+        tensors: under their publisher's names.
+        location: where they come from, for people.
+
+    Returns:
+        Lines that say what was taken and what was not.
+
+    Raises:
+        ValueError: they are of another network, or not finite.
+    """
+    own = {_published(name): tensor for name, tensor in encoder.state_dict().items()}
+    prefix, stripped = _without_prefix(tensors, own)
+    with checkpoint.fits(Path(location), f"the encoder {type(encoder).__name__}"):
+        adapted = encoder.adapt(stripped)
+    taken = {n: t for n, t in adapted.items() if n in own and t.shape == own[n].shape}
+    left_random = [
+        f"{name} {list(tensor.shape)}"
+        + (f", which is {list(adapted[name].shape)} there" if name in adapted else "")
+        for name, tensor in own.items()
+        if name not in taken
+    ]
+    numbers = sum(tensor.numel() for tensor in own.values())
+    share = 1 - sum(own[name].numel() for name in taken) / numbers
+    if share > LEFT_RANDOM:
+        raise ValueError(
+            f"{location} holds weights of another network: {100 * share:.0f} % of the encoder's "
+            f"numbers would stay random, above {100 * LEFT_RANDOM:.0f} %: {_few(left_random)}. It "
+            f"has {_few(sorted(tensors))}. Set --method.encoder to what these weights are of."
+        )
+    if broken := [name for name, tensor in taken.items() if not bool(tensor.isfinite().all())]:
+        raise ValueError(f"{location} has weights that are not finite: {_few(broken)}.")
+    encoder.load_state_dict(
+        {name: taken.get(_published(name), tensor) for name, tensor in encoder.state_dict().items()}
+    )
+    lines = [f"the encoder begins with {len(taken):,} of its {len(own):,} tensors from {location}"]
+    if prefix:
+        lines[0] += f" (those named {prefix}…)"
+    if left_random:
+        lines.append(f"these stay random: {_few(left_random)}")
+    # A converter that renames leaves no names of the file's to tell of.
+    named = stripped if taken.keys() <= stripped.keys() else adapted
+    if unused := sorted(name for name in named if name not in taken):  # files have no order
+        lines.append(f"not used of it: {_few(unused)}")
+    return lines
+
+
+def _license(metadata: Mapping[str, str]) -> str | None:
+    """Return what a safetensors file says of it: as JSON in an encoder of a run's, else as text."""
+    text = metadata.get("license")
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _published(name: str) -> str:
+    return name.removeprefix("network.")
+
+
+def _of_run(path: Path) -> Weights:
+    """Return the encoder's weights in a run's newest checkpoint, or in a given one."""
+    run, saved = locate(path)
+    if saved is None:
+        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
+    tensors = {
+        _published(name.removeprefix("encoder.")): tensor
+        for name, tensor in saved.method().items()
+        if name.startswith("encoder.")
+    }
+    digest = sha256(durable.read(saved.root / checkpoint.METHOD)).hexdigest()
+    return Weights(tensors, digest, run_folder.read_config(run).get("weights_license"))
+
+
+def _downloaded(name: str) -> Weights:
+    """Return weights that timm knows by name, from its hub or from what was downloaded before."""
+    import timm
+
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of timm, of the hub's client, of the network
+        raise ValueError(
+            f"timm's weights {name} cannot be had ({' '.join(str(error).split())[:300]}). "
+            "timm.list_pretrained() has the names; on a machine without internet give a file."
+        ) from None
+    tensors: dict[str, Tensor] = network.state_dict()
+    digest = sha256()
+    for each, tensor in sorted(tensors.items()):
+        digest.update(each.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    published: Any = network.pretrained_cfg
+    return Weights(tensors, digest.hexdigest(), published.get("license"))
+
+
+def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the weights in what a training program saved.
+
+    Raises:
+        ValueError: there are none.
+    """
+    while isinstance(content, Mapping):
+        inside = next((n for n in _INSIDE if isinstance(content.get(n), Mapping)), None)
+        if inside is None:
+            break
+        content = content[inside]
+    found = {}
+    if isinstance(content, Mapping):
+        found = {str(n): t for n, t in content.items() if isinstance(t, Tensor)}
+    if not found:
+        what = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            what += f" with {_few([str(name) for name in content]) or 'nothing in it'}"
+        raise ValueError(f"{path} holds no weights by name, but {what}.")
+    return found
+
+
+def _without_prefix(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[str, Mapping[str, Tensor]]:
+    """Return weights without what precedes their names, as `module.encoder_q.` or `backbone.`.
+
+    Args:
+        tensors: under their publisher's names.
+        own: the encoder's names; without a prefix under which there are more, nothing is changed.
+    """
+    fitting = Counter[str]()
+    for name in tensors:
+        starts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
+        fitting.update(name[:start] for start in starts if name[start:] in own)
+    # Of two networks in a file, the later name: encoder_q, not MoCo's encoder_k; teacher, target.
+    prefix = max(fitting, key=lambda each: (fitting[each], each), default="")
+    if fitting[prefix] <= fitting[""]:
+        return "", tensors
+    of_it = {n: tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+    return prefix, {name.removeprefix(prefix): tensor for name, tensor in of_it.items()}
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(
+        [*names[:_NAMED], *([f"and {len(names) - _NAMED} more"] * (len(names) > _NAMED))]
+    )
