@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.encoder import ResNet, SmallResNet, Timm
 from model.method import MoCo
 from training import weights
+from training.run import checkpoint, run_folder
 from training.settings import parse
 
 Tensors = dict[str, Tensor]
@@ -183,6 +184,29 @@ def test_copies_of_the_encoder_begin_with_the_weights_too(tmp_path: Path) -> Non
             assert torch.equal(network.state_dict()[name], tensor), name
     with pytest.raises(ValueError, match="it is another file"):
         weights.recorded(parse([*base, *words, "--weights_sha256", "0" * 64]))
+
+
+def test_a_run_goes_on_with_its_weights_elsewhere_but_not_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, first = tmp_path / "run", tmp_path / "first.pth"
+    saved(SmallResNet(width=4).network.state_dict(), first)
+    words = ["--shards", "x", "--run", str(run), "--steps", "1"]
+    words += ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+    begun = weights.recorded(parse([*words, "--weights", str(first)]))
+    run_folder.prepare(run, begun, taken=run_folder.take(run))
+    monkeypatch.setattr(checkpoint, "exists", lambda _: True)
+    monkeypatch.setattr(run_folder, "exists", lambda _: True)
+
+    moved = first.rename(tmp_path / "moved.pth")
+    gone = weights.recorded(parse([*words, "--weights", str(first)]))
+    assert gone.resolved == begun.resolved
+    run_folder.check(run, gone)
+    run_folder.check(run, weights.recorded(parse([*words, "--weights", str(moved)])))
+    other = saved(SmallResNet(width=4).network.state_dict(), tmp_path / "other.pth")
+    for without in ([], ["--weights", str(other)]):
+        with pytest.raises(ValueError, match=r"another configuration \(weights_sha256: "):
+            run_folder.check(run, weights.recorded(parse([*words, *without])))
 
 
 def test_a_name_that_timm_cannot_fetch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
