@@ -78,7 +78,10 @@ def traced(subject: Subject) -> Traced:
         # Not of the trained size: where that is the one that position embeddings are made for, the
         # network would leave out what other sizes need.
         try:
-            return Traced(_program(subject, other, free=(0, 2, 3)), (size, other))
+            program = _program(subject, other, free=(0, 2, 3))
+            # A feature map of one pixel is a case of its own, which the program may exclude.
+            program.module()(torch.zeros(1, 3, size, size))
+            return Traced(program, (size, other))
         except Exception:  # each network fails in its own way; then it has one size
             pass
     try:
