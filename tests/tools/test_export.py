@@ -106,7 +106,7 @@ def test_torchvision_takes_its_own_weights(resnet: Path, tmp_path: Path, ending:
     out = tmp_path / f"weights{ending}"
     write(resnet, "torchvision", "--out", str(out))
     network = torchvision.models.resnet18()
-    network.fc = nn.Identity()
+    network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     read = safetensors.torch.load_file if ending == ".safetensors" else torch.load
     network.load_state_dict(read(out), strict=True)
     assert_same(network.eval(), resnet)
@@ -259,16 +259,18 @@ def test_wrong_words_are_refused_before_the_work(
 ) -> None:
     away = tmp_path / "away.safetensors"
     away.write_bytes((vit / exported.NAME).read_bytes())
-    for words, piece in (
-        ((vit, "timm", "--projector", "true"), r"has no projector. What can: --to onnx, torch_exp"),
-        ((away, "timm", "--projector", "true"), "holds an encoder without its projector"),
-        ((away, "timm"), "--images DIR"),
-        ((away, "timm", "--images", str(tmp_path)), "neither a shard set nor a folder with images"),
-        ((vit, "timm", "--out", "w.pth"), r"out=w\.pth has to end in \.safetensors"),
-        ((tmp_path / "none", "timm"), "does not exist"),
-    ):
+    projector = ["--projector", "true"]
+    refused: list[tuple[Path, list[str], str]] = [
+        (vit, ["timm", *projector], r"has no projector\. What can: --to onnx, torch_export"),
+        (away, ["timm", *projector], "holds an encoder without its projector"),
+        (away, ["timm"], "--images DIR"),
+        (away, ["timm", "--images", str(tmp_path)], "neither a shard set nor a folder with images"),
+        (vit, ["timm", "--out", "w.pth"], r"out=w\.pth has to end in \.safetensors"),
+        (tmp_path / "none", ["timm"], "does not exist"),
+    ]
+    for run, words, piece in refused:
         with pytest.raises(ValueError, match=piece):
-            write(*words)
+            write(run, *words)
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"needs onnx, onnxscript, onnxruntime.*\[export\]"):
         write(vit, "onnx")

@@ -25,7 +25,7 @@ from shards.writing.output import refuse_occupied
 from training.command_line import run_function
 
 if TYPE_CHECKING:
-    from tools.export.difference import Difference
+    from tools.export.difference import FeatureDifference
     from tools.export.file_format import FileFormat
     from tools.export.real_images import RealImages
     from tools.export.subject import Subject
@@ -51,9 +51,9 @@ def main(
 
     Args:
         run: a run's folder, a checkpoint's, or an exported encoder.safetensors.
-        to: torchvision and timm are weights for a network of theirs; huggingface, a folder that
-            timm and transformers read, with a model card; onnx and torch_export, programs that
-            need no code of the network.
+        to: form to write. torchvision and timm: weights for their own network; huggingface: a
+            folder that timm and transformers read, with a model card; onnx and torch_export:
+            programs that need no code of the network.
         out: file to write, or folder with --to huggingface; by default in the run's folder.
         projector: write embeddings, the projector's, instead of the encoder's features; as onnx
             or torch_export.
@@ -151,7 +151,7 @@ def _check(path: Path, chosen: FileFormat) -> None:
 
 def _differences(
     chosen: FileFormat, subject: Subject, path: Path, shown: RealImages, sizes: tuple[int, ...]
-) -> list[Difference]:
+) -> list[FeatureDifference]:
     """Return how far what was written is from the original, by all that read it."""
     from tools.export.difference import measure
 
@@ -167,7 +167,11 @@ def _differences(
 
 
 def _show(
-    path: Path, subject: Subject, chosen: FileFormat, shown: RealImages, found: list[Difference]
+    path: Path,
+    subject: Subject,
+    chosen: FileFormat,
+    shown: RealImages,
+    found: list[FeatureDifference],
 ) -> None:
     """Print what was written, how far it is from the original, and how it is read."""
     from training.terminal import Section, show

@@ -19,7 +19,7 @@ of a norm, or position embeddings resampled otherwise, by 1e-3 and more.
 
 
 @dataclass(frozen=True)
-class Difference:
+class FeatureDifference:
     """Of the features of some images."""
 
     reader: str
@@ -35,7 +35,7 @@ class Difference:
 
 def measure(
     original: Reader, reader: Reader, images_NCHW: Tensor, *, name: str, batch_size: int
-) -> Difference:
+) -> FeatureDifference:
     """Return how far a reader's features are from the original's.
 
     Args:
@@ -61,7 +61,7 @@ def measure(
         )
     far_NF = found_NF.double() - expected_NF.double()
     lengths_N = expected_NF.double().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    return Difference(
+    return FeatureDifference(
         reader=name,
         size=images_NCHW.shape[-1],
         batch_size=batch_size,
@@ -70,7 +70,7 @@ def measure(
     )
 
 
-def refuse_far(found: Iterable[Difference]) -> None:
+def refuse_far(found: Iterable[FeatureDifference]) -> None:
     """Refuse an export that computes something else.
 
     Raises:
