@@ -108,7 +108,11 @@ def main(
             from tools.export.torchvision_weights import write_sidecar
 
             write_sidecar(path, facts)
-    _show(path, subject, chosen, shown, found)
+    rows: list[tuple[str, ...]] = [("written", str(path)), ("output", subject.facts["output"])]
+    if converted is not subject:  # a program; weights go into a network with sizes of its own
+        only = "any size" if len(sizes) > 1 else f"{subject.size} px only"
+        rows.append(("takes", f"any number of images, of {only}"))
+    _show(rows, chosen.usage(path, subject), shown, found)
 
 
 def _chosen(to: str, subject: Subject) -> FileFormat:
@@ -167,9 +171,8 @@ def _differences(
 
 
 def _show(
-    path: Path,
-    subject: Subject,
-    chosen: FileFormat,
+    about: list[tuple[str, ...]],
+    usage: list[str],
     shown: RealImages,
     found: list[FeatureDifference],
 ) -> None:
@@ -181,12 +184,12 @@ def _show(
         cells = (f"{each.size} px", str(each.batch_size))
         rows.append((each.reader, *cells, f"{each.absolute:.1e}", f"{each.relative:.1e}"))
     sections = [
-        Section("export", [("written", str(path)), ("output", subject.facts["output"])]),
+        Section("export", about),
         Section(f"beside the original, {len(shown.images)} images of {shown.location}", rows),
     ]
     console = Console(highlight=False)
     show(sections, console)
-    for line in chosen.usage(path, subject):
+    for line in usage:
         console.print(f"    {line}", soft_wrap=True, markup=False)
 
 

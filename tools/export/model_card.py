@@ -68,7 +68,8 @@ def _head(facts: Mapping[str, Any]) -> str:
         "pipeline_tag": "image-feature-extraction",
         "tags": ["timm", "transformers", "self-supervised-learning", "viewrank"],
     }
-    if license := facts.get("license"):
+    license = facts.get("license")
+    if isinstance(license, str):  # the file that it is read from may be anybody's
         listed = _IDENTIFIER.fullmatch(license) is not None
         values |= {"license": license} if listed else {"license": "other", "license_name": license}
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
@@ -101,10 +102,10 @@ def _made(subject: Subject, facts: Mapping[str, Any]) -> Iterator[tuple[str, str
     objective = facts.get("objective")
     yield "method", f"{facts.get('method')}" + (f", {objective}" if objective else "")
     yield "updates", f"{facts['step']:,}"
-    if data:
-        split = f", {data['split']}" if data["split"] else ""
-        yield "data", f"{data['samples']:,} images of {data['source']}{split}"
-        yield "SHA-256 of its manifest", data["manifest_sha256"]
+    if isinstance(data, dict):
+        split = f", {data['split']}" if data.get("split") else ""
+        yield "data", f"{data.get('samples')} images of {data.get('source')}{split}"
+        yield "SHA-256 of its manifest", str(data.get("manifest_sha256"))
     yield (
         "images",
         (
@@ -113,13 +114,14 @@ def _made(subject: Subject, facts: Mapping[str, Any]) -> Iterator[tuple[str, str
         ),
     )
     began = "random weights"
-    if weights:
-        began = f"{without_absolute_paths(weights['from'])}, SHA-256 {weights['sha256']}"
+    if isinstance(weights, dict):
+        began = f"{without_absolute_paths(weights.get('from'))}, SHA-256 {weights.get('sha256')}"
     yield "began with", began
-    if weights:
+    if isinstance(weights, dict):
         yield "licence of that", facts.get("license") or "not said"
     yield "commit of viewrank", str(facts.get("commit"))
-    yield "versions", ", ".join(f"{n} {each}" for n, each in facts.get("versions", {}).items())
+    if isinstance(versions := facts.get("versions"), dict):
+        yield "versions", ", ".join(f"{name} {each}" for name, each in versions.items())
     yield "exported by", f"`{facts['exported']['command']}`"
 
 

@@ -86,13 +86,10 @@ def open_subject(path: Path, *, projector: bool) -> Subject:
         stem = "encoder" if head is None else "embedding"
         if path.resolve() != run.resolve():  # one of several checkpoints
             stem += f"-{opened.step:08d}"
-        encoder, size, normalisation = (
-            config.method.encoder,
-            config.views.size,
-            config.normalisation,
-        )
+        encoder = config.method.encoder
+        size, normalisation = config.views.size, config.normalisation
     # A step may recompute activations, which no other program can; nothing else differs by it.
-    if turn := getattr(encoder.network, "set_grad_checkpointing", None):
+    if turn := getattr(getattr(encoder, "network", None), "set_grad_checkpointing", None):
         turn(False)
     network = encoder if head is None else nn.Sequential(encoder, head)
     network.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)  # pyright: ignore[reportCallIssue]
