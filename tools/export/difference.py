@@ -10,12 +10,13 @@ from torch import Tensor
 
 from tools.export.file_format import Reader
 
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 """The largest relative difference of an export that is given its name.
 
-Float32 rounding in another order was seen to differ by up to 1e-6. Of barely trained networks, an
-approximate GELU differed by 5e-5 (a ViT), a norm's epsilon of 1e-5 for 1e-6 by 1e-4 (a ConvNeXt),
-one of 1e-3 for 1e-5 by 4e-3 and weights in bfloat16 by 8e-3 (a ResNet).
+Float32 rounding was seen to differ by up to 4e-5, where onnxruntime resamples position embeddings.
+Defects differed by more: onnxscript 0.7.0's resampling by 2e-3, a norm's epsilon of 1e-5 for 1e-6
+by 1e-4 (a ConvNeXt) to 2e-2 (a ViT), weights in bfloat16 by 4e-3 to 8e-3. An approximate GELU in a
+barely trained ViT, 5e-5, would pass.
 """
 
 
