@@ -130,7 +130,9 @@ def test_torchvision_takes_its_own_weights(resnet: Path, tmp_path: Path, ending:
 
 
 @pytest.mark.parametrize(
-    ("run", "name"), [("vit", "test_vit"), ("resnet", "resnet18")], ids=["ViT", "torchvision's"]
+    ("run", "name"),
+    [("vit", "test_vit"), pytest.param("resnet", "resnet18", marks=pytest.mark.slow)],
+    ids=["ViT", "torchvision's"],
 )
 def test_timm_takes_weights_strictly_and_as_pretrained(
     run: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -229,6 +231,7 @@ def test_a_program_takes_any_batch_and_size(
     assert json.loads(files["viewrank.json"])["resize_shorter"] == 32
 
 
+@pytest.mark.slow
 def test_a_size_that_is_no_example_of_others_is_the_only_one(
     tmp_path: Path, make_shard_set: MakeShardSet
 ) -> None:
