@@ -125,8 +125,11 @@ def main(
         record = {"run": title, "step": step, **sets, **evaluation.figures}
         if evaluation.remarks:
             record["remarks"] = evaluation.remarks
-        for name, each in beside:
-            record["random_init" if name == _RANDOM else name] = each.figures
+        others = {name: each.figures for name, each in beside}
+        if _RANDOM in others:
+            record["random_init"] = others.pop(_RANDOM)
+        if others:
+            record["beside"] = others
         _write(json, record)
     if not evaluation.figures:
         sys.exit(1)

@@ -1,9 +1,11 @@
 """An encoder that a command line names: by what a run left, or by class, settings and weights.
 
-RUN                                                  a run, a checkpoint, encoder.safetensors
---encoder RUN                                        the same
---encoder Timm --encoder.name NAME                   a network with random weights
---encoder ResNet --encoder.weights resnet18.pth      with published ones, or a run's
+    RUN                                                  a run, a checkpoint, encoder.safetensors
+    --encoder RUN                                        the same
+    --encoder Timm --encoder.name NAME                   a network with random weights
+    --encoder ResNet --encoder.weights resnet18.pth      with published ones, or a run's
+
+Images have the size that it was trained on or is published for, unless another one is asked for.
 """
 
 from __future__ import annotations
@@ -60,32 +62,37 @@ def open_named(
             "encoder.safetensors, or by --encoder CLASS. Give one of them."
         )
     if run is None:
-        named = _value(words)
+        flags = _flags(words)
+        named = flags[f"--{FLAG}"]
         if named in CLASSES:
-            return _of_class(words, size, device, mixed_precision)
+            return _of_class(flags, size, device, mixed_precision)
         run = Path(named)
         if not run.exists():
-            raise ValueError(f"--encoder {named} is no run that is here, {one_of(named, CLASSES)}")
-        if more := words[2 if "=" not in words[0] else 1 :]:
-            raise ValueError(f"{more[0]} is a setting of a class, but --encoder {named} is a run.")
+            choices = one_of(named, CLASSES).removeprefix("but ")
+            raise ValueError(f"{named} does not exist, so --{FLAG} is no run; else {choices}")
+        if len(flags) > 1:
+            raise ValueError(f"{list(flags)[1]} is of a class, but --{FLAG} {named} is a run.")
     trained = open_encoder(run, device=device, mixed_precision=mixed_precision)
     return trained if size is None else _resized(trained, size)
 
 
 def _of_class(
-    words: Sequence[str], size: int | None, device: str, mixed_precision: Precision
+    flags: dict[str, str], size: int | None, device: str, mixed_precision: Precision
 ) -> Trained:
     """Return a network of a class, with the weights that are given, or random ones."""
-    of_class, location = _without_weights(words)
+    location = flags.pop(_WEIGHTS, None)
     settings = parse([*_SMALL, *NO_RUN, *here(device, mixed_precision)])
     parser = FlagParser()
-    parser.add_subclass_arguments(Encoder, FLAG)
-    chosen = parser.read(of_class, choices=lambda _: CLASSES)
+    parser.add_argument(f"--{FLAG}", type=Encoder, required=True)
+    words = [word for flag in flags.items() for word in flag]
+    chosen = parser.read(words, choices=lambda _: CLASSES)
     torch.manual_seed(0)
     try:
         encoder: Encoder = parser.instantiate(chosen).encoder
     except (TypeError, RuntimeError, OverflowError) as error:  # such as a size below 0
-        raise ValueError(f"no {_value(words)} can be built from these settings: {error}") from error
+        raise ValueError(
+            f"no {flags[words[0]]} can be built from these settings: {error}"
+        ) from error
     name = encoder.describe()
     if location is None:
         name += ", random weights"
@@ -95,7 +102,7 @@ def _of_class(
     size = size or encoder.image_size
     if size is None:
         raise ValueError(
-            f"--encoder {_value(words)} is published for no size of images in particular. Give "
+            f"--{FLAG} {flags[words[0]]} is published for no size of images in particular. Give "
             "--size, their height and width in pixels."
         )
     trained = ready(
@@ -132,43 +139,37 @@ def _resized(trained: Trained, size: int) -> Trained:
 
 
 def show_help(words: Sequence[str], program: str) -> None:
-    """Print the settings of a class and exit, if `--encoder.help [NAME]` is among the words."""
-    pairs = dict(zip(words, [*words[1:], ""], strict=True))
-    asked = next((word for word in words if word.partition("=")[0] == f"--{FLAG}.help"), None)
-    if asked is None:
+    """Print the settings of a class and exit, if `--encoder.help CLASS` is among the words.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    flag = f"--{FLAG}.help"
+    if flag not in {word.partition("=")[0] for word in words}:
         return
-    name = asked.partition("=")[2] or pairs[asked] or _value(words)
+    name = _flags([*words, f"--{FLAG}", ""])[flag]
     if name not in CLASSES:
-        raise ValueError(f"{asked} {name}, {one_of(name, CLASSES)}")
+        raise ValueError(f"{flag}={name}, {one_of(name, CLASSES)}")
     sys.stdout.write(class_help.text(CLASSES[name], FLAG, program))
     sys.exit(0)
 
 
-def _value(words: Sequence[str]) -> str:
-    """Return what the flag itself says.
+def _flags(words: Sequence[str]) -> dict[str, str]:
+    """Return the flags with their values, `--encoder` first; the last of a flag counts.
 
     Raises:
-        ValueError: it is not there, or says nothing.
+        ValueError: one has no value, or `--encoder` is missing.
     """
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag == f"--{FLAG}" and (equals or not after.startswith("--")) and (value or after):
-            return value if equals else after
-    raise ValueError(
-        f"{words[0]} is given, but no --{FLAG} CLASS that it is of; a CLASS is one of "
-        f"{', '.join(CLASSES)}."
-    )
-
-
-def _without_weights(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the words without `--encoder.weights`, and its value."""
-    rest: list[str] = []
-    location: str | None = None
+    found: dict[str, str] = {}
     left = iter(words)
     for word in left:
         flag, equals, value = word.partition("=")
-        if flag == _WEIGHTS:
-            location = value if equals else next(left, "")
-        else:
-            rest.append(word)
-    return rest, location
+        found[flag] = value if equals else next(left, "--")
+        if found[flag].startswith("--"):
+            raise ValueError(f"{flag} needs a value: {flag} VALUE.")
+    if f"--{FLAG}" not in found:
+        raise ValueError(
+            f"{words[0]} is given, but not of which class: --{FLAG} CLASS is missing; a CLASS is "
+            f"one of {', '.join(CLASSES)}."
+        )
+    return {f"--{FLAG}": found.pop(f"--{FLAG}"), **found}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from training.trained import Trained
 
 PLAN, LOCK = "plan.json", ".lock"  # in OUT.partial
+LARGEST = 8192  # samples of a part: 64 MiB of features at F = 2048
 SHOWN = 5  # images that cannot be read, and are named on the terminal
 
 
@@ -75,6 +77,7 @@ def main(
     size: int | None = None,
     float16: bool = False,
     batch_size: int = 256,
+    samples_per_part: int = LARGEST,
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -93,6 +96,7 @@ def main(
             on, or is published for.
         float16: store the features in 16 bits, half the size.
         batch_size: images of a process that go through the encoder at once.
+        samples_per_part: most images of a part, which is what a stop loses and memory holds.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
@@ -102,12 +106,14 @@ def main(
 
     show_help(encoder, program(main))
     follow_launcher()
-    _check(out, batch_size)
+    _check(out, batch_size=batch_size, samples_per_part=samples_per_part)
     processes = _meet(device)
     trained = open_named(run, encoder, size=size, device=device, mixed_precision=mixed_precision)
     folder = out.with_name(f"{out.name}.partial")
     with kept_on_interrupt(str(out)), _locked(folder, processes):
-        work = _begin(trained, data, folder, "float16" if float16 else "float32", processes)
+        dtype = "float16" if float16 else "float32"
+        opened = partial(_open, trained, data, folder, dtype, samples_per_part)
+        work = _begin(opened, samples_per_part, processes)
         begin = time.monotonic()
         _make(work, trained, processes, batch_size)
         processes.wait_for_everyone()
@@ -115,12 +121,13 @@ def main(
             _finish(work, trained, out, seconds=time.monotonic() - begin)
 
 
-def _check(out: Path, batch_size: int) -> None:
+def _check(out: Path, **numbers: int) -> None:
     """Refuse what cannot be written, before anything is loaded."""
     if out.suffix not in feature_file.ENDINGS:
         raise ValueError(f"--out {out} is no file of features: it ends in .parquet or .npz.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; give 1 or more.")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}={number}; give 1 or more.")
     if out.exists():
         raise ValueError(f"{out} is there already; remove it, or give another --out.")
     installed.require(dali.PACKAGE, *(["pyarrow"] if out.suffix == ".parquet" else []))
@@ -164,10 +171,14 @@ def _locked(folder: Path, processes: PartialState) -> Iterator[None]:
             raise ValueError(
                 f"another process writes into {folder}. Wait for it to end, or give another --out."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if folder.exists() and os.listdir(folder) == [LOCK]:  # wrong input: nothing was begun
+                shutil.rmtree(folder)
 
 
-def _begin(trained: Trained, data: str, folder: Path, dtype: str, processes: PartialState) -> _Work:
+def _begin(opened: Callable[[], _Work], samples_per_part: int, processes: PartialState) -> _Work:
     """Open the images, and find out which parts are not there.
 
     Raises:
@@ -178,21 +189,21 @@ def _begin(trained: Trained, data: str, folder: Path, dtype: str, processes: Par
     work = None
     numbers: list[Any] = [None]
     if processes.is_main_process:  # it alone makes a temporary set
-        work = _open(trained, data, folder, dtype)
-        _agree(folder, work.facts)
-        numbers = [[part.number for part in parts.missing(work.parts, folder)]]
+        work = opened()
+        _agree(work.folder, {**work.facts, "samples_per_part": samples_per_part})
+        numbers = [[part.number for part in parts.missing(work.parts, work.folder)]]
         if there := len(work.parts) - len(numbers[0]):
-            sys.stderr.write(f"{there} of {len(work.parts)} parts are in {folder}\n")
+            sys.stderr.write(f"{there} of {len(work.parts)} parts are in {work.folder}\n")
     if processes.num_processes > 1:
         numbers = broadcast_object_list(numbers)
-    work = work or _open(trained, data, folder, dtype)
+    work = work or opened()
     return replace(work, left=[work.parts[number] for number in numbers[0]])
 
 
-def _open(trained: Trained, data: str, folder: Path, dtype: str) -> _Work:
+def _open(trained: Trained, data: str, folder: Path, dtype: str, samples_per_part: int) -> _Work:
     shard_set = open_input(data, folder, workers=len(os.sched_getaffinity(0)))
     facts = {**_facts_of(trained), "dtype": dtype, **_facts_of_data(shard_set)}
-    return _Work(data, shard_set, folder, facts, parts.cut(shard_set))
+    return _Work(data, shard_set, folder, facts, parts.cut(shard_set, samples_per_part))
 
 
 def _facts_of(trained: Trained) -> dict[str, Any]:

@@ -88,12 +88,13 @@ def _write_npz(file: IO[bytes], joined: Joined, facts: Mapping[str, Any]) -> Non
                 "fortran_order": False,
                 "shape": (len(joined), *of.shape),
             }
-            with archive.open(f"{column}.npy", "w", force_zip64=True) as array:
+            name = zipfile.ZipInfo(f"{column}.npy")  # which has no time: same features, same bytes
+            with archive.open(name, "w", force_zip64=True) as array:
                 np.lib.format.write_array_header_2_0(array, header)
                 for block in joined.blocks(column):
                     block = np.char.decode(block, "utf-8") if column == "key" else block
                     array.write(np.ascontiguousarray(block, dtype=base).tobytes())
-        with archive.open("metadata.npy", "w") as array:
+        with archive.open(zipfile.ZipInfo("metadata.npy"), "w") as array:
             np.lib.format.write_array(array, np.array(json.dumps(dict(facts))))
 
 

@@ -96,4 +96,7 @@ def _source(data: str) -> Source:
     try:
         return ImageFolder(root=data)
     except ValueError as error:  # it may speak of flags that python -m tools.shard has
-        raise ValueError(f"{error} (Or make a shard set: python -m tools.shard folder)") from None
+        raise ValueError(
+            f"{error} (These are flags of python -m tools.shard folder; its shard set will do as "
+            "DATA, and so will a folder within.)"
+        ) from None

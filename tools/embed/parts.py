@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from shards.shard_table import SampleRow
     from training.trained import Trained
 
-SAMPLES = 8192  # of a part, at most: 64 MiB of features at F = 2048
 LEFT_OUT = ".left_out.json"  # ends the name of a list of what cannot be read in a part
 Told = Callable[[int], object]
 """Is told how many images have been embedded since it was told before."""
@@ -51,8 +50,8 @@ class Part:
         return f"{self.number:06d}"
 
 
-def cut(shard_set: ShardSet) -> list[Part]:
-    """Return the parts of a shard set, in its order."""
+def cut(shard_set: ShardSet, largest: int) -> list[Part]:
+    """Return the parts of a shard set, in its order, of `largest` samples at most."""
     found: list[Part] = []
     together: list[Shard] = []
 
@@ -61,14 +60,14 @@ def cut(shard_set: ShardSet) -> list[Part]:
             found.append(Part(len(found), tuple(shards), first, samples))
 
     for shard in shard_set.manifest.shards:
-        if sum(each.samples for each in together) + shard.samples > SAMPLES:
+        if sum(each.samples for each in together) + shard.samples > largest:
             add(together, 0, sum(each.samples for each in together))
             together = []
-        if shard.samples <= SAMPLES:
+        if shard.samples <= largest:
             together.append(shard)
             continue
-        for first in range(0, shard.samples, SAMPLES):
-            add([shard], first, min(SAMPLES, shard.samples - first))
+        for first in range(0, shard.samples, largest):
+            add([shard], first, min(largest, shard.samples - first))
     add(together, 0, sum(each.samples for each in together))
     return found
 
