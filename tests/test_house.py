@@ -33,7 +33,7 @@ MAY_IMPORT = {
         "yaml",
         "jsonargparse",
     }
-    | {"safetensors", "shards"},
+    | {"safetensors", "shards", "comet_ml"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
     | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"},
 }

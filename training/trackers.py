@@ -6,8 +6,7 @@
 
 MLflow, ClearML and Trackio put their files where their own settings say. A run that continues goes
 on where it was. It makes the records since its checkpoint again: of TensorBoard the old ones are
-hidden, Weights & Biases, online, and SwanLab drop the new ones, Aim replaces the old ones, and
-MLflow, Trackio, Comet, ClearML and DVCLive show both.
+hidden, and Weights & Biases, online, drops the new ones; MLflow, Trackio and DVCLive show both.
 """
 
 from __future__ import annotations

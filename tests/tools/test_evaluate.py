@@ -72,7 +72,7 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
 
     alone = figures(tmp_path, shard_set, str(run / exported.NAME))
     assert alone["step"] == 7 and "beside" not in alone
-    assert {name: alone[name] for name in beside} == beside
+    assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
 
 
 @pytest.mark.parametrize(
