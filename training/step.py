@@ -44,12 +44,19 @@ class Step:
                 if isinstance(part, Encoder):  # moving averages of it too
                     # Crops of two sizes are two programs: one of any size is slower at both.
                     part.compile(dynamic=False, mode=_compile_mode(config))
-        self.method, encoder = method, method.encoder
+        self.method = method
+        encoders = [part for part in method.modules() if isinstance(part, Encoder)]
         optimizer = build_optimizer(
             method,
             fixed_rate=method.fixed_rate(),
-            scales=layer_scales(encoder, rate=config.encoder_rate, layer_decay=config.layer_decay),
-            undecayed={p for n, p in encoder.named_parameters() if n in encoder.undecayed()},
+            scales={
+                parameter: scale
+                for each in encoders
+                for parameter, scale in layer_scales(
+                    each, rate=config.encoder_rate, layer_decay=config.layer_decay
+                ).items()
+            },
+            undecayed={p for e in encoders for n, p in e.named_parameters() if n in e.undecayed()},
             name=config.optimizer,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
