@@ -137,10 +137,11 @@ class DINO(Method):
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
         del id_B
-        encoder, projector, prototypes = self.student
-        z_VBD = torch.cat([encode(lambda rows: projector(encoder(rows)), group) for group in views])
+        student, projector, prototypes = self.student
+        # A projector sees all its views at once, as the authors': its batch norm, if any, is theirs.
+        z_VBD = embed_together(student, projector, views)
         with torch.no_grad():
-            t_TBD = torch.cat([self.embed(group) for group in large(views)])
+            t_TBD = embed_together(self.encoder, self.projector, large(views))
         with torch.autocast(z_VBD.device.type, enabled=False):
             logit_VBK = prototypes(z_VBD.float()) / self.temperature
             target_TBK = self._targets(self.prototypes(t_TBD.float()))
@@ -199,6 +200,12 @@ class DINO(Method):
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
         refuse_few(counts=counts, batch_size=batch_size)
+
+
+def embed_together(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor, ...]) -> Tensor:
+    """Return the embeddings z [V, B, D] of all groups' views, by one pass of the projector."""
+    h_VBF = torch.cat([encode(encoder, group) for group in views])
+    return projector(h_VBF.flatten(0, 1)).unflatten(0, h_VBF.shape[:2])
 
 
 class Prototypes(nn.Module):

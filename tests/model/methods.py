@@ -36,7 +36,12 @@ MAKE: dict[str, Callable[[], Method]] = {
     "SimSiam": lambda: SimSiam(encoder=Flat(), predictor_size=3, **SIZES),
     "BYOL": lambda: BYOL(encoder=Flat(), momentum=0.9, **SIZES),
     "DINO": lambda: DINO(
-        encoder=Flat(), prototypes=9, norm_last_layer=False, momentum=0.9, freeze_last_layer=0.2, **SIZES
+        encoder=Flat(),
+        prototypes=9,
+        norm_last_layer=False,
+        momentum=0.9,
+        freeze_last_layer=0.2,
+        **SIZES,
     ),
 }
 
