@@ -1,4 +1,4 @@
-"""DINO: a student tells, from any view, what its own moving average says of a large one.
+"""DINO: a student tells from any view what its moving average, the teacher, says of a large one.
 
 Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, "Emerging Properties in Self-Supervised
 Vision Transformers", ICCV 2021, https://arxiv.org/abs/2104.14294
@@ -7,22 +7,24 @@ Vision Transformers", ICCV 2021, https://arxiv.org/abs/2104.14294
                      ▲ moving average                                     cross-entropy ├─▶ loss
     all views ─────▶ student ─▶ logits / temperature ─▶ log softmax ─▶ predictions ─────┘
 
-Centring alone lets all prototypes be used alike, and sharpening alone lets one be; both together
-keep the two collapses away, without negatives and without a predictor.
+Centring alone ends in an even softmax for all images, sharpening alone in one prototype for all;
+together they prevent both, without negatives and without a predictor.
 
 `encoder` is the *teacher's*, which the authors evaluate and publish: it is better than the student
 throughout their training (Fig. 6), and so evaluations, export and `--weights` of a later run have
 it without asking. `student` is what the optimizer trains.
 
 Differs from the authors' code (facebookresearch/dino, 7c446df):
-- any number of large views is allowed; their two are the usual set;
-- the teacher's temperature rises and the last layer is frozen by shares of the run, theirs by
-  epochs, and the temperature rises with every step, theirs with every epoch;
-- a frozen last layer is put back after the optimizer, theirs gets no gradient: so Adam's moments of
-  it begin at once, and clipping by `--clip_gradient_norm` counts it. Theirs clips each tensor alone;
-- the last step's momentum is 1, theirs one step's short of it;
+- any number of large views is allowed, theirs are two; the encoder sees each group by itself, which
+  its batch norms notice, if it has some;
+- the teacher's temperature rises, and the last layer is frozen, for shares of the run, theirs for
+  epochs; the temperature rises with every step, theirs with every epoch;
+- a frozen last layer is put back after the optimizer, theirs gets no gradient. With a gradient of
+  zero, Adam's first steps of it would be several times too long. But so its moments begin at once;
+- a step's momentum is that of its end, so the last one's is 1;
 - logits are float32 under autocast, too.
-Their weight decay rises from 0.04 to 0.4 along a cosine; here it is constant.
+Their weight decay rises from 0.04 to 0.4 along a cosine, and each tensor's gradient is clipped by
+itself; `training` has a constant one, and clips the whole gradient.
 """
 
 from __future__ import annotations
@@ -138,7 +140,6 @@ class DINO(Method):
         """See `Method.forward`."""
         del id_B
         student, projector, prototypes = self.student
-        # A projector sees all its views at once, as the authors': its batch norm, if any, is theirs.
         z_VBD = embed_together(student, projector, views)
         with torch.no_grad():
             t_TBD = embed_together(self.encoder, self.projector, large(views))
@@ -203,7 +204,10 @@ class DINO(Method):
 
 
 def embed_together(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor, ...]) -> Tensor:
-    """Return the embeddings z [V, B, D] of all groups' views, by one pass of the projector."""
+    """Return the embeddings z [V, B, D] of all groups' views.
+
+    They pass the projector together, as in the authors' code: its batch norms, if any, notice.
+    """
     h_VBF = torch.cat([encode(encoder, group) for group in views])
     return projector(h_VBF.flatten(0, 1)).unflatten(0, h_VBF.shape[:2])
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.average import MovingAverage
 from model.encoder import Encoder
 from model.method import DINO
+from model.method.dino import Prototypes
 from training.optimizer import build_optimizer
 
 # Of facebookresearch/dino, 7c446df: MultiCropWrapper of `Flat` and DINOHead(6, 9,
@@ -21,7 +22,7 @@ LOSSES = (0.604431, 0.501796, 0.310508, 0.185494, 0.153040)
 LOSSES += (0.171301, 0.170305, 0.211387, 0.258453, 0.376415)
 CENTRE = (-0.237121, -0.178784, 0.565034, -0.352839, 0.002192, 0.341463, -0.435163, 0.161394)
 CENTRE += (0.227444,)
-# Norms of weight and bias of the encoder and of each layer, of the last layer's directions, lengths.
+# Norms of weight and bias of encoder and layers, of the last layer's directions and lengths.
 TEACHER = (2.999550, 0.905791, 2.282450, 0.932088, 2.459139, 0.901334, 2.092203, 0.771129)
 TEACHER += (2.390599, 2.995205)
 STUDENT = (2.997372, 0.909467, 2.278669, 0.894560, 2.450793, 0.762357, 2.060826, 1.103615)
@@ -141,10 +142,11 @@ def test_unit_rows_stay_unit_rows() -> None:
     optimizer = adamw(method)
     for step in range(3):
         step_of(method, batch(step), progress=0.1, optimizer=optimizer)
-    assert method.student[-1].direction_KD.norm(dim=1).std() > 1e-3
-    # A unit embedding along a row scores 1 with it: the scores are cosines.
-    directions = method.student[-1].direction_KD
-    torch.testing.assert_close(method.student[-1](3 * directions).diag(), torch.ones(9))
+    last = method.student[-1]
+    assert isinstance(last, Prototypes)
+    assert last.direction_KD.norm(dim=1).std() > 1e-3
+    # An embedding along a row scores 1 with it: the scores are cosines.
+    torch.testing.assert_close(last(3 * last.direction_KD).diag(), torch.ones(9))
 
 
 def test_the_figures_tell_both_collapses() -> None:
