@@ -163,7 +163,7 @@ def test_the_figures_tell_both_collapses() -> None:
     assert found["target_entropy"].item() == pytest.approx(0)
 
 
-class Dropping(Encoder):
+class DropsFeatures(Encoder):
     """Drops half of the features, after batch norm."""
 
     feature_size = 6
@@ -178,8 +178,8 @@ class Dropping(Encoder):
 
 def test_a_moving_average_drops_nothing_and_its_batch_norms_train() -> None:
     torch.manual_seed(0)
-    method = DINO(encoder=Dropping(), prototypes=9, **SIZES).train()
-    average = MovingAverage(Dropping()).train()
+    method = DINO(encoder=DropsFeatures(), prototypes=9, **SIZES).train()
+    average = MovingAverage(DropsFeatures()).train()
     images_NCHW = batch(0)[0][0]
     for drops, network in (
         (True, method.student[0]),
