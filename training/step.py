@@ -14,7 +14,7 @@ from model.sync_batch_norm import synchronise
 from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
-from training.optimizer import build_optimizer, layer_scales, set_learning_rate
+from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from training.step_capture import StepCapture, refuse_ranks
 
 
@@ -45,18 +45,11 @@ class Step:
                     # Crops of two sizes are two programs: one of any size is slower at both.
                     part.compile(dynamic=False, mode=_compile_mode(config))
         self.method = method
-        encoders = [part for part in method.modules() if isinstance(part, Encoder)]
         optimizer = build_optimizer(
             method,
             fixed_rate=method.fixed_rate(),
-            scales={
-                parameter: scale
-                for each in encoders
-                for parameter, scale in layer_scales(
-                    each, rate=config.encoder_rate, layer_decay=config.layer_decay
-                ).items()
-            },
-            undecayed={p for e in encoders for n, p in e.named_parameters() if n in e.undecayed()},
+            scales=layer_scales(method, rate=config.encoder_rate, layer_decay=config.layer_decay),
+            undecayed=undecayed(method),
             name=config.optimizer,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
