@@ -119,7 +119,8 @@ class Timm(Encoder):
     def undecayed(self) -> set[str]:
         """See `Encoder.undecayed`: timm's, such as position embeddings and class token."""
         names: Any = getattr(self.network, "no_weight_decay", set)
-        return {f"network.{name}" for name in names()}
+        own = dict(self.network.named_parameters())
+        return {f"network.{name}" for name in names() if name in own}
 
 
 class _Options:

@@ -10,7 +10,7 @@ from torch import nn
 
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from model.method import DINO
-from training.optimizer import build_optimizer, layer_scales, set_learning_rate
+from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from training.settings import parse
 from training.step import Step
 
@@ -114,7 +114,7 @@ def test_layers_learn_at_the_rates_of_timms_layer_decay() -> None:
         weight_decay=0.1,
         momentum=0.9,
         scales=layer_scales(encoder, rate=0.5, layer_decay=0.7),
-        undecayed=[p for n, p in encoder.named_parameters() if n in encoder.undecayed()],
+        undecayed=undecayed(encoder),
     )
     set_learning_rate(optimizer, 3.0)
     ours = {
