@@ -16,7 +16,7 @@ from shards import durable
 from training import exported, machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
-from training.settings import parse
+from training.settings import Settings, parse
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ class Trained:
     """What it is, for people."""
 
 
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run whose method has the weights of a checkpoint."""
+
+    settings: Settings
+    """The run's, but for what this machine may lack; its method is on the CPU."""
+    folder: Path
+    step: int
+
+
 def open_encoder(path: Path, *, device: str = "auto") -> Trained:
     """Load an encoder.
 
@@ -54,14 +64,30 @@ def open_encoder(path: Path, *, device: str = "auto") -> Trained:
         )
     if path.is_file():
         return _exported(path, device)
+    opened = open_run(path, device=device)
+    return _trained(opened.settings.config, opened.folder, f"{path}, step {opened.step:,}")
+
+
+def open_run(path: Path, *, device: str = "auto") -> OpenedRun:
+    """Load all that a run trained.
+
+    Args:
+        path: a run's folder or a checkpoint's.
+        device: auto, cpu or gpu.
+
+    Raises:
+        ValueError: the path holds no checkpoint, or the weights do not fit it.
+    """
     run, saved = locate(path)
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
-    settings = _config(run / run_folder.CONFIG, device)
+    config = run / run_folder.CONFIG
+    durable.open_regular(config).close()  # the folder may be anybody's: no pipe or device is read
+    settings = parse(["--config", str(config), *_here(device)])
     state = saved.method()
-    with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
-        settings.method.load_state_dict(state)
-    return _trained(settings, run, f"{path}, step {saved.step:,}")
+    with checkpoint.fits(saved.root, str(config)):
+        settings.config.method.load_state_dict(state)
+    return OpenedRun(settings, run, saved.step)
 
 
 def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, CentreCrop]:
@@ -117,11 +143,6 @@ def _exported(path: Path, device: str) -> Trained:
     with checkpoint.fits(path, f"the {facts['class']} that its metadata say"):
         config.method.encoder.load_state_dict(tensors)
     return _trained(config, path.parent, f"{path}, step {facts['step']:,}")
-
-
-def _config(path: Path, device: str) -> Config:
-    durable.open_regular(path).close()  # the folder may be anybody's: no pipe or device is read
-    return parse(["--config", str(path), *_here(device)]).config
 
 
 def _here(device: str) -> list[str]:
