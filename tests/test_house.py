@@ -35,7 +35,7 @@ MAY_IMPORT = {
     }
     | {"safetensors", "shards"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
-    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"}
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"}
     # What reads an export, to check it.
     | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"},
 }
