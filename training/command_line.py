@@ -69,7 +69,7 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
     else:
         parser = FlagParser(prog=program(main), description=described(main)[0])
         add_parameters(parser, main)
-        values |= vars(parser.read(words))
+        values |= parser.read(words).as_dict()  # its vars would call "keys" otherwise
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
     positional = [word for name in several for word in values.pop(name)]
     main(*positional, **values)
