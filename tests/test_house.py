@@ -35,7 +35,8 @@ MAY_IMPORT = {
     }
     | {"safetensors", "shards"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
-    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"},
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"}
+    | {"yaml", "jinja2", "markupsafe", "plotly", "umap"},
 }
 
 
