@@ -35,7 +35,10 @@ MAY_IMPORT = {
     }
     | {"safetensors", "shards", "comet_ml"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
-    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"},
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"}
+    # What reads an export, to check it.
+    | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"}
+    | {"jinja2", "markupsafe", "plotly", "umap"},
 }
 
 

@@ -66,7 +66,7 @@ class Config:
     method: Method = setting(resume="same", compare="own")
     """Training method with its encoder and objective."""
 
-    weights: str | None = setting(None, resume="same", compare="own")
+    weights: str | None = setting(None, resume="free", compare="own")
     """What the encoder begins with: a file of published weights (.safetensors, .pth), the folder of
     a run or of one of its checkpoints, or timm:NAME, which downloads them; None: random weights. A
     run that continues does not need it any more."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from shards import durable
-from shards.layout import ShardSet
+from shards.layout import Manifest, ShardSet
 from training.run import state_file
 from training.run.origin import commit, versions
 from training.settings import Settings
@@ -53,15 +53,15 @@ def usage(run: Path) -> list[str]:
     ]
 
 
-def facts(settings: Settings, shard_set: ShardSet, *, step: int) -> dict[str, Any]:
+def facts(settings: Settings, shard_set: ShardSet | None, *, step: int) -> dict[str, Any]:
     """Return what is to be said of a run's encoder.
 
     Args:
         settings: of the run.
-        shard_set: that it was trained on.
+        shard_set: that it was trained on; None if it is not here any more.
         step: number of updates.
     """
-    config, manifest = settings.config, shard_set.manifest
+    config = settings.config
     chosen = settings.resolved["method"]["init_args"]["encoder"]
     objective = getattr(config.method, "objective", None)
     weights = {"from": config.weights, "sha256": config.weights_sha256}
@@ -74,16 +74,20 @@ def facts(settings: Settings, shard_set: ShardSet, *, step: int) -> dict[str, An
         "method": type(config.method).__name__,
         "objective": None if objective is None else str(objective),
         "step": step,
-        "data": {
-            "source": manifest.source,
-            "split": manifest.split,
-            "samples": manifest.samples,
-            "manifest_sha256": manifest.digest(),
-        },
+        "data": None if shard_set is None else _described(shard_set.manifest),
         "weights": weights if config.weights is not None else None,
         "license": config.weights_license,
         "commit": commit(),
         "versions": versions(*PACKAGES),
+    }
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "source": manifest.source,
+        "split": manifest.split,
+        "samples": manifest.samples,
+        "manifest_sha256": manifest.digest(),
     }
 
 

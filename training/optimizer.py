@@ -62,8 +62,18 @@ def build_optimizer(
     return LARS(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
-def layer_scales(encoder: Encoder, *, rate: float, layer_decay: float) -> dict[Tensor, float]:
-    """Return {parameter of an encoder: the share of the learning rate that it gets}.
+def encoders(module: nn.Module) -> list[Encoder]:
+    """Return the encoders in a module, copies among them."""
+    return [part for part in module.modules() if isinstance(part, Encoder)]
+
+
+def undecayed(module: nn.Module) -> set[Tensor]:
+    """Return the parameters of its encoders that get no weight decay, besides norms and biases."""
+    return {each.get_parameter(name) for each in encoders(module) for name in each.undecayed()}
+
+
+def layer_scales(module: nn.Module, *, rate: float, layer_decay: float) -> dict[Tensor, float]:
+    """Return {parameter of its encoders: the share of the learning rate that it gets}.
 
         rate · layer_decay ** (layers above its own)
 
@@ -72,12 +82,13 @@ def layer_scales(encoder: Encoder, *, rate: float, layer_decay: float) -> dict[T
     """
     if rate == layer_decay == 1:
         return {}
-    layers = encoder.layers()
-    top = max(layers.values())
-    return {
-        parameter: rate * layer_decay ** (top - layers[name])
-        for name, parameter in encoder.named_parameters()
-    }
+    scales: dict[Tensor, float] = {}
+    for encoder in encoders(module):
+        layers = encoder.layers()
+        top = max(layers.values())
+        for name, parameter in encoder.named_parameters():
+            scales[parameter] = rate * layer_decay ** (top - layers[name])
+    return scales
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -14,7 +14,7 @@ from model.sync_batch_norm import synchronise
 from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
-from training.optimizer import build_optimizer, layer_scales, set_learning_rate
+from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from training.step_capture import StepCapture, refuse_ranks
 
 
@@ -44,12 +44,12 @@ class Step:
                 if isinstance(part, Encoder):  # moving averages of it too
                     # Crops of two sizes are two programs: one of any size is slower at both.
                     part.compile(dynamic=False, mode=_compile_mode(config))
-        self.method, encoder = method, method.encoder
+        self.method = method
         optimizer = build_optimizer(
             method,
             fixed_rate=method.fixed_rate(),
-            scales=layer_scales(encoder, rate=config.encoder_rate, layer_decay=config.layer_decay),
-            undecayed={p for n, p in encoder.named_parameters() if n in encoder.undecayed()},
+            scales=layer_scales(method, rate=config.encoder_rate, layer_decay=config.layer_decay),
+            undecayed=undecayed(method),
             name=config.optimizer,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,

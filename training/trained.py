@@ -44,6 +44,16 @@ class Trained:
     """Its class, arguments and step, and what weights it began with, as JSON has them."""
 
 
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run whose method has the weights of a checkpoint."""
+
+    settings: Settings
+    """The run's, but for what this machine may lack; its method is on the CPU."""
+    folder: Path
+    step: int
+
+
 def open_encoder(
     path: Path, *, device: str = "auto", mixed_precision: Precision = "auto"
 ) -> Trained:
@@ -63,6 +73,23 @@ def open_encoder(
         )
     if path.is_file():
         return _exported(path, here(device, mixed_precision))
+    opened = open_run(path, device=device, mixed_precision=mixed_precision)
+    settings, name = opened.settings, f"{path}, step {opened.step:,}"
+    began = settings.config.weights
+    return ready(settings, name, step=opened.step, run=opened.folder, weights=began)
+
+
+def open_run(path: Path, *, device: str = "auto", mixed_precision: Precision = "auto") -> OpenedRun:
+    """Load all that a run trained.
+
+    Args:
+        path: a run's folder or a checkpoint's.
+        device: auto, cpu or gpu.
+        mixed_precision: of the networks.
+
+    Raises:
+        ValueError: the path holds no checkpoint, or the weights do not fit it.
+    """
     run, saved = locate(path)
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
@@ -70,9 +97,7 @@ def open_encoder(
     state = saved.method()
     with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
         settings.config.method.load_state_dict(state)
-    began = settings.config.weights
-    name = f"{path}, step {saved.step:,}"
-    return ready(settings, name, step=saved.step, run=run, weights=began)
+    return OpenedRun(settings, run, saved.step)
 
 
 def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, CentreCrop]:

@@ -64,12 +64,10 @@ def recorded(settings: Settings) -> Settings:
     config = settings.config
     if config.weights is None:
         return settings
-    if checkpoint.exists(config.run):
-        before = run_folder.read_config(config.run)
-        if config.weights_sha256 is not None or before.get("weights") != config.weights:
-            return settings  # `run_folder.check` compares them
+    before = run_folder.read_config(config.run) if checkpoint.exists(config.run) else {}
+    if config.weights == before.get("weights") and config.weights_sha256 is None:
         found = {name: before.get(name) for name in ("weights_sha256", "weights_license")}
-    else:
+    else:  # of another place, `run_folder.check` compares the content
         weights = read(config.weights)
         if config.weights_sha256 not in (None, weights.sha256):
             raise ValueError(

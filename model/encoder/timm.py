@@ -113,6 +113,17 @@ class Timm(Encoder):
             )
         return adapted
 
+    def arguments(self) -> dict[str, Any]:
+        """Return what `timm.create_model` takes, besides the architecture, to build the network.
+
+        That is without classifier; and without what only training knows, such as `drop_path`. The
+        size that position embeddings are made for is named even where it is the published one.
+        """
+        published, given = self.network.pretrained_cfg, self._options.used()
+        if published.get("fixed_input_size"):
+            given.setdefault("img_size", published["input_size"][-1])
+        return {name: value for name, value in given.items() if name != "drop_path_rate"}
+
     def layers(self) -> dict[str, int]:
         """See `Encoder.layers`: timm's."""
         return layers_of(self.network, self.network.group_matcher(coarse=False))
@@ -120,7 +131,8 @@ class Timm(Encoder):
     def undecayed(self) -> set[str]:
         """See `Encoder.undecayed`: timm's, such as position embeddings and class token."""
         names: Any = getattr(self.network, "no_weight_decay", set)
-        return {f"network.{name}" for name in names()}
+        own = dict(self.network.named_parameters())
+        return {f"network.{name}" for name in names() if name in own}
 
 
 class _Options:
@@ -133,6 +145,11 @@ class _Options:
             self._given["img_size"] = image_size
         if drop_path:
             self._given["drop_path_rate"] = drop_path
+        self._any_size: dict[str, Any] = {}
+
+    def used(self) -> dict[str, Any]:
+        """Return what the network was built with, besides its name."""
+        return {**self._given, **self._any_size}
 
     def build(self, **more: Any) -> Any:
         """Return the network.
@@ -144,7 +161,7 @@ class _Options:
 
         for any_size in _ANY_SIZE:
             try:
-                return create_model(self._name, **self._given, **any_size, **more)
+                network = create_model(self._name, **self._given, **any_size, **more)
             except TypeError as error:
                 missing = {n for n in (*self._given, *any_size) if f"'{n}'" in str(error)}
                 if missing and missing <= any_size.keys():
@@ -155,6 +172,8 @@ class _Options:
                         f"{names[0]} is given, but timm's {self._name} has none; leave it out."
                     ) from None
                 raise
+            self._any_size = any_size
+            return network
         raise AssertionError("the last choice is none of these arguments")
 
 

@@ -21,8 +21,8 @@ from training.settings import Settings
 
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy", "triton")
 LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-# Machines may have the sets and the run's folder at different places; sets are told by content.
-PLACES = ("run", *SHARD_SETS)
+# Machines may have sets, weights and the run's folder at different places; content tells them.
+PLACES = ("run", "weights", *SHARD_SETS)
 _NAMED = 4  # differences that a message has room for
 
 

@@ -1,0 +1,126 @@
+"""A folder as the Hugging Face Hub has them, which timm and transformers read.
+
+config.json         the architecture, its arguments, and the preparation of images
+model.safetensors   the weights under timm's names
+README.md           the model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import nextafter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.graph import scaled_shorter
+from shards import durable
+from tools.export.architecture import of_timm
+from tools.export.file_format import FOLDER, NO_PROJECTOR, FileFormat, Reader, write_tensors
+from tools.export.model_card import card
+from tools.export.subject import Subject
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_READS_FOLDERS = (1, 0, 16)  # the first timm that does
+
+
+class HuggingFaceFolder(FileFormat):
+    """A folder to upload as it is."""
+
+    endings = FOLDER
+    usual_ending = ".huggingface"
+
+    def refusal(self, subject: Subject) -> str | None:
+        """See `FileFormat.refusal`."""
+        if subject.projector:
+            return NO_PROJECTOR
+        if of_timm(subject) is None:
+            return "timm, by which transformers reads it too, has no network with these weights"
+        return None
+
+    def save(self, converted: Subject, path: Path, facts: Mapping[str, Any]) -> None:
+        """See `FileFormat.save`."""
+        text = json.dumps(config(converted), indent=2)
+        durable.replace(path / CONFIG, [text.encode(), b"\n"])
+        write_tensors(path / WEIGHTS, converted, facts, format="pt")  # as transformers wants it
+        durable.replace(path / CARD, [card(converted, facts).encode()])
+
+    def readers(self, path: Path, subject: Subject) -> dict[str, Reader]:
+        """See `FileFormat.readers`."""
+        del subject
+        import timm
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        wrapped = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval()
+
+        def run(images_NCHW: Tensor) -> Tensor:
+            return wrapped(images_NCHW).pooler_output
+
+        found: dict[str, Reader] = {"transformers": run}
+        if tuple(int(part) for part in timm.__version__.split(".")[:3]) >= _READS_FOLDERS:
+            network = timm.create_model(f"local-dir:{path}", pretrained=True)
+            assert isinstance(network, torch.nn.Module)
+            found["timm"] = network.eval()
+        return found
+
+    def usage(self, path: Path, subject: Subject) -> list[str]:
+        """See `FileFormat.usage`."""
+        del subject
+        return [
+            f"network = timm.create_model({f'local-dir:{path}'!r}, pretrained=True)",
+            f"network = transformers.AutoModel.from_pretrained({str(path)!r})",
+        ]
+
+
+def config(subject: Subject) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    timm's own writer would repeat what it knows of the published weights of this architecture:
+    their tag, licence, papers and preparation, which are not those of these.
+    """
+    known = of_timm(subject)
+    assert known is not None, "not refused"
+    architecture, arguments = known
+    several_sizes = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
+    own = getattr(subject.encoder.network, "pretrained_cfg", {})
+    prepared = {
+        "input_size": [3, subject.size, subject.size],
+        "fixed_input_size": bool(own.get("fixed_input_size")) and not several_sizes,
+        "interpolation": subject.facts["interpolation"],
+        "crop_pct": crop_share(subject.size),
+        "crop_mode": "center",
+        "mean": list(subject.normalisation.mean),
+        "std": list(subject.normalisation.std),
+        "num_classes": 0,
+        "custom_load": False,
+    }
+    # Where timm puts another classifier, or takes images of other channels.
+    prepared |= {
+        "first_conv": own.get("first_conv", "conv1"),
+        "classifier": own.get("classifier", "fc"),
+    }
+    if license := subject.facts.get("license"):
+        prepared["license"] = license
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": subject.encoder.feature_size,
+        # Both libraries give the number of classes themselves.
+        "model_args": {n: value for n, value in arguments.items() if n != "num_classes"},
+        "pretrained_cfg": prepared,
+    }
+
+
+def crop_share(size: int) -> float:
+    """Return the share of the shorter side, by which timm scales, that leaves ours.
+
+    timm rounds down, so that a quotient a trifle too large would lose a pixel.
+    """
+    shorter = scaled_shorter(size)
+    share = size / shorter
+    return share if int(size / share) == shorter else nextafter(share, 0.0)
