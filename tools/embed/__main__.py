@@ -283,7 +283,10 @@ def _finish(work: _Work, trained: Trained, out: Path, *, seconds: float) -> None
         lost = [*quarantined(work.shard_set), *lost]
     paths = [work.folder / f"{part.name}.npy" for part in work.parts]
     joined = feature_file.Joined(paths, by_id=work.temporary)
-    feature_file.write(out, joined, {**work.facts, "left_out": lost})
+    whole = work.folder / f"joined{out.suffix}"
+    feature_file.write(whole, joined, {**work.facts, "left_out": lost})
+    whole.replace(out)
+    durable.sync(out.parent)
     shutil.rmtree(work.folder)
     (F,) = joined.dtype("feature").shape
     images = sum(part.samples for part in work.left)
