@@ -29,6 +29,7 @@ from shards.source.folder import ImageFolder
 from shards.source.table import Table
 from shards.source.webdataset import WebDataset
 from shards.storage import folder_at
+from shards.writing.indexing import index_tars
 from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.damage import PLACES
@@ -37,6 +38,7 @@ from tests.fuzz_damage import (
     file,
     left_out,
     linked,
+    of_indexed,
     saved_values,
     sealed,
     sealed_index,
@@ -266,6 +268,8 @@ TARGETS: dict[str, tuple[int, Damage, Read]] = {
     "manifest, sealed anew": (6, sealed, use_set),
     "index": (3, file("set/*.idx"), use_set),
     "index, sealed anew": (5, sealed_index, use_set),
+    "manifest of foreign tars, sealed anew": (2, of_indexed(sealed), use_set),
+    "index of foreign tars, sealed anew": (4, of_indexed(sealed_index), use_set),
     "tar": (4, file("set/*.tar"), read_set),
     "table": (2, file("set/*.jsonl"), read_set),
     "table, sealed anew": (6, sealed_table, use_set),
@@ -297,6 +301,10 @@ def prepare(root: Path) -> None:
     lines = "".join(json.dumps(vars(reason)) + "\n" for reason in reasons)
     (root / "set" / QUARANTINE).mkdir()
     (root / "set" / QUARANTINE / REASONS).write_text(lines)
+    (root / "foreign").mkdir()
+    for path in (root / "set").glob("*.tar"):
+        shutil.copy(path, root / "foreign")
+    index_tars(WebDataset(root=root / "foreign"), root / "indexed")
     (root / PLACE).touch()
     state = SmallResNet(width=4).network.state_dict()
     torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, root / "published.pth")
