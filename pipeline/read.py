@@ -75,13 +75,15 @@ def _numbers_of(image: DataNode) -> tuple[DataNode, DataNode]:
     """
     name = fn.get_property(image, key="source_info")  # tar:offset:name
     digits = fn.reshape(name[-2 * DIGITS :], shape=[2, DIGITS])
-    places = np.arange(DIGITS)[::-1]
+    zeros, places = np.full((2, DIGITS), ord("0")), np.tile(np.arange(DIGITS)[::-1], (2, 1))
+    zeros[1, -1] += 1  # labels have 1 added
     lower, upper = (
         types.Constant(10**exponents, dtype=types.INT64)
         for exponents in (np.minimum(places, 9), np.maximum(places - 9, 0))
     )
-    number_2 = fn.reductions.sum((digits - ord("0")) * lower * upper, axes=[1])
-    return number_2[0:1], number_2[1:2] - 1
+    terms = (digits - types.Constant(zeros, dtype=types.INT32)) * lower * upper
+    number_2 = fn.reductions.sum(terms, axes=[1])
+    return number_2[0:1], number_2[1:2]
 
 
 def _is_utf_8(path: str) -> bool:
