@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
     | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"}
     # What reads an export, to check it.
-    | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"},
+    | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"}
+    | {"jinja2", "markupsafe", "plotly", "umap"},
 }
 
 

@@ -81,7 +81,7 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         replaced = [n for n, p in parameters.items() if given and _may_be_absent(p, hints[n])]
         values |= dict.fromkeys(replaced)
         add_parameters(parser, main, *replaced)
-        # Not vars, which would call "keys" otherwise.
+        # As a dict: its vars would call "keys" otherwise.
         values |= {**parser.read(words).as_dict(), **values}
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
     positional = [word for name in several for word in values.pop(name)]
