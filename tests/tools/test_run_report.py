@@ -339,7 +339,9 @@ def test_a_run_without_evaluation_set_shows_its_training_set_and_says_so(
 ) -> None:
     run = make_run("run", make_shard_set(12))
     with (run / METRICS).open("ab") as file:
-        file.write(b'\x00\xff{"step"\n{"step": 9}\n[1]\n{"step": 10, "loss": "x", "seconds": []}\n')
+        file.write(
+            b'\x00\xff{"step"\n{"step": 9}\n[1]\n{"step": true}\n{"step": 10, "loss": "x", "seconds": []}\n'
+        )
     page = page_of(run)
     text = text_of(page)
     assert "no evaluation set: these are the first 12 images of the set that it trains on" in text
@@ -371,6 +373,19 @@ def test_before_the_first_checkpoint_the_curves_are_there(
     assert "not finished: step 8" in text
     (run / METRICS).unlink()
     assert "No step has been recorded yet" in text_of(page_of(run))
+
+
+def test_of_another_version_s_run_the_curves_are_left(
+    make_shard_set: MakeShardSet, make_run: MakeRun
+) -> None:
+    run = make_run("run", make_shard_set(12))
+    text = (run / run_folder.CONFIG).read_text()
+    (run / run_folder.CONFIG).write_text(text.replace("encoder.SmallResNet", "encoder.Gone"))
+    page = page_of(run)
+    assert len(data_of(page)["runs"][0]["curves"]) == 5 and not data_of(page)["maps"]
+    for part in ("settings beside the defaults", "views", "map, neighbours, hardest queries"):
+        assert f"no {part}: " in text_of(page)
+    assert "encoder.Gone" in text_of(page)  # the whole configuration
 
 
 def test_several_runs_share_their_pictures_and_differ_in_marked_settings(
