@@ -339,9 +339,8 @@ def test_a_run_without_evaluation_set_shows_its_training_set_and_says_so(
 ) -> None:
     run = make_run("run", make_shard_set(12))
     with (run / METRICS).open("ab") as file:
-        file.write(
-            b'\x00\xff{"step"\n{"step": 9}\n[1]\n{"step": true}\n{"step": 10, "loss": "x", "seconds": []}\n'
-        )
+        file.write(b'\x00\xff{"step"\n{"step": 9}\n[1]\n{"step": true}\n')
+        file.write(b'{"step": 10, "loss": "x", "seconds": []}\n')
     page = page_of(run)
     text = text_of(page)
     assert "no evaluation set: these are the first 12 images of the set that it trains on" in text
