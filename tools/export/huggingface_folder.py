@@ -13,7 +13,7 @@ from math import nextafter
 from pathlib import Path
 from typing import Any
 
-import torch
+import timm
 from torch import Tensor
 
 from pipeline.graph import scaled_shorter
@@ -24,7 +24,8 @@ from tools.export.model_card import card
 from tools.export.subject import Subject
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_READS_FOLDERS = (1, 0, 16)  # the first timm that does
+LOWEST_TIMM = "1.0.21"
+"""Before 1.0.16 it reads no folders, before 1.0.21 transformers cannot build its ViTs."""
 
 
 class HuggingFaceFolder(FileFormat):
@@ -39,6 +40,8 @@ class HuggingFaceFolder(FileFormat):
             return NO_PROJECTOR
         if of_timm(subject) is None:
             return "timm, by which transformers reads it too, has no network with these weights"
+        if refused_timm(timm.__version__):
+            return f"timm {timm.__version__} is installed, and {LOWEST_TIMM} reads such folders"
         return None
 
     def save(self, converted: Subject, path: Path, facts: Mapping[str, Any]) -> None:
@@ -51,7 +54,6 @@ class HuggingFaceFolder(FileFormat):
     def readers(self, path: Path, subject: Subject) -> dict[str, Reader]:
         """See `FileFormat.readers`."""
         del subject
-        import timm
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -61,12 +63,8 @@ class HuggingFaceFolder(FileFormat):
         def run(images_NCHW: Tensor) -> Tensor:
             return wrapped(images_NCHW).pooler_output
 
-        found: dict[str, Reader] = {"transformers": run}
-        if tuple(int(part) for part in timm.__version__.split(".")[:3]) >= _READS_FOLDERS:
-            network = timm.create_model(f"local-dir:{path}", pretrained=True)
-            assert isinstance(network, torch.nn.Module)
-            found["timm"] = network.eval()
-        return found
+        network = timm.create_model(f"local-dir:{path}", pretrained=True)
+        return {"transformers": run, "timm": network.eval()}
 
     def usage(self, path: Path, subject: Subject) -> list[str]:
         """See `FileFormat.usage`."""
@@ -114,6 +112,12 @@ def config(subject: Subject) -> dict[str, Any]:
         "model_args": {n: value for n, value in arguments.items() if n != "num_classes"},
         "pretrained_cfg": prepared,
     }
+
+
+def refused_timm(version: str) -> bool:
+    """Whether a version of timm is too old to read what is written here."""
+    found, lowest = (tuple(map(int, each.split(".")[:3])) for each in (version, LOWEST_TIMM))
+    return found < lowest
 
 
 def crop_share(size: int) -> float:

@@ -59,8 +59,11 @@ def main(
     from tools.report.page import render
     from tools.report.run_facts import names, this_machine
     from tools.report.watched_run import WatchedRun
+    from training.config import gpu_available
 
-    console = Console(stderr=True, highlight=False)
+    if device == "gpu" and not gpu_available():
+        raise ValueError("device=gpu, but PyTorch finds no GPU here; leave --device out.")
+    console, said = Console(stderr=True, highlight=False), list[str]()
     watched = [
         WatchedRun(path, name, samples=samples, beside_random=beside_random, device=device)
         for path, name in zip(runs, names(runs), strict=True)
@@ -71,20 +74,23 @@ def main(
         again = None if all(part.facts.finished for part in parts) else watch
         content = render(parts, machine=this_machine(), refresh=again)
         durable.replace(out, [content])
-        _say(parts, out, len(content))
+        news = _said(parts, out, len(content))
+        if news != said:
+            print(*news, sep="\n", flush=True)
+        said = news
         if again is None:
             return
         time.sleep(again)
 
 
-def _say(parts: list[RunPart], out: Path, size: int) -> None:
-    console = Console(highlight=False)
+def _said(parts: list[RunPart], out: Path, size: int) -> list[str]:
+    """Return lines on the page: what it shows, what it leaves out, how large it is."""
+    lines = []
     for part in parts:
-        console.print(one_line(f"{part.facts.name}: {part.facts.status()}"), soft_wrap=True)
-        for remark in dict.fromkeys(part.said()):
-            console.print(f"  {one_line(remark)}", soft_wrap=True, markup=False)
+        lines.append(f"{part.facts.name}: {part.facts.status()}")
+        lines += [f"  {remark}" for remark in dict.fromkeys(part.said())]
     large = "; fewer --samples or runs make it smaller" if size > _LARGE else ""
-    console.print(f"{one_line(str(out))}: {size / 1e6:.1f} MB{large}", soft_wrap=True, markup=False)
+    return [one_line(line) for line in [*lines, f"{out}: {size / 1e6:.1f} MB{large}"]]
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def _show_hardest(found: Insight, opened: Networks, method: Method) -> None:
     for hard in queries:
         own = [Shown(data_uri(pictures[hard.query]), "query", "query")]
         own += [
-            Shown(data_uri(pictures[row]), f"place {position:,}", "right")
+            Shown(data_uri(pictures[row]), f"{position:,}.", "right")
             for row, position in hard.own[:OWN]
         ]
         first = [

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from evaluation.figures import NOT_SHARES, ordered
-from tools.report import configuration
+from tools.report.configuration import Change
 from tools.report.curves import curves
 from tools.report.insight import Insight
 from tools.report.run_facts import RunFacts
@@ -31,22 +31,26 @@ class RunPart:
     """Address of the picture of its views; "" if it could not be drawn."""
     before: Mapping[str, float] = field(default_factory=dict)
     """Figures of the weights that it began with."""
+    changes: Sequence[Change] = ()
+    """Its settings that are not as by default."""
     remarks: list[str] = field(default_factory=list)
 
     @property
     def method(self) -> str:
         """Name of the method, and of its objective."""
-        chosen = self.facts.saved.get("method") or {}
-        objective = (chosen.get("init_args") or {}).get("objective") or {}
-        paths = [each.get("class_path", "") for each in (chosen, objective)]
+        chosen = _mapping(self.facts.saved.get("method"))
+        objective = _mapping(_mapping(chosen.get("init_args")).get("objective"))
+        paths = [str(each.get("class_path", "")) for each in (chosen, objective)]
         return " with ".join(path.rpartition(".")[2] for path in paths if path)
 
     @property
     def views(self) -> str:
         """The view groups in words."""
-        saved = self.facts.saved
-        groups = [saved.get("views") or {}, *(saved.get("more_views") or [])]
-        return " and ".join(f"{each.get('count')} of {each.get('size')} px" for each in groups)
+        more = self.facts.saved.get("more_views")
+        groups = [self.facts.saved.get("views"), *(more if isinstance(more, list) else [])]
+        return " and ".join(
+            f"{each.get('count')} of {each.get('size')} px" for each in map(_mapping, groups)
+        )
 
     @property
     def which(self) -> str:
@@ -172,7 +176,7 @@ def _table(runs: Sequence[RunPart]) -> dict[str, Any]:
 
 def _settings(runs: Sequence[RunPart]) -> list[dict[str, Any]]:
     """Return a row for each setting that a run has not as by default."""
-    found = [{c.name: c for c in configuration.changes(run.facts.saved)} for run in runs]
+    found = [{change.name: change for change in run.changes} for run in runs]
     rows = []
     for name in dict.fromkeys(name for changes in found for name in changes):
         default = next(changes[name].default for changes in found if name in changes)
@@ -180,6 +184,11 @@ def _settings(runs: Sequence[RunPart]) -> list[dict[str, Any]]:
         differs = len(set(values)) > 1
         rows.append({"name": name, "cells": values, "default": default, "differs": differs})
     return rows
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return a part of a configuration, which may be of another version."""
+    return value if isinstance(value, dict) else {}
 
 
 def _file(name: str) -> str:

@@ -85,8 +85,7 @@ class RunFacts:
         """Return {name: text}: what it ran on, as its newest checkpoint says, and what it used."""
         facts, rows = _newest_record(self.run), {}
         if facts:
-            processes = facts.get("world_size")
-            rows["trained on"] = f"{facts.get('machine')} precision, {processes} process(es)"
+            rows["trained on"] = _machine(facts)
             rows["commit"] = facts.get("commit")
             rows["versions"] = _versions(facts.get("versions"))
         figures = {"memory_gib": "{:.1f} GiB of memory", "images_per_second": "{:,.0f} images/s"}
@@ -108,7 +107,7 @@ def read(run: Path, name: str) -> RunFacts:
         run=run,
         name=name,
         saved=saved,
-        records=[_sound(record) for record in records if abs(record["step"]) < _MOST],
+        records=[each for each in map(_sound, records) if "step" in each],
         illegible=illegible,
         failure=_failure(run),
         exported=(run / exported.NAME).exists(),
@@ -171,6 +170,13 @@ def _newest_record(run: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    device, _, precision = str(facts.get("machine")).partition(", ")
+    processes = facts.get("world_size")
+    many = "1 process" if processes == 1 else f"{processes} processes"
+    return f"{device}, {'float32' if precision == 'no' else precision}, {many}"
 
 
 def _versions(found: object) -> str:

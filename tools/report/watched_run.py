@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.report import run_facts
+from tools.report.configuration import changes
 from tools.report.insight import Insight, before_training, insight, training_views
 from tools.report.left_out import leaving_out
 from tools.report.networks import configuration
@@ -46,6 +47,8 @@ class WatchedRun:
             say: is told what is being done.
         """
         part = RunPart(run_facts.read(self._run, self._name))
+        with leaving_out("settings beside the defaults", part.remarks):
+            part.changes = list(changes(part.facts.saved))
         if not self._sheet:
             with leaving_out("views", part.remarks):
                 say(f"{self._name}: views")
@@ -78,6 +81,5 @@ class WatchedRun:
 
     def _newest(self) -> str:
         """Return the name of the newest checkpoint or of the export, without reading it."""
-        saved = sorted((self._run / checkpoint.FOLDER).glob(f"[0-9]*/{checkpoint.RECORD}"))
-        export = [self._run / exported.NAME] if (self._run / exported.NAME).exists() else []
-        return str(max(saved, default=None) or next(iter(export), ""))
+        saved = (self._run / checkpoint.FOLDER).glob(f"[0-9]*/{checkpoint.RECORD}")
+        return str(max(saved, default="") or (self._run / exported.NAME).exists())
