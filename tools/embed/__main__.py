@@ -10,6 +10,7 @@ stopped goes on where it was. `accelerate launch` or `torchrun` starts it with s
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -130,7 +131,11 @@ def _check(out: Path, **numbers: int) -> None:
             raise ValueError(f"{name}={number}; give 1 or more.")
     if out.exists():
         raise ValueError(f"{out} is there already; remove it, or give another --out.")
-    installed.require(dali.PACKAGE, *(["pyarrow"] if out.suffix == ".parquet" else []))
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            f"--out {out} needs the package pyarrow: uv pip install -e '.[parquet]'. Or give .npz."
+        )
+    installed.require(dali.PACKAGE)
     durable.check_writable(out=out)
 
 
