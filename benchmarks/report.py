@@ -197,6 +197,7 @@ METHODS = {
     "swav": "SwAV",
     "simsiam": "SimSiam",
     "byol": "BYOL",
+    "dino": "DINO",
 }
 FIGURES = {
     "knn_top1": "k-NN",

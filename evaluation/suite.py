@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import copy_detection, geometry, knn, linear, retrieval
+from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
 from model.gather import gather_rows
 from model.method import Method
@@ -32,6 +33,7 @@ VIEW_SEED = 20_101_007
 
 
 T = TypeVar("T")
+Evaluated = Method | BareEncoder
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
 Progressed = Callable[[str, int, int], object]
@@ -154,7 +156,7 @@ class Suite:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
         return found
 
-    def run(self, method: Method, *, probe: bool) -> Evaluation:
+    def run(self, method: Evaluated, *, probe: bool) -> Evaluation:
         """Return every figure that the shard sets allow, and what was left out.
 
         Without labels these are view retrieval and the geometry of the embeddings; with labels also
@@ -165,6 +167,10 @@ class Suite:
             probe: also fit the linear probe, which takes the longest.
         """
         found = Evaluation(remarks=self.remarks())
+        if isinstance(method, BareEncoder):
+            found.remarks.append(
+                "without a projector there are no embeddings: views and geometry are of features"
+            )
         with found.leaving_out("view retrieval, geometry"):
             z_VAD = self.embed_views(method)
             found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
@@ -178,7 +184,7 @@ class Suite:
         return found
 
     def _judge_labels(
-        self, method: Method, test: Features, found: Evaluation, *, probe: bool
+        self, method: Evaluated, test: Features, found: Evaluation, *, probe: bool
     ) -> None:
         """Add the figures of labels one by one."""
         with found.leaving_out("label retrieval"):
@@ -212,12 +218,14 @@ class Suite:
         return [f"{count} are in {train.root} too: {_SAME}"]
 
     def detect_copies(
-        self, method: Method, queries: ShardSet, references: ShardSet
+        self, method: Evaluated, queries: ShardSet, references: ShardSet
     ) -> dict[str, float]:
         """Return the figures of copy detection, by features and, as copy_z_…, by embeddings."""
         figures = copy_detection.run(
             self.features(method, queries), self.features(method, references)
         )
+        if isinstance(method, BareEncoder):
+            return figures
         by_z = copy_detection.run(
             self.features(method, queries, embed_views=method.embed),
             self.features(method, references, embed_views=method.embed_reference),
@@ -225,7 +233,7 @@ class Suite:
         return figures | {name.replace("copy", "copy_z"): value for name, value in by_z.items()}
 
     def features(
-        self, method: Method, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
+        self, method: Evaluated, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
     ) -> Features:
         """Return the features of all samples of a shard set, on every rank.
 
@@ -258,7 +266,7 @@ class Suite:
         )
 
     @torch.inference_mode()
-    def embed_views(self, method: Method) -> Tensor:
+    def embed_views(self, method: Evaluated) -> Tensor:
         """Return the embeddings z [V, A, D] of fresh views of held-out samples, on every rank."""
         part = min(self.view_samples, len(self.test)) // self.world_size
         batch_size = max(1, min(128, part))

@@ -280,6 +280,8 @@ class Loader:
             "graph": GRAPH,
             "finish": self.tuning.finish,
             "decode": self.tuning.decode,
+            # Of the encoder: another version of timm may say otherwise.
+            "normalisation": [*self.normalisation.mean, *self.normalisation.std],
         }
 
     def _saved(self) -> bytes | None:

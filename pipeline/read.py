@@ -6,11 +6,14 @@ import re
 from functools import reduce
 from typing import Any
 
+import numpy as np
+
 from pipeline.augment.augment import Draw
 from pipeline.augment.crop import Boxes
 from pipeline.dali import DataNode, fn, math, types
 from pipeline.tuning import Tuning
 from shards.layout import PARTNER, ShardSet
+from shards.named_numbers import DIGITS
 from shards.shard_index import check_indexes
 
 _STORES = ("", "file", "s3")
@@ -45,6 +48,7 @@ def read(
     if images > 1:  # a subset's partners may have extensions that its images do not have
         partner = image if raw else ["jpg;png"]
         image += [re.sub(r"(^|;)", rf"\1{PARTNER}", extensions) for extensions in partner]
+    numbers = [] if shard_set.manifest.indexed else ["id.i64", "y.i64"]
     outputs = fn.readers.webdataset(
         # By default DALI takes 1 MiB for each component of each sample in the shuffle buffer, 24
         # GiB for 8,192 samples of 3, and frees it once they are mapped. A limit on address space
@@ -52,13 +56,34 @@ def read(
         tensor_init_bytes=1,
         paths=shard_set.tars,
         index_paths=shard_set.indexes,
-        ext=[*image, "id.i64", "y.i64"],
-        dtypes=[*types_of_each * images, types.INT64, types.INT64],
+        ext=[*image, *numbers],
+        dtypes=[*types_of_each * images, *[types.INT64] * len(numbers)],
         missing_component_behavior="error",
         **settings,
     )
+    if shard_set.manifest.indexed:
+        return [[outputs]], *_numbers_of(outputs)
     *parts, id_B, label_B = outputs
     return [parts[i * each : (i + 1) * each] for i in range(images)], id_B, label_B
+
+
+def _numbers_of(image: DataNode) -> tuple[DataNode, DataNode]:
+    """Return the id and the label that an image's name in the index ends with.
+
+    DALI has no numbers from text: each digit is multiplied by its power of ten. A power is two
+    factors, as DALI takes no constants of more than 32 bits.
+    """
+    name = fn.get_property(image, key="source_info")  # tar:offset:name
+    digits = fn.reshape(name[-2 * DIGITS :], shape=[2, DIGITS])
+    zeros, places = np.full((2, DIGITS), ord("0")), np.tile(np.arange(DIGITS)[::-1], (2, 1))
+    zeros[1, -1] += 1  # labels have 1 added
+    lower, upper = (
+        types.Constant(10**exponents, dtype=types.INT64)
+        for exponents in (np.minimum(places, 9), np.maximum(places - 9, 0))
+    )
+    terms = (digits - types.Constant(zeros, dtype=types.INT32)) * lower * upper
+    number_2 = fn.reductions.sum(terms, axes=[1])
+    return number_2[0:1], number_2[1:2]
 
 
 def _is_utf_8(path: str) -> bool:

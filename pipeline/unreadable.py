@@ -52,11 +52,13 @@ def unreadable(
     found = explain_failure(shard_set, progress=searching)
     if found is None:  # its bytes are as written: DALI's own words are all that is known
         found = f"a sample of {shard_set.root} cannot be decoded ({text[-200:]})"
-    return Unreadable(
-        f"{found}. Copy it again, or leave out what is damaged: python -m tools.verify "
-        f"{shard_set.tar_folder} --repair true --deep true",
-        root=shard_set.root,
+    remedy = (
+        "Copy it again, or leave out what is damaged: python -m tools.verify "
+        f"{shard_set.tar_folder} --repair true --deep true"
     )
+    if shard_set.manifest.indexed:
+        remedy = shard_set.remedy("")
+    return Unreadable(f"{found}. {remedy}", root=shard_set.root)
 
 
 def comes_back(

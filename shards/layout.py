@@ -11,6 +11,10 @@ partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx bes
 text index, version 1.2; the .jsonl is the shard's table (see `shards.shard_table`). The manifest is
 written last: its presence means that all else is complete.
 
+Of an indexed set (see `shards.writing.indexing`) others wrote the tars, and they stay where they
+are: NNNNN.tar is a link to one. Ids and labels are in the index then (see `shards.named_numbers`).
+Its JPEGs and PNGs may have any names in the tar; the index calls them jpg and png.
+
 A subset (see `shards.subset.selection`) is a shard set in a folder SET/subsets/NAME. It has indexes
 and tables there, and uses the tars of the set two folders up.
 """
@@ -28,6 +32,7 @@ from shards.storage import Folder, Location, folder_at, is_remote
 from shards.typed_json import from_values, to_values
 
 FORMAT = 2
+INDEXED_FORMAT = 3  # of indexed sets: versions that look for ids in tars refuse them
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 QUARANTINE = "quarantine"
@@ -44,7 +49,7 @@ Count = Annotated[int, Meta(ge=0)]
 Channels = Annotated[list[float], Meta(min_length=3, max_length=3)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Digits = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9]+$"})]
-Format = Annotated[int, Meta(extra_json_schema={"const": FORMAT})]
+Format = Annotated[int, Meta(extra_json_schema={"enum": [FORMAT, INDEXED_FORMAT]})]
 Parent = Annotated[str, Meta(extra_json_schema={"enum": ["", PARENT]})]
 Encoding = Annotated[str, Meta(pattern=r"^(original|png|raw|jpeg:([1-9][0-9]?|100))$")]
 Extension = Annotated[str, Meta(pattern="^(jpg|png|rgb)$")]
@@ -153,6 +158,9 @@ class Manifest:
     """Where the tars are: "" for this folder, "../.." for a subset."""
     partners: bool = False
     """Whether each sample carries a second image, from which half of its views are made."""
+    indexed: bool = False
+    """Whether others wrote the tars, to which NNNNN.tar are links; ids and labels are in the index
+    then."""
 
     @property
     def raw(self) -> bool:
@@ -175,11 +183,16 @@ class Manifest:
             ValueError: it is damaged; the message does not name the file.
         """
         values = unseal(text)
-        if values.get("format") != FORMAT:
+        if values.get("format") not in (FORMAT, INDEXED_FORMAT):
             raise ValueError(
-                f"has format {values.get('format')!r}, but this version of viewrank reads {FORMAT}"
+                f"has format {values.get('format')!r}, but this version of viewrank reads {FORMAT} "
+                f"and {INDEXED_FORMAT}"
             )
         manifest = from_values(values, Manifest)
+        if manifest.indexed != (manifest.format == INDEXED_FORMAT):
+            raise ValueError(
+                f"contradicts itself: format {manifest.format} and indexed {manifest.indexed}"
+            )
         if sum(shard.samples for shard in manifest.shards) != manifest.samples:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
         if not manifest.samples:
@@ -246,6 +259,11 @@ class ShardSet:
         # A subset's own files are not repaired: the subset is selected again.
         if self.manifest.parent and path.startswith(f"{self.root}/"):
             return f"Remove the subset {self.root} and select it again: python -m tools.select"
+        if self.manifest.indexed:
+            return (
+                f"The tars of {self.tar_folder} are links to those of others: bring these back as "
+                "they were, or remove that folder and make it again: python -m tools.index"
+            )
         return _remedy(self.tar_folder)
 
 
@@ -331,6 +349,7 @@ def _without_manifest(folder: Folder) -> str:
             "--out folder of python -m tools.shard, or make one with it."
         )
     return (
-        f"holds {len(tars):,} tar files but no {MANIFEST}: they come from elsewhere. Import them: "
-        f"python -m tools.shard webdataset --root {folder} --out DIR"
+        f"holds {len(tars):,} tar files but no {MANIFEST}: they come from elsewhere. Index them "
+        f"where they are: python -m tools.index {folder}; or import them, shuffled: python -m "
+        f"tools.shard webdataset --root {folder} --out DIR"
     )

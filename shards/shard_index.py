@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shards import durable
 from shards.as_written import checked, read_as_written
 from shards.layout import INDEX_VERSION, Shard, ShardSet
+from shards.named_numbers import DIGITS
 from shards.tar import index_lines
 
 _BLOCK = 512  # bytes; a file in a tar begins at a multiple of it
@@ -25,9 +26,16 @@ _COMPONENT = (
     rb"(?!(?:id|y)\.i64 [0-9]+ (?!8 ))(?!(?:partner\.)?shape\.i64 [0-9]+ (?!24 ))"
     rb"[!-~]+ [0-9]{1,15} [0-9]{1,15} [!-~]+"
 )
-_INDEX = re.compile(
-    rb"%b [0-9]{1,15}\n(?:%b(?: %b)*+\n)*+" % (re.escape(INDEX_VERSION.encode()), *[_COMPONENT] * 2)
-)
+# Of an indexed set the first component is the image, whose name ends with its id and label.
+_NUMBERED = rb"(?:jpg|png) [0-9]{1,15} [0-9]{1,15} [!-~]+\.[0-9]{%d}" % (2 * DIGITS)
+
+
+def _index_of(first: bytes) -> re.Pattern[bytes]:
+    head = re.escape(INDEX_VERSION.encode())
+    return re.compile(rb"%b [0-9]{1,15}\n(?:%b(?: %b)*+\n)*+" % (head, first, _COMPONENT))
+
+
+_INDEX, _INDEX_WITH_NUMBERS = _index_of(_COMPONENT), _index_of(_NUMBERED)
 
 
 def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
@@ -52,16 +60,21 @@ def check_indexes(shard_set: ShardSet) -> None:
             pass
 
 
-def check_index(text: bytes, shard: Shard) -> None:
+def check_index(text: bytes, shard: Shard, *, indexed: bool = False) -> None:
     """Check that an index lists a shard's samples, inside of its tar.
+
+    Args:
+        text: of the index.
+        shard: what the manifest says of it.
+        indexed: whether the set is an indexed one.
 
     Raises:
         ValueError: it does not; the message does not name the file.
     """
-    if not _INDEX.fullmatch(text):
+    if not (_INDEX_WITH_NUMBERS if indexed else _INDEX).fullmatch(text):
+        what = "in its names" if indexed else "of 8 bytes, and shapes of 24"
         raise ValueError(
-            f"is no index of DALI's version {INDEX_VERSION} with ids and labels of 8 bytes, and "
-            "shapes of 24"
+            f"is no index of DALI's version {INDEX_VERSION} with ids and labels {what}"
         )
     head, _, _ = text.partition(b"\n")
     said, lines = int(head.rpartition(b" ")[2]), text.count(b"\n") - 1
@@ -102,5 +115,6 @@ def _read(shard_set: ShardSet, shard: Shard) -> bytes:
     else:
         path = shard_set.folder.path(f"{shard.name}.idx")
         text = read_as_written(shard_set, f"{shard.name}.idx", shard.index)
-    checked(shard_set, path, lambda: check_index(text, shard))
+    indexed = shard_set.manifest.indexed
+    checked(shard_set, path, lambda: check_index(text, shard, indexed=indexed))
     return text

@@ -40,9 +40,10 @@ class SampleRow:
     width: Pixels
     height: Pixels
     offset: Place
-    """Where the sample begins in the tar, at the header of its first file."""
+    """Where the sample begins in the tar, at the header of its first file; of an indexed set, where
+    its image does."""
     bytes: Place
-    """Up to the next sample."""
+    """Up to the next sample; of an indexed set, of its image."""
     crc32: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     """Of all these bytes."""
     content: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]

@@ -153,6 +153,12 @@ class LocalFolder(Folder):
         with durable.created(self._root / name) as file:
             yield file
 
+    def link(self, name: str, target: str) -> None:
+        """Make a file that is a link, in place of one of that name."""
+        path = self._root / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
     def clean(self) -> None:
         durable.clean(self._root)
 

@@ -12,21 +12,24 @@ Training wants any sample at any time, so viewrank itself reads by the index (`p
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
+from webdataset.cache import FileCache, StreamingOpen
 from webdataset.compat import WebDataset
 from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import split_by_node
 
 from shards.image import open_with_pillow, upright_pixels
 from shards.layout import PARTNER, ShardSet, open_shards
+from shards.named_numbers import numbers_in
 from shards.shard_index import lines_of
 from shards.storage import Location, is_remote
-from shards.tar import key_of
+from shards.tar import components, key_of, label_bytes, read_part
 
 _IMAGES = ("jpg", "png", "rgb")
 
@@ -56,11 +59,36 @@ def as_webdataset(root: Location, *, shuffle: int = 0, **options: Any) -> WebDat
     settings = {"shardshuffle": len(shard_set.tars) if shuffle else False, "empty_check": False}
     settings["nodesplitter"] = split_by_node
     stream = WebDataset(shard_set.tars, **{**settings, **options})
-    if shard_set.manifest.parent:  # the tars of a subset hold the other samples too
+    if shard_set.manifest.indexed:
+        opening = [isinstance(stage, StreamingOpen | FileCache) for stage in stream.pipeline]
+        del stream.pipeline[opening.index(True) :]  # which make samples of the tars' members
+        stream.append(_ByIndex(shard_set))
+    elif shard_set.manifest.parent:  # the tars of a subset hold the other samples too
         stream = stream.select(_Chosen(shard_set))
     if shuffle:
         stream = stream.shuffle(shuffle)
     return cast(WebDataset, stream.map(_decoded))
+
+
+class _ByIndex:
+    """Reads the samples of an indexed set, of which the index knows more than the tars."""
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        self._shard_set = shard_set
+
+    def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples of each shard whose tar has the "url"."""
+        shard_of = dict(zip(self._shard_set.tars, self._shard_set.manifest.shards, strict=True))
+        for each in shards:
+            shard = shard_of[each["url"]]
+            with self._shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
+                for line in lines_of(self._shard_set, shard):
+                    image, *others = components(line)
+                    number, label = map(label_bytes, numbers_in(image[3]))
+                    found = {"id.i64": number, "y.i64": label, "json": b"{}"}
+                    for extension, offset, size, _ in (image, *others):
+                        found[extension] = read_part(tar, offset, size)
+                    yield {"__key__": key_of(line), "__url__": each["url"], **found}
 
 
 class _Chosen:

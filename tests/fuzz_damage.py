@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,17 @@ def sealed_index(case: Path, chance: random.Random) -> None:
             words[at] = chance.choice([*numbers, "\t", "a\vb", "y.i64", "jpg", "\n", "x y", "é"])
     path.write_text("\n".join(map(" ".join, lines)) + "\n")
     _vouch(path, "index", chance)
+
+
+def of_indexed(damage: Damage) -> Damage:
+    """Damage an indexed set, put in the place of the other."""
+
+    def change(case: Path, chance: random.Random) -> None:
+        shutil.rmtree(case / "set")
+        (case / "indexed").rename(case / "set")
+        damage(case, chance)
+
+    return change
 
 
 def _vouch(path: Path, name: str, chance: random.Random) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from model.encoder import SmallResNet
 from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
@@ -26,6 +29,7 @@ from shards.source.folder import ImageFolder
 from shards.source.table import Table
 from shards.source.webdataset import WebDataset
 from shards.storage import folder_at
+from shards.writing.indexing import index_tars
 from shards.writing.write import write
 from tests.conftest import Pictures
 from tests.damage import PLACES
@@ -34,6 +38,7 @@ from tests.fuzz_damage import (
     file,
     left_out,
     linked,
+    of_indexed,
     saved_values,
     sealed,
     sealed_index,
@@ -45,7 +50,7 @@ from tests.fuzz_damage import (
 from tests.program import RECIPE
 from tools import replay, select
 from tools.inspect import __main__ as inspect
-from training import exported, machine_settings
+from training import exported, machine_settings, weights
 from training.command_line import call
 from training.data import ShardSets, open_data
 from training.monitor import METRICS, records
@@ -197,6 +202,16 @@ def read_export(case: Path) -> None:
     open_encoder(case / "run" / exported.NAME, device="cpu")
 
 
+def read_weights(case: Path) -> None:
+    """Begin an encoder with published weights, of both kinds of files."""
+    all_of(*(partial(_begin, suffix=suffix) for suffix in ("pth", "safetensors")))(case)
+
+
+def _begin(case: Path, suffix: str) -> None:
+    path = case / f"published.{suffix}"
+    weights.fill(SmallResNet(width=4), weights.read(str(path)).tensors, str(path))
+
+
 def read_dump(case: Path) -> None:
     """Repeat the step of a dump."""
     call(replay.main, [str(case / "run" / DUMP), "--device", "cpu"])
@@ -238,6 +253,7 @@ read_all = all_of(
     read_tree,
     shard_images,
     read_export,
+    read_weights,
     read_dump,
     read_metrics,
 )
@@ -252,6 +268,8 @@ TARGETS: dict[str, tuple[int, Damage, Read]] = {
     "manifest, sealed anew": (6, sealed, use_set),
     "index": (3, file("set/*.idx"), use_set),
     "index, sealed anew": (5, sealed_index, use_set),
+    "manifest of foreign tars, sealed anew": (2, of_indexed(sealed), use_set),
+    "index of foreign tars, sealed anew": (4, of_indexed(sealed_index), use_set),
     "tar": (4, file("set/*.tar"), read_set),
     "table": (2, file("set/*.jsonl"), read_set),
     "table, sealed anew": (6, sealed_table, use_set),
@@ -266,6 +284,7 @@ TARGETS: dict[str, tuple[int, Damage, Read]] = {
         all_of(go_on, take_out),
     ),
     "exported encoder": (2, file("run/encoder.safetensors"), read_export),
+    "published weights": (4, file("published.*"), read_weights),
     "dump": (2, file(f"run/{DUMP}"), read_dump),
     "dump's values": (4, saved_values(DUMP), read_dump),
     "quarantine of a run": (1, left_out, go_on),
@@ -282,7 +301,14 @@ def prepare(root: Path) -> None:
     lines = "".join(json.dumps(vars(reason)) + "\n" for reason in reasons)
     (root / "set" / QUARANTINE).mkdir()
     (root / "set" / QUARANTINE / REASONS).write_text(lines)
+    (root / "foreign").mkdir()
+    for path in (root / "set").glob("*.tar"):
+        shutil.copy(path, root / "foreign")
+    index_tars(WebDataset(root=root / "foreign"), root / "indexed")
     (root / PLACE).touch()
+    state = SmallResNet(width=4).network.state_dict()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, root / "published.pth")
+    safetensors.torch.save_file(state, root / "published.safetensors")
     images = root / "images" / "class"
     images.mkdir(parents=True)
     for number, path in enumerate(sorted((root / "set").glob("*.tar"))):

@@ -16,6 +16,7 @@ METHODS = {
     "SwAV": ["--method.prototypes", "6", "--method.queue_size", "16", "--method.queue_start", "0"],
     "SimSiam": [],
     "BYOL": [],
+    "DINO": ["--method.prototypes", "12"],
 }
 
 

@@ -33,11 +33,12 @@ MAY_IMPORT = {
         "yaml",
         "jsonargparse",
     }
-    | {"safetensors", "shards"},
+    | {"safetensors", "shards", "comet_ml"},
     "tools": {"shards", "pipeline", "model", "evaluation", "training", "tools", "train"}
-    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib"}
+    | {"torch", "numpy", "PIL", "rich", "jsonargparse", "accelerate", "matplotlib", "pyarrow"}
     # What reads an export, to check it.
-    | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"},
+    | {"torchvision", "timm", "transformers", "onnx", "onnxruntime", "safetensors", "yaml"}
+    | {"jinja2", "markupsafe", "plotly", "umap"},
 }
 
 

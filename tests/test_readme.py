@@ -26,6 +26,7 @@ from training.settings import parser
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 TEXTS += sorted((ROOT / "recipes").glob("*.yaml"))
+CLASSES = ("--method.", "--views.policy.", "--encoder.")  # their settings differ
 # Without them Accelerate warns that it had to choose.
 CHOSEN = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}
 
@@ -68,14 +69,14 @@ def test_every_flag_that_a_text_names_exists() -> None:
         if known is None:
             continue
         checked += 1
-        script = [n for n, word in enumerate(words) if word.endswith("train.py")]
+        script = [n for n, w in enumerate(words) if w.endswith("train.py") or w[:6] == "tools."]
         for word in words[script[0] if script else 0 :]:
             flag = word.partition("=")[0]
             if word == "--":  # what follows is train.py's
                 known = parser().flags()
             elif flag.startswith("--no_"):
                 assert f"--{flag.removeprefix('--no_')}" in known, f"{file}: {command}"
-            elif flag.startswith("--") and not flag.startswith(("--method.", "--views.policy.")):
+            elif flag.startswith("--") and not flag.startswith(CLASSES):
                 assert flag in known or flag == "--help", f"{file}: {flag} in {command}"
     assert checked > 60
 

@@ -22,12 +22,12 @@ from training.command import run_command
 from training.command_line import program
 from training.flags import FlagParser
 
-DATA, RUN = Path("data"), Path("runs/demo")
+DATA, RUN, REPORT = Path("data"), Path("runs/demo"), Path("runs/demo.html")
 RECIPE = "recipes/sample_s2r2.yaml"
 
 
 def main() -> None:
-    """Generate, shard, preview, train, evaluate, compare."""
+    """Generate, shard, preview, train, evaluate, report."""
     summary = (__doc__ or "").partition("\n")[0]
     FlagParser(prog=program(main), description=summary).read()
     installed.require("torch", dali.PACKAGE)  # what it starts needs them, minutes later
@@ -47,14 +47,21 @@ def main() -> None:
 
     _python("train.py", "--config", RECIPE, "--run", str(RUN))
     _python("-m", "tools.evaluate", str(RUN), "--beside_random", "true")
+    report = str(REPORT)
+    try:
+        installed.require(*installed.EXTRAS["report"])
+        _python("-m", "tools.report", str(RUN), "--out", report)
+    except ModuleNotFoundError as error:
+        report = f"none: {installed.remedy(error)}"
     made = {
         "shards": f"{DATA}/sample-*",
         "views": str(sheet),
         "run": f"{RUN} (config.yaml, metrics.jsonl, checkpoints/, encoder.safetensors)",
+        "report": report,
         "wall time": f"{time.monotonic() - begin:.0f} s",
     }
     for name, text in made.items():
-        console.print(f"{name:10}{text}")
+        console.print(f"{name:10}{text}", markup=False)
 
 
 def _python(*arguments: str) -> None:

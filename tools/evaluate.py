@@ -1,10 +1,11 @@
-"""Evaluate a run's encoder on shard sets: k-NN, linear probe, retrieval, geometry.
+"""Evaluate an encoder on shard sets: k-NN, linear probe, retrieval, geometry.
 
     python -m tools.evaluate runs/mine --json figures.json
     python -m tools.evaluate runs/mine --beside_random true
+    python -m tools.evaluate --encoder ResNet --encoder.weights resnet18.pth --test DIR --train DIR
 
 The encoder is frozen. Shard sets and their settings come from the run's recipe unless flags say
-otherwise.
+otherwise. With a run and `--encoder` both are evaluated, in two columns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,19 +23,39 @@ from rich.table import Table
 
 from shards import durable
 from shards.layout import open_shards
-from training.command_line import run_function
+from training.command_line import Dotted, program, run_function
 
 if TYPE_CHECKING:
-    from evaluation.suite import Evaluation
-    from model.method import Method
-    from training.config import Config
+    import torch
 
+    from evaluation.suite import Evaluated, Evaluation
+    from pipeline.graph import ViewGroup
+    from pipeline.normalisation import Normalisation
+    from pipeline.tuning import Tuning
+    from training.config import Config
+    from training.trained import Trained
+
+_RANDOM = "random init"  # a column's name
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """What is evaluated, and how it is run."""
+
+    method: Evaluated
+    group: ViewGroup
+    normalisation: Normalisation
+    device: torch.device
+    autocast: torch.dtype | None
+    tuning: Tuning | None
+
+
 def main(
-    run: Path,
+    run: Path | None = None,
     *,
+    encoder: Dotted = (),
+    size: int | None = None,
     test: str | None = None,
     train: str | None = None,
     queries: str | None = None,
@@ -44,10 +66,16 @@ def main(
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
-    """Evaluate a run's encoder on frozen features.
+    """Evaluate an encoder on frozen features.
 
     Args:
-        run: folder of a run, or of one of its checkpoints.
+        run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
+        encoder: network that is evaluated instead, or beside RUN in another column: a class with
+            its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
+            a file, a run or timm:NAME (without, they are random); or another run.
+            --encoder.help CLASS lists the settings.
+        size: height and width of the images, in pixels; by default, what the encoder was trained
+            on, or is published for.
         test: held-out shard set; by default, the recipe's.
         train: labelled shard set for k-NN and the linear probe; by default, the recipe's.
         queries: shard set of edited copies to find; by default, the recipe's.
@@ -55,50 +83,108 @@ def main(
         json: file to write the figures to.
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
-        beside_random: evaluate these weights too, in a second column.
+        beside_random: evaluate these weights too, in a column of their own.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
     # Here and not above, so that --help takes no seconds.
-    import copy
-
-    from training.run import checkpoint, run_folder
+    from training.named_encoder import open_named, show_help
     from training.settings import parse
-    from training.trained import locate
+    from training.trained import NO_RUN, here
 
-    run, saved = locate(run)
-    if saved is None and not random_init:
-        raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
+    show_help(encoder, program(main))
     durable.check_writable(json=json)
-    # This machine may lack the run's device, precision and trackers.
-    here = ["--device", device, "--mixed_precision", mixed_precision, "--trackers", "[]"]
-    config = parse(["--config", str(run / run_folder.CONFIG), *here]).config
-    sets = _sets(config, run, test=test, train=train, queries=queries, references=references)
-    methods = {}
-    if random_init or beside_random:
-        methods["random init"] = copy.deepcopy(config.method)
-    step = 0
-    if not random_init and saved is not None:
-        step = saved.step
-        state = saved.method()
-        with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
-            config.method.load_state_dict(state)
-        methods[f"step {step:,}"] = config.method
-    found = _evaluated(config, run, sets, methods)
+    alone = run is None or run.is_file()  # without a recipe
+    if alone and (random_init or beside_random):
+        raise ValueError(
+            "random weights are those that a run began with; name a run's folder, or evaluate "
+            "--encoder CLASS without --encoder.weights."
+        )
+    how = {"size": size, "device": device, "mixed_precision": mixed_precision}
+    named = [open_named(None, encoder, **how)] if encoder else []
+    step, trained = 0, {}
+    if run is None or run.is_file():
+        config = parse([*NO_RUN, *here(device, mixed_precision)]).config
+        if run is not None or not encoder:
+            named.append(open_named(run, (), **how))
+            step = named[-1].facts["step"]
+    else:
+        config, step, trained = _run(
+            run, here(device, mixed_precision), size, random=random_init, beside=beside_random
+        )
+    title = str(run or named[-1].name)
+    sets = _sets(config, title, test=test, train=train, queries=queries, references=references)
+    frozen = {each.name: _bare(each, config) for each in named}
+    found = _evaluated(config, sets, {**trained, **frozen} if alone else {**frozen, **trained})
 
-    _show(str(run), found)
-    *beside, evaluation = found.values()
+    _show(title, found)
+    *beside, (_, evaluation) = found.items()
     for remark in dict.fromkeys(line for each in found.values() for line in each.remarks):
         Console(highlight=False).print(remark, soft_wrap=True, markup=False)
     if json:
-        record = {"run": str(run), "step": step, **sets, **evaluation.figures}
+        record = {"run": title, "step": step, **sets, **evaluation.figures}
         if evaluation.remarks:
             record["remarks"] = evaluation.remarks
-        if beside:
-            record["random_init"] = beside[0].figures
+        others = {name: each.figures for name, each in beside}
+        if _RANDOM in others:
+            record["random_init"] = others.pop(_RANDOM)
+        if others:
+            record["beside"] = others
         _write(json, record)
     if not evaluation.figures:
         sys.exit(1)
+
+
+def _run(
+    path: Path, here: list[str], size: int | None, *, random: bool, beside: bool
+) -> tuple[Config, int, dict[str, _Frozen]]:
+    """Return a run's configuration, its step, and its methods by their columns' names.
+
+    Args:
+        path: folder of the run, or of one of its checkpoints.
+        here: words for what this machine may lack of the run's.
+        size: of the images, instead of the run's.
+        random: whether the weights that it began with are evaluated instead of the trained ones.
+        beside: whether they are evaluated too.
+    """
+    import copy
+
+    from training import machine_settings
+    from training.run import checkpoint
+    from training.settings import parse
+    from training.trained import config_of, device_of, locate
+
+    run, saved = locate(path)
+    if saved is None and not random:
+        raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
+    config = parse(["--config", str(config_of(run)), *here]).config
+    device = device_of(config)
+    methods, step = {}, 0
+    if random or beside:
+        methods[_RANDOM] = copy.deepcopy(config.method)
+    if not random and saved is not None:
+        step, state = saved.step, saved.method()
+        with checkpoint.fits(saved.root, f"{config_of(run)}"):
+            config.method.load_state_dict(state)
+        methods[f"step {step:,}"] = config.method
+    group = config.views if size is None else replace(config.views, size=size)
+    tuning = machine_settings.kept(run) if device.type == "cuda" else None
+    how = (group, config.normalisation, device, config.autocast(), tuning)
+    return config, step, {name: _Frozen(method, *how) for name, method in methods.items()}
+
+
+def _bare(trained: Trained, config: Config) -> _Frozen:
+    """Return an encoder without a projector; views are made as a configuration says."""
+    from evaluation.bare_encoder import BareEncoder
+
+    return _Frozen(
+        BareEncoder(trained.encoder),
+        replace(config.views, size=trained.size),
+        trained.normalisation,
+        trained.device,
+        trained.autocast,
+        trained.tuning,
+    )
 
 
 def _show(run: str, found: Mapping[str, Evaluation]) -> None:
@@ -116,11 +202,11 @@ def _show(run: str, found: Mapping[str, Evaluation]) -> None:
     Console(highlight=False).print(table)
 
 
-def _sets(config: Config, run: Path, **given: str | None) -> dict[str, str | None]:
+def _sets(config: Config, title: str, **given: str | None) -> dict[str, str | None]:
     """Return the shard sets to evaluate on: those that are given, else the recipe's."""
     test = given["test"] or config.evaluation_test
     if test is None:
-        raise ValueError(f"{run} was trained without a test set; name one with --test DIR.")
+        raise ValueError(f"no recipe names a test set for {title}; name one with --test DIR.")
     copies = (given["queries"], given["references"])
     if not any(copies):
         copies = (config.evaluation_queries, config.evaluation_references)
@@ -131,19 +217,17 @@ def _sets(config: Config, run: Path, **given: str | None) -> dict[str, str | Non
 
 
 def _evaluated(
-    config: Config, run: Path, sets: dict[str, str | None], methods: Mapping[str, Method]
+    config: Config, sets: dict[str, str | None], frozen: Mapping[str, _Frozen]
 ) -> dict[str, Evaluation]:
-    """Return what methods are worth on the shard sets, by their names."""
+    """Return what encoders are worth on the shard sets, by their names."""
     import torch
 
     from evaluation.suite import Suite
-    from training import machine_settings
-    from training.trained import device_of
 
     test, *others = (sets[name] for name in ("test", "train", "queries", "references"))
     train, queries, references = (open_shards(root) if root else None for root in others)
     assert test is not None
-    device = device_of(config)
+    opened = open_shards(test)
     found: dict[str, Evaluation] = {}
     with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1.0)
@@ -151,22 +235,22 @@ def _evaluated(
         def show(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done / total)
 
-        suite = Suite(
-            test=open_shards(test),
-            train=train,
-            queries=queries,
-            references=references,
-            group=config.views,
-            device=device,
-            autocast=config.autocast(),
-            normalisation=config.normalisation,
-            tuning=machine_settings.kept(run) if device.type == "cuda" else None,
-            neighbours=config.evaluation_neighbours,
-            temperature=config.evaluation_temperature,
-            progress=show,
-        )
-        for name, method in methods.items():
-            moved = method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        for name, each in frozen.items():
+            suite = Suite(
+                test=opened,
+                train=train,
+                queries=queries,
+                references=references,
+                group=each.group,
+                device=each.device,
+                autocast=each.autocast,
+                normalisation=each.normalisation,
+                tuning=each.tuning,
+                neighbours=config.evaluation_neighbours,
+                temperature=config.evaluation_temperature,
+                progress=show,
+            )
+            moved = each.method.to(each.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             found[name] = suite.run(moved, probe=True)
     return found
 

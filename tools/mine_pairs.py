@@ -30,7 +30,7 @@ from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, write
 from tools.inspect.sheet import pair_sheet, pictures_at
 from tools.shard import kept_on_interrupt, progress_shown
-from training.command_line import run_function
+from training.command_line import Dotted, program, run_function
 from training.terminal import Section, show
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ Pick = Literal["uniform", "best"]
 def main(
     *,
     shards: str,
-    encoder: Path,
+    encoder: Dotted,
     out: str,
     keep: float | None = None,
     lower: float | None = None,
@@ -56,6 +56,7 @@ def main(
     pick: Pick = "uniform",
     seed: int = 0,
     sheet: Path | None = None,
+    size: int | None = None,
     device: Literal["auto", "cpu", "gpu"] = "auto",
     samples_per_shard: int = SAMPLES_PER_SHARD,
     workers: int | None = None,
@@ -67,7 +68,8 @@ def main(
     Args:
         shards: shard set, or a subset of one; a folder or a URL.
         encoder: network that judges what is similar: a run's folder, a checkpoint's, or
-            encoder.safetensors.
+            encoder.safetensors; or a class with its settings, such as Timm --encoder.name
+            vit_small_patch16_224, and --encoder.weights, a file, a run or timm:NAME.
         out: folder to make, or a URL such as s3://…
         keep: share of the images that get a partner, the most similar ones; it sets the lower
             threshold. Default: 0.5, unless --lower is given.
@@ -79,6 +81,8 @@ def main(
             similar one.
         seed: seed of the choice, and of the order of the pair set.
         sheet: PNG of some pairs; default: OUT.png.
+        size: height and width of the images, in pixels; by default, what the encoder was trained
+            on, or is published for.
         device: where the encoder computes; auto is the GPU if there is one.
         samples_per_shard: upper bound; the counts of the shards differ by at most one.
         workers: number of processes that write; by default, one for each core.
@@ -87,8 +91,9 @@ def main(
     from evaluation.features import embed
     from evaluation.neighbours import choose_partners, lower_for, nearest_others
     from pipeline.images import Images
-    from training.trained import open_encoder
+    from training.named_encoder import open_named, show_help
 
+    show_help(encoder, program(main))
     if keep is not None and lower is not None:
         raise ValueError(
             f"keep={keep} and lower={lower} both say which pairs are similar enough; give one of "
@@ -98,7 +103,7 @@ def main(
     sheet = sheet or _sheet_of(out)
     durable.check_writable(sheet=sheet)
     shard_set = open_shards(shards)
-    trained = open_encoder(encoder, device=device)
+    trained = open_named(None, encoder, size=size, device=device)
     begin = time.monotonic()
     # Un-augmented, in the order of the tars.
     images = Images(

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.loader import Loader
+from pipeline.loader import Batch, Loader
 from pipeline.normalisation import IMAGENET, Normalisation
 from shards import durable
-from shards.layout import open_shards
+from shards.layout import ShardSet, open_shards
 from shards.one_line import one_line
 from training.command_line import run_function
+from training.config import Config
 from training.settings import Settings
 
 GAP = 3  # pixels between views
@@ -33,17 +34,7 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
         raise ValueError(f"rows={rows}; give 1 or more.")
     durable.check_writable(out=out)
     shard_set = open_shards(folder)
-    loader = Loader(
-        shard_set,
-        settings.config.groups,
-        batch_size_per_rank=min(rows, len(shard_set)),
-        seed=settings.config.seed,
-        shuffle_buffer=settings.config.shuffle_buffer,
-        tuning=settings.config.tuning,
-        normalisation=settings.config.normalisation,
-    )
-    with loader:
-        batch = next(iter(loader))
+    batch = first_batch(settings.config, shard_set, rows)
     with durable.replaced(out) as partial:
         Image.fromarray(contact_sheet(batch.views, settings.config.normalisation)).save(
             partial, format="PNG"
@@ -51,6 +42,21 @@ def main(settings: Settings, folder: str, *, out: Path = Path("views.png"), rows
     groups = " + ".join(f"{g.count} × {g.size} px" for g in settings.config.groups)
     turns = ", in turn of each image and its partner" if shard_set.manifest.partners else ""
     print(f"{len(batch.id_B)} samples × {groups} views of {one_line(f'{folder}{turns}: {out}')}")
+
+
+def first_batch(config: Config, shard_set: ShardSet, rows: int) -> Batch:
+    """Return the views of the first samples of an epoch, at most `rows` of them."""
+    loader = Loader(
+        shard_set,
+        config.groups,
+        batch_size_per_rank=min(rows, len(shard_set)),
+        seed=config.seed,
+        shuffle_buffer=config.shuffle_buffer,
+        tuning=config.tuning,
+        normalisation=config.normalisation,
+    )
+    with loader:
+        return next(iter(loader))
 
 
 def contact_sheet(views: tuple[Tensor, ...], normalisation: Normalisation = IMAGENET) -> np.ndarray:

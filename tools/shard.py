@@ -124,7 +124,7 @@ def shard(
             command=shlex.join(["python", "-m", "tools.shard", *sys.argv[1:]]),
             progress=progress,
         )
-    _sum_up(shard_set, opened, time.monotonic() - begin)
+    sum_up(shard_set, opened, time.monotonic() - begin)
 
 
 @contextmanager
@@ -224,7 +224,8 @@ def _rate(progress: Progress, seconds: float) -> str:
     return f"{images}, {progress.bytes / seconds / 1e6:,.1f} MB/s" if progress.bytes else images
 
 
-def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
+def sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
+    """Print what became of a source, and what its shard set is like."""
     manifest, statistics = shard_set.manifest, shard_set.manifest.statistics
     account = manifest.account
     counts = sorted({shard.samples for shard in manifest.shards})
@@ -252,8 +253,10 @@ def _sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
     if account.duplicates:
         rows["duplicates"] = (
             f"{account.duplicates:,} images have the bytes of another, and would be its false "
-            "negatives; --drop_duplicates true leaves them out"
+            "negatives"
         )
+        if not manifest.indexed:
+            rows["duplicates"] += "; --drop_duplicates true leaves them out"
     if account.quarantined:
         lines = shard_set.folder.read(f"{QUARANTINE}/{REASONS}").splitlines()
         reasons = Counter(json.loads(line)["reason"] for line in lines)

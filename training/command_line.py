@@ -6,7 +6,8 @@
 
 Parameters before the asterisk are positional words, the others are flags; a list takes several
 words. The docstring's Args become the help. With a parameter `settings` the command takes every
-flag of train.py too.
+flag of train.py too; with one of type `Dotted`, such as `encoder`, `--encoder CLASS` and every
+`--encoder.SETTING`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ Repeated = Annotated[list[str], "repeated"]
 """A flag that may stand several times, each time with one value."""
 Rest = Annotated[list[str], "rest"]
 """All words after --, unread."""
+Dotted = Annotated[Sequence[str], "dotted"]
+"""A flag NAME and all flags NAME.SETTING with their values, unread. A positional word that may be
+None and has no default is not asked for where they are given: they stand for it."""
 # A command that trains nothing ignores what a recipe says of a run's length and its trackers.
 UNUSED = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
 
 
 def run_function(main: Callable[..., None]) -> None:
     """Run a command: parse this process's arguments, call its function, report errors in a line."""
-    run_command(partial(call, main))
+    run_command(partial(call, main), silent=_is_later_rank)
 
 
 def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +62,11 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         if hints[name] == Rest:
             cut = words.index("--") if "--" in words else len(words)
             words, values[name] = words[:cut], words[cut + 1 :]
+        elif hints[name] == Dotted:
+            words, values[name] = _without_dotted(words, name)
+            needed = parameters[name].default is inspect.Parameter.empty
+            if needed and not values[name] and not {"-h", "--help"} & {*words}:
+                raise ValueError(f"the following arguments are required: --{name}")
     if "settings" in parameters:
         from training.settings import parse  # imports every network, for seconds
 
@@ -68,8 +77,12 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         values |= {"settings": settings, **settings.options}
     else:
         parser = FlagParser(prog=program(main), description=described(main)[0])
-        add_parameters(parser, main)
-        values |= vars(parser.read(words))
+        given = any(values[name] for name in values if hints[name] == Dotted)
+        replaced = [n for n, p in parameters.items() if given and _may_be_absent(p, hints[n])]
+        values |= dict.fromkeys(replaced)
+        add_parameters(parser, main, *replaced)
+        # As a dict: its vars would call "keys" otherwise.
+        values |= {**parser.read(words).as_dict(), **values}
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
     positional = [word for name in several for word in values.pop(name)]
     main(*positional, **values)
@@ -96,6 +109,10 @@ def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) 
         hint, default = hints[name], parameter.default
         if name in ("settings", *skipped) or hint == Rest:
             continue
+        if hint == Dotted:  # `call` reads them
+            shown = f"CLASS [--{name}.SETTING VALUE …]"
+            parser.add_argument(f"--{name}", metavar=shown, help=helps[name])
+            continue
         item = _item(hint)
         more: dict[str, Any] = {"type": item or hint, "help": helps[name]}
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -107,6 +124,8 @@ def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) 
         if parameter.kind is not parameter.KEYWORD_ONLY:
             if get_origin(hint) is not Literal:  # that is shown by its values
                 more["metavar"] = name.upper()
+            if parameter.kind is not parameter.VAR_POSITIONAL and default is not parameter.empty:
+                more["nargs"] = "?"
             parser.add_argument(name, **more)
         elif default is parameter.empty:
             parser.add_argument(f"--{name}", required=True, **more)
@@ -143,6 +162,34 @@ def _recipe_parser(main: Callable[..., None]) -> FlagParser:
     if "folder" in inspect.signature(main).parameters:  # the shard set, instead of --shards
         command_line.set_defaults({"shards": "."})
     return command_line
+
+
+def _without_dotted(words: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Return the words without a flag and its dotted ones, and these with their values."""
+    rest: list[str] = []
+    taken: list[str] = []
+    left = iter(words)
+    for word in left:
+        flag, equals, _ = word.partition("=")
+        if flag != f"--{name}" and not flag.startswith(f"--{name}."):
+            rest.append(word)
+            continue
+        taken.append(word)
+        if not equals and (value := next(left, None)) is not None:
+            taken.append(value)
+    return rest, taken
+
+
+def _may_be_absent(parameter: inspect.Parameter, hint: Any) -> bool:
+    """Whether dotted flags may stand for a positional word; see `Dotted`."""
+    positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    return positional and parameter.default is parameter.empty and type(None) in get_args(hint)
+
+
+def _is_later_rank() -> bool:
+    from training.launch import is_later_rank  # here: it imports torch
+
+    return is_later_rank()
 
 
 def _item(hint: Any) -> Any:

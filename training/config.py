@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +25,20 @@ EVALUATION_SETS = (
 """Settings that name shard sets to evaluate on."""
 SHARD_SETS = ("shards", *EVALUATION_SETS)
 """All settings that name shard sets."""
+Tracker = Literal[
+    "aim",
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+"""What Accelerate knows."""
+_PACKAGES = {"comet_ml": "comet-ml", "aim": "aim<4"}
+"""Packages of trackers with another name, or that Accelerate does not know all versions of."""
 _LENGTH = "--seconds or --image_views"  # of a comparison
 
 
@@ -172,14 +185,13 @@ class Config:
     """Edited copies to find in `evaluation_references`, by `python -m tools.shard copies`."""
     evaluation_references: str | None = setting(None, resume="free", compare="own")
     """Shard set that is searched for the originals of `evaluation_queries`."""
-    trackers: list[Literal["tensorboard", "wandb"]] = setting(
-        factory=list, resume="free", compare="set"
-    )
-    """Accelerate's trackers that get the records too; their files lie in the run's folder."""
+    trackers: list[Tracker] = setting(factory=list, resume="free", compare="set")
+    """Accelerate's trackers that get the records too, such as [tensorboard, mlflow]; files lie in
+    the run's folder where the tracker lets us choose."""
     tracker_project: str = setting("viewrank", resume="free", compare="set")
-    """Project of the run at Weights & Biases; TensorBoard's folder in the run's."""
+    """Project or experiment of the run in its trackers; TensorBoard's folder in the run's."""
     tracker_name: str | None = setting(None, resume="free", compare="set")
-    """Name of the run at Weights & Biases; None: that of its folder."""
+    """Name of the run in its trackers; None: that of its folder."""
 
     def __post_init__(self) -> None:
         self._refuse_numbers()
@@ -260,11 +272,15 @@ class Config:
                 f"tracker_project={self.tracker_project!r}, but it must be 1 to 128 characters "
                 "other than / \\ # ? , % : and not begin with a dot."
             )
-        for name in self.trackers:
-            if importlib.util.find_spec(name) is None:  # Accelerate would say nothing
+        if self.trackers:
+            from accelerate.tracking import get_available_trackers  # it would just leave one out
+
+            here = {str(each) for each in get_available_trackers()}
+            for name in (each for each in self.trackers if each not in here):
+                package = _PACKAGES.get(name, name)
                 raise ValueError(
-                    f"trackers=[{name}], but the package {name} is not installed. Install it with "
-                    f"uv pip install {name}, or leave it out."
+                    f"trackers=[{name}], but the package {package} is not installed. Install it "
+                    f"with uv pip install '{package}', or leave it out."
                 )
         if self.device == "gpu" and not self.on_gpu:
             raise ValueError(

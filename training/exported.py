@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from model.encoder import Encoder
@@ -125,6 +127,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
         ) from None
     return {f"network.{name}": tensor for name, tensor in tensors.items()}, found
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors and their names, whatever their order."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def metadata(content: bytes) -> dict[str, str]:

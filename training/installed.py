@@ -12,6 +12,8 @@ import sys
 from types import TracebackType
 
 OWN = ("shards", "pipeline", "model", "training", "evaluation", "tools", "train")
+EXTRAS = {"report": ("jinja2", "plotly", "umap")}
+"""Packages of an optional group of pyproject.toml, by the group, as they are imported."""
 TRACEBACK = "VIEWRANK_TRACEBACK"
 """The environment variable that asks for tracebacks."""
 
@@ -40,10 +42,13 @@ def remedy(error: BaseException | None) -> str:
         return ""
     if error.name.partition(".")[0] in OWN:  # a defect of ours
         return ""
+    missing = f"the package {error.name} is not installed here ({sys.executable}). In viewrank's "
+    for extra, names in EXTRAS.items():
+        if error.name.partition(".")[0] in names:
+            return f"{missing}folder, uv pip install -e '.[{extra}]' installs it."
     return (
-        f"the package {error.name} is not installed here ({sys.executable}). In viewrank's folder, "
-        "uv pip install -e '.[cuda13]' installs all that it needs (cuda12 for drivers of CUDA 12); "
-        "where make demo or make test ran, source .venv/bin/activate."
+        f"{missing}folder, uv pip install -e '.[cuda13]' installs all that it needs (cuda12 for "
+        "drivers of CUDA 12); where make demo or make test ran, source .venv/bin/activate."
     )
 
 

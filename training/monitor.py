@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -181,20 +181,32 @@ def records(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no record.
     """
-    path = run / METRICS
+    path, found = run / METRICS, []
+    for number, (line, record) in enumerate(_lines(path), start=1):
+        if record is None:
+            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}")
+        found.append(record)
+    return found
+
+
+def legible_records(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of a run that can be read, and how many lines cannot."""
+    found = [record for _, record in _lines(run / METRICS)]
+    return [record for record in found if record is not None], found.count(None)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield each whole line and its record, None if it holds none."""
     if not path.exists():
-        return []
-    found: list[dict[str, Any]] = []
+        return
     *lines, _ = durable.read(path).decode(errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
+    for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}")
-        found.append(record)
-    return found
+        known = isinstance(record, dict) and isinstance(record.get("step"), int)
+        yield line, record if known else None
 
 
 def _clock(seconds: float) -> str:

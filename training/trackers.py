@@ -1,11 +1,12 @@
-"""Trackers: TensorBoard and Weights & Biases, through Accelerate, show a run's records elsewhere.
+"""Trackers: the packages through which Accelerate shows a run's records elsewhere.
 
-    RUN/PROJECT/     TensorBoard's files
-    RUN/wandb/       Weights & Biases' own files
-    RUN/wandb.json   which run this is there
+    RUN/PROJECT/      TensorBoard's files
+    RUN/wandb/        Weights & Biases' own files; so dvclive/, swanlab/, comet_ml/ and .aim/
+    RUN/wandb.json    which run this is there; so of each that numbers or names runs by itself
 
-A run that continues goes on where it was. It makes the records since its checkpoint again: of
-TensorBoard the old ones are hidden, and Weights & Biases, online, drops the new ones.
+MLflow, ClearML and Trackio put their files where their own settings say. A run that continues goes
+on where it was. It makes the records since its checkpoint again: of TensorBoard the old ones are
+hidden, and Weights & Biases, online, drops the new ones; MLflow, Trackio and DVCLive show both.
 """
 
 from __future__ import annotations
@@ -14,15 +15,29 @@ import json
 import re
 import secrets
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from shards import durable
+from training.config import Config
 from training.monitor import Record
 from training.processes import Processes
 from training.settings import Settings
 
-WANDB = "wandb.json"
+_CHOSEN: Mapping[str, Callable[[], str]] = {
+    "wandb": lambda: secrets.token_hex(4),
+    "trackio": lambda: secrets.token_hex(4),
+    "comet_ml": lambda: secrets.token_hex(16),  # 32 to 50 characters
+    "swanlab": lambda: secrets.token_hex(11)[:21],  # 21 exactly
+}
+"""Makes the identity of a new run, where it may be chosen."""
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "mlflow": lambda tracker: tracker.info.run_id,
+    "aim": lambda tracker: tracker.hash,
+    "clearml": lambda tracker: tracker.id,
+}
+"""Returns the identity of a run that has begun, where the tracker gives it."""
 
 
 class Trackers:
@@ -42,23 +57,25 @@ class Trackers:
         self._trackers: list[Any] = []
         if not (config.trackers and processes.first):
             return
-        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}}
-        if "wandb" in config.trackers:
-            name = config.tracker_name or config.run.absolute().name
-            identity = _identity(config.run / WANDB)
-            options["wandb"] = {"id": identity, "resume": "allow", "name": name}
-            options["wandb"]["dir"] = str(config.run)
+        known = {name: _identity(config.run, name) for name in config.trackers}
         flat = {name: str(value) for name, value in settings.flat().items()}
         try:
+            options = {name: _options(name, config, step, known[name]) for name in known}
             processes.accelerator.init_trackers(config.tracker_project, init_kwargs=options)
             for each in processes.accelerator.trackers:
-                if each.name != "tensorboard" or step == 0:  # which would show them once a start
+                told = _TOLD.get(each.name)
+                goes_on = known[each.name] is not None if told else step > 0
+                if told and not goes_on:
+                    _keep(config.run, each.name, told(each.tracker))
+                # Some refuse other values than they had, and TensorBoard shows them once a start.
+                if not goes_on or each.name in _CHOSEN:
                     each.store_init_configuration(flat)
         except Exception as error:  # each package raises its own
             raise ValueError(
-                f"trackers={config.trackers} cannot begin ({' '.join(str(error).split())}). "
-                "Weights & Biases: log in (wandb login), or set WANDB_MODE=offline; if its run was "
-                f"deleted there, remove {config.run / WANDB}. Or leave --trackers out."
+                f"trackers={config.trackers} cannot begin ({' '.join(str(error).split())}). Log in "
+                "as its package says, or work without a network (Weights & Biases: wandb login, or "
+                "WANDB_MODE=offline); if the run was deleted there, remove "
+                f"{config.run}/TRACKER.json. Or leave --trackers out."
             ) from error
         self._trackers = list(processes.accelerator.trackers)
 
@@ -77,22 +94,65 @@ class Trackers:
                 sys.stderr.write(f"warning: {each.name} gets no more records: {error}\n")
 
 
-def _identity(path: Path) -> str:
-    """Return which run this is at Weights & Biases, the same at each start.
+def _options(name: str, config: Config, step: int, identity: str | None) -> dict[str, Any]:
+    """Return what a tracker is begun with, besides the project.
+
+    Args:
+        name: of the tracker.
+        config: of the run.
+        step: where the run starts.
+        identity: which run it is there; None if it is new and the tracker says so itself.
+    """
+    title, own = config.tracker_name or config.run.absolute().name, str(config.run / name)
+    if name == "tensorboard":
+        return {"purge_step": step + 1}
+    if name == "wandb":
+        return {"id": identity, "resume": "allow", "name": title, "dir": str(config.run)}
+    if name == "trackio":  # which knows a run by its name
+        return {"name": f"{title}-{identity}", "resume": "allow", "embed": False}
+    if name == "comet_ml":
+        from comet_ml import ExperimentConfig  # pyright: ignore[reportMissingImports]
+
+        more = ExperimentConfig(name=title, offline_directory=own)
+        return {"experiment_key": identity, "experiment_config": more}
+    if name == "swanlab":
+        return {"id": identity, "resume": "allow", "experiment_name": title, "logdir": own}
+    if name == "aim":  # its folder is the run's
+        return {"run_hash": identity}
+    if name == "mlflow":
+        return {"run_id": identity, "run_name": title}
+    if name == "clearml":
+        # Steps are as they are given, not counted on from the last one.
+        again = {"reuse_last_task_id": identity, "continue_last_task": 0}
+        return {"task_name": title} | (again if identity else {"reuse_last_task_id": False})
+    return {"dir": own, "resume": step > 0, "dvcyaml": f"{own}/dvc.yaml"}  # DVCLive
+
+
+def _identity(run: Path, name: str) -> str | None:
+    """Return which run this is to a tracker, the same at each start.
+
+    None for a new run that the tracker will name, and for those that need no name.
 
     Raises:
         ValueError: the file is damaged.
     """
+    if name not in {*_CHOSEN, *_TOLD}:
+        return None
+    path = run / f"{name}.json"
     try:
         identity = json.loads(durable.read(path))["id"]
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity):
             raise ValueError("its id has other characters than letters and digits")
     except FileNotFoundError:
-        identity = secrets.token_hex(4)
-        durable.replace(path, [json.dumps({"id": identity}).encode(), b"\n"])
+        return _keep(run, name, _CHOSEN[name]()) if name in _CHOSEN else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not what was written ({error}). Restore it, or remove it: Weights & Biases "
-            "then begins another run."
+            f"{path} is not what was written ({error}). Restore it, or remove it: {name} then "
+            "begins another run."
         ) from None
+    return identity
+
+
+def _keep(run: Path, name: str, identity: str) -> str:
+    durable.replace(run / f"{name}.json", [json.dumps({"id": identity}).encode(), b"\n"])
     return identity

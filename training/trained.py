@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +19,8 @@ from training import exported, machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
 from training.settings import Settings, parse
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Trained:
     """Settings of its run's pipeline that move pixels; None without a GPU."""
     name: str
     """What it is, for people."""
+    facts: Mapping[str, Any]
+    """Its class, arguments and step, and what weights it began with, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,15 @@ class OpenedRun:
     step: int
 
 
-def open_encoder(path: Path, *, device: str = "auto") -> Trained:
+def open_encoder(
+    path: Path, *, device: str = "auto", mixed_precision: Precision = "auto"
+) -> Trained:
     """Load an encoder.
 
     Args:
         path: a run's folder, a checkpoint's, or an exported encoder.safetensors.
         device: auto, cpu or gpu.
+        mixed_precision: precision of its layers; auto is bf16 where the hardware multiplies it.
 
     Raises:
         ValueError: the path holds no encoder, or the weights do not fit it.
@@ -63,17 +72,20 @@ def open_encoder(path: Path, *, device: str = "auto") -> Trained:
             f"{path} does not exist; give a run's folder, a checkpoint's, or {exported.NAME}."
         )
     if path.is_file():
-        return _exported(path, device)
-    opened = open_run(path, device=device)
-    return _trained(opened.settings.config, opened.folder, f"{path}, step {opened.step:,}")
+        return _exported(path, here(device, mixed_precision))
+    opened = open_run(path, device=device, mixed_precision=mixed_precision)
+    settings, name = opened.settings, f"{path}, step {opened.step:,}"
+    began = settings.config.weights
+    return ready(settings, name, step=opened.step, run=opened.folder, weights=began)
 
 
-def open_run(path: Path, *, device: str = "auto") -> OpenedRun:
+def open_run(path: Path, *, device: str = "auto", mixed_precision: Precision = "auto") -> OpenedRun:
     """Load all that a run trained.
 
     Args:
         path: a run's folder or a checkpoint's.
         device: auto, cpu or gpu.
+        mixed_precision: of the networks.
 
     Raises:
         ValueError: the path holds no checkpoint, or the weights do not fit it.
@@ -81,11 +93,9 @@ def open_run(path: Path, *, device: str = "auto") -> OpenedRun:
     run, saved = locate(path)
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
-    config = run / run_folder.CONFIG
-    durable.open_regular(config).close()  # the folder may be anybody's: no pipe or device is read
-    settings = parse(["--config", str(config), *_here(device)])
+    settings = parse(["--config", str(config_of(run)), *here(device, mixed_precision)])
     state = saved.method()
-    with checkpoint.fits(saved.root, str(config)):
+    with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
         settings.config.method.load_state_dict(state)
     return OpenedRun(settings, run, saved.step)
 
@@ -134,31 +144,71 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _exported(path: Path, device: str) -> Trained:
+def _exported(path: Path, here: list[str]) -> Trained:
     tensors, facts = exported.read(path)
     encoder = {"class_path": facts["class"], "init_args": facts["arguments"]}
     words = ["--method.encoder", json.dumps(encoder), "--views.size", str(facts["size"])]
-    words += ["--shards", ".", "--run", str(path.parent), "--steps", "1"]  # what each recipe has
-    config = parse([*words, *_here(device)]).config
+    settings = parse([*words, *NO_RUN, *here])
     with checkpoint.fits(path, f"the {facts['class']} that its metadata say"):
-        config.method.encoder.load_state_dict(tensors)
-    return _trained(config, path.parent, f"{path}, step {facts['step']:,}")
+        settings.config.method.encoder.load_state_dict(tensors)
+    name = f"{path}, step {facts['step']:,}"
+    began = facts.get("weights")
+    return ready(settings, name, step=facts["step"], run=path.parent, weights=began)
 
 
-def _here(device: str) -> list[str]:
+NO_RUN = ["--shards", ".", "--run", ".", "--steps", "1"]
+"""What each recipe has, for a network without one."""
+
+
+def config_of(run: Path) -> Path:
+    """Return the file of a run's configuration; the folder may be anybody's: no pipe is read."""
+    path = run / run_folder.CONFIG
+    durable.open_regular(path).close()
+    return path
+
+
+def here(device: str, mixed_precision: Precision) -> list[str]:
     """Return the words for what this machine may lack of a run's: device, precision, trackers."""
-    return ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
+    return ["--device", device, "--mixed_precision", mixed_precision, "--trackers", "[]"]
 
 
-def _trained(config: Config, run: Path, name: str) -> Trained:
+def ready(
+    settings: Settings,
+    name: str,
+    *,
+    step: int,
+    run: Path | None = None,
+    weights: object = None,
+    encoder: Encoder | None = None,
+    chosen: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Return an encoder on its device.
+
+    Args:
+        settings: of its run, or of none.
+        name: what it is, for people.
+        step: number of updates; 0 if there is no run.
+        run: folder with the settings of the run's pipeline.
+        weights: what it began with.
+        encoder: with its weights; by default, the settings'.
+        chosen: its class and arguments; by default, the settings'.
+    """
+    config = settings.config
     device = device_of(config)
-    encoder = config.method.encoder.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    encoder = encoder or config.method.encoder
+    of_class = chosen or dict(settings.resolved["method"]["init_args"]["encoder"])
     return Trained(
-        encoder=encoder,
+        encoder=encoder.to(device).to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         size=config.views.size,
-        normalisation=config.normalisation,
+        normalisation=Normalisation(encoder.mean, encoder.std),
         device=device,
         autocast=config.autocast(),
-        tuning=machine_settings.kept(run) if device.type == "cuda" else None,
+        tuning=machine_settings.kept(run) if run and device.type == "cuda" else None,
         name=name,
+        facts={
+            "class": of_class["class_path"],
+            "arguments": of_class.get("init_args", {}),
+            "step": step,
+            "weights": weights,
+        },
     )

@@ -235,12 +235,8 @@ def _downloaded(name: str) -> Weights:
             "timm.list_pretrained() has the names; on a machine without internet give a file."
         ) from None
     tensors: dict[str, Tensor] = network.state_dict()
-    digest = sha256()
-    for each, tensor in sorted(tensors.items()):
-        digest.update(each.encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     published: Any = network.pretrained_cfg
-    return Weights(tensors, digest.hexdigest(), published.get("license"))
+    return Weights(tensors, exported.digest_of(tensors), published.get("license"))
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ METHODS = {
     "MoCo": "sgd",
     "SwAV": "lars",
     "SimSiam": "sgd",
+    "DINO": "adamw",
 }
 """Each with an optimizer; all three have a turn."""
 WAYS = {

@@ -108,6 +108,7 @@ def variants(place: Sizes) -> Mapping[str, LearningRun]:
         "SwAV": ("swav", None),
         "SimSiam": ("simsiam", None),
         "BYOL": ("byol", None),
+        "DINO": ("dino", None),
         "S2R2-style, 16 views": ("s2r2", 16),
     }
     plain: dict[str, list[str]] = {}

@@ -22,6 +22,8 @@ class Encoder(nn.Module, ABC):
     """Of red, green and blue, in 0..1; the pipeline subtracts it. By default ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Of red, green and blue, in 0..1; the pipeline divides by it."""
+    image_size: int | None = None
+    """Height and width of the images that published weights are for; None: there are none."""
 
     def describe(self) -> str:
         """Return which network it is, for the header of a run."""

@@ -39,6 +39,7 @@ class ResNet(Encoder):
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
         self.feature_size = network.fc.in_features
+        self.image_size = 224 if stem == "large" else None
         network.fc = nn.Identity()
         self.network = network
 

@@ -60,6 +60,7 @@ class Timm(Encoder):
                 ) from None
         published = network.pretrained_cfg
         self.mean, self.std = _color(published["mean"]), _color(published["std"])
+        self.image_size = image_size or published["input_size"][-1]
         self.feature_size = getattr(network, "head_hidden_size", network.num_features)
         self.network = network
 

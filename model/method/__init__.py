@@ -4,6 +4,7 @@ The import list is the registry: a method is one file beside these and one line 
 """
 
 from model.method.byol import BYOL as BYOL
+from model.method.dino import DINO as DINO
 from model.method.joint_embedding import JointEmbedding as JointEmbedding
 from model.method.method import MemoryRequest as MemoryRequest
 from model.method.method import Method as Method

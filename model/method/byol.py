@@ -10,12 +10,10 @@ of both directions. (lightly's is a quarter of it: half the sum of negative cosi
 
 from __future__ import annotations
 
-from math import cos, pi
-
 import torch
 from torch import Tensor
 
-from model.average import MovingAverage
+from model.average import MovingAverage, rising
 from model.encoder import Encoder
 from model.gather import gather
 from model.method.method import Method, Output, encode, large, refuse_few
@@ -75,9 +73,7 @@ class BYOL(Method):
 
     def after_step(self, progress: float | Tensor) -> None:
         """Move the twin."""
-        angle = pi * progress
-        cosine = angle.cos() if isinstance(angle, Tensor) else cos(angle)
-        momentum = 1 - (1 - self.momentum) * (cosine + 1) / 2
+        momentum = rising(self.momentum, progress)
         self.target.follow(self.encoder, self.projector, momentum=momentum)
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:

@@ -41,7 +41,7 @@ class Method(nn.Module, ABC):
     """One step of training: views in, loss out; with every network and queue that it needs."""
 
     encoder: Encoder
-    """The result of training: evaluation and export take it."""
+    """The result of training: evaluation and export take it. It may be another one's average."""
     projector: Projector
     trains_part = False
     """Whether a step may leave parameters without gradient, such as those of a frozen side."""
@@ -55,6 +55,7 @@ class Method(nn.Module, ABC):
         projector_layers: int,
         norm: bool = True,
         output_norm: bool = False,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         """Make the encoder and the projector, which every method has.
 
@@ -65,6 +66,7 @@ class Method(nn.Module, ABC):
             projector_layers: number of its linear layers.
             norm: batch norm in its hidden layers.
             output_norm: batch norm without scale and offset on the embeddings.
+            activation: of the projector's hidden layers.
         """
         super().__init__()
         self.encoder = encoder
@@ -75,6 +77,7 @@ class Method(nn.Module, ABC):
             layers=projector_layers,
             norm=norm,
             output_norm=output_norm,
+            activation=activation,
         )
 
     @abstractmethod

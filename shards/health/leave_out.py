@@ -36,9 +36,7 @@ def find_bad(
     def report(_done: int, _size: int) -> None:
         progress()
 
-    job = CheckShard(
-        shard_set.folder, shard_set.tar_folder, deep=False, partners=shard_set.manifest.partners
-    )
+    job = CheckShard.of(shard_set, deep=False)
     shards = shard_set.manifest.shards
     changed = [shard for shard in shards if job(shard, report)]
     deep = replace(job, deep=True)

@@ -70,8 +70,8 @@ def repair(
         progress: called with the shards done and their total.
 
     Raises:
-        ValueError: it is a subset, neither manifest nor plan can be read, or `deep` is asked for
-            and the decoder does not work.
+        ValueError: it is a subset or an indexed set, neither manifest nor plan can be read, or
+            `deep` is asked for and the decoder does not work.
     """
     folder = folder_at(root)
     manifest, problems = read_manifest(folder)
@@ -81,6 +81,12 @@ def repair(
         raise ValueError(
             f"{folder} is a subset: repair the set {manifest.parent} above it, then remove the "
             "subset and select it again (python -m tools.select)."
+        )
+    if manifest.indexed:
+        raise ValueError(
+            f"{folder} is an index of tars that others wrote: bring these back as they were; or "
+            "remove it and make it again, without what cannot be read any more: "
+            f"{manifest.command or 'python -m tools.index'}"
         )
     if deep and not _decoder_works():
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import IO
 from shards.engine import Engine, Job, Report, Serial, Totals
 from shards.image import decode, read_header
 from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
+from shards.named_numbers import numbers_in
 from shards.outage import Unreachable
 from shards.shard_index import check_index
 from shards.shard_table import SampleRow, ShardTable, read_table
@@ -21,6 +22,7 @@ from shards.writing.summary import summarise
 from shards.writing.writing_plan import WritingPlan
 
 CHANGED = "has other bytes than were written"
+_NUMBERS = ("id.i64", "y.i64")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def verify(
         if progress is not None:
             progress(totals.samples, manifest.samples, totals.bytes)
 
-    job = CheckShard(folder, shard_set.tar_folder, deep, manifest.partners)
+    job = CheckShard.of(shard_set, deep=deep)
     found: dict[int, list[Problem]] = {}
     for task, shard_problems in (engine or Serial()).run(job, manifest.shards, report):
         found[task] = shard_problems
@@ -137,6 +139,15 @@ class CheckShard(Job):
     deep: bool
     partners: bool
     """Whether every sample must have a partner."""
+    indexed: bool
+    """Whether ids and labels are in the index."""
+
+    @classmethod
+    def of(cls, shard_set: ShardSet, *, deep: bool) -> "CheckShard":
+        """Return the check of a set's shards."""
+        manifest = shard_set.manifest
+        where = shard_set.folder, shard_set.tar_folder
+        return cls(*where, deep, manifest.partners, manifest.indexed)
 
     def __call__(self, task: Shard, report: Report) -> list[Problem]:
         """Return what is wrong with a shard's files."""
@@ -155,7 +166,7 @@ class CheckShard(Job):
         table, problem = load_table(self.folder, shard)
         if problem:
             yield problem
-        lines, problem = load_index(self.folder, shard)
+        lines, problem = load_index(self.folder, shard, indexed=self.indexed)
         if problem:
             yield problem
         try:
@@ -204,7 +215,8 @@ class CheckShard(Job):
             return f"points outside the tar, for {outside[0]}", ""
         if not self.deep:
             return None
-        key = next(iter(files.values()))[2].partition(".")[0] if files else ""
+        name = next(iter(files.values()))[2] if files else ""
+        key = name.partition(".")[0]
         if key in damaged:  # reported already; to decode it might end the process
             return None
         row = rows.get(key) if rows is not None else None
@@ -216,10 +228,15 @@ class CheckShard(Job):
         reason = undecodable(data, partners=self.partners)
         if reason:
             return reason, key
-        if row is not None and data.get("id.i64") != label_bytes(row.id):
-            return f"has another id than {row.id}", key
-        if row is not None and data.get("y.i64") != label_bytes(row.label):
-            return f"has another label than {row.label}", key
+        if row is None:
+            return None
+        if self.indexed:
+            data |= zip(_NUMBERS, map(label_bytes, numbers_in(name)), strict=True)
+        for extension, what, number in zip(
+            _NUMBERS, ("id", "label"), (row.id, row.label), strict=True
+        ):
+            if data.get(extension) != label_bytes(number):
+                return f"has another {what} than {number}", key
         return None
 
 
@@ -278,7 +295,9 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
     return table, None
 
 
-def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem | None]:
+def load_index(
+    folder: Folder, shard: Shard, *, indexed: bool = False
+) -> tuple[list[str] | None, Problem | None]:
     """Return the lines of a shard's index (None if damaged), and what is wrong with it."""
     name = f"{shard.name}.idx"
     try:
@@ -294,7 +313,7 @@ def load_index(folder: Folder, shard: Shard) -> tuple[list[str] | None, Problem 
         return None, Problem(name, difference(found, shard.index))
     try:
         text = folder.read(name)
-        check_index(text, shard)
+        check_index(text, shard, indexed=indexed)
         return index_lines(text), None
     except ValueError as error:
         return None, Problem(name, str(error))
@@ -323,8 +342,7 @@ def explain_failure(
     Raises:
         Unreachable: its place does not answer.
     """
-    where = shard_set.folder, shard_set.tar_folder
-    job, deep = (CheckShard(*where, deep, shard_set.manifest.partners) for deep in (False, True))
+    job, deep = (CheckShard.of(shard_set, deep=deep) for deep in (False, True))
 
     def report(_done: int, _size: int) -> None:
         progress()

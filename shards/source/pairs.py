@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import ShardSet
-from shards.source.source import Sample, Source, key_from
+from shards.shard_index import lines_of
+from shards.source.source import Names, Sample, Source, key_from
 from shards.source.tar_members import entries
 from shards.storage import is_remote
 from shards.survey import rows_of
+from shards.tar import components, key_of
 
 _KEY_LENGTH = 82  # with ".partner.shape.i64" it still fits the 100 bytes of a plain tar header
 _END = bytes(1024)
@@ -69,6 +71,7 @@ class Pairs(Source):
         self._root, self._place = shard_set.root, shard_set.tar_folder
         self._digest = hashlib.sha256(shard_set.manifest.to_json().encode()).digest()
         self._partners, self._scores = partners.astype(np.int64), scores.round(4)
+        self._lines = Names()  # of an indexed set: its tars name samples otherwise
         shards = shard_set.manifest.shards
         self._tars = [f"{shard.name}.tar" for shard in shards]
         self._first = np.cumsum([0, *(shard.samples for shard in shards)])
@@ -81,6 +84,9 @@ class Pairs(Source):
             self._spans[part] = [row.bytes for row in rows]
             self._labels[part] = [row.label for row in rows]
             self._crcs[part] = [row.crc32 for row in rows]
+            if shard_set.manifest.indexed:
+                for line in lines_of(shard_set, shard):
+                    self._lines.append(line)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,6 +123,8 @@ class Pairs(Source):
                 f"{self.ids[index]}). Copy it again, or repair the set: python -m tools.verify "
                 f"{self._root} --repair true"
             )
+        if self._lines:
+            return self._by_index(tar, self._lines[index])
         key, files = "", {}
         for entry in entries(io.BytesIO(data + _END), len(data)):
             folder, slash, base = entry.name.rpartition("/")
@@ -124,6 +132,13 @@ class Pairs(Source):
             key = folder + slash + stem
             files[extension] = data[entry.offset : entry.offset + entry.size]
         return key, files
+
+    def _by_index(self, tar: str, line: str) -> tuple[str, dict[str, bytes]]:
+        files = {
+            extension: self._place.read(tar, offset, size)
+            for extension, offset, size, _ in components(line)
+        }
+        return key_of(line), files
 
 
 def _image(files: dict[str, bytes]) -> tuple[str, bytes | NDArray[np.uint8]]:

@@ -7,8 +7,8 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,9 @@ class Sample:
     """Of the file's name, to compare with its content; empty where there is no such name."""
     partner: bytes | NDArray[np.uint8] | None = None
     """A second image that goes with it, in the form of `image`; see `Source.partners`."""
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a sample in a tar: offset and size there of its "image", and of its "json", if that is an
+    object."""
 
 
 class NoImage(OSError):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shards.source.folder import EXTENSIONS
 from shards.source.location import compressed
 from shards.source.source import Names
-from shards.source.tar_links import Contents, Members
+from shards.source.tar_links import Contents, Members, Place
 from shards.source.tar_members import Damaged, Entry, entries
 from shards.source.usual_names import is_leftover
 from shards.storage import Folder
@@ -262,8 +262,10 @@ def read_sample(
     image_offset: int,
     last_dot: bool,
     contents: Contents,
-) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any]]:
-    """Return a sample's image, the name of its member, and its components that are text.
+) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any], dict[str, Place]]:
+    """Return a sample's image, the name of its member, its components that are text, and places.
+
+    The places are for `Sample.places`.
 
     Raises:
         OSError: The tar cannot be read there.
@@ -273,6 +275,7 @@ def read_sample(
         raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
     data += bytes(-span % BLOCKSIZE + BLOCKSIZE)  # padding and an end mark
     image, shape, path, texts = b"", b"", "", dict[str, Any]()
+    places: dict[str, Place] = {}
     try:
         for entry in entries(io.BytesIO(data), len(data)):
             place = contents.place_of(entry, start)
@@ -287,11 +290,13 @@ def read_sample(
             if offset != start + entry.offset:
                 content = _content(folder, name, offset, size)
             if is_image:
-                image, path = content, entry.name
+                image, path, places["image"] = content, entry.name, place
             elif names[1] == _SHAPE:
                 shape = content
             else:
                 texts |= _text(names[1], content)
+                if names[1] == "json" and isinstance(texts.get("json"), dict):
+                    places["json"] = place
     except Damaged as damage:
         raise OSError(errno.EIO, f"{folder.path(name)} {damage}") from None
     if not path:
@@ -300,8 +305,8 @@ def read_sample(
         sides = [int.from_bytes(shape[i : i + 8], "little") for i in range(0, len(shape), 8)]
         if len(sides) != 3 or sides[2] != 3 or math.prod(sides) != len(image):
             raise OSError(errno.EIO, f"{len(image):,} bytes do not fit the shape {sides}", path)
-        return np.frombuffer(image, np.uint8).reshape(sides), path, texts
-    return image, path, texts
+        return np.frombuffer(image, np.uint8).reshape(sides), path, texts, places
+    return image, path, texts, places
 
 
 def _content(folder: Folder, name: str, offset: int, size: int) -> bytes:

@@ -120,7 +120,7 @@ class WebDataset(Source):
     def __getitem__(self, index: int) -> Sample:
         tar = self._tar(index)
         folder, name = self._tars[tar]
-        image, path, metadata = read_sample(
+        image, path, metadata, places = read_sample(
             folder,
             name,
             self._starts[index],
@@ -139,7 +139,13 @@ class WebDataset(Source):
             id=index if self._ids is None else self._ids[index],
             metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
             extension=path.rpartition(".")[2],
+            places=places,
         )
+
+    def tars(self) -> Iterator[tuple[Folder, str, range]]:
+        """Yield folder and name of each tar, and the positions of its samples."""
+        for (folder, name), between in zip(self._tars, pairwise(self._first), strict=True):
+            yield folder, name, range(*between)
 
     def label(self, index: int) -> int:
         """Return the label of a sample, without its image."""

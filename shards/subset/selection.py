@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from shards import durable
 from shards.duplicates import count_copies
 from shards.layout import (
-    FORMAT,
     MANIFEST,
     PARENT,
     SUBSETS,
@@ -329,7 +328,6 @@ def _manifest(
     colours, samples = whole.statistics, seen.samples
     return replace(
         whole,
-        format=FORMAT,
         samples=samples,
         extensions=sorted(seen.extensions),
         shards=shards,

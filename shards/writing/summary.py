@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.duplicates import count_copies
-from shards.layout import FORMAT, PLAN, QUARANTINE, REASONS, Account, Manifest, Shard
+from shards.layout import (
+    FORMAT,
+    INDEXED_FORMAT,
+    PLAN,
+    QUARANTINE,
+    REASONS,
+    Account,
+    Manifest,
+    Shard,
+)
 from shards.shard_table import Quarantined, SampleRow, Seen, key_hash, read_table
 from shards.storage import Folder
 from shards.writing.writing_plan import WritingPlan
@@ -84,7 +93,7 @@ def _manifest(plan: WritingPlan, shards: list[Shard], seen: Seen, account: Accou
     how = plan.preparation
     reencoded = how.encoding == "raw" or how.encoding.startswith("jpeg")
     return Manifest(
-        format=FORMAT,
+        format=INDEXED_FORMAT if plan.indexed else FORMAT,
         source=plan.source,
         split=plan.split,
         samples=account.written,
@@ -101,6 +110,7 @@ def _manifest(plan: WritingPlan, shards: list[Shard], seen: Seen, account: Accou
         command=plan.command,
         parent="",
         partners=plan.partners,
+        indexed=plan.indexed,
     )
 
 

@@ -1,18 +1,19 @@
-"""The two jobs of writing: write one shard, and hash a run of images. Any process can do them."""
+"""The jobs of writing: write one shard, and hash a run of images. Any process can do them."""
 
 import errno
 import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.engine import Job, Report
-from shards.image import colours
-from shards.layout import PARTNER, QUARANTINE
+from shards.image import Pixels, colours
+from shards.layout import PARTNER, QUARANTINE, File
 from shards.outage import Unreachable
 from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
 from shards.source.source import Sample, Source
@@ -53,49 +54,80 @@ class ShardTask:
 
 
 @dataclass(frozen=True)
-class WriteShard(Job):
-    """Writes the tar, the index and the table of a shard."""
+class ShardJob(Job):
+    """Makes one shard of the samples at some positions of a source."""
 
     source: Source
     folder: Folder
     preparation: Preparation
 
-    def __call__(self, task: ShardTask, report: Report) -> Outcome:
-        """Write a shard; the files of an earlier attempt are replaced by equal ones."""
-        seen, rows = Seen(), []
+    def rows(
+        self,
+        task: ShardTask,
+        seen: Seen,
+        report: Report,
+        length: Callable[[], int],
+        add: Callable[[Sample, Stored], tuple[int, int, int]],
+    ) -> list[SampleRow]:
+        """Read and check the samples; return a row for each that can be used.
+
+        Args:
+            task: the shard.
+            seen: takes in facts about all samples.
+            report: told before each sample.
+            length: returns the bytes of the tar so far.
+            add: takes a usable sample into the shard; returns its offset, bytes and CRC-32.
+        """
+        rows = []
         self.source.expect(task.positions.tolist())
-        with self.folder.create(f"{task.name}.tar") as file:
-            tar = TarWriter(file)
-            read = Reader(self.source, waiting=lambda: report(-1, tar.length))
-            for done, position in enumerate(task.positions.tolist()):
-                report(done, tar.length)
-                if position in task.unread:
-                    why = ("deadly", "reading it ended the process, twice")
-                    label = self.source.label(position)
-                    seen.quarantined.append(Quarantined(f"position {position}", *why, "", label))
-                    continue
-                try:
-                    sample = read(position)
-                except (OutOfResources, Unreachable):
-                    raise
-                except OSError as error:
-                    seen.quarantined.append(self._unreadable(position, error))
-                    continue
-                try:
-                    row = self._add(tar, sample, seen, bool(task.measured[done]), position, task)
-                except Unusable as error:
-                    seen.quarantined.append(self._quarantine(task.name, done, sample, error))
-                else:
-                    rows.append(row)
-            report(-1, tar.length)
-            tar_file = tar.finish()
-        index = index_text(tar.lines)
+        read = Reader(self.source, waiting=lambda: report(-1, length()))
+        for done, position in enumerate(task.positions.tolist()):
+            report(done, length())
+            if position in task.unread:
+                why = ("deadly", "reading it ended the process, twice")
+                label = self.source.label(position)
+                seen.quarantined.append(Quarantined(f"position {position}", *why, "", label))
+                continue
+            try:
+                sample = read(position)
+            except (OutOfResources, Unreachable):
+                raise
+            except OSError as error:
+                seen.quarantined.append(self._unreadable(position, error))
+                continue
+            try:
+                if position in task.deadly:
+                    raise Unusable("deadly", "its decoder ended the process, twice")
+                measure = bool(task.measured[done])
+                stored = prepare(
+                    sample.image, self.preparation, extension=sample.extension, measure=measure
+                )
+                row = _row(sample, stored, *add(sample, stored))
+            except Unusable as error:
+                seen.quarantined.append(self.quarantine(task.name, done, sample, error))
+            else:
+                seen.see(row)
+                rows.append(row)
+                if measure and stored.pixels is not None:
+                    _measure(seen, stored.pixels)
+        report(-1, length())
+        return rows
+
+    def complete(
+        self, task: ShardTask, tar: File, lines: list[str], rows: list[SampleRow], seen: Seen
+    ) -> Outcome:
+        """Write the index and the table of a shard whose tar is there."""
+        index = index_text(lines)
         self.folder.write(f"{task.name}.idx", index)
         # The table comes last: where it is, the shard is complete.
-        text, _ = write_table(task.name, tar_file, file_of(index), seen, rows, task.digest())
+        text, _ = write_table(task.name, tar, file_of(index), seen, rows, task.digest())
         self.folder.write(f"{task.name}.jsonl", text)
-        report(len(task.positions), tar.length)
         return Outcome(Counter(row.label for row in rows), seen.quarantined)
+
+    def quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:  # noqa: ARG002
+        """Return what is noted of an image that cannot be used; its bytes stay where they are."""
+        origin = str(sample.metadata.get("file", sample.key))
+        return Quarantined(plain(origin), error.reason, plain(error.detail), "", sample.label)
 
     def without(self, task: ShardTask, done: int) -> ShardTask:
         """Return the task with one more image to quarantine: first undecoded, then unread."""
@@ -111,37 +143,30 @@ class WriteShard(Job):
             return replace(task, unread=task.unread | {position})
         return replace(task, deadly=task.deadly | {position})
 
-    def _add(
-        self, tar: TarWriter, sample: Sample, seen: Seen, measure: bool, at: int, task: ShardTask
-    ) -> SampleRow:
-        if at in task.deadly:
-            raise Unusable("deadly", "its decoder ended the process, twice")
-        stored = prepare(
-            sample.image, self.preparation, extension=sample.extension, measure=measure
-        )
-        partner = self._partner(sample)
-        if measure and stored.pixels is not None:
-            mean, squares = colours(stored.pixels)
-            seen.measured += 1
-            seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
-            seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
-        start, length, crc32 = tar.add(sample.key, _components(sample, stored, partner))
-        row = SampleRow(
-            key=sample.key,
-            id=sample.id,
-            label=sample.label,
-            image=stored.extension,
-            width=stored.width,
-            height=stored.height,
-            offset=start,
-            bytes=length,
-            crc32=crc32,
-            content=content_hash(sample).hex(),
-            repaired=stored.repaired,
-            remarks=stored.remarks,
-        )
-        seen.see(row)
-        return row
+    def _unreadable(self, position: int, error: OSError) -> Quarantined:
+        origin = plain(str(error.filename or f"position {position}"))
+        detail, label = plain(error.strerror or str(error)), self.source.label(position)
+        return Quarantined(origin, "unreadable", detail, "", label)
+
+
+@dataclass(frozen=True)
+class WriteShard(ShardJob):
+    """Writes the tar, the index and the table of a shard."""
+
+    def __call__(self, task: ShardTask, report: Report) -> Outcome:
+        """Write a shard; the files of an earlier attempt are replaced by equal ones."""
+        seen = Seen()
+        with self.folder.create(f"{task.name}.tar") as file:
+            tar = TarWriter(file)
+
+            def add(sample: Sample, stored: Stored) -> tuple[int, int, int]:
+                return tar.add(sample.key, _components(sample, stored, self._partner(sample)))
+
+            rows = self.rows(task, seen, report, lambda: tar.length, add)
+            tar_file = tar.finish()
+        outcome = self.complete(task, tar_file, tar.lines, rows, seen)
+        report(len(task.positions), tar.length)
+        return outcome
 
     def _partner(self, sample: Sample) -> Stored | None:
         if sample.partner is None:
@@ -151,25 +176,20 @@ class WriteShard(Job):
         except Unusable as error:
             raise Unusable(error.reason, f"its partner: {error.detail}") from None
 
-    def _quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
+    def quarantine(self, shard: str, done: int, sample: Sample, error: Unusable) -> Quarantined:
         """Keep the bytes of an image that cannot be stored, under a name that tells its origin.
 
         Those of one that is too small or too elongated are sound, and stay where they are.
         """
-        origin = str(sample.metadata.get("file", sample.key))
-        why = (plain(origin), error.reason, plain(error.detail))
+        noted = super().quarantine(shard, done, sample, error)
         if error.reason in (TOO_SMALL, TOO_ELONGATED):
-            return Quarantined(*why, "", sample.label)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", origin.rpartition("/")[2])[-80:].lstrip(".-")
+            return noted
+        name = noted.origin.rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].lstrip(".-")
         file = f"{QUARANTINE}/{shard}/{done:06d}-{name or 'image'}"
         data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
         self.folder.write(file, data)
-        return Quarantined(*why, file, sample.label)
-
-    def _unreadable(self, position: int, error: OSError) -> Quarantined:
-        origin = plain(str(error.filename or f"position {position}"))
-        detail, label = plain(error.strerror or str(error)), self.source.label(position)
-        return Quarantined(origin, "unreadable", detail, "", label)
+        return replace(noted, file=file)
 
 
 @dataclass(frozen=True)
@@ -200,6 +220,30 @@ def content_hash(sample: Sample) -> bytes:
     shape = b"" if isinstance(sample.image, bytes) else repr(sample.image.shape).encode()
     data = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
     return hashlib.blake2b(data, digest_size=16, person=shape[:16]).digest()
+
+
+def _measure(seen: Seen, pixels: Pixels) -> None:
+    mean, squares = colours(pixels)
+    seen.measured += 1
+    seen.sum = [a + b for a, b in zip(seen.sum, mean, strict=True)]
+    seen.sum_of_squares = [a + b for a, b in zip(seen.sum_of_squares, squares, strict=True)]
+
+
+def _row(sample: Sample, stored: Stored, offset: int, size: int, crc32: int) -> SampleRow:
+    return SampleRow(
+        key=sample.key,
+        id=sample.id,
+        label=sample.label,
+        image=stored.extension,
+        width=stored.width,
+        height=stored.height,
+        offset=offset,
+        bytes=size,
+        crc32=crc32,
+        content=content_hash(sample).hex(),
+        repaired=stored.repaired,
+        remarks=stored.remarks,
+    )
 
 
 def _components(sample: Sample, stored: Stored, partner: Stored | None) -> list[tuple[str, bytes]]:

@@ -11,7 +11,7 @@ the search for copies and equal keys takes 16 at the end.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from shards.writing.missing import MAX_MISSING, Missing, Outcome
 from shards.writing.output import LOCK, OURS, output_folder
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
-from shards.writing.tasks import HashContents, ShardTask, WriteShard
+from shards.writing.tasks import HashContents, ShardJob, ShardTask, WriteShard
 from shards.writing.writing_plan import WritingPlan
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
@@ -43,7 +43,7 @@ class Progress:
     """How far a writing has come."""
 
     stage: str
-    """hashing (the search for copies) or writing."""
+    """hashing (the search for copies), writing or indexing."""
     samples: int
     """Samples done, those of earlier attempts included."""
     total: int
@@ -150,22 +150,52 @@ def write(
         if plan.kept != len(order):
             plan = replace(plan, kept=len(order))
             folder.write(PLAN, plan.to_json().encode())
-        tasks = _tasks(order, samples_per_shard)
+        runs = np.array_split(order, -(-len(order) // samples_per_shard))
         missing = Missing(max_missing, len(order), source.classes)
-        done = _done(folder, tasks, missing)
-        waiting = [task for task in tasks if task.name not in done]
-        resumed = sum(len(task.positions) for task in tasks if task.name in done)
-        report = _Reporter(progress, "writing", len(order), resumed)
-        load_codec()
-        job = WriteShard(source, folder, preparation)
-        for left, (number, outcome) in enumerate(
-            engine.run(job, waiting, report), 1 - len(waiting)
-        ):
-            report(number, len(waiting[number].positions))
-            missing.add(outcome)
-            missing.refuse(complete=left == 0)
-        _finish(folder, plan)
+        do_tasks(
+            WriteShard(source, folder, preparation),
+            tasks_of(runs),
+            missing,
+            engine=engine,
+            stage="writing",
+            progress=progress,
+        )
+        finish(folder, plan)
     return open_shards(out)
+
+
+def do_tasks(
+    job: ShardJob,
+    tasks: list[ShardTask],
+    missing: Missing,
+    *,
+    engine: Engine,
+    stage: str,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Do the tasks that no earlier attempt has done.
+
+    Args:
+        job: does one.
+        tasks: of all shards.
+        missing: counts what cannot be used.
+        engine: who does it.
+        stage: what it is called in the progress.
+        progress: called now and then.
+
+    Raises:
+        ValueError: too much is missing.
+    """
+    done = _done(job.folder, tasks, missing)
+    waiting = [task for task in tasks if task.name not in done]
+    resumed = sum(len(task.positions) for task in tasks if task.name in done)
+    total = sum(len(task.positions) for task in tasks)
+    report = _Reporter(progress, stage, total, resumed)
+    load_codec()
+    for left, (number, outcome) in enumerate(engine.run(job, waiting, report), 1 - len(waiting)):
+        report(number, len(waiting[number].positions))
+        missing.add(outcome)
+        missing.refuse(complete=left == 0)
 
 
 def _check(
@@ -194,11 +224,12 @@ def shuffled(samples: int, seed: int) -> NDArray[np.integer]:
     return order
 
 
-def _tasks(order: NDArray[np.integer], samples_per_shard: int) -> list[ShardTask]:
-    runs = np.array_split(order, -(-len(order) // samples_per_shard))
-    measured = np.zeros(len(order), dtype=bool)
-    measured[np.linspace(0, len(order) - 1, min(MEASURED, len(order))).astype(int)] = True
-    marks = np.array_split(measured, len(runs))
+def tasks_of(runs: Sequence[NDArray[np.integer]]) -> list[ShardTask]:
+    """Return a task for each run of positions, which is not empty; some images are measured."""
+    ends = np.cumsum([len(run) for run in runs])
+    measured = np.zeros(ends[-1], dtype=bool)
+    measured[np.linspace(0, len(measured) - 1, min(MEASURED, len(measured))).astype(int)] = True
+    marks = np.split(measured, ends[:-1])
     return [
         ShardTask(f"{number:05d}", positions, mark)
         for number, (positions, mark) in enumerate(zip(runs, marks, strict=True))
@@ -259,7 +290,7 @@ def _done(folder: Folder, tasks: list[ShardTask], missing: Missing) -> set[str]:
     return set(complete)
 
 
-def _finish(folder: Folder, plan: WritingPlan) -> None:
+def finish(folder: Folder, plan: WritingPlan) -> None:
     """Sum up the tables and write the manifest."""
     summary = summarise(folder, plan)
     for name in summary.empty:  # no sample was usable; its table says why

@@ -26,6 +26,8 @@ class WritingPlan:
     drop_duplicates: bool
     preparation: Preparation
     partners: bool = False
+    indexed: bool = False
+    """Whether others wrote the tars, which are linked to."""
     skip: Count = 0
     """Number of samples left out at the beginning of the shuffle."""
     command: str

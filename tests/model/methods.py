@@ -9,7 +9,7 @@ from embeddings import embeddings
 from torch import Tensor, nn
 
 from model.encoder import Encoder
-from model.method import BYOL, JointEmbedding, Method, MoCo, SimSiam, SwAV
+from model.method import BYOL, DINO, JointEmbedding, Method, MoCo, SimSiam, SwAV
 from model.objective import SmoothAP
 
 
@@ -35,6 +35,14 @@ MAKE: dict[str, Callable[[], Method]] = {
     "MoCo": lambda: MoCo(encoder=Flat(), queue_size=10, momentum=0.9, **SIZES),
     "SimSiam": lambda: SimSiam(encoder=Flat(), predictor_size=3, **SIZES),
     "BYOL": lambda: BYOL(encoder=Flat(), momentum=0.9, **SIZES),
+    "DINO": lambda: DINO(
+        encoder=Flat(),
+        prototypes=9,
+        norm_last_layer=False,
+        momentum=0.9,
+        freeze_last_layer=0.2,
+        **SIZES,
+    ),
 }
 
 

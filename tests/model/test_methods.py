@@ -10,7 +10,8 @@ from lightly.loss import NegativeCosineSimilarity, SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from methods import MAKE, SIZES, Flat, batch, made
 
-from model.method import BYOL, JointEmbedding, Method, MoCo, SimSiam, SwAV
+from model.encoder import Encoder
+from model.method import BYOL, DINO, JointEmbedding, Method, MoCo, SimSiam, SwAV
 from model.method.swav import sinkhorn, swapped_prediction
 from model.method.view_prediction import agreement, spread
 from model.objective import SmoothAP
@@ -26,6 +27,13 @@ def train(method: Method, steps: range, optimizer: torch.optim.Optimizer | None 
         optimizer.step()
         optimizer.zero_grad()
         method.after_step((step + 1) / 10)
+
+
+def encoder_of(method: Method) -> Encoder:
+    """Return the one that is trained; DINO's other one follows it."""
+    encoder = method.student[0] if isinstance(method, DINO) else method.encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def adamw(method: Method) -> torch.optim.Optimizer:
@@ -44,8 +52,8 @@ def test_any_number_of_views_is_trained_on(name: str, counts: tuple[int, ...]) -
     assert not output.z_VAD.requires_grad
     for key, parameter in method.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
-    grads = [parameter.grad for parameter in method.encoder.parameters()]
-    assert all(grad is not None and grad.norm() > 0 for grad in grads)
+    trained = list(encoder_of(method).parameters())
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in trained)
 
 
 @every_method

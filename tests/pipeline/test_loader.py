@@ -16,6 +16,7 @@ from benchmarks.host_operators import described_for_gpu, on_the_cpu
 from pipeline.augment import BYOLViews, Crop, Policy, SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Batch, Loader
+from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
 from shards.source import ImageFolder
@@ -306,6 +307,33 @@ def test_the_host_never_waits_for_the_gpu(make_shard_set: MakeShardSet, finish: 
                 next(batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("finish", ["fused", "dali"])
+def test_pixels_are_normalised_as_the_encoder_wants(
+    make_shard_set: MakeShardSet, finish: Any
+) -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    found: list[Tensor] = []
+    loaders = [
+        Loader(
+            make_shard_set(12),
+            [SMALL],
+            batch_size_per_rank=4,
+            tuning=Tuning(finish=finish),
+            normalisation=normalisation,
+        )
+        for normalisation in (IMAGENET, Normalisation(mean, std))
+    ]
+    for loader in loaders:
+        with loader:
+            (batch,) = take(loader, 1)
+        given = (loader.normalisation.std, loader.normalisation.mean)
+        scale, shift = (torch.tensor(values).view(3, 1, 1) for values in given)
+        found.append(batch.views[0] * scale + shift)
+    torch.testing.assert_close(*found, atol=2e-3, rtol=0)
+    differences = loaders[0].differences(loaders[1].state_dict())
+    assert list(differences) == ["normalisation"]
 
 
 def test_the_state_of_an_older_graph_is_refused_by_name(make_shard_set: MakeShardSet) -> None:

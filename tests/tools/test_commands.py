@@ -12,7 +12,7 @@ import pytest
 
 from tools import __main__ as viewrank
 from training import command_line
-from training.command_line import Repeated, Rest, call, run_function
+from training.command_line import Dotted, Repeated, Rest, call, run_function
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = viewrank.commands()
@@ -192,6 +192,41 @@ def test_a_wrong_word_is_one_line(
     assert ended.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
     for piece in pieces:
         assert piece in err
+
+
+def embedded(run: Path | None, data: str, *, rows: int = 1, network: Dotted = ()) -> None:
+    """Do it.
+
+    Args:
+        run: what is left out.
+        data: what is read.
+        rows: how many.
+        network: a class.
+    """
+    received.append((run, data, rows, network))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["x", "--rows", "2", "y"], (Path("x"), "y", 2, [])),
+        (["--network", "A", "y"], (None, "y", 1, ["--network", "A"])),
+        (
+            ["--network.a=-1", "y", "--network=A", "--rows", "2", "--network.b", "--c"],
+            (None, "y", 2, ["--network.a=-1", "--network=A", "--network.b", "--c"]),
+        ),
+    ],
+)
+def test_dotted_flags_are_handed_on_and_stand_for_a_word(
+    words: list[str], expected: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(embedded, words)
+    assert received.pop() == expected
+    with pytest.raises(SystemExit):
+        call(embedded, ["--help"])
+    assert "--network CLASS [--network.SETTING VALUE …]" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_parameter_without_help_is_refused() -> None:

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
+from model.method import DINO
 from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
+from training.settings import parse
+from training.step import Step
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
@@ -131,3 +135,24 @@ def test_each_block_of_a_resnet_is_a_layer(encoder: Encoder, layers: int) -> Non
     assert sorted(set(by_layer.values())) == list(range(layers))
     order = [by_layer[name] for name, _ in encoder.named_parameters()]
     assert order == sorted(order), "parameters are named from the images on"
+
+
+@pytest.mark.usefixtures("accelerate_as_it_was")
+def test_an_encoder_that_is_trained_has_its_decay_and_rates_whoever_holds_it() -> None:
+    """DINO trains a student, and keeps the teacher's encoder."""
+    words = ["--shards", "x", "--run", "r", "--steps", "5", "--optimizer", "adamw"]
+    words += ["--weight_decay", "0.1", "--layer_decay", "0.5", "--views.size", "32"]
+    words += ["--method", "DINO", "--method.prototypes", "12", "--method.encoder", "Timm"]
+    words += ["--method.encoder.name", "vit_tiny_patch16_224", "--method.encoder.image_size", "32"]
+    step = Step(parse(words).config, Accelerator(cpu=True))
+    assert isinstance(step.method, DINO)
+    found = {
+        id(p): (group["scale"], group["weight_decay"])
+        for group in step.optimizer.param_groups
+        for p in group["params"]
+    }
+    student: Any = step.method.student[0]
+    network = student.network
+    assert found[id(network.cls_token)] == found[id(network.pos_embed)] == (0.5**12, 0.0)
+    assert found[id(network.blocks[10].mlp.fc1.weight)] == (0.5, 0.1)
+    assert not {id(p) for p in step.method.encoder.parameters()} & found.keys()

@@ -1,18 +1,22 @@
 """A run that continues is the same run to its trackers, and no step is there twice."""
 
 import json
+import os
+import sqlite3
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import accelerate.tracking
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from training.config import Tracker
 from training.processes import Processes
 from training.settings import parse
 from training.trackers import Trackers
@@ -153,3 +157,77 @@ def test_a_damaged_identity_is_refused(tmp_path: Path, told: Dashboard, text: st
 def test_a_project_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="tracker_project"):
         parse(["--shards", "x", "--run", str(tmp_path), "--steps", "5", "--tracker_project", name])
+
+
+def of_mlflow(folder: Path, _: Path) -> list[tuple[int, float]]:
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        (run,) = store.execute("SELECT name FROM runs").fetchall()
+        assert run == ("my_run",)
+        assert store.execute("SELECT count(*) FROM params WHERE key = 'batch_size'").fetchone()[0]
+        return store.execute("SELECT step, value FROM metrics WHERE key = 'loss'").fetchall()
+
+
+def of_trackio(folder: Path, run: Path) -> list[tuple[int, float]]:
+    with sqlite3.connect(folder / "trackio" / "viewrank.db") as store:
+        found = store.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    identity = json.loads((run / "trackio.json").read_text())["id"]
+    assert {name for name, _, _ in found} == {f"my_run-{identity}"}
+    return [(step, json.loads(metrics)["loss"]) for _, step, metrics in found]
+
+
+def of_dvclive(_: Path, run: Path) -> list[tuple[int, float]]:
+    head, *lines = (run / "dvclive" / "plots" / "metrics" / "loss.tsv").read_text().splitlines()
+    assert head == "step\tloss" and "batch_size" in (run / "dvclive" / "params.yaml").read_text()
+    return [(int(step), float(loss)) for step, loss in (line.split("\t") for line in lines)]
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from tests.training.test_trackers import begin
+name, run, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+trackers = begin(run, name, step=step)
+for at in (step + 1, step + 2):
+    trackers.log({"step": at, "loss": 1 / at, "evaluation": "online"})
+trackers._trackers[0].finish()
+"""
+
+
+@pytest.mark.slow  # and not installed by make test
+@pytest.mark.parametrize(
+    ("name", "read"), [("mlflow", of_mlflow), ("trackio", of_trackio), ("dvclive", of_dvclive)]
+)
+def test_a_continued_run_is_one_run_to_a_tracker_of_files(
+    name: str, read: Callable[[Path, Path], list[tuple[int, float]]], tmp_path: Path
+) -> None:
+    pytest.importorskip(name)
+    run = tmp_path / "my_run"
+    for step in (0, 2):
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, name, str(run), str(step)],
+            check=True,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "HOME": str(tmp_path),
+                "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+                "TRACKIO_DIR": str(tmp_path / "trackio"),
+            },
+        )
+    assert sorted(read(tmp_path, run)) == [(at, pytest.approx(1 / at)) for at in (1, 2, 3, 4)]
+
+
+def test_every_tracker_of_accelerate_is_offered() -> None:
+    assert {str(each) for each in accelerate.tracking.LOGGER_TYPE_TO_CLASS} == {*get_args(Tracker)}
+
+
+@pytest.mark.parametrize("name", get_args(Tracker))
+def test_a_tracker_that_is_not_installed_is_refused_by_its_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
+    with pytest.raises(ValueError, match=r"uv pip install '(.*)', or leave it out") as refused:
+        parse(["--shards", "x", "--run", str(tmp_path), "--steps", "5", "--trackers", f"[{name}]"])
+    package = str(refused.value).split("'")[1].partition("<")[0]
+    assert package.replace("-", "_") == name

@@ -13,8 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from model.encoder import ResNet, SmallResNet, Timm
-from model.method import MoCo
+from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from training import weights
 from training.run import checkpoint, run_folder
 from training.settings import parse
@@ -166,10 +165,11 @@ def test_files_without_weights_are_refused_and_run_nothing(
         weights.read(str(tmp_path / "none.pth"))
 
 
-def test_copies_of_the_encoder_begin_with_the_weights_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["MoCo", "DINO"])
+def test_copies_of_the_encoder_begin_with_the_weights_too(name: str, tmp_path: Path) -> None:
     donor = SmallResNet(width=4)
     path = saved(copy.deepcopy(donor.network.state_dict()), tmp_path / "small.safetensors")
-    words = ["--method", "MoCo", "--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+    words = ["--method", name, "--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
     words += ["--views.count", "2", "--weights", str(path)]
     base = ["--shards", "x", "--run", str(tmp_path / "run"), "--steps", "1"]
     settings = weights.recorded(parse([*base, *words]))
@@ -177,9 +177,10 @@ def test_copies_of_the_encoder_begin_with_the_weights_too(tmp_path: Path) -> Non
     assert settings.resolved["weights_license"] == settings.config.weights_license
     assert settings.config.weights_license == "cc-by-nc-4.0"
     method = settings.config.method
-    assert isinstance(method, MoCo)
     weights.begin(settings.config, method)
-    for network in (method.encoder, method.twin.networks[0]):
+    encoders = [part for part in method.modules() if isinstance(part, Encoder)]
+    assert len(encoders) == 2
+    for network in encoders:
         for name, tensor in donor.state_dict().items():
             assert torch.equal(network.state_dict()[name], tensor), name
     with pytest.raises(ValueError, match="it is another file"):

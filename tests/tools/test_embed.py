@@ -1,0 +1,239 @@
+"""Features are the encoder's, each once, however the command was stopped and started."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import PartialState
+from PIL import Image
+
+from model.encoder import SmallResNet
+from shards.layout import ShardSet, open_shards
+from shards.shard_index import lines_of
+from shards.survey import rows_of
+from shards.tar import components
+from tests.conftest import MakeShardSet, Pictures
+from tests.program import BIN, TWO, finish
+from tools.embed import parts
+from tools.embed.__main__ import main
+from training.command_line import call
+
+SAMPLES = 42
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    PartialState._reset_state()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallResNet, list[str]]:
+    """An encoder, and the words that name it."""
+    torch.manual_seed(1)
+    network = SmallResNet(width=4)
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save(network.network.state_dict(), path)
+    words = ["--encoder", "SmallResNet", "--encoder.width", "4", "--encoder.weights", str(path)]
+    return network.eval(), [*words, "--size", "32", "--mixed_precision", "no", "--device", "cpu"]
+
+
+def embed(out: Path, data: object, words: list[str], *more: str) -> dict[str, Any]:
+    """Run the command, and return the columns of its file and its metadata."""
+    call(main, [str(data), "--out", str(out), "--batch_size", "5", *words, *more])
+    PartialState._reset_state()
+    return read(out)
+
+
+def read(out: Path) -> dict[str, Any]:
+    if out.suffix == ".npz":
+        with np.load(out) as file:
+            found = dict(file)
+        return {**found, "metadata": json.loads(str(found["metadata"]))}
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(out)
+    facts = {name.decode(): json.loads(text) for name, text in table.schema.metadata.items()}
+    return {**table.to_pydict(), "metadata": facts}
+
+
+def of_pixels(network: SmallResNet, ids: list[int]) -> np.ndarray:
+    """Return features of pictures that are as large as the encoder's input, by hand."""
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (network.mean, network.std))
+    pictures = [torch.from_numpy(Pictures(SAMPLES).pixels(i).copy()) for i in ids]
+    images = [(picture.permute(2, 0, 1) / 255 - mean) / std for picture in pictures]
+    with torch.inference_mode():
+        return network(torch.stack(images)).numpy()
+
+
+@pytest.mark.parametrize("samples_per_shard", [8, SAMPLES])
+def test_both_kinds_of_file_hold_each_sample_s_features_in_the_set_s_order(
+    samples_per_shard: int,
+    make_shard_set: MakeShardSet,
+    encoder: tuple[SmallResNet, list[str]],
+    tmp_path: Path,
+) -> None:
+    """With few samples a shard a part is several shards, with many a piece of one."""
+    shard_set = make_shard_set(SAMPLES, samples_per_shard=samples_per_shard)
+    network, words = encoder
+    words = [*words, "--samples_per_part", "19"]
+    assert len(parts.cut(shard_set, 19)) == 3
+    npz = embed(tmp_path / "a.npz", shard_set.root, words)
+    parquet = embed(tmp_path / "a.parquet", shard_set.root, words, "--float16", "true")
+    rows = [row for shard in shard_set.manifest.shards for row in rows_of(shard_set, shard)]
+    for name in ("key", "id", "label"):
+        assert list(npz[name]) == list(parquet[name]) == [getattr(row, name) for row in rows]
+    expected = of_pixels(network, [row.id for row in rows])
+    assert npz["feature"].dtype == np.float32
+    np.testing.assert_allclose(npz["feature"], expected, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(np.float16(parquet["feature"]), np.float16(npz["feature"]))
+    facts = parquet["metadata"]
+    assert (facts["size"], facts["step"], facts["left_out"]) == (32, 0, [])
+    assert facts["data"]["manifest_sha256"] == shard_set.manifest.digest()
+    assert facts["encoder"]["arguments"] == {"width": 4, "stem_stride": 1}
+    assert facts["mean"] == list(network.mean) and facts["std"] == list(network.std)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.parquet"]
+
+
+def test_a_command_that_was_stopped_goes_on_and_leaves_the_same_bytes(
+    make_shard_set: MakeShardSet,
+    encoder: tuple[SmallResNet, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, words = make_shard_set(SAMPLES).root, [*encoder[1], "--samples_per_part", "8"]
+    embed(tmp_path / "whole.npz", root, words)
+    made: list[int] = []
+    make = parts.Maker.make
+
+    def stopped(maker: parts.Maker, part: parts.Part) -> None:
+        if part.number == 2 and len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(part.number)
+        make(maker, part)
+
+    monkeypatch.setattr(parts.Maker, "make", stopped)
+    out = tmp_path / "broken.npz"
+    with pytest.raises(KeyboardInterrupt):
+        embed(out, root, words)
+    assert not out.exists() and f"stays in {out}.partial" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"parts of another command: dtype differ"):
+        embed(out, root, words, "--float16", "true")
+    made.append(-1)
+    embed(out, root, words)
+    assert made == [0, 1, -1, 2, 3, 4, 5]
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    with pytest.raises(ValueError, match="is there already"):
+        embed(out, root, words)
+
+
+@pytest.mark.parametrize("samples_per_part", [8, 3])
+def test_a_sample_that_cannot_be_read_is_left_out_and_named(
+    samples_per_part: int,
+    make_shard_set: MakeShardSet,
+    encoder: tuple[SmallResNet, list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = make_shard_set(SAMPLES)
+    root = tmp_path / "set"
+    shutil.copytree(whole.root, root)
+    key = zeroed(open_shards(root), shard=1, position=3)
+    words = [*encoder[1], "--samples_per_part", str(samples_per_part)]
+    expected = embed(tmp_path / "a.npz", whole.root, words)
+    found = embed(tmp_path / "b.npz", root, words)
+    (line,) = found["metadata"]["left_out"]
+    assert line.startswith(f"00001.tar, sample {key} ") and line in capsys.readouterr().out
+    kept = expected["key"] != key
+    assert np.count_nonzero(~kept) == 1
+    assert np.array_equal(found["key"], expected["key"][kept])
+    np.testing.assert_allclose(found["feature"], expected["feature"][kept], rtol=1e-5, atol=1e-6)
+
+
+def zeroed(shard_set: ShardSet, *, shard: int, position: int) -> str:
+    """Overwrite an image with zeros, and return its key."""
+    line = lines_of(shard_set, shard_set.manifest.shards[shard])[position]
+    ((offset, size, name),) = [(at, n, m) for e, at, n, m in components(line) if e == "png"]
+    with open(shard_set.tars[shard], "r+b") as tar:
+        tar.seek(offset)
+        tar.write(bytes(size))
+    return name.partition(".")[0]
+
+
+def test_folders_and_tables_keep_the_order_of_their_files(
+    encoder: tuple[SmallResNet, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "images", tmp_path / "table.csv"
+    lines = ["path,label"]
+    for index in range(11):
+        file = folder / f"class{index % 2}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(Pictures(SAMPLES).pixels(index)).save(file)
+        lines.append(f"images/class{index % 2}/{index}.png,{index % 2}")
+    (folder / "class1" / "3.png").write_bytes(b"no image")
+    table.write_text("\n".join(lines))
+    network, words = encoder
+    words = [*words, "--samples_per_part", "4"]
+    for data, order in ((folder, [0, 2, 4, 6, 8, 10, 1, 5, 7, 9]), (table, [*range(11)])):
+        found = embed(tmp_path / f"{data.stem}.npz", data, words)
+        order = [index for index in order if index != 3]
+        assert [int(key.rpartition("/")[2]) for key in found["key"]] == order
+        assert found["label"].tolist() == [index % 2 for index in order]
+        expected = of_pixels(network, order)
+        np.testing.assert_allclose(found["feature"], expected, rtol=1e-4, atol=1e-5)
+        (line,) = found["metadata"]["left_out"]
+        assert "3.png: " in line
+        said = capsys.readouterr()
+        assert "is no shard set: its 11 images are copied" in said.err and line in said.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "images",
+        "images.npz",
+        "table.csv",
+        "table.npz",
+    ]
+
+
+def test_two_processes_leave_the_features_of_one(
+    make_shard_set: MakeShardSet, encoder: tuple[SmallResNet, list[str]], tmp_path: Path
+) -> None:
+    root, words = make_shard_set(SAMPLES).root, [*encoder[1], "--samples_per_part", "8"]
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    embed(one, root, words)
+    more = [root, "--out", str(two), "--batch_size", "5", *words]
+    code, out, err = finish([str(BIN / "accelerate"), *TWO, "-m", "tools.embed", *more])
+    assert code == 0, out + err
+    assert out.count("42 of ") == 1
+    expected, found = read(one), read(two)
+    for name in ("key", "id", "label"):
+        assert np.array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["feature"], expected["feature"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--encoder", "Tim"], r"Tim does not exist.*The nearest is Timm"),
+        (["--encoder", "SmallResNet"], r"published for no size .*Give --size"),
+        (["--encoder", "SmallResNet", "--encoder.width", "0"], r"width=0 channels"),
+        (["--encoder.width", "4"], r"--encoder CLASS is missing"),
+        (["--encoder", "SmallResNet", "--encoder.wdth", "4"], r"The nearest is width"),
+        (["--encoder", "ResNet", "--encoder.weights", "x.pth"], r"encoder.weights x.pth does not"),
+        (["--encoder", "Timm", "--size", "50"], r"cannot take .*50.* Change --size, or --encoder"),
+    ],
+)
+def test_what_names_no_encoder_is_refused_in_the_words_of_this_command(
+    words: list[str], message: str, make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    root = make_shard_set(SAMPLES).root
+    with pytest.raises(ValueError, match=message) as error:
+        call(main, [root, "--out", str(tmp_path / "x.npz"), "--device", "cpu", *words])
+    assert "method." not in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

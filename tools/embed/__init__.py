@@ -1,0 +1,1 @@
+"""`python -m tools.embed`: features of images as a file."""

@@ -1,0 +1,1 @@
+"""One page about runs: what they learned, from which views, and what they still confuse."""
