@@ -16,7 +16,6 @@ from pipeline.centre_crop import CentreCrop
 from pipeline.graph import scaled_shorter
 from tests.conftest import MakeShardSet, Pictures
 from tools.export import __main__ as export
-from tools.export import huggingface_folder
 from tools.export.difference import measure
 from tools.export.huggingface_folder import crop_share
 from tools.export.timm_weights import TimmWeights
@@ -99,15 +98,6 @@ def assert_same(network: Any, run: Path, size: int = 32) -> None:
         torch.testing.assert_close(network(images_NCHW), expected_NF, atol=1e-4, rtol=1e-4)
 
 
-def reader_of_folders() -> Any:
-    """Return transformers; skip where it, or a timm that it can build, is not installed."""
-    import timm
-
-    if huggingface_folder.refused_timm(timm.__version__):
-        pytest.skip(f"timm {timm.__version__} is older than {huggingface_folder.LOWEST_TIMM}")
-    return pytest.importorskip("transformers")
-
-
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_torchvision_takes_its_own_weights(resnet: Path, tmp_path: Path, ending: str) -> None:
     import safetensors.torch
@@ -156,7 +146,7 @@ def test_timm_takes_weights_strictly_and_as_pretrained(
 def test_a_folder_is_read_by_timm_and_transformers_with_its_preparation(
     vit: Path, tmp_path: Path
 ) -> None:
-    transformers = reader_of_folders()
+    transformers = pytest.importorskip("transformers")
     import timm
 
     folder = tmp_path / "mine"
@@ -175,7 +165,7 @@ def test_a_folder_is_read_by_timm_and_transformers_with_its_preparation(
 
 
 def test_a_model_card_says_what_is_known(vit: Path, tmp_path: Path) -> None:
-    reader_of_folders()
+    pytest.importorskip("transformers")
     write(vit, "huggingface", "--out", str(tmp_path / "mine"))
     text = (tmp_path / "mine" / "README.md").read_text()
     _, head, rest = text.split("---\n", 2)

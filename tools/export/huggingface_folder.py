@@ -24,8 +24,6 @@ from tools.export.model_card import card
 from tools.export.subject import Subject
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-LOWEST_TIMM = "1.0.21"
-"""Before 1.0.16 it reads no folders, before 1.0.21 transformers cannot build its ViTs."""
 
 
 class HuggingFaceFolder(FileFormat):
@@ -40,8 +38,6 @@ class HuggingFaceFolder(FileFormat):
             return NO_PROJECTOR
         if of_timm(subject) is None:
             return "timm, by which transformers reads it too, has no network with these weights"
-        if refused_timm(timm.__version__):
-            return f"timm {timm.__version__} is installed, and {LOWEST_TIMM} reads such folders"
         return None
 
     def save(self, converted: Subject, path: Path, facts: Mapping[str, Any]) -> None:
@@ -112,12 +108,6 @@ def config(subject: Subject) -> dict[str, Any]:
         "model_args": {n: value for n, value in arguments.items() if n != "num_classes"},
         "pretrained_cfg": prepared,
     }
-
-
-def refused_timm(version: str) -> bool:
-    """Whether a version of timm is too old to read what is written here."""
-    found, lowest = (tuple(map(int, each.split(".")[:3])) for each in (version, LOWEST_TIMM))
-    return found < lowest
 
 
 def crop_share(size: int) -> float:
