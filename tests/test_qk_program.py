@@ -77,7 +77,7 @@ def continued_from(step: int, whole: Path, run: Path) -> None:
     (run / "encoder.safetensors").unlink()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_continued_within_a_phase_is_the_uninterrupted_one(
     processes: int, shard_set: ShardSet, copies: list[str], tmp_path: Path
 ) -> None:

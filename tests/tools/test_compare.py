@@ -100,6 +100,7 @@ def without_times(value: Any) -> Any:
 # ── the whole ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_real_run_that_was_stopped_ends_as_one_that_was_not(
     recipes: list[Path], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

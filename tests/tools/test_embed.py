@@ -201,6 +201,7 @@ def test_folders_and_tables_keep_the_order_of_their_files(
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_features_of_one(
     make_shard_set: MakeShardSet, encoder: tuple[SmallResNet, list[str]], tmp_path: Path
 ) -> None:
