@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -27,6 +30,12 @@ class Normalisation:
     def std_255(self) -> tuple[float, ...]:
         """The standard deviation of pixels in 0..255."""
         return tuple(255 * value for value in self.std)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """Return normalised images [..., 3, H, W] as uint8 pixels."""
+        given = (self.mean_255, self.std_255)
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in given)
+        return (images * std + mean).round().clamp(0, 255).to(torch.uint8)
 
 
 IMAGENET = Normalisation()

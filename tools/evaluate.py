@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.normalisation import Normalisation
     from pipeline.tuning import Tuning
     from training.config import Config
-    from training.trained import Trained
+    from training.trained import Precision, Trained
 
 _RANDOM = "random init"  # a column's name
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
@@ -109,9 +109,7 @@ def main(
             named.append(open_named(run, (), **how))
             step = named[-1].facts["step"]
     else:
-        config, step, trained = _run(
-            run, here(device, mixed_precision), size, random=random_init, beside=beside_random
-        )
+        config, step, trained = _run(run, random=random_init, beside=beside_random, **how)
     title = str(run or named[-1].name)
     sets = _sets(config, title, test=test, train=train, queries=queries, references=references)
     frozen = {each.name: _bare(each, config) for each in named}
@@ -136,40 +134,46 @@ def main(
 
 
 def _run(
-    path: Path, here: list[str], size: int | None, *, random: bool, beside: bool
+    path: Path,
+    *,
+    size: int | None,
+    device: str,
+    mixed_precision: Precision,
+    random: bool,
+    beside: bool,
 ) -> tuple[Config, int, dict[str, _Frozen]]:
     """Return a run's configuration, its step, and its methods by their columns' names.
 
     Args:
         path: folder of the run, or of one of its checkpoints.
-        here: words for what this machine may lack of the run's.
         size: of the images, instead of the run's.
+        device: auto, cpu or gpu.
+        mixed_precision: of the networks.
         random: whether the weights that it began with are evaluated instead of the trained ones.
         beside: whether they are evaluated too.
     """
     import copy
 
     from training import machine_settings
-    from training.run import checkpoint
-    from training.settings import parse
-    from training.trained import config_of, device_of, locate
+    from training.run import checkpoint, run_folder
+    from training.trained import device_of, locate, recipe
 
     run, saved = locate(path)
     if saved is None and not random:
         raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
-    config = parse(["--config", str(config_of(run)), *here]).config
-    device = device_of(config)
+    config = recipe(run, device=device, mixed_precision=mixed_precision).config
     methods, step = {}, 0
     if random or beside:
         methods[_RANDOM] = copy.deepcopy(config.method)
     if not random and saved is not None:
         step, state = saved.step, saved.method()
-        with checkpoint.fits(saved.root, f"{config_of(run)}"):
+        with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
             config.method.load_state_dict(state)
         methods[f"step {step:,}"] = config.method
     group = config.views if size is None else replace(config.views, size=size)
-    tuning = machine_settings.kept(run) if device.type == "cuda" else None
-    how = (group, config.normalisation, device, config.autocast(), tuning)
+    where = device_of(config)
+    tuning = machine_settings.kept(run) if where.type == "cuda" else None
+    how = (group, config.normalisation, where, config.autocast(), tuning)
     return config, step, {name: _Frozen(method, *how) for name, method in methods.items()}
 
 

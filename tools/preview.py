@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -71,9 +70,7 @@ def contact_sheet(views: tuple[Tensor, ...], normalisation: Normalisation = IMAG
     sheet = np.full((views[0].shape[1] * height + GAP, width + GAP, 3), 255, dtype=np.uint8)
     left = GAP
     for group in views:
-        given = (normalisation.mean_255, normalisation.std_255)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in given)
-        pixels = (group.float().cpu() * std + mean).round().clamp(0, 255).to(torch.uint8)
+        pixels = normalisation.undone(group.float().cpu())
         for of_view in pixels.permute(0, 1, 3, 4, 2).numpy():
             size = of_view.shape[1]
             for row, picture in enumerate(of_view):

@@ -74,7 +74,7 @@ def facts(settings: Settings, shard_set: ShardSet | None, *, step: int) -> dict[
         "method": type(config.method).__name__,
         "objective": None if objective is None else str(objective),
         "step": step,
-        "data": None if shard_set is None else _described(shard_set.manifest),
+        "data": None if shard_set is None else described(shard_set.manifest),
         "weights": weights if config.weights is not None else None,
         "license": config.weights_license,
         "commit": commit(),
@@ -82,7 +82,8 @@ def facts(settings: Settings, shard_set: ShardSet | None, *, step: int) -> dict[
     }
 
 
-def _described(manifest: Manifest) -> dict[str, Any]:
+def described(manifest: Manifest) -> dict[str, Any]:
+    """Return which shard set it is, for a file that was made from it."""
     return {
         "source": manifest.source,
         "split": manifest.split,
@@ -100,10 +101,14 @@ def write(path: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
             model that it was made from takes the weights as they are, without its classifier.
         facts: about it.
     """
-    state = encoder.state_dict()
-    tensors = {name.removeprefix("network."): tensor for name, tensor in state.items()}
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    durable.replace(path, state_file.safetensors_file(tensors, metadata))
+    durable.replace(path, state_file.safetensors_file(published(encoder), metadata))
+
+
+def published(encoder: Encoder) -> dict[str, Tensor]:
+    """Return an encoder's weights under the names of the library that its network is from."""
+    state = encoder.state_dict()
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

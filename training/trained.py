@@ -93,7 +93,7 @@ def open_run(path: Path, *, device: str = "auto", mixed_precision: Precision = "
     run, saved = locate(path)
     if saved is None:
         raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
-    settings = parse(["--config", str(config_of(run)), *here(device, mixed_precision)])
+    settings = recipe(run, device=device, mixed_precision=mixed_precision)
     state = saved.method()
     with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
         settings.config.method.load_state_dict(state)
@@ -160,11 +160,16 @@ NO_RUN = ["--shards", ".", "--run", ".", "--steps", "1"]
 """What each recipe has, for a network without one."""
 
 
-def config_of(run: Path) -> Path:
-    """Return the file of a run's configuration; the folder may be anybody's: no pipe is read."""
+def recipe(run: Path, *, device: str, mixed_precision: Precision = "auto") -> Settings:
+    """Return a run's settings as this machine can have them, with random weights.
+
+    Raises:
+        ValueError: they are of another version.
+        OSError: the folder may be anybody's, and a pipe in it is not read.
+    """
     path = run / run_folder.CONFIG
     durable.open_regular(path).close()
-    return path
+    return parse(["--config", str(path), *here(device, mixed_precision)])
 
 
 def here(device: str, mixed_precision: Precision) -> list[str]:

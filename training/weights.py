@@ -160,7 +160,7 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
     Raises:
         ValueError: they are of another network, or not finite.
     """
-    own = {_published(name): tensor for name, tensor in encoder.state_dict().items()}
+    own = exported.published(encoder)
     prefix, stripped = _without_prefix(tensors, own)
     with checkpoint.fits(Path(location), f"the encoder {type(encoder).__name__}"):
         adapted = encoder.adapt(stripped)

@@ -226,14 +226,10 @@ def _facts_of(trained: Trained) -> dict[str, Any]:
 
 
 def _facts_of_data(shard_set: ShardSet) -> dict[str, Any]:
+    from training.exported import described
+
     manifest = shard_set.manifest
-    data = {
-        "source": manifest.source,
-        "split": manifest.split,
-        "samples": manifest.samples,
-        "manifest_sha256": manifest.digest(),
-    }
-    return {"data": data, "classes": manifest.classes}
+    return {"data": described(manifest), "classes": manifest.classes}
 
 
 def _agree(folder: Path, facts: dict[str, Any]) -> None:

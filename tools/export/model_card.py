@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import yaml
 
 from evaluation.figures import NAMES, ordered
-from shards import durable
 from tools.export.architecture import described
-from tools.export.subject import Subject, recipe
+from tools.export.subject import Subject
+from training.monitor import legible_records
 from training.surroundings import without_absolute_paths
+from training.trained import recipe
 
-_METRICS = "metrics.jsonl"
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")  # of a licence, as the Hub lists them
 
 
@@ -41,21 +40,15 @@ def card(subject: Subject, facts: Mapping[str, Any]) -> str:
         ]
         parts += [_table(rows)]
     if subject.run is not None:
-        values = without_absolute_paths(recipe(subject.run).resolved)
+        values = without_absolute_paths(recipe(subject.run, device="cpu").resolved)
         parts += ["## The recipe", f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"]
     return "\n\n".join(parts) + "\n"
 
 
 def last_evaluation(run: Path | None, step: int) -> dict[str, Any] | None:
     """Return the record of a run's last evaluation that is not after a step; None without any."""
-    if run is None or not (run / _METRICS).exists():
-        return None
     found = None
-    for line in durable.read(run / _METRICS).decode(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
+    for record in legible_records(run)[0] if run is not None else []:
         if "evaluation" in record and record["step"] <= step and NAMES.keys() & record.keys():
             found = record
     return found

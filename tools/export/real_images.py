@@ -14,8 +14,9 @@ from pipeline.centre_crop import CentreCrop
 from shards.image import upright_pixels
 from shards.layout import MANIFEST, open_shards
 from shards.source.folder import is_image
-from tools.export.subject import Subject, recipe
+from tools.export.subject import Subject
 from tools.inspect.sheet import pictures_at
+from training.trained import recipe
 
 COUNT = 64
 
@@ -50,7 +51,7 @@ def real_images(subject: Subject, folder: Path | None) -> RealImages:
             "the encoder lies outside of its run's folder, so that no images are known to check "
             "the export with; name some: --images DIR."
         )
-    config, reasons = recipe(subject.run).config, []
+    config, reasons = recipe(subject.run, device="cpu").config, []
     for root in (config.evaluation_test, config.shards):
         try:
             if root is not None:

@@ -17,7 +17,6 @@ from pipeline.normalisation import Normalisation
 from shards.layout import open_shards
 from training import exported
 from training.run import run_folder
-from training.settings import Settings
 from training.trained import OpenedRun, open_encoder, open_run
 
 _STEPS = (32, 28, 16, 64, 48, 8)
@@ -45,8 +44,8 @@ class Subject:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the encoder's weights under the names of the library that it is from."""
-        state = self.encoder.state_dict()
-        return {name.removeprefix("network."): each.contiguous() for name, each in state.items()}
+        published = exported.published(self.encoder)
+        return {name: tensor.contiguous() for name, tensor in published.items()}
 
     def second_size(self) -> int | None:
         """Return another size that the encoder takes, in pixels; None if there is none near."""
@@ -108,14 +107,6 @@ def open_subject(path: Path, *, projector: bool) -> Subject:
         run=run,
         stem=stem,
     )
-
-
-def recipe(run: Path) -> Settings:
-    """Return a run's settings, without its weights."""
-    from training.settings import parse
-
-    words = ["--device", "cpu", "--mixed_precision", "auto", "--trackers", "[]"]
-    return parse(["--config", str(run / run_folder.CONFIG), *words])
 
 
 def _facts(opened: OpenedRun) -> dict[str, Any]:

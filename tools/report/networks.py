@@ -22,8 +22,7 @@ from shards.layout import ShardSet, open_shards
 from training import exported, machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
-from training.settings import parse
-from training.trained import device_of, locate
+from training.trained import device_of, locate, recipe
 
 LARGE, SMALL = 96, 48  # pixels, of pictures in rows and of those under the pointer
 _VIEWS = 4096  # of all samples, that are ranked
@@ -68,17 +67,6 @@ class LookedViews:
     """The views, uint8 [V, A, 3, H, W]."""
 
 
-def configuration(run: Path, device: str) -> Config:
-    """Return a run's configuration as this machine can have it, with random weights.
-
-    Raises:
-        ValueError: it is of another version.
-    """
-    # This machine may lack the run's device, precision and trackers.
-    here = ["--device", device, "--mixed_precision", "auto", "--trackers", "[]"]
-    return parse(["--config", str(run / run_folder.CONFIG), *here]).config
-
-
 def open_networks(path: Path, device: str) -> Networks:
     """Load what a run has learned.
 
@@ -90,7 +78,7 @@ def open_networks(path: Path, device: str) -> Networks:
         ValueError: there is no checkpoint yet, or it does not fit the configuration.
     """
     run, saved = locate(path)
-    config = configuration(run, device)
+    config = recipe(run, device=device).config
     where, method = device_of(config), config.method
     if saved is not None:
         with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
@@ -188,6 +176,4 @@ def bytes_of(images_NCHW: Tensor, normalisation: Normalisation, largest: int = L
     images_NCHW = images_NCHW.float()
     if images_NCHW.shape[-1] > largest:
         images_NCHW = F.interpolate(images_NCHW, largest, mode="bilinear", antialias=True)
-    given = (normalisation.mean_255, normalisation.std_255)
-    mean, std = (torch.tensor(each, device=images_NCHW.device).view(3, 1, 1) for each in given)
-    return (images_NCHW * std + mean).round().clamp(0, 255).to(torch.uint8).cpu()
+    return normalisation.undone(images_NCHW).cpu()

@@ -9,11 +9,10 @@ from tools.report import run_facts
 from tools.report.configuration import changes
 from tools.report.insight import Insight, before_training, insight, training_views
 from tools.report.left_out import leaving_out
-from tools.report.networks import configuration
 from tools.report.page import RunPart
 from training import exported
 from training.run import checkpoint
-from training.trained import locate
+from training.trained import locate, recipe
 
 
 class WatchedRun:
@@ -52,7 +51,7 @@ class WatchedRun:
         if not self._sheet:
             with leaving_out("views", part.remarks):
                 say(f"{self._name}: views")
-                self._sheet = training_views(configuration(self._run, self._device))
+                self._sheet = training_views(recipe(self._run, device=self._device).config)
         newest = self._newest()
         if newest != self._seen or self._insight.step is None:  # there was none, or it has gone
             self._insight = insight(
@@ -75,7 +74,7 @@ class WatchedRun:
             say(f"{self._name}: before training: {what}, {done / total:.0%}")
 
         self._before, self._remarks = before_training(
-            configuration(self._run, self._device), probe=part.facts.final, progress=progress
+            recipe(self._run, device=self._device).config, probe=part.facts.final, progress=progress
         )
         self._probed = part.facts.final
 
