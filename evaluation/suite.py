@@ -6,9 +6,8 @@ training that nothing can be computed, `Suite` refuses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, cast
 
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from evaluation import copy_detection, geometry, knn, linear, retrieval
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
-from model.method import Method
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
@@ -32,38 +31,17 @@ from shards.survey import contents_of
 VIEW_SEED = 20_101_007
 
 
+FROZEN = ("views", "copies", "retrieval", "knn", "linear")
+"""Protocols of frozen features: views and geometry, copy detection, retrieval of the same class,
+k-NN, the linear probe."""
+ONLINE = tuple(name for name in FROZEN if name != "linear")
+"""Those that are quick enough to be repeated while a run trains."""
+
 T = TypeVar("T")
-Evaluated = Method | BareEncoder
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
-Progressed = Callable[[str, int, int], object]
-"""Is told what is being done, how much of it is done, and how much there is."""
+_OF_LABELS = ("retrieval", "knn", "linear")
 _SAME = "what k-NN and linear probe say is not of held-out images"
-
-
-@dataclass
-class Evaluation:
-    """What was found out about an encoder."""
-
-    figures: dict[str, float] = field(default_factory=dict)
-    """The same on every rank."""
-    remarks: list[str] = field(default_factory=list)
-    """What was left out, or should be known of the figures, each in a line."""
-
-    @contextmanager
-    def leaving_out(self, what: str) -> Iterator[None]:
-        """Go on after an error inside, with a remark that these figures are left out, and why.
-
-        A run has taken days, and these figures are not all of it: no error of them ends it.
-
-        Args:
-            what: the figures in words. On all ranks they fail alike, or wait for no other.
-        """
-        try:
-            yield
-        except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self.remarks.append(f"no {what}: {kind}{' '.join(str(error).split())}")
 
 
 class _ImageEmbedding(nn.Module):
@@ -156,7 +134,7 @@ class Suite:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
         return found
 
-    def run(self, method: Evaluated, *, probe: bool) -> Evaluation:
+    def run(self, method: Evaluated, protocols: Collection[str] = FROZEN) -> Evaluation:
         """Return every figure that the shard sets allow, and what was left out.
 
         Without labels these are view retrieval and the geometry of the embeddings; with labels also
@@ -164,42 +142,49 @@ class Suite:
 
         Args:
             method: whose encoder, and embeddings, are evaluated.
-            probe: also fit the linear probe, which takes the longest.
+            protocols: some of `FROZEN`; by default, all.
         """
-        found = Evaluation(remarks=self.remarks())
-        if isinstance(method, BareEncoder):
-            found.remarks.append(
-                "without a projector there are no embeddings: views and geometry are of features"
-            )
-        with found.leaving_out("view retrieval, geometry"):
-            z_VAD = self.embed_views(method)
-            found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
-        if self.queries is not None and self.references is not None:
+        found = Evaluation()
+        if {*protocols} & {*_OF_LABELS}:
+            found.remarks += self.remarks()
+        if "views" in protocols:
+            if isinstance(method, BareEncoder):
+                found.remarks.append(
+                    "without a projector there are no embeddings: views and geometry are of "
+                    "features"
+                )
+            with found.leaving_out("view retrieval, geometry"):
+                z_VAD = self.embed_views(method)
+                found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+        if "copies" in protocols and self.queries is not None and self.references is not None:
             with found.leaving_out("copy detection"):
                 found.figures |= self.detect_copies(method, self.queries, self.references)
-        if self.test.manifest.classes:
+        if self.test.manifest.classes and {*protocols} & {*_OF_LABELS}:
             with found.leaving_out("label retrieval, k-NN, linear probe"):
                 test = self.features(method, self.test)
-                self._judge_labels(method, test, found, probe=probe)
+                self._judge_labels(method, test, found, protocols)
         return found
 
     def _judge_labels(
-        self, method: Evaluated, test: Features, found: Evaluation, *, probe: bool
+        self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
     ) -> None:
         """Add the figures of labels one by one."""
-        with found.leaving_out("label retrieval"):
-            found.figures |= retrieval.run_labels(test)
-        if self.train is None or len(self.train.manifest.classes) < 2:
+        if "retrieval" in protocols:
+            with found.leaving_out("label retrieval"):
+                found.figures |= retrieval.run_labels(test)
+        fitted = {*protocols} & {"knn", "linear"}
+        if self.train is None or len(self.train.manifest.classes) < 2 or not fitted:
             return
         with found.leaving_out("k-NN, linear probe"):
             train = self.features(method, self.train)
             found.remarks += self._shared
             found.remarks += _unknown_classes(train, test, self.train)
-            with found.leaving_out("k-NN"):
-                found.figures |= knn.run(
-                    train, test, neighbours=self.neighbours, temperature=self.temperature
-                )
-            if probe:
+            if "knn" in protocols:
+                with found.leaving_out("k-NN"):
+                    found.figures |= knn.run(
+                        train, test, neighbours=self.neighbours, temperature=self.temperature
+                    )
+            if "linear" in protocols:
                 self._tell("linear probe", 0, 1)
                 with found.leaving_out("linear probe"):
                     found.figures |= linear.run(train, test)

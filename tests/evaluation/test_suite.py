@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.suite import Suite
+from evaluation.suite import ONLINE, Suite
 from model.encoder import SmallResNet
 from model.method import JointEmbedding
 from model.objective import SmoothAP
@@ -36,7 +36,7 @@ def test_labels_allow_more_figures(make_shard_set: MakeShardSet) -> None:
 
     def names(test: ShardSet, train: ShardSet | None) -> set[str]:
         suite = Suite(test=test, train=train, group=GROUP, device=CPU)
-        return set(suite.run(method(), probe=True).figures)
+        return set(suite.run(method()).figures)
 
     assert names(without, None) == VIEWS
     assert names(labelled, None) == VIEWS | LABELS
@@ -48,7 +48,7 @@ def test_the_same_encoder_gets_the_same_figures_and_keeps_its_mode(
 ) -> None:
     suite = Suite(test=make_shard_set(40), train=make_shard_set(41), group=GROUP, device=CPU)
     trained = method().train()
-    assert suite.run(trained, probe=False) == suite.run(trained, probe=False)
+    assert suite.run(trained, ONLINE) == suite.run(trained, ONLINE)
     assert trained.training and trained.encoder.training
 
 
@@ -114,7 +114,7 @@ def test_labels_that_do_not_suit_leave_figures_out_and_nothing_else(
         for number, labels in enumerate((train, test))
     ]
     suite = Suite(test=sets[1], train=sets[0], group=GROUP, device=CPU)
-    found = suite.run(method(), probe=True)
+    found = suite.run(method())
     assert set(found.figures) == VIEWS | figures
     assert any(line.startswith(remark) for line in found.remarks), found.remarks
 
@@ -140,7 +140,7 @@ def test_images_in_both_sets_are_counted_by_their_content(tmp_path: Path) -> Non
     train = write(Labelled([0, 0, 0, 1, 1, 1]), tmp_path / "train")
     test = write(Labelled([0, 1, 0, 1], first=4), tmp_path / "test")  # pictures 4 and 5 are in both
     suite = Suite(test=test, train=train, group=GROUP, device=CPU)
-    (line,) = suite.run(method(), probe=False).remarks
+    (line,) = suite.run(method(), ONLINE).remarks
     assert line.startswith(f"2 of the 4 images of {test.root} are in {train.root} too")
 
 
@@ -156,7 +156,7 @@ def test_a_set_that_cannot_be_read_costs_its_own_figures_alone(
     tar = next((tmp_path / "train").glob("*.tar"))
     tar.write_bytes(b"\xff" * tar.stat().st_size)
     suite = Suite(test=make_shard_set(40), train=train, group=GROUP, device=CPU)
-    found = suite.run(method(), probe=True)
+    found = suite.run(method())
     assert set(found.figures) == VIEWS | LABELS
     (line,) = found.remarks
     assert line.startswith("no k-NN, linear probe: ") and "tools.verify" in line
@@ -170,7 +170,7 @@ def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> Non
         group=GROUP,
         device=CPU,
         progress=lambda *words: told.append(words),
-    ).run(method(), probe=True)
+    ).run(method())
     assert [what.split()[0] for what, *_ in told] == ["views", "features", "features", "linear"]
     assert all(0 <= done < total for _, done, total in told)
 
@@ -191,7 +191,7 @@ def test_copies_are_found_by_features_and_by_embeddings(
         queries=queries,
         references=references,
     )
-    figures = suite.run(method(), probe=False).figures
+    figures = suite.run(method(), ONLINE).figures
     for name in ("copy_map", "copy_recall_at_p90", "copy_r1", "copy_z_map", "copy_z_r1"):
         assert figures[name] == 1
     with pytest.raises(ValueError, match=r"has classes.*tools\.shard copies"):

@@ -10,7 +10,7 @@ import torchvision
 
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
-from tools import evaluate
+from tools.evaluate import __main__ as evaluate
 from training import exported
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.fuzz_targets import DUMP, go_on, prepare, read_dump, take_out
-from tools import evaluate
+from tools.evaluate import __main__ as evaluate
 from training.command_line import call
 from training.optimizer import build_optimizer, load_optimizer
 from training.run import checkpoint, state_file

@@ -1,0 +1,290 @@
+"""Evaluate an encoder: k-NN, probe, retrieval, geometry, and what needs training.
+
+    python -m tools.evaluate runs/mine --json figures.json
+    python -m tools.evaluate runs/mine --protocol knn linear --beside_random true
+    python -m tools.evaluate runs/mine --sets data/cifar10 data/stl10
+    python -m tools.evaluate --encoder ResNet --encoder.weights FILE --test DIR --train DIR
+
+Shard sets and their settings come from the run's recipe unless flags say otherwise. With a run and
+`--encoder` both are evaluated, in two columns. A protocol that trains goes on where the same
+command was stopped. `accelerate launch` or `torchrun` starts it with several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from shards import durable
+from shards.layout import open_shards
+from training.command_line import Dotted, program, run_function
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from evaluation.protocol import Evaluation
+    from tools.evaluate.candidate import Candidate
+    from tools.evaluate.chosen_protocols import Chosen
+    from training.config import Config
+
+ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear"]
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+_Sets = dict[str, "str | None"]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is evaluated, by which protocols, on which sets."""
+
+    config: Config
+    candidates: Mapping[str, Candidate]
+    """By the names of their columns."""
+    frozen: Sequence[str]
+    """Protocols of frozen features."""
+    chosen: Sequence[Chosen]
+    """The others, with their settings."""
+    keep: Path | None
+    """Folder for the states of those."""
+    processes: PartialState
+
+
+def main(
+    run: Path | None = None,
+    *,
+    protocol: Sequence[ProtocolName] = ("frozen",),
+    encoder: Dotted = (),
+    size: int | None = None,
+    test: str | None = None,
+    train: str | None = None,
+    sets: list[str] | None = None,
+    queries: str | None = None,
+    references: str | None = None,
+    json: Path | None = None,
+    keep: Path | None = None,
+    random_init: bool = False,
+    beside_random: bool = False,
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
+) -> None:
+    """Evaluate an encoder by one or more protocols.
+
+    Args:
+        run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
+        protocol: one or more. frozen: all quick ones that need no training of a network, which are
+            views (retrieval of the same image's views, and geometry), copies (with --queries),
+            retrieval (of the same class), knn and linear.
+        encoder: network that is evaluated instead, or beside RUN in another column: a class with
+            its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
+            a file, a run or timm:NAME (without, they are random); or another run.
+            --encoder.help CLASS lists the settings.
+        size: height and width of the images, in pixels; by default, what the encoder was trained
+            on, or is published for.
+        test: held-out shard set; by default, the recipe's.
+        train: labelled shard set for k-NN, probes and fine-tuning; by default, the recipe's.
+        sets: instead of --test and --train, folders that hold a shard set train and one of test or
+            val, each evaluated on its own.
+        queries: shard set of edited copies to find; by default, the recipe's.
+        references: shard set to find them in, together with --queries; by default, the recipe's.
+        json: file to write the figures to.
+        keep: folder in which protocols that train keep their state and their figures; by default,
+            RUN/evaluations. For an encoder that is no run, by default nothing is kept.
+        random_init: evaluate the weights that the run began with, instead of the trained ones; a
+            folder with its config.yaml is enough.
+        beside_random: evaluate these weights too, in a column of their own.
+        device: where to compute; auto is the GPU if there is one.
+        mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
+    """
+    # Here and not above, so that --help takes no seconds.
+    from evaluation.suite import FROZEN
+    from tools.evaluate import chosen_protocols
+    from tools.evaluate.candidate import of_encoder, of_run
+    from training.launch import follow_launcher
+    from training.named_encoder import open_named, show_help
+    from training.processes import join
+    from training.settings import parse
+    from training.trained import NO_RUN, here
+
+    show_help(encoder, program(main))
+    names = list(dict.fromkeys(protocol))
+    frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
+    chosen = chosen_protocols.chosen(names, {}, program(main))
+    durable.check_writable(json=json)
+    alone = run is None or run.is_file()  # without a recipe
+    if alone and (random_init or beside_random):
+        raise ValueError(
+            "random weights are those that a run began with; name a run's folder, or evaluate "
+            "--encoder CLASS without --encoder.weights."
+        )
+    follow_launcher()
+    processes = join(device)
+    how = {"size": size, "device": device, "mixed_precision": mixed_precision}
+    named = [open_named(None, encoder, **how)] if encoder else []
+    step, trained = 0, {}
+    if run is None or run.is_file():
+        config = parse([*NO_RUN, *here(device, mixed_precision)]).config
+        if run is not None or not encoder:
+            named.append(open_named(run, (), **how))
+            step = named[-1].facts["step"]
+    else:
+        config, step, trained = of_run(run, random=random_init, beside=beside_random, **how)
+        keep = keep or run / "evaluations"
+    title = str(run or named[-1].name)
+    others = {each.name: of_encoder(each, config) for each in named}
+    candidates = {**trained, **others} if alone else {**others, **trained}
+    asked = _Asked(config, candidates, frozen, chosen, keep, processes)
+    given = {"test": test, "train": train, "queries": queries, "references": references}
+    data = _several(sets, given) if sets else {"": _sets(config, title, **given)}
+
+    found = {name: _evaluated(asked, each) for name, each in data.items()}
+    if processes.is_main_process:
+        _report(title, step, data, found, json)
+    if not any(last.figures for *_, last in (each.values() for each in found.values())):
+        sys.exit(1)
+
+
+def _sets(config: Config, title: str, **given: str | None) -> _Sets:
+    """Return the shard sets to evaluate on: those that are given, else the recipe's."""
+    test = given["test"] or config.evaluation_test
+    if test is None:
+        raise ValueError(f"no recipe names a test set for {title}; name one with --test DIR.")
+    copies = (given["queries"], given["references"])
+    if not any(copies):
+        copies = (config.evaluation_queries, config.evaluation_references)
+    elif not all(copies):
+        raise ValueError("copy detection needs both --queries DIR and --references DIR.")
+    train = given["train"] or config.evaluation_train
+    return {"test": test, "train": train or None, "queries": copies[0], "references": copies[1]}
+
+
+def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[str, _Sets]:
+    """Return the shard sets in each of some folders, by the folders' names."""
+    if also := [name for name, value in given.items() if value]:
+        raise ValueError(f"--sets and --{also[0]} are both given; --sets names all shard sets.")
+    found: dict[str, _Sets] = {}
+    for folder in map(Path, folders):
+        held_out = [name for name in ("test", "val") if (folder / name).is_dir()]
+        if not (folder / "train").is_dir() or not held_out:
+            raise ValueError(
+                f"--sets {folder}: expected a folder that holds a shard set train and one of test "
+                "or val. Name others with --train DIR and --test DIR."
+            )
+        name = folder.name if folder.name not in found else str(folder)
+        paths = {"test": str(folder / held_out[0]), "train": str(folder / "train")}
+        found[name] = {**paths, "queries": None, "references": None}
+    return found
+
+
+def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
+    """Return what the candidates are worth on some shard sets, by their names."""
+    from evaluation.suite import Suite
+    from tools.evaluate import chosen_protocols
+
+    opened = {name: open_shards(root) if root else None for name, root in sets.items()}
+    test = opened.pop("test")
+    assert test is not None
+    found: dict[str, Evaluation] = {}
+    hidden = not asked.processes.is_main_process
+    console = Console(stderr=True)
+    with Progress(*_COLUMNS, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done / total)
+
+        for name, each in asked.candidates.items():
+            candidate = each.placed()
+            suite = Suite(
+                test=test,
+                train=opened["train"],
+                queries=opened["queries"],
+                references=opened["references"],
+                group=candidate.group,
+                device=candidate.device,
+                autocast=candidate.autocast,
+                normalisation=candidate.normalisation,
+                rank=asked.processes.process_index,
+                world_size=asked.processes.num_processes,
+                tuning=candidate.tuning,
+                neighbours=asked.config.evaluation_neighbours,
+                temperature=asked.config.evaluation_temperature,
+                progress=show,
+            )
+            found[name] = suite.run(candidate.method, asked.frozen)
+            for chosen in asked.chosen:
+                more = chosen_protocols.run(
+                    chosen,
+                    candidate,
+                    opened["train"],
+                    test,
+                    keep=asked.keep,
+                    processes=asked.processes,
+                    progress=show,
+                )
+                found[name].figures |= more.figures
+                found[name].remarks += more.remarks
+    return found
+
+
+def _report(
+    title: str,
+    step: int,
+    data: Mapping[str, _Sets],
+    found: Mapping[str, Mapping[str, Evaluation]],
+    path: Path | None,
+) -> None:
+    """Print a table for each set, with the remarks, and write the figures to a file."""
+    records: dict[str, dict[str, object]] = {}
+    for name, evaluations in found.items():
+        _show(f"{title} on {name}" if name else title, evaluations)
+        for remark in dict.fromkeys(line for e in evaluations.values() for line in e.remarks):
+            Console(highlight=False).print(remark, soft_wrap=True, markup=False)
+        records[name] = {**data[name], **_record(evaluations)}
+    if path:
+        alone = records.pop("", {})
+        record = {"run": title, "step": step, **alone}
+        if records:
+            record["sets"] = records
+        durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
+
+
+def _show(title: str, found: Mapping[str, Evaluation]) -> None:
+    """Print a row for each figure, a column for each encoder."""
+    from evaluation.figures import ordered
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("encoder")
+    for name in found:
+        table.add_column(name, justify="right")
+    texts = {n: {f: text for f, _, text in ordered(e.figures)} for n, e in found.items()}
+    *_, last = found.values()
+    for figure, name, _ in ordered(last.figures):
+        table.add_row(name, *(texts[column].get(figure, "") for column in found))
+    Console(highlight=False).print(table)
+
+
+def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
+    """Return the figures of the last column as JSON has them, and those beside it."""
+    from tools.evaluate.candidate import RANDOM
+
+    *beside, (_, evaluation) = found.items()
+    record: dict[str, object] = dict(evaluation.figures)
+    if evaluation.remarks:
+        record["remarks"] = evaluation.remarks
+    others = {name: each.figures for name, each in beside}
+    if RANDOM in others:
+        record["random_init"] = others.pop(RANDOM)
+    if others:
+        record["beside"] = others
+    return record
+
+
+if __name__ == "__main__":
+    run_function(main)

@@ -1,0 +1,120 @@
+"""Protocols with settings of their own: their names, those settings, and how they run.
+
+To add one, write `evaluation/NAME.py` with a subclass of `evaluation.protocol.EvaluationProtocol`, name it in
+`PROTOCOLS`, and give `main` a parameter of its name, of type `Dotted`, and of `ProtocolName`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
+from shards.layout import ShardSet
+from tools.evaluate.candidate import Candidate
+from tools.evaluate.kept_on_disk import KeptOnDisk
+from training import class_help
+from training.exported import digest_of
+from training.flags import FlagParser
+from training.processes import smallest
+
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A protocol with its settings."""
+
+    name: str
+    protocol: EvaluationProtocol
+
+
+def chosen(
+    names: Sequence[str], settings: Mapping[str, Sequence[str]], program: str
+) -> list[Chosen]:
+    """Return those of the protocols that have settings, with these as a command line says.
+
+    Args:
+        names: of all protocols that are asked for.
+        settings: the flags --NAME.SETTING with their values, by protocol.
+        program: how the command is called, for --NAME.help.
+
+    Raises:
+        ValueError: a setting is unknown or wrong, or of a protocol that is not asked for.
+    """
+    found = []
+    for name, protocol in PROTOCOLS.items():
+        words = list(settings.get(name, ()))
+        if f"--{name}.help" in words:
+            sys.stdout.write(class_help.text(protocol, name, program))
+            sys.exit(0)
+        if words and name not in names:
+            raise ValueError(f"{words[0]} is given without its protocol; add --protocol {name}.")
+        if name in names:
+            parser = FlagParser()
+            parser.add_class_arguments(protocol, name)
+            read = parser.read(words).as_dict()[name]
+            found.append(Chosen(name, protocol(**read)))
+    return found
+
+
+def run(
+    chosen: Chosen,
+    candidate: Candidate,
+    train: ShardSet | None,
+    test: ShardSet,
+    *,
+    keep: Path | None,
+    processes: PartialState,
+    progress: Progressed,
+) -> Evaluation:
+    """Return what a protocol finds out; what an earlier command found out is not done again.
+
+    Args:
+        chosen: the protocol.
+        candidate: the encoder.
+        train: what is trained on; None if none is given.
+        test: what is reported on.
+        keep: folder for the states; None keeps nothing.
+        processes: of this command.
+        progress: is told how far it is.
+    """
+    encoder = candidate.method.encoder
+    facts = {
+        "protocol": chosen.name,
+        "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
+        "encoder": digest_of(candidate.method.state_dict()),
+        "size": candidate.group.size,
+        "normalisation": [*candidate.normalisation.mean, *candidate.normalisation.std],
+        "train": train and train.manifest.digest(),
+        "test": test.manifest.digest(),
+        "machine": f"{candidate.device.type}, {candidate.autocast or 'float32'}",
+        "world_size": processes.num_processes,
+    }
+    rank = processes.process_index
+    kept = KeptOnDisk(keep, chosen.name, facts, rank=rank, agree=smallest)
+    if (before := kept.found()) is not None:
+        return before
+    trial = Trial(
+        encoder=encoder,
+        method=candidate.method,
+        size=candidate.group.size,
+        normalisation=candidate.normalisation,
+        device=candidate.device,
+        train=train,
+        test=test,
+        kept=kept,
+        autocast=candidate.autocast,
+        tuning=candidate.tuning,
+        rank=rank,
+        world_size=processes.num_processes,
+        progress=progress,
+    )
+    chosen.protocol.check(trial)
+    found = chosen.protocol.run(trial)
+    kept.finish(found)
+    return found
