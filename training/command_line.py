@@ -7,7 +7,7 @@
 Parameters before the asterisk are positional words, the others are flags; a list takes several
 words. The docstring's Args become the help. With a parameter `settings` the command takes every
 flag of train.py too; with one of type `Dotted`, such as `encoder`, `--encoder CLASS` and every
-`--encoder.SETTING`.
+`--encoder.SETTING`; with one of type `Nested` the latter alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ Rest = Annotated[list[str], "rest"]
 Dotted = Annotated[Sequence[str], "dotted"]
 """A flag NAME and all flags NAME.SETTING with their values, unread. A positional word that may be
 None and has no default is not asked for where they are given: they stand for it."""
+Nested = Annotated[Sequence[str], "nested"]
+"""All flags NAME.SETTING with their values, unread; NAME alone is no flag."""
 # A command that trains nothing ignores what a recipe says of a run's length and its trackers.
 UNUSED = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
 
@@ -62,8 +64,8 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         if hints[name] == Rest:
             cut = words.index("--") if "--" in words else len(words)
             words, values[name] = words[:cut], words[cut + 1 :]
-        elif hints[name] == Dotted:
-            words, values[name] = _without_dotted(words, name)
+        elif hints[name] in (Dotted, Nested):
+            words, values[name] = _without_dotted(words, name, alone=hints[name] == Dotted)
             needed = parameters[name].default is inspect.Parameter.empty
             if needed and not values[name] and not {"-h", "--help"} & {*words}:
                 raise ValueError(f"the following arguments are required: --{name}")
@@ -112,6 +114,9 @@ def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) 
         if hint == Dotted:  # `call` reads them
             shown = f"CLASS [--{name}.SETTING VALUE …]"
             parser.add_argument(f"--{name}", metavar=shown, help=helps[name])
+            continue
+        if hint == Nested:
+            parser.add_argument(f"--{name}.SETTING", metavar="VALUE", help=helps[name])
             continue
         item = _item(hint)
         more: dict[str, Any] = {"type": item or hint, "help": helps[name]}
@@ -164,14 +169,20 @@ def _recipe_parser(main: Callable[..., None]) -> FlagParser:
     return command_line
 
 
-def _without_dotted(words: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Return the words without a flag and its dotted ones, and these with their values."""
+def _without_dotted(words: list[str], name: str, *, alone: bool) -> tuple[list[str], list[str]]:
+    """Return the words without the dotted flags of a name, and these with their values.
+
+    Args:
+        words: of the command line.
+        name: of the flags.
+        alone: whether the name alone is one of them.
+    """
     rest: list[str] = []
     taken: list[str] = []
     left = iter(words)
     for word in left:
         flag, equals, _ = word.partition("=")
-        if flag != f"--{name}" and not flag.startswith(f"--{name}."):
+        if not (alone and flag == f"--{name}") and not flag.startswith(f"--{name}."):
             rest.append(word)
             continue
         taken.append(word)

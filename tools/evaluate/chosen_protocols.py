@@ -1,7 +1,7 @@
 """Protocols with settings of their own: their names, those settings, and how they run.
 
-To add one, write `evaluation/NAME.py` with a subclass of `evaluation.protocol.EvaluationProtocol`, name it in
-`PROTOCOLS`, and give `main` a parameter of its name, of type `Dotted`, and of `ProtocolName`.
+To add one, write `evaluation/NAME.py` with a subclass of `EvaluationProtocol`, enter it in
+`PROTOCOLS` and in `ProtocolName`, and give `main` a parameter of its name and of type `Nested`.
 """
 
 from __future__ import annotations
