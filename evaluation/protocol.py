@@ -88,7 +88,7 @@ class Trial:
         autocast: precision of the networks; None is float32.
         tuning: how the data pipelines run on this machine.
         train: what is trained on; None if no set is given.
-        test: what is reported on; it chooses nothing.
+        test: what is reported on; it chooses nothing. A protocol with `own_sets` may be without.
         kept: keeps the state.
         rank: this process.
         world_size: number of processes.
@@ -117,6 +117,15 @@ class Trial:
 
 class EvaluationProtocol(ABC):
     """A way to evaluate an encoder. Subclasses are frozen dataclasses; fields are settings."""
+
+    @property
+    def own_sets(self) -> bool:
+        """Whether its settings name its data, so that it needs no shard set of the command's."""
+        return False
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else its figures depend on, such as digests of files, as JSON has it."""
+        return {}
 
     @abstractmethod
     def check(self, trial: Trial) -> None:

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     | {"pyarrow", "datasets", "msgspec", "webdataset", "braceexpand"},
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
     "model": {"model", "torch", "torchvision", "timm", "triton"},
-    "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
+    "evaluation": {"evaluation", "model", "pipeline", "shards", "torch", "numpy"}
+    | {"accelerate", "torchvision", "pycocotools"},
     "training": {
         "accelerate",
         "evaluation",

@@ -88,9 +88,14 @@ class COCO(Source):
             image=self._root.read(file),
             label=-1,
             id=index,
-            metadata={"file": file, **json.loads(self._annotations[index])},
+            metadata=self.facts(index),
             extension=extension[1:],
         )
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return the metadata of a sample, without reading its image."""
+        file = f"{self._images}/{self._files[index]}"
+        return {"file": file, **json.loads(self._annotations[index])}
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

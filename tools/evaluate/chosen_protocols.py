@@ -2,10 +2,12 @@
 
 To add one, write `evaluation/NAME.py` with a subclass of `EvaluationProtocol`, enter it in
 `PROTOCOLS` and in `ProtocolName`, and give `main` a parameter of its name and of type `Nested`.
+If its settings name its data (`own_sets`), no --test is asked for.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from evaluation.detection import Detection
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
 from tools.evaluate.candidate import Candidate
@@ -22,7 +25,7 @@ from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"detection": Detection}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def chosen(
 
     Args:
         names: of all protocols that are asked for.
-        settings: the flags --NAME.SETTING with their values, by protocol.
+        settings: the flags --NAME.SETTING with their values, by protocol; --NAME.recipe names a
+            YAML file of some, of which later flags change some.
         program: how the command is called, for --NAME.help.
 
     Raises:
@@ -57,7 +61,10 @@ def chosen(
         if name in names:
             parser = FlagParser()
             parser.add_class_arguments(protocol, name)
+            recipe = f"--{name}.recipe"
+            words = [re.sub(rf"^{re.escape(recipe)}(?=$|=)", f"--{name}", word) for word in words]
             read = parser.read(words).as_dict()[name]
+            read.pop("__path__", None)  # of the recipe
             found.append(Chosen(name, protocol(**read)))
     return found
 
@@ -66,7 +73,7 @@ def run(
     chosen: Chosen,
     candidate: Candidate,
     train: ShardSet | None,
-    test: ShardSet,
+    test: ShardSet | None,
     *,
     keep: Path | None,
     processes: PartialState,
@@ -78,7 +85,7 @@ def run(
         chosen: the protocol.
         candidate: the encoder.
         train: what is trained on; None if none is given.
-        test: what is reported on.
+        test: what is reported on; None if all protocols name their data.
         keep: folder for the states; None keeps nothing.
         processes: of this command.
         progress: is told how far it is.
@@ -91,7 +98,8 @@ def run(
         "size": candidate.group.size,
         "normalisation": [*candidate.normalisation.mean, *candidate.normalisation.std],
         "train": train and train.manifest.digest(),
-        "test": test.manifest.digest(),
+        "test": test and test.manifest.digest(),
+        **chosen.protocol.facts(),
         "machine": f"{candidate.device.type}, {candidate.autocast or 'float32'}",
         "world_size": processes.num_processes,
     }
@@ -106,7 +114,7 @@ def run(
         normalisation=candidate.normalisation,
         device=candidate.device,
         train=train,
-        test=test,
+        test=test,  # pyright: ignore[reportArgumentType]
         kept=kept,
         autocast=candidate.autocast,
         tuning=candidate.tuning,
