@@ -213,6 +213,7 @@ class BatchOrder:
     """The batches of one rank, as the sampler of a DataLoader: a list of `Draw` each.
 
     An epoch is a permutation by (seed, epoch); what makes no whole batch at its end is left out.
+    Wide images are with wide ones, as in detectron2: less of a batch is padding.
 
     Args:
         images: the set.
@@ -254,9 +255,22 @@ class BatchOrder:
         for number in self._range:
             if number // batches != epoch:
                 epoch = number // batches
-                order_N = np.random.default_rng([self._seed, epoch]).permutation(len(self._images))
+                order_N = self._epoch(epoch)
             first = number % batches * self._batch_size
             yield self._batch(order_N[first : first + self._batch_size].tolist(), epoch)
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Return the images of an epoch, batch after batch."""
+        random = np.random.default_rng([self._seed, epoch])
+        order_N = random.permutation(len(self._images))
+        width_N, height_N = self._images.frame_N2[order_N].T
+        groups = [order_N[width_N > height_N], order_N[width_N <= height_N]]
+        whole = [each[: len(each) // self._batch_size * self._batch_size] for each in groups]
+        rest_N = np.concatenate([e[len(w) :] for e, w in zip(groups, whole, strict=True)])
+        order_N = np.concatenate([*whole, rest_N])[
+            : len(order_N) // self._batch_size * self._batch_size
+        ]
+        return random.permutation(order_N.reshape(-1, self._batch_size)).ravel()
 
     def _batch(self, indices: list[int], epoch: int) -> list[Draw]:
         drawn = []

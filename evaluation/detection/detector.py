@@ -134,7 +134,9 @@ def build(
             )
             make = _fpn if kind == "fpn" else _retinanet
             network = make(pyramid, categories, smallest_anchor, proposals, box_features)
-    network.transform = _Prepared(normalisation)
+    network.transform = prepared = _Prepared(normalisation)
+    if kind != "retinanet":
+        network.roi_heads.box_roi_pool = _PooledRegions(network.roi_heads.box_roi_pool, prepared)
     for owner, name in _convolutions(network):
         setattr(owner, name, _InPrecision(getattr(owner, name), autocast))
     detector = Detector(network, frozen, regions=regions)
@@ -158,6 +160,7 @@ class Detector(nn.Module):
         if hasattr(network, "rpn"):
             self._samplers = [SeededSampler(256, 0.5, salt=0), SeededSampler(regions, 0.25, salt=1)]
             network.rpn.fg_bg_sampler, network.roi_heads.fg_bg_sampler = self._samplers
+        self.train()
 
     def train(self, mode: bool = True) -> Detector:
         """Switch to training; frozen batch norms stay as they are."""
@@ -196,7 +199,7 @@ class Detector(nn.Module):
         of_proposals = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
         of_boxes = losses["loss_classifier"] + losses["loss_box_reg"]
         counts = torch.stack([sampler.count for sampler in self._samplers])
-        return torch.stack([of_proposals, of_boxes]), counts.float()
+        return torch.stack([of_proposals, of_boxes]), counts.to(losses["loss_classifier"].dtype)
 
 
 class SeededSampler:
@@ -256,6 +259,8 @@ class _Prepared(nn.Module):
             self.register_buffer(name, value_C11, persistent=False)
         self.mean: Tensor
         self.std: Tensor
+        self.padded: tuple[int, int] = (0, 0)
+        """Height and width of the last batch."""
 
     def forward(self, images_BCHW: Tensor, targets: list[dict[str, Any]] | None = None) -> Any:
         """Return normalised images, 0 where they are padded, and the targets."""
@@ -263,16 +268,35 @@ class _Prepared(nn.Module):
 
         B, _, H, W = images_BCHW.shape
         sizes = [tuple(each["size"]) for each in targets] if targets else [(H, W)] * B
-        x_BCHW = (images_BCHW.float() - self.mean) / self.std
+        x_BCHW = (images_BCHW.to(self.mean.dtype) - self.mean) / self.std
         for x_CHW, (height, width) in zip(x_BCHW, sizes, strict=True):
             x_CHW[:, height:] = 0
             x_CHW[:, :, width:] = 0
         x_BCHW = F.pad(x_BCHW, (0, -W % STRIDE, 0, -H % STRIDE))
+        self.padded = (x_BCHW.shape[2], x_BCHW.shape[3])
         return ImageList(x_BCHW.contiguous(memory_format=torch.channels_last), sizes), targets
 
     def postprocess(self, result: Any, *_: Any) -> Any:
         """Return what was found, in pixels of the resized images."""
         return result
+
+
+class _PooledRegions(nn.Module):
+    """Pools regions of maps, whose strides are those of the padded images.
+
+    torchvision's alone takes the images without padding for what the maps are of, and rounds the
+    ratio to a power of two: wrong where a third of a batch is padding.
+    """
+
+    def __init__(self, pool: nn.Module, prepared: _Prepared) -> None:
+        super().__init__()
+        self._pool = pool
+        self._padded = lambda: prepared.padded
+
+    def forward(
+        self, features: dict[str, Tensor], regions: list[Tensor], image_shapes: list[Any]
+    ) -> Tensor:
+        return self._pool(features, regions, [self._padded()] * len(image_shapes))
 
 
 class _InPrecision(nn.Module):
@@ -293,7 +317,7 @@ class _InPrecision(nn.Module):
 
 def _wide(x: Any) -> Any:
     if isinstance(x, Tensor):
-        return x.float()
+        return x if x.dtype == torch.float64 else x.float()
     if isinstance(x, dict):
         return OrderedDict((name, _wide(each)) for name, each in x.items())
     return type(x)(_wide(each) for each in x)
@@ -435,6 +459,7 @@ def _probe(encoder: Encoder, stages: int) -> list[Tensor]:
         return encoder.feature_maps(image, stages=stages)
 
 
+@torch.enable_grad()
 def _freeze(encoder: Encoder, stages: int) -> None:
     """Freeze the first stages, all before them, and what no map depends on."""
     parameters = dict(encoder.named_parameters())

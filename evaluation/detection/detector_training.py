@@ -181,7 +181,7 @@ class _Learner:
         self._scaler = torch.amp.GradScaler(trial.device.type, enabled=half)
         self._finite = torch.ones((), device=trial.device)
         if trial.world_size > 1:
-            self._parallel = DistributedDataParallel(detector, broadcast_buffers=False)
+            self._parallel = DistributedDataParallel(detector)
 
     def restore(self) -> int:
         """Take up the state that was kept last, and return how many steps it has had."""

@@ -1,0 +1,99 @@
+"""Trials of detectors on images of rectangles, whose state is kept in memory."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.bare_encoder import BareEncoder
+from evaluation.detection.annotated_images import in_folder
+from evaluation.detection.detection_set import DetectionSet
+from evaluation.detection.detector import Detector, Kind, build
+from evaluation.detection.detector_training import DetectorSchedule
+from evaluation.protocol import Trial
+from model.encoder import Encoder, SmallResNet
+from pipeline.normalisation import IMAGENET
+
+
+class KeptInMemory:
+    """Keeps copies of what is saved; loses what comes after a number of saves, as a kill does."""
+
+    def __init__(self, saves: int = 1000) -> None:
+        self.state: Any = None
+        self.left = saves
+
+    @property
+    def folder(self) -> Path:
+        raise NotImplementedError
+
+    def load(self, name: str) -> Any:
+        return copy.deepcopy(self.state)
+
+    def save(self, name: str, state: Any) -> None:
+        if not self.left:
+            raise MemoryError("killed")
+        self.left -= 1
+        self.state = copy.deepcopy(state)
+
+
+def trial(encoder: Encoder | None = None, **changed: Any) -> Trial:
+    encoder = encoder or small_encoder()
+    settings: dict[str, Any] = {
+        "encoder": encoder,
+        "method": BareEncoder(encoder),
+        "size": 64,
+        "normalisation": IMAGENET,
+        "device": torch.device("cpu"),
+        "train": None,
+        "test": None,
+        "kept": KeptInMemory(),
+    }
+    return Trial(**{**settings, **changed})
+
+
+def small_encoder() -> SmallResNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SmallResNet(width=4, stem_stride=2)
+
+
+def detector(kind: Kind, *, train_batch_norm: bool = True) -> Detector:
+    return build(
+        small_encoder(),
+        kind,
+        categories=2,
+        normalisation=IMAGENET,
+        autocast=None,
+        train_batch_norm=train_batch_norm,
+        frozen_stages=0,
+        finest_stage=2,
+        channels=16,
+        box_features=32,
+        smallest_anchor=8,
+        proposals=60,
+        regions=16,
+        seed=0,
+    )
+
+
+def schedule(**changed: Any) -> DetectorSchedule:
+    settings: dict[str, Any] = {
+        "iterations": 6,
+        "batch_size": 4,
+        "learning_rate": 0.02,
+        "drops": (4,),
+        "warmup": 2,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "shorter": (48, 64),
+        "longest": 128,
+        "seed": 0,
+        "save_every": 2,
+        "workers": 0,
+    }
+    return DetectorSchedule(**{**settings, **changed})
+
+
+def rectangles(folder: Path) -> DetectionSet:
+    return DetectionSet.read(in_folder(folder, ["train2017"]), clip=True)
