@@ -72,7 +72,7 @@ def detector(kind: Kind, *, train_batch_norm: bool = True) -> Detector:
         box_features=32,
         smallest_anchor=8,
         proposals=60,
-        regions=16,
+        regions=64,  # more than there are: ranks sample differently many
         seed=0,
     )
 
