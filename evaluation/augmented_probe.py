@@ -101,5 +101,5 @@ class AugmentedProbe(EvaluationProtocol):
         remarks = at_the_end(
             outcome.rate, self._how.rates, "probe on random crops", "--augmented_probe.rates"
         )
-        remarks += shared_images(known.shard_set, trial.test, "the probe on random crops")
+        remarks += shared_images(known.shard_set, trial.test, "what the probe on random crops says")
         return Evaluation(figures, remarks)

@@ -33,11 +33,11 @@ NAMES = {
 """{figure: its name}, in the order in which they are shown."""
 FAMILIES = {
     "fine_tuned_#_top1": "fine-tuned on # % of the labels",
-    "fine_tuned_#_sd": "fine-tuned on # % of the labels, deviation over draws",
+    "fine_tuned_#_sd": "fine-tuned on # % of the labels, sd of the draws",
     "fine_tuned_#_top5": "fine-tuned on # % of the labels, top 5",
     "fine_tuned_#_rate": "fine-tuned on # % of the labels, learning rate",
     "head_tuned_#_top1": "linear layer on # % of the labels",
-    "head_tuned_#_sd": "linear layer on # % of the labels, deviation over draws",
+    "head_tuned_#_sd": "linear layer on # % of the labels, sd of the draws",
     "head_tuned_#_top5": "linear layer on # % of the labels, top 5",
     "head_tuned_#_rate": "linear layer on # % of the labels, learning rate",
 }

@@ -122,7 +122,7 @@ class FineTuning(EvaluationProtocol):
         found = Evaluation()
         for share in dict.fromkeys(self.labels):
             self._add(found, share, sweep, known)
-        found.remarks += shared_images(known.shard_set, trial.test, "fine-tuning")
+        found.remarks += shared_images(known.shard_set, trial.test, "what fine-tuning says")
         return found
 
     def _add(self, found: Evaluation, share: float, sweep: RateSweep, known: LabelledSet) -> None:

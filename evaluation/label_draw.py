@@ -156,9 +156,9 @@ def shared_images(train: ShardSet, test: ShardSet, what: str) -> Iterator[str]:
     Args:
         train: what is learned from.
         test: what is asked about.
-        what: whose figures are not of held-out images then, in words.
+        what: is not of held-out images then, such as "what k-NN says".
     """
-    same = f"what {what} say is not of held-out images"
+    same = f"{what} is not of held-out images"
     if train.manifest == test.manifest:
         yield f"{test.root} is trained on too: {same}"
         return

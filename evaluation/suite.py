@@ -189,7 +189,7 @@ class Suite:
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        return list(shared_images(train, test, "k-NN and linear probe"))
+        return list(shared_images(train, test, "what k-NN and linear probe say"))
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet
