@@ -25,7 +25,7 @@ from rich.table import Table
 
 from shards import durable
 from shards.layout import open_shards
-from training.command_line import Dotted, program, run_function
+from training.command_line import Dotted, Nested, program, run_function
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from tools.evaluate.chosen_protocols import Chosen
     from training.config import Config
 
-ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear"]
+ProtocolName = Literal[
+    "frozen",
+    "views",
+    "copies",
+    "retrieval",
+    "knn",
+    "linear",
+    "augmented_probe",
+    "fine_tuning",
+]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
 
@@ -60,6 +69,8 @@ def main(
     run: Path | None = None,
     *,
     protocol: Sequence[ProtocolName] = ("frozen",),
+    augmented_probe: Nested = (),
+    fine_tuning: Nested = (),
     encoder: Dotted = (),
     size: int | None = None,
     test: str | None = None,
@@ -80,7 +91,11 @@ def main(
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear.
+            retrieval (of the same class), knn and linear. augmented_probe: a linear layer trained
+            on random crops. fine_tuning: the whole encoder, on shares of the labels.
+        augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
+        fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
+            --fine_tuning.help lists them.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -115,7 +130,8 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    chosen = chosen_protocols.chosen(names, {}, program(main))
+    settings = {"augmented_probe": augmented_probe, "fine_tuning": fine_tuning}
+    chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
     if alone and (random_init or beside_random):

@@ -13,16 +13,22 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from evaluation.augmented_probe import AugmentedProbe
+from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
 from tools.evaluate.candidate import Candidate
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
+from training.command_line import several_as_lists
 from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
+    "augmented_probe": AugmentedProbe,
+    "fine_tuning": FineTuning,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def chosen(
         if name in names:
             parser = FlagParser()
             parser.add_class_arguments(protocol, name)
-            read = parser.read(words).as_dict()[name]
+            read = parser.read(several_as_lists(words, protocol)).as_dict()[name]
             found.append(Chosen(name, protocol(**read)))
     return found
 
