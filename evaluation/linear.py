@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features, number_classes
+from evaluation.label_draw import some_of_each_class
 from evaluation.score import exact_float32
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -137,20 +138,13 @@ def split(class_N: Tensor, id_N: Tensor, *, fraction: float, seed: int) -> Tenso
     Raises:
         ValueError: no class has two rows.
     """
-    N = len(class_N)
-    shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    # Rows in random order, then sorted by class: within a class the order stays random.
-    row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
-    row_N = row_N[class_N[row_N].argsort(stable=True)]
     count_K = class_N.bincount()
-    place_N = torch.arange(N, device=class_N.device) - (count_K.cumsum(0) - count_K)[class_N[row_N]]
     held_K = (count_K * fraction).round().long().clamp(min=1).minimum(count_K - 1)
-    held_N = torch.zeros(N, dtype=torch.bool, device=class_N.device)
-    held_N[row_N] = place_N < held_K[class_N[row_N]]
+    held_N = some_of_each_class(class_N, id_N, held_K, seed=seed)
     if not bool(held_N.any()):
         raise ValueError(
-            f"The {N} labelled train samples have {len(count_K)} classes with one sample each: "
-            "nothing can be held out to choose l2. Use more labelled train samples."
+            f"The {len(class_N)} labelled train samples have {len(count_K)} classes with one "
+            "sample each: nothing can be held out to choose by. Use more labelled train samples."
         )
     return held_N
 

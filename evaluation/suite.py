@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from evaluation import copy_detection, geometry, knn, linear, retrieval
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.label_draw import refuse_other_classes, shared_images
 from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
 from pipeline.graph import ViewGroup
@@ -25,7 +26,6 @@ from pipeline.loader import Loader
 from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
-from shards.survey import contents_of
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
@@ -95,14 +95,8 @@ class Suite:
     progress: Progressed | None = None
 
     def __post_init__(self) -> None:
-        classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
-        if len(classes) == 2 and all(classes) and classes[0] != classes[1]:
-            here, there = (set(names) for names in classes)
-            raise ValueError(
-                f"{self.test.root} has {len(classes[0])} classes, {self.train and self.train.root} "
-                f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
-                "labels would mean different things. Shard two splits of one data set."
-            )
+        if self.train is not None:
+            refuse_other_classes(self.train, self.test)
         if self.queries is not None and self.queries.manifest.classes:
             raise ValueError(
                 f"{self.queries.root} has classes, so its labels are no ids of references: copy "
@@ -195,12 +189,7 @@ class Suite:
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        known = set(contents_of(train))
-        shared = sum(content in known for content in contents_of(test))
-        if not shared:
-            return []
-        count = f"{shared:,} of the {len(test):,} images of {test.root}"
-        return [f"{count} are in {train.root} too: {_SAME}"]
+        return list(shared_images(train, test, "what k-NN and linear probe say"))
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from evaluation.detection.detection_set import DetectionSet
 from evaluation.detection.detector import Detector, Kind, build, refuse
 from evaluation.detection.detector_training import DetectorSchedule, detect, train
 from evaluation.protocol import Evaluation, EvaluationProtocol, Trial
+from evaluation.resumption import Resumption, Task
 from shards.layout import ShardSet
 from shards.one_line import one_line
 
@@ -54,22 +56,21 @@ class Detection(EvaluationProtocol):
         proposals: of an image that the second stage chooses from; half of them in tests.
         regions: of an image that its loss is computed on.
         seed: of new weights, order and augmentation.
-        save_every: steps after which the state is saved.
         workers: processes of each rank that read images; 0 reads them in between.
     """
 
     kind: Kind = "fpn"
     root: str | None = None
-    train_splits: tuple[str, ...] = ()
-    test_splits: tuple[str, ...] = ()
+    train_splits: Sequence[str] = ()
+    test_splits: Sequence[str] = ()
     iterations: int = 24_000
     batch_size: int = 16
     learning_rate: float = 0.02
-    drops: tuple[int, ...] | None = None
+    drops: Sequence[int] | None = None
     warmup: int = 100
     momentum: float = 0.9
     weight_decay: float = 0.0001
-    shorter_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    shorter_sides: Sequence[int] = tuple(range(480, 801, 32))
     test_side: int = 800
     longest_side: int = 1333
     batch_norm: Literal["trained", "frozen"] = "trained"
@@ -81,13 +82,12 @@ class Detection(EvaluationProtocol):
     proposals: int = 2000
     regions: int = 512
     seed: int = 0
-    save_every: int = 500
     workers: int = 2
 
     def __post_init__(self) -> None:
         least = {"frozen_stages": 0, "warmup": 0, "seed": 0, "workers": 0, "proposals": 2}
         for name, value in vars(self).items():
-            for each in value if isinstance(value, tuple) else (value,):
+            for each in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(each, int) and each < least.get(name, 1):
                     raise ValueError(
                         f"detection.{name}={value}, but it must be {least.get(name, 1)} or more."
@@ -137,18 +137,27 @@ class Detection(EvaluationProtocol):
                 f"detection.batch_size={self.batch_size}, but {images.images.location} has "
                 f"{len(images):,} images; give that or less."
             )
-        if not {*images.categories} & {*test.categories}:
+        learned, asked = images.names(), test.names()
+        if not {*learned} & {*asked}:
             raise ValueError(
-                f"{images.images.location} has boxes of {_some(images.categories)}, "
-                f"{test.images.location} of {_some(test.categories)}: none is in both. Give two "
-                "parts of one data set."
+                f"{images.images.location} has boxes of {_some(learned)}, {test.images.location} "
+                f"of {_some(asked)}: none is in both. Give two parts of one data set."
             )
 
     def run(self, trial: Trial) -> Evaluation:
         """See `EvaluationProtocol.run`."""
         images, test = self._sets(trial.train, trial.test)
+        found = Resumption(trial).result(
+            "detector", lambda task: self._figures(trial, task, images, test)
+        )
+        return Evaluation(**found)
+
+    def _figures(
+        self, trial: Trial, task: Task, images: DetectionSet, test: DetectionSet
+    ) -> dict[str, Any]:
+        """Return the fields of an `Evaluation`."""
         detector = self._detector(trial, len(images.categories))
-        train(trial, detector, images, self._schedule)
+        train(trial, task, detector, images, self._schedule)
         found = detect(
             trial,
             detector,
@@ -164,7 +173,7 @@ class Detection(EvaluationProtocol):
         each = (f"{test.categories[label]} {100 * of_label[label]:.1f}" for label in best)
         remarks = [*images.remarks, *test.remarks, *_unlike(images, test)]
         remarks.append(f"VOC AP50 in % by category: {', '.join(each)}")
-        return Evaluation(figures={**figures, **by_voc}, remarks=remarks)
+        return {"figures": {**figures, **by_voc}, "remarks": remarks}
 
     @property
     def _schedule(self) -> DetectorSchedule:
@@ -175,14 +184,13 @@ class Detection(EvaluationProtocol):
             iterations=self.iterations,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            drops=drops,
+            drops=tuple(drops),
             warmup=self.warmup,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            shorter=self.shorter_sides,
+            shorter=tuple(self.shorter_sides),
             longest=self.longest_side,
             seed=self.seed,
-            save_every=self.save_every,
             workers=self.workers,
         )
 
@@ -237,22 +245,18 @@ class Detection(EvaluationProtocol):
 
 def _unlike(images: DetectionSet, test: DetectionSet) -> list[str]:
     """Return remarks on categories that are in one of two sets alone."""
-    learned, asked = set(images.boxes.label_M.tolist()), set(test.boxes.label_M.tolist())
-    remarks = []
-    if only := sorted(asked - learned):
-        boxes = sum((test.boxes.label_M == label).sum() for label in only)
+    learned, asked, remarks = images.names(), test.names(), []
+    if only := [name for name in asked if name not in learned]:
+        boxes = sum(asked[name] for name in only)
         remarks.append(
             f"{boxes:,} boxes of {test.images.location} are of categories without a box in "
-            f"{images.images.location} ({_some([test.categories[n] for n in only])}): none is found"
+            f"{images.images.location} ({_some(only)}): none is found"
         )
-    if only := sorted(learned - asked):
-        remarks.append(
-            f"{test.images.location} has no box of {_some([images.categories[n] for n in only])}: "
-            "they are in no figure"
-        )
+    if only := [name for name in learned if name not in asked]:
+        remarks.append(f"{test.images.location} has no box of {_some(only)}: in no figure")
     return remarks
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Collection[str]) -> str:
     """Return a few of some names."""
-    return ", ".join([one_line(name) for name in names[:3]] + ["…"] * (len(names) > 3))
+    return ", ".join([one_line(name) for name in [*names][:3]] + ["…"] * (len(names) > 3))

@@ -153,6 +153,11 @@ class DetectionSet(Dataset[Any]):
             found.update(np.ascontiguousarray(each).tobytes())
         return found.hexdigest()
 
+    def names(self) -> dict[str, int]:
+        """Return how many boxes there are of each category that has some, by its name."""
+        counts = np.bincount(self.boxes.label_M, minlength=len(self.categories)).tolist()
+        return {n: count for n, count in zip(self.categories, counts, strict=True) if count}
+
     def of_image(self, index: int) -> slice:
         """Return where an image's boxes are."""
         return slice(int(self._starts[index]), int(self._starts[index + 1]))

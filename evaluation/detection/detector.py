@@ -154,7 +154,7 @@ class Detector(nn.Module):
 
     def __init__(self, network: Any, frozen: list[Any], *, regions: int) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self._frozen = frozen
         self._samplers: list[SeededSampler] = []
         if hasattr(network, "rpn"):
@@ -370,7 +370,7 @@ class _Mean(nn.Module):
 
 def _fpn(
     pyramid: _Pyramid, categories: int, smallest_anchor: int, proposals: int, box_features: int
-) -> nn.Module:
+) -> Any:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -395,7 +395,7 @@ def _c4(
     smallest_anchor: int,
     proposals: int,
     norm_layer: Callable[..., nn.Module] | None,
-) -> nn.Module:
+) -> Any:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -416,7 +416,7 @@ def _c4(
     )
 
 
-def _retinanet(pyramid: _Pyramid, categories: int, smallest_anchor: int, *_: int) -> nn.Module:
+def _retinanet(pyramid: _Pyramid, categories: int, smallest_anchor: int, *_: int) -> Any:
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 

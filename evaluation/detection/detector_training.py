@@ -7,27 +7,23 @@ number; ranks average their gradients. It goes on after a kill, and with any num
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import reduce
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from evaluation.detection.box_precision import FoundBoxes
 from evaluation.detection.detection_set import BatchOrder, DetectionSet, collated, to_device
 from evaluation.detection.detector import Detector
 from evaluation.protocol import Trial
-from model.gather import gather_rows
-
-_STATE = "detector"
-_ASKED_EVERY = 10  # steps after which ranks agree whether to stop: that waits for the device
+from evaluation.resumption import Task
+from model.gather import average_gradients, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,6 @@ class DetectorSchedule:
         shorter: shorter sides of images in training, in pixels; one is drawn for each.
         longest: the longer side of an image, in pixels, at most.
         seed: of order and augmentation.
-        save_every: steps after which the state is saved.
         workers: processes that read images.
     """
 
@@ -59,7 +54,6 @@ class DetectorSchedule:
     shorter: Sequence[int]
     longest: int
     seed: int
-    save_every: int
     workers: int
 
     def rate(self, step: int) -> float:
@@ -70,39 +64,40 @@ class DetectorSchedule:
 
 
 def train(
-    trial: Trial, detector: Detector, images: DetectionSet, schedule: DetectorSchedule
+    trial: Trial, task: Task, detector: Detector, images: DetectionSet, schedule: DetectorSchedule
 ) -> None:
-    """Train a detector, from the state that was kept last on.
+    """Train a detector, from the state that was saved last on.
+
+    Args:
+        trial: says which rank this is, and on what device.
+        task: has the state, and saves it.
+        detector: it.
+        images: the set.
+        schedule: how long and how fast.
 
     Raises:
         ValueError: an image cannot be read, or the loss is no number any more.
-        KeyboardInterrupt: it was asked to stop, and has saved its state.
     """
     learner = _Learner(trial, detector, schedule)
-    start = learner.restore()
+    if task.state is not None:
+        learner.restore(task.state)
     order = BatchOrder(
         images,
         batch_size=schedule.batch_size,
         shorter=schedule.shorter,
         longest=schedule.longest,
         seed=schedule.seed,
-        start=start,
+        start=learner.steps,
         stop=schedule.iterations,
         rank=trial.rank,
         world_size=trial.world_size,
     )
     detector.train()
-    what = f"detector on {images.images.location}"
-    with _asked_to_stop() as asked:
-        for step, batch in enumerate(_loaded(trial, images, order, schedule.workers), start):
-            trial.tell(what, step, schedule.iterations)
-            learner.step(step, *to_device(batch, trial.device))
-            stops = learner.agreed(asked, step)
-            done = step + 1
-            if stops or done % schedule.save_every == 0 or done == schedule.iterations:
-                learner.save(done)
-            if stops and done < schedule.iterations:
-                raise KeyboardInterrupt
+    for batch in _loaded(trial, images, order, schedule.workers):
+        trial.tell(f"detector on {images.images.location}", learner.steps, schedule.iterations)
+        learner.step(*to_device(batch, trial.device))
+        task.after_step(learner.state)
+    learner.state()
     detector.eval()
 
 
@@ -155,21 +150,21 @@ def detect(
 
 
 class _Learner:
-    """A detector and its optimizer on all ranks."""
+    """A detector and its optimizer, on all ranks alike."""
 
     def __init__(self, trial: Trial, detector: Detector, schedule: DetectorSchedule) -> None:
-        self._trial, self._schedule, self._detector = trial, schedule, detector
-        self._parallel: nn.Module = detector
+        self._schedule, self._detector, self._world_size = schedule, detector, trial.world_size
+        self.steps = 0
         norms = {
             id(parameter)
             for module in detector.modules()
             if isinstance(module, _BatchNorm)
             for parameter in module.parameters(recurse=False)
         }
-        trained = [each for each in detector.parameters() if each.requires_grad]
+        self._trained = [each for each in detector.parameters() if each.requires_grad]
         groups = [
-            {"params": [p for p in trained if id(p) not in norms]},
-            {"params": [p for p in trained if id(p) in norms], "weight_decay": 0.0},
+            {"params": [p for p in self._trained if id(p) not in norms]},
+            {"params": [p for p in self._trained if id(p) in norms], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.SGD(
             [group for group in groups if group["params"]],
@@ -180,61 +175,52 @@ class _Learner:
         half = trial.autocast == torch.float16
         self._scaler = torch.amp.GradScaler(trial.device.type, enabled=half)
         self._finite = torch.ones((), device=trial.device)
-        if trial.world_size > 1:
-            self._parallel = DistributedDataParallel(detector)
 
-    def restore(self) -> int:
-        """Take up the state that was kept last, and return how many steps it has had."""
-        state = self._trial.kept.load(_STATE)
-        if state is None:
-            return 0
+    def restore(self, state: Any) -> None:
+        """Take up what `state` returned."""
+        self.steps = state["steps"]
         self._detector.load_state_dict(state["detector"])
         self._optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
+        if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
-        return state["steps"]
 
-    def save(self, steps: int) -> None:
-        """Keep the state, if the loss has been a number since the last time."""
-        worst = self._finite if self._trial.world_size == 1 else reduce(self._finite, "mean")
-        if float(worst) < 1:  # type: ignore[arg-type]
+    def state(self) -> Any:
+        """Return all that the next steps depend on; every rank calls this after the same steps.
+
+        Raises:
+            ValueError: a loss was no number, on some rank.
+        """
+        finite: Any = self._finite if self._world_size == 1 else reduce(self._finite, "mean")
+        if finite < 1:
             raise ValueError(
-                f"the detector's loss is no number any more, after {steps:,} steps at most: its "
+                f"the detector's loss is no number any more, at step {self.steps:,} or before: its "
                 "training has diverged. Lower --detection.learning_rate, or raise "
                 "--detection.warmup."
             )
-        state = {
-            "steps": steps,
+        return {
+            "steps": self.steps,
             "detector": self._detector.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
-        self._trial.kept.save(_STATE, state)
 
-    def step(self, step: int, images_BCHW: Tensor, targets: list[dict[str, Any]]) -> None:
+    def step(self, images_BCHW: Tensor, targets: list[dict[str, Any]]) -> None:
         """Move the weights once; nothing here waits for the device, torchvision's losses do."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._schedule.rate(step)
-        loss_K, count_K = self._parallel(images_BCHW, targets)
-        if self._trial.world_size > 1:
-            # DDP averages over ranks; a rank with more samples weighs more in the mean over all.
+            group["lr"] = self._schedule.rate(self.steps)
+        loss_K, count_K = self._detector(images_BCHW, targets)
+        if self._world_size > 1:
+            # Gradients are averaged; a rank with more samples weighs more in the mean over all.
             total_K: Any = reduce(count_K, "sum")
-            loss_K = loss_K * (count_K * self._trial.world_size / total_K)
+            loss_K = loss_K * (count_K * self._world_size / total_K)
         loss = loss_K.sum()
         self._finite = self._finite * loss.detach().isfinite()
+        self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        average_gradients(self._trained)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def agreed(self, asked: list[int], step: int) -> bool:
-        """Whether all ranks stop after this step, because one was asked to."""
-        if self._trial.world_size == 1:
-            return bool(asked)
-        if step % _ASKED_EVERY:
-            return False
-        flag: Any = reduce(torch.tensor(float(bool(asked)), device=self._trial.device), "sum")
-        return bool(flag > 0)
+        self.steps += 1
 
 
 def _loaded(
@@ -254,24 +240,3 @@ def _ignore_signals(_: int) -> None:
     """Leave Ctrl-C to the process that started this one, which ends it in peace."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Give a list that is filled when Ctrl-C or SIGTERM asks to stop; the second time ends it."""
-    asked: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, which alone is asked
-        before = {}
-    try:
-        yield asked
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

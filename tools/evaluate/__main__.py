@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from tools.evaluate.chosen_protocols import Chosen
     from training.config import Config
 
-ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear", "detection"]
+ProtocolName = Literal[
+    "frozen",
+    "views",
+    "copies",
+    "retrieval",
+    "knn",
+    "linear",
+    "augmented_probe",
+    "fine_tuning",
+    "detection",
+]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
 
@@ -60,6 +70,9 @@ def main(
     run: Path | None = None,
     *,
     protocol: Sequence[ProtocolName] = ("frozen",),
+    augmented_probe: Nested = (),
+    fine_tuning: Nested = (),
+    detection: Nested = (),
     encoder: Dotted = (),
     size: int | None = None,
     test: str | None = None,
@@ -71,7 +84,6 @@ def main(
     keep: Path | None = None,
     random_init: bool = False,
     beside_random: bool = False,
-    detection: Nested = (),
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -81,8 +93,14 @@ def main(
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear. detection: a detector is trained on the
-            encoder, with boxes of COCO or VOC.
+            retrieval (of the same class), knn and linear. augmented_probe: a linear layer trained
+            on random crops. fine_tuning: the whole encoder, on shares of the labels. detection:
+            a detector on the encoder, trained on the boxes of COCO or VOC.
+        augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
+        fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
+            --fine_tuning.help lists them.
+        detection: a setting of that protocol, or --detection.recipe FILE with some, such as
+            recipes/detection/voc_c4.yaml; --detection.help lists them.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -101,8 +119,6 @@ def main(
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
         beside_random: evaluate these weights too, in a column of their own.
-        detection: settings of that protocol, and --detection.recipe FILE, which holds some;
-            --detection.help lists them.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
@@ -119,7 +135,12 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    chosen = chosen_protocols.chosen(names, {"detection": detection}, program(main))
+    settings = {
+        "augmented_probe": augmented_probe,
+        "fine_tuning": fine_tuning,
+        "detection": detection,
+    }
+    chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
     if alone and (random_init or beside_random):

@@ -15,17 +15,24 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from evaluation.augmented_probe import AugmentedProbe
 from evaluation.detection import Detection
+from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
 from tools.evaluate.candidate import Candidate
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
+from training.command_line import several_as_lists
 from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"detection": Detection}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
+    "augmented_probe": AugmentedProbe,
+    "fine_tuning": FineTuning,
+    "detection": Detection,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def chosen(
             parser.add_class_arguments(protocol, name)
             recipe = f"--{name}.recipe"
             words = [re.sub(rf"^{re.escape(recipe)}(?=$|=)", f"--{name}", word) for word in words]
-            read = parser.read(words).as_dict()[name]
+            read = parser.read(several_as_lists(words, protocol)).as_dict()[name]
             read.pop("__path__", None)  # of the recipe
             found.append(Chosen(name, protocol(**read)))
     return found

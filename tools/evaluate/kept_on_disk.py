@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,6 +99,7 @@ class KeptOnDisk:
         self._agree(0)
         for path in self._root.glob(f"*.rank-{self._rank}.safetensors"):
             path.unlink()
+        shutil.rmtree(self._root / f"rank-{self._rank}", ignore_errors=True)
 
     def _path(self, name: str, number: int) -> Path:
         return self._root / f"{name}.{number:06d}.rank-{self._rank}.safetensors"

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import redirect_stdout
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_coco_s_figures_are_those_of_another_implementation(seed: int) -> None:
                 found.image_D, found.label_D, found.score_D, found.box_D4, strict=True
             )
         ]
-        judge = COCOeval_faster(api, api.loadRes(rows), "bbox")
+        judge: Any = COCOeval_faster(api, api.loadRes(rows), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -144,7 +145,8 @@ def test_a_second_find_of_a_box_is_wrong_and_a_difficult_one_counts_for_nothing(
 
 def test_a_detector_that_finds_nothing_has_figures() -> None:
     truth = boxes_of((0, 0, [1, 1, 9, 9], False, False))
-    nothing = FoundBoxes(*(np.zeros((0, *s), np.int64) for s in ((), (), ())), np.zeros((0, 4)))
+    none = np.zeros(0, np.int64)
+    nothing = FoundBoxes(none, none, np.zeros(0), np.zeros((0, 4)))
     assert not any(box_precision.voc(nothing, truth)[0].values())
     assert not any(box_precision.coco(nothing, truth, np.full((1, 2), 20.0)).values())
 

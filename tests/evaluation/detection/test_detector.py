@@ -1,5 +1,6 @@
 """Detectors beside torchvision's own, and what of an encoder is trained in them."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_it_finds_what_torchvision_s_own_detector_finds() -> None:
     layers = {f"layer{number}": str(number - 1) for number in range(1, 5)}
     body = torchvision.models.resnet18()
     anchors = AnchorGenerator(tuple((8 * 2**n,) for n in range(5)), ((0.5, 1.0, 2.0),) * 5)
-    theirs = FasterRCNN(
+    theirs: Any = FasterRCNN(
         BackboneWithFPN(body, layers, [64, 128, 256, 512], 16),
         num_classes=5,
         min_size=64,
@@ -108,7 +109,7 @@ def test_regions_are_of_the_maps_whose_mean_is_the_encoder_s_feature(encoder: An
         torch.testing.assert_close(third, maps[2])
         torch.testing.assert_close(c4.roi_heads.box_head(third), h_NF)
     sides = [each.shape[-1] for each in maps]
-    assert all(fine == 2 * coarse for fine, coarse in zip(sides, sides[1:], strict=False))
+    assert all(fine == 2 * coarse for fine, coarse in pairwise(sides))
 
 
 @every_kind

@@ -1,7 +1,5 @@
 """A detector's training: killed, asked to stop, on two processes, and what it finds."""
 
-import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import pytest
 import torch
 from rectangles import coco_folder
 from torch.multiprocessing.spawn import spawn
-from trials import KeptInMemory, detector, rectangles, schedule, trial
+from trials import Saves, detector, rectangles, schedule, trial
 from two_detectors import CASES, learned, work
 
 from evaluation.detection import box_precision
@@ -29,74 +27,58 @@ def images(folder: Path) -> DetectionSet:
     return rectangles(folder)
 
 
-def weights(kept: KeptInMemory) -> dict[str, Any]:
-    assert kept.state["steps"] == 6
-    return kept.state["detector"]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(images: DetectionSet) -> dict[str, Any]:
-    how = trial()
-    train(how, detector("fpn"), images, schedule())
-    assert isinstance(how.kept, KeptInMemory)
-    return weights(how.kept)
+    return trained(images, Saves(every=1000))
 
 
-@pytest.mark.parametrize("saves", [0, 1, 2])
+def trained(images: DetectionSet, saves: Saves, **changed: Any) -> dict[str, Any]:
+    """Return the weights after six steps, from the saved ones on."""
+    network = detector("fpn")
+    train(trial(), saves.task(), network, images, schedule(**changed))
+    return network.state_dict()
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
 def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
-    saves: int, images: DetectionSet, undisturbed: dict[str, Any]
+    every: int, images: DetectionSet, undisturbed: dict[str, Any]
 ) -> None:
-    kept = KeptInMemory(saves)
+    saves = Saves(every, kills=1)
     with pytest.raises(MemoryError):
-        train(trial(kept=kept), detector("fpn"), images, schedule())
-    kept.left = 1000
-    torch.manual_seed(saves)  # the state of no stream is kept, because none is drawn from
-    train(trial(kept=kept), detector("fpn"), images, schedule(save_every=1000))
-    assert undisturbed and weights(kept).keys() == undisturbed.keys()
-    assert all(torch.equal(weights(kept)[n], undisturbed[n]) for n in undisturbed)
-
-
-@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_that_is_asked_to_stop_loses_no_step(
-    asked: signal.Signals, images: DetectionSet, undisturbed: dict[str, Any]
-) -> None:
-    def progress(_: str, step: int, __: int) -> None:
-        if step == 2:
-            os.kill(os.getpid(), asked)
-
-    before, kept = signal.getsignal(asked), KeptInMemory()
-    with pytest.raises(KeyboardInterrupt):
-        train(trial(kept=kept, progress=progress), detector("fpn"), images, schedule(save_every=99))
-    assert kept.state["steps"] == 3 and signal.getsignal(asked) == before
-    train(trial(kept=kept), detector("fpn"), images, schedule())
-    assert all(torch.equal(weights(kept)[n], undisturbed[n]) for n in undisturbed)
+        trained(images, saves)
+    assert saves.state["steps"] == every
+    torch.manual_seed(every)  # the state of no stream is kept, because none is drawn from
+    assert_same(trained(images, saves), undisturbed)
+    assert_same(trained(images, saves), undisturbed)  # of a task whose training was at its end
 
 
 def test_workers_change_nothing(images: DetectionSet, undisturbed: dict[str, Any]) -> None:
-    how = trial()
-    train(how, detector("fpn"), images, schedule(workers=1))
-    assert isinstance(how.kept, KeptInMemory)
-    assert all(torch.equal(weights(how.kept)[n], undisturbed[n]) for n in undisturbed)
+    assert_same(trained(images, Saves(every=1000), workers=1), undisturbed)
 
 
 def test_a_training_that_diverges_ends_in_a_line_and_saves_nothing(images: DetectionSet) -> None:
-    kept = KeptInMemory()
-    with pytest.raises(ValueError, match=r"no number any more.*--detection.learning_rate"):
-        train(trial(kept=kept), detector("fpn"), images, schedule(learning_rate=1e30, warmup=0))
-    assert kept.state is None
+    for saves in (Saves(every=6), Saves(every=1000)):
+        with pytest.raises(ValueError, match=r"no number any more.*--detection.learning_rate"):
+            trained(images, saves, learning_rate=1e30, warmup=0)
+        assert saves.state is None
 
 
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     images = rectangles(coco_folder(tmp_path, range(8)))
+    expected = trained(images, Saves(every=1000))
     path = tmp_path / "train2017" / "000005.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    kept = KeptInMemory()
+    saves = Saves(every=1)
     with pytest.raises(ValueError, match=r"000005.png cannot be decoded"):
-        train(trial(kept=kept), detector("fpn"), images, schedule(save_every=1, workers=1))
+        trained(images, saves, workers=1)
     path.write_bytes(whole)
-    train(trial(kept=kept), detector("fpn"), images, schedule())
-    assert kept.state["steps"] == 6
+    assert_same(trained(images, saves), expected)
 
 
 def test_the_rate_is_that_of_torch_s_schedulers() -> None:
@@ -165,11 +147,9 @@ def test_what_is_found_is_in_the_frame_of_the_annotations(images: DetectionSet) 
 @pytest.mark.parametrize("kind", ["fpn", "c4", "retinanet"])
 def test_it_learns_to_find_rectangles(kind: Any, tmp_path: Path) -> None:
     images = rectangles(coco_folder(tmp_path, range(60)))
-    how = schedule(
-        iterations=150, batch_size=8, shorter=(64,), drops=(120,), warmup=10, save_every=1000
-    )
+    how = schedule(iterations=150, batch_size=8, shorter=(64,), drops=(120,), warmup=10)
     network = detector(kind)
-    train(trial(), network, images, how)
+    train(trial(), Saves(every=1000).task(), network, images, how)
     test = rectangles(coco_folder(tmp_path / "test", range(100, 140)))
     found = detect(trial(), network, test, shorter=64, longest=128, workers=0)
     assert box_precision.voc(found, test.boxes)[0]["detection_voc_ap50"] > 0.5

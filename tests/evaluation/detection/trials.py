@@ -12,29 +12,34 @@ from evaluation.detection.detection_set import DetectionSet
 from evaluation.detection.detector import Detector, Kind, build
 from evaluation.detection.detector_training import DetectorSchedule
 from evaluation.protocol import Trial
+from evaluation.resumption import Task
 from model.encoder import Encoder, SmallResNet
 from pipeline.normalisation import IMAGENET
+from training.run.state_file import loads, pieces
 
 
-class KeptInMemory:
-    """Keeps copies of what is saved; loses what comes after a number of saves, as a kill does."""
+class Saves:
+    """What a task saves after each so many steps; the process ends after a number of saves."""
 
-    def __init__(self, saves: int = 1000) -> None:
+    def __init__(self, every: int, kills: int = -1) -> None:
+        self.every, self.left, self.calls = every, kills, 0
         self.state: Any = None
-        self.left = saves
 
-    @property
-    def folder(self) -> Path:
-        raise NotImplementedError
+    def task(self) -> Task:
+        """Return a task that goes on where the saves are."""
+        self.calls = 0
+        return Task(copy.deepcopy(self.state), self._due, self._save)
 
-    def load(self, name: str) -> Any:
-        return copy.deepcopy(self.state)
+    def _due(self) -> bool:
+        self.calls += 1
+        return self.calls % self.every == 0
 
-    def save(self, name: str, state: Any) -> None:
-        if not self.left:
-            raise MemoryError("killed")
+    def _save(self, state: Any) -> None:
+        # Through a file's bytes: what is not plain would show.
+        self.state = loads(b"".join(pieces(state)))
         self.left -= 1
-        self.state = copy.deepcopy(state)
+        if self.left == 0:
+            raise MemoryError("killed")
 
 
 def trial(encoder: Encoder | None = None, **changed: Any) -> Trial:
@@ -47,7 +52,7 @@ def trial(encoder: Encoder | None = None, **changed: Any) -> Trial:
         "device": torch.device("cpu"),
         "train": None,
         "test": None,
-        "kept": KeptInMemory(),
+        "kept": None,
     }
     return Trial(**{**settings, **changed})
 
@@ -89,7 +94,6 @@ def schedule(**changed: Any) -> DetectorSchedule:
         "shorter": (48, 64),
         "longest": 128,
         "seed": 0,
-        "save_every": 2,
         "workers": 0,
     }
     return DetectorSchedule(**{**settings, **changed})
