@@ -25,7 +25,7 @@ from rich.table import Table
 
 from shards import durable
 from shards.layout import open_shards
-from training.command_line import Dotted, program, run_function
+from training.command_line import Dotted, Nested, program, run_function
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tools.evaluate.chosen_protocols import Chosen
     from training.config import Config
 
-ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear"]
+ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear", "disc21"]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
 
@@ -71,6 +71,7 @@ def main(
     keep: Path | None = None,
     random_init: bool = False,
     beside_random: bool = False,
+    disc21: Nested = (),
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -80,7 +81,8 @@ def main(
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear.
+            retrieval (of the same class), knn and linear. disc21: copy detection on the files of
+            the 2021 Image Similarity Challenge.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -99,6 +101,7 @@ def main(
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
         beside_random: evaluate these weights too, in a column of their own.
+        disc21: settings of that protocol; --disc21.help lists them.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
@@ -115,7 +118,7 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    chosen = chosen_protocols.chosen(names, {}, program(main))
+    chosen = chosen_protocols.chosen(names, {"disc21": disc21}, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
     if alone and (random_init or beside_random):
@@ -141,7 +144,8 @@ def main(
     candidates = {**trained, **others} if alone else {**others, **trained}
     asked = _Asked(config, candidates, frozen, chosen, keep, processes)
     given = {"test": test, "train": train, "queries": queries, "references": references}
-    data = _several(sets, given) if sets else {"": _sets(config, title, **given)}
+    needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
+    data = _several(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
     found = {name: _evaluated(asked, each) for name, each in data.items()}
     if processes.is_main_process:
@@ -150,9 +154,18 @@ def main(
         sys.exit(1)
 
 
-def _sets(config: Config, title: str, **given: str | None) -> _Sets:
-    """Return the shard sets to evaluate on: those that are given, else the recipe's."""
+def _sets(config: Config, title: str, needed: bool, **given: str | None) -> _Sets:
+    """Return the shard sets to evaluate on: those that are given, else the recipe's.
+
+    Args:
+        config: the recipe's.
+        title: what is evaluated.
+        needed: whether there must be a test set.
+        given: by flag.
+    """
     test = given["test"] or config.evaluation_test
+    if not needed:
+        return dict.fromkeys(given)
     if test is None:
         raise ValueError(f"no recipe names a test set for {title}; name one with --test DIR.")
     copies = (given["queries"], given["references"])
@@ -184,12 +197,12 @@ def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[st
 
 def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
     """Return what the candidates are worth on some shard sets, by their names."""
+    from evaluation.protocol import Evaluation
     from evaluation.suite import Suite
     from tools.evaluate import chosen_protocols
 
     opened = {name: open_shards(root) if root else None for name, root in sets.items()}
     test = opened.pop("test")
-    assert test is not None
     found: dict[str, Evaluation] = {}
     hidden = not asked.processes.is_main_process
     console = Console(stderr=True)
@@ -201,23 +214,25 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
 
         for name, each in asked.candidates.items():
             candidate = each.placed()
-            suite = Suite(
-                test=test,
-                train=opened["train"],
-                queries=opened["queries"],
-                references=opened["references"],
-                group=candidate.group,
-                device=candidate.device,
-                autocast=candidate.autocast,
-                normalisation=candidate.normalisation,
-                rank=asked.processes.process_index,
-                world_size=asked.processes.num_processes,
-                tuning=candidate.tuning,
-                neighbours=asked.config.evaluation_neighbours,
-                temperature=asked.config.evaluation_temperature,
-                progress=show,
-            )
-            found[name] = suite.run(candidate.method, asked.frozen)
+            found[name] = Evaluation()
+            if test is not None:
+                suite = Suite(
+                    test=test,
+                    train=opened["train"],
+                    queries=opened["queries"],
+                    references=opened["references"],
+                    group=candidate.group,
+                    device=candidate.device,
+                    autocast=candidate.autocast,
+                    normalisation=candidate.normalisation,
+                    rank=asked.processes.process_index,
+                    world_size=asked.processes.num_processes,
+                    tuning=candidate.tuning,
+                    neighbours=asked.config.evaluation_neighbours,
+                    temperature=asked.config.evaluation_temperature,
+                    progress=show,
+                )
+                found[name] = suite.run(candidate.method, asked.frozen)
             for chosen in asked.chosen:
                 more = chosen_protocols.run(
                     chosen,

@@ -2,6 +2,7 @@
 
 To add one, write `evaluation/NAME.py` with a subclass of `EvaluationProtocol`, enter it in
 `PROTOCOLS` and in `ProtocolName`, and give `main` a parameter of its name and of type `Nested`.
+If it names its sets itself (`own_sets`), no --test is asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from evaluation.disc21 import DISC21
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
 from tools.evaluate.candidate import Candidate
@@ -22,7 +24,7 @@ from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"disc21": DISC21}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def run(
     chosen: Chosen,
     candidate: Candidate,
     train: ShardSet | None,
-    test: ShardSet,
+    test: ShardSet | None,
     *,
     keep: Path | None,
     processes: PartialState,
@@ -78,12 +80,15 @@ def run(
         chosen: the protocol.
         candidate: the encoder.
         train: what is trained on; None if none is given.
-        test: what is reported on.
+        test: what is reported on; None if all protocols name their own.
         keep: folder for the states; None keeps nothing.
         processes: of this command.
         progress: is told how far it is.
     """
     encoder = candidate.method.encoder
+    own = chosen.protocol.sets()
+    train, test = own.pop("train", train), own.pop("test", test)
+    assert test is not None, "asked for before"
     facts = {
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
@@ -92,6 +97,8 @@ def run(
         "normalisation": [*candidate.normalisation.mean, *candidate.normalisation.std],
         "train": train and train.manifest.digest(),
         "test": test.manifest.digest(),
+        **{name: each.manifest.digest() for name, each in own.items()},
+        **chosen.protocol.facts(),
         "machine": f"{candidate.device.type}, {candidate.autocast or 'float32'}",
         "world_size": processes.num_processes,
     }
@@ -113,6 +120,7 @@ def run(
         rank=rank,
         world_size=processes.num_processes,
         progress=progress,
+        more=own,
     )
     chosen.protocol.check(trial)
     found = chosen.protocol.run(trial)
