@@ -59,6 +59,7 @@ def best_pairs(
         if len(score_P) > 2 * limit:
             kept_P = _best(score_P, limit)
             score_P, pair_P = score_P[kept_P], pair_P[kept_P]
+        if len(score_P) == limit:
             worst = score_P.min()
     if len(score_P) > limit:
         kept_P = _best(score_P, limit)

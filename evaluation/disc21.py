@@ -62,8 +62,8 @@ class DISC21(EvaluationProtocol):
         dimensions: of a descriptor, up to 256, two numbers for score normalisation included.
         reduction: pca centres features and keeps their main axes; whitening gives these equal
             variance, too; none takes features as they are.
-        weight: of score normalisation; 2 and the 10th neighbour are those of the challenge's
-            baseline, 1 and the first three those of SSCD. 0 is without.
+        weight: of score normalisation, 0 for none. It and the next two are those of SSCD; the
+            challenge's baseline has 2, 10 and 10.
         first_neighbour: the mean cosine of training images is taken from this one on, the nearest
             being 1.
         last_neighbour: up to this one.
@@ -80,9 +80,9 @@ class DISC21(EvaluationProtocol):
     descriptor: Literal["features", "embeddings"] = "features"
     dimensions: int = LARGEST
     reduction: Literal["pca", "whitening", "none"] = "pca"
-    weight: float = 2.0
-    first_neighbour: int = 10
-    last_neighbour: int = 10
+    weight: float = 1.0
+    first_neighbour: int = 1
+    last_neighbour: int = 3
     submission: bool = False
 
     def __post_init__(self) -> None:

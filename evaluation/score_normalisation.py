@@ -3,10 +3,10 @@
     n_q = weight · mean cosine of the query with its nearest training images, from one to another
     score = q·r - n_q
 
-The 10th nearest and weight 2: docs/5_multigrain_full.md of `facebookresearch/isc2021`, whose
-scripts/score_normalization.py computes it. The mean over the first three and weight 1: disc_eval.py
-of `facebookresearch/sscd-copy-detection`. Nothing depends on other queries or references, as the
-challenge demands.
+The mean over the first three and weight 1 are those of disc_eval.py of
+`facebookresearch/sscd-copy-detection`, the 10th alone and weight 2 those of the challenge's
+baseline: docs/5_multigrain_full.md of `facebookresearch/isc2021`, scripts/score_normalization.py.
+Nothing depends on other queries or references, as the challenge demands.
 
 It becomes part of the descriptors, so that a search need not know of it. As |n| ≤ weight w:
 
@@ -19,7 +19,6 @@ The challenge's track 2 compares by distance, its script by either: the order is
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.score import blocks
@@ -57,5 +56,6 @@ def normalised(
     n_Q = weight * torch.cat(means)
     rest_Q = (weight**2 - n_Q.square()).clamp(min=0).sqrt()  # cosines exceed 1 by rounding
     query = torch.cat([query_QD, -n_Q[:, None], rest_Q[:, None]], dim=1)
-    reference = F.pad(F.pad(reference_GD, (0, 1), value=1.0), (0, 1))
+    one_G1 = torch.ones_like(reference_GD[:, :1])
+    reference = torch.cat([reference_GD, one_G1, torch.zeros_like(one_G1)], dim=1)
     return query, reference

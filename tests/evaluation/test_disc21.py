@@ -50,7 +50,7 @@ class NamedPictures(Pictures):
 
 
 @pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("disc")
     seeds = {
         "queries": [COPIES.get(q, 500 + q) for q in range(Q)],
@@ -58,7 +58,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "training": list(range(700, 700 + T)),
     }
     for name, letter in (("queries", "Q"), ("references", "R"), ("training", "T")):
-        noise = 40.0 * (name == "queries")
+        noise = 90.0 * (name == "queries")
         write(NamedPictures(letter, seeds[name], noise=noise), root / name, samples_per_shard=7)
     truth = [f"Q{q:05d},{f'R{COPIES[q]:05d}' if q in COPIES else ''}" for q in range(Q)]
     (root / "truth.csv").write_text("\n".join(["query_id,reference_id", *truth]))
@@ -97,7 +97,7 @@ def in_order(shard_set: ShardSet, network: torch.nn.Module) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-class Side(torch.nn.Module):
+class SideNetwork(torch.nn.Module):
     def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.embed = embed
@@ -109,7 +109,7 @@ class Side(torch.nn.Module):
 @pytest.mark.parametrize("descriptor", ["features", "embeddings"])
 @pytest.mark.parametrize("reduction", ["whitening", "none"])
 def test_figures_are_those_of_a_plain_evaluation(
-    descriptor: Any, reduction: Any, layout: dict[str, str], tmp_path: Path
+    descriptor: Any, reduction: Any, layout: dict[str, Any], tmp_path: Path
 ) -> None:
     """scikit-learn's PCA and average precision, all scores in one matrix of float64."""
     protocol = DISC21(
@@ -122,7 +122,7 @@ def test_figures_are_those_of_a_plain_evaluation(
     method: Any = asked.method.eval()
     sides = (asked.encoder, asked.encoder)
     if descriptor == "embeddings":
-        sides = Side(method.embed), Side(method.embed_reference)
+        sides = SideNetwork(method.embed), SideNetwork(method.embed_reference)
     query, reference, training = (
         in_order(open_shards(layout[name]), sides[number])
         for number, name in ((0, "queries"), (1, "references"), (1, "training"))
@@ -147,7 +147,7 @@ def test_figures_are_those_of_a_plain_evaluation(
     assert not found.remarks
 
 
-def test_without_weight_there_is_no_normalisation(layout: dict[str, str], tmp_path: Path) -> None:
+def test_without_weight_there_is_no_normalisation(layout: dict[str, Any], tmp_path: Path) -> None:
     protocol = DISC21(**layout, weight=0)
     figures = protocol.run(trial(protocol, tmp_path)).figures
     assert figures and all(name.startswith("disc21_raw_") for name in figures)
@@ -155,7 +155,7 @@ def test_without_weight_there_is_no_normalisation(layout: dict[str, str], tmp_pa
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_a_submission_has_the_figures_that_are_reported(
-    weight: float, layout: dict[str, str], tmp_path: Path
+    weight: float, layout: dict[str, Any], tmp_path: Path
 ) -> None:
     h5py = pytest.importorskip("h5py")
     protocol = DISC21(**layout, weight=weight, submission=True)
@@ -190,7 +190,7 @@ def test_a_submission_has_the_figures_that_are_reported(
     ],
 )
 def test_a_ground_truth_of_other_images_is_refused(
-    lines: list[str], words: str, layout: dict[str, str], tmp_path: Path
+    lines: list[str], words: str, layout: dict[str, Any], tmp_path: Path
 ) -> None:
     truth = tmp_path / "truth.csv"
     truth.write_text("\n".join(lines))
@@ -199,7 +199,7 @@ def test_a_ground_truth_of_other_images_is_refused(
         protocol.check(trial(protocol, tmp_path))
 
 
-def test_what_counts_for_nothing_or_twice_is_said(layout: dict[str, str], tmp_path: Path) -> None:
+def test_what_counts_for_nothing_or_twice_is_said(layout: dict[str, Any], tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     truth.write_text("Q00002,R00007\nQ00003,R00000\n")
     changed = {"ground_truth": str(truth), "training": layout["references"]}
@@ -219,14 +219,14 @@ def test_what_counts_for_nothing_or_twice_is_said(layout: dict[str, str], tmp_pa
     ],
 )
 def test_impossible_settings_are_refused(
-    settings: dict[str, Any], words: str, layout: dict[str, str]
+    settings: dict[str, Any], words: str, layout: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=words):
         DISC21(**layout, **settings)
 
 
 def test_what_the_encoder_or_the_sets_do_not_allow_is_refused(
-    layout: dict[str, str], tmp_path: Path
+    layout: dict[str, Any], tmp_path: Path
 ) -> None:
     def refused(words: str, changed: dict[str, Any] | None = None, **settings: Any) -> None:
         protocol = DISC21(**layout, **settings)
@@ -243,7 +243,7 @@ def test_what_the_encoder_or_the_sets_do_not_allow_is_refused(
 
 
 def test_names_that_do_not_tell_images_apart_are_refused(
-    layout: dict[str, str], tmp_path: Path
+    layout: dict[str, Any], tmp_path: Path
 ) -> None:
     class InFolders(NamedPictures):
         def __getitem__(self, index: int) -> Sample:
