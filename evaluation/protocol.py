@@ -10,11 +10,11 @@ its `run` returns figures. `tools.evaluate` names it, reads its settings and kee
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -63,6 +63,11 @@ class Kept(Protocol):
         """A folder for files of this rank alone, such as indexes of a part of a set."""
         ...
 
+    @property
+    def lasting(self) -> bool:
+        """Whether that folder is still there when the command has ended."""
+        ...
+
     def load(self, name: str) -> Any:
         """Return the state that this rank saved last under a name; None if there is none.
 
@@ -93,6 +98,7 @@ class Trial:
         rank: this process.
         world_size: number of processes.
         progress: is told how far it is.
+        more: shard sets besides these two, of a protocol that names its own.
     """
 
     encoder: Encoder
@@ -108,6 +114,7 @@ class Trial:
     rank: int = 0
     world_size: int = 1
     progress: Progressed | None = None
+    more: Mapping[str, ShardSet] = field(default_factory=dict)
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Tell how far it is."""
@@ -117,6 +124,17 @@ class Trial:
 
 class EvaluationProtocol(ABC):
     """A way to evaluate an encoder. Subclasses are frozen dataclasses; fields are settings."""
+
+    own_sets: ClassVar[bool] = False
+    """Whether its settings name its shard sets, so that it needs none of the command's."""
+
+    def sets(self) -> dict[str, ShardSet]:
+        """Open the sets that settings name: train and test, instead of the command's, and more."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else its figures depend on, such as digests of files, as JSON has it."""
+        return {}
 
     @abstractmethod
     def check(self, trial: Trial) -> None:

@@ -216,6 +216,17 @@ class Suite:
             shard_set: of the samples.
             embed_views: a function of the method that makes embeddings instead.
         """
+        own = self.own_features(method, shard_set, embed_views=embed_views)
+        return Features(
+            h_NF=gather_rows(own.h_NF),
+            label_N=gather_rows(own.label_N),
+            id_N=gather_rows(own.id_N),
+        )
+
+    def own_features(
+        self, method: Evaluated, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
+    ) -> Features:
+        """Return the features of this rank's part alone; see `features`. Every rank calls this."""
         images = Images(
             shard_set,
             size=self.group.size,
@@ -232,12 +243,7 @@ class Suite:
                 counted = self._counted(f"features of {shard_set.root}", images)
                 return embed(network, counted, autocast=self.autocast)
 
-        own = self._on_all_ranks(compute)
-        return Features(
-            h_NF=gather_rows(own.h_NF),
-            label_N=gather_rows(own.label_N),
-            id_N=gather_rows(own.id_N),
-        )
+        return self._on_all_ranks(compute)
 
     @torch.inference_mode()
     def embed_views(self, method: Evaluated) -> Tensor:

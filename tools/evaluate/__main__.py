@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from evaluation.protocol import Evaluation
-    from tools.evaluate.candidate import Candidate
     from tools.evaluate.chosen_protocols import Chosen
+    from tools.evaluate.column import Column
     from training.config import Config
 
 ProtocolName = Literal[
@@ -43,6 +43,7 @@ ProtocolName = Literal[
     "knn",
     "linear",
     "augmented_probe",
+    "disc21",
     "fine_tuning",
 ]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
@@ -54,8 +55,8 @@ class _Asked:
     """What is evaluated, by which protocols, on which sets."""
 
     config: Config
-    candidates: Mapping[str, Candidate]
-    """By the names of their columns."""
+    columns: Mapping[str, Column]
+    """By their names."""
     frozen: Sequence[str]
     """Protocols of frozen features."""
     chosen: Sequence[Chosen]
@@ -82,6 +83,7 @@ def main(
     keep: Path | None = None,
     random_init: bool = False,
     beside_random: bool = False,
+    disc21: Nested = (),
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -92,7 +94,8 @@ def main(
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
             retrieval (of the same class), knn and linear. augmented_probe: a linear layer trained
-            on random crops. fine_tuning: the whole encoder, on shares of the labels.
+            on random crops. fine_tuning: the whole encoder, on shares of the labels. disc21: copy
+            detection on the files of the 2021 Image Similarity Challenge.
         augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
         fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
             --fine_tuning.help lists them.
@@ -114,13 +117,14 @@ def main(
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
         beside_random: evaluate these weights too, in a column of their own.
+        disc21: settings of that protocol; --disc21.help lists them.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
     # Here and not above, so that --help takes no seconds.
     from evaluation.suite import FROZEN
     from tools.evaluate import chosen_protocols
-    from tools.evaluate.candidate import of_encoder, of_run
+    from tools.evaluate.column import of_encoder, of_run
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
     from training.processes import join
@@ -130,7 +134,7 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    settings = {"augmented_probe": augmented_probe, "fine_tuning": fine_tuning}
+    settings = {"augmented_probe": augmented_probe, "disc21": disc21, "fine_tuning": fine_tuning}
     chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
@@ -154,10 +158,11 @@ def main(
         keep = keep or run / "evaluations"
     title = str(run or named[-1].name)
     others = {each.name: of_encoder(each, config) for each in named}
-    candidates = {**trained, **others} if alone else {**others, **trained}
-    asked = _Asked(config, candidates, frozen, chosen, keep, processes)
+    columns = {**trained, **others} if alone else {**others, **trained}
+    asked = _Asked(config, columns, frozen, chosen, keep, processes)
     given = {"test": test, "train": train, "queries": queries, "references": references}
-    data = _several(sets, given) if sets else {"": _sets(config, title, **given)}
+    needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
+    data = _several(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
     found = {name: _evaluated(asked, each) for name, each in data.items()}
     if processes.is_main_process:
@@ -166,9 +171,18 @@ def main(
         sys.exit(1)
 
 
-def _sets(config: Config, title: str, **given: str | None) -> _Sets:
-    """Return the shard sets to evaluate on: those that are given, else the recipe's."""
+def _sets(config: Config, title: str, needed: bool, **given: str | None) -> _Sets:
+    """Return the shard sets to evaluate on: those that are given, else the recipe's.
+
+    Args:
+        config: the recipe's.
+        title: what is evaluated.
+        needed: whether there must be a test set.
+        given: by flag.
+    """
     test = given["test"] or config.evaluation_test
+    if not needed:
+        return dict.fromkeys(given)
     if test is None:
         raise ValueError(f"no recipe names a test set for {title}; name one with --test DIR.")
     copies = (given["queries"], given["references"])
@@ -199,13 +213,13 @@ def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[st
 
 
 def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
-    """Return what the candidates are worth on some shard sets, by their names."""
+    """Return what is found out about each column on some shard sets, by its name."""
+    from evaluation.protocol import Evaluation
     from evaluation.suite import Suite
     from tools.evaluate import chosen_protocols
 
     opened = {name: open_shards(root) if root else None for name, root in sets.items()}
     test = opened.pop("test")
-    assert test is not None
     found: dict[str, Evaluation] = {}
     hidden = not asked.processes.is_main_process
     console = Console(stderr=True)
@@ -215,29 +229,31 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
         def show(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done / total)
 
-        for name, each in asked.candidates.items():
-            candidate = each.placed()
-            suite = Suite(
-                test=test,
-                train=opened["train"],
-                queries=opened["queries"],
-                references=opened["references"],
-                group=candidate.group,
-                device=candidate.device,
-                autocast=candidate.autocast,
-                normalisation=candidate.normalisation,
-                rank=asked.processes.process_index,
-                world_size=asked.processes.num_processes,
-                tuning=candidate.tuning,
-                neighbours=asked.config.evaluation_neighbours,
-                temperature=asked.config.evaluation_temperature,
-                progress=show,
-            )
-            found[name] = suite.run(candidate.method, asked.frozen)
+        for name, each in asked.columns.items():
+            column = each.placed()
+            found[name] = Evaluation()
+            if test is not None:
+                suite = Suite(
+                    test=test,
+                    train=opened["train"],
+                    queries=opened["queries"],
+                    references=opened["references"],
+                    group=column.group,
+                    device=column.device,
+                    autocast=column.autocast,
+                    normalisation=column.normalisation,
+                    rank=asked.processes.process_index,
+                    world_size=asked.processes.num_processes,
+                    tuning=column.tuning,
+                    neighbours=asked.config.evaluation_neighbours,
+                    temperature=asked.config.evaluation_temperature,
+                    progress=show,
+                )
+                found[name] = suite.run(column.method, asked.frozen)
             for chosen in asked.chosen:
                 more = chosen_protocols.run(
                     chosen,
-                    candidate,
+                    column,
                     opened["train"],
                     test,
                     keep=asked.keep,
@@ -288,7 +304,7 @@ def _show(title: str, found: Mapping[str, Evaluation]) -> None:
 
 def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     """Return the figures of the last column as JSON has them, and those beside it."""
-    from tools.evaluate.candidate import RANDOM
+    from tools.evaluate.column import RANDOM
 
     *beside, (_, evaluation) = found.items()
     record: dict[str, object] = dict(evaluation.figures)

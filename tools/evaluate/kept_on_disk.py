@@ -67,6 +67,11 @@ class KeptOnDisk:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the folder is still there when the command has ended."""
+        return self._temporary is None
+
     def load(self, name: str) -> Any:
         """Return the state of the newest save that all ranks completed; None if there is none."""
         newest = self._agree(max(self._saves(name), default=-1))
