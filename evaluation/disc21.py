@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class DISC21(EvaluationProtocol):
             figures in --keep or the run's folder; needs h5py.
     """
 
-    own_sets: ClassVar[bool] = True
+    own_sets = True
 
     queries: str
     references: str

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -125,7 +125,8 @@ class Trial:
 class EvaluationProtocol(ABC):
     """A way to evaluate an encoder. Subclasses are frozen dataclasses; fields are settings."""
 
-    own_sets: ClassVar[bool] = False
+    # Not annotated: where a dataclass has a ClassVar, jsonargparse checks no types.
+    own_sets = False
     """Whether its settings name its shard sets, so that it needs none of the command's."""
 
     def sets(self) -> dict[str, ShardSet]:

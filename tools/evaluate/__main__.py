@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from evaluation.protocol import Evaluation
     from tools.evaluate.chosen_protocols import Chosen
-    from tools.evaluate.column import Column
+    from tools.evaluate.evaluated_encoder import EvaluatedEncoder
     from training.config import Config
 
 ProtocolName = Literal[
@@ -55,7 +55,7 @@ class _Asked:
     """What is evaluated, by which protocols, on which sets."""
 
     config: Config
-    columns: Mapping[str, Column]
+    columns: Mapping[str, EvaluatedEncoder]
     """By their names."""
     frozen: Sequence[str]
     """Protocols of frozen features."""
@@ -124,7 +124,7 @@ def main(
     # Here and not above, so that --help takes no seconds.
     from evaluation.suite import FROZEN
     from tools.evaluate import chosen_protocols
-    from tools.evaluate.column import of_encoder, of_run
+    from tools.evaluate.evaluated_encoder import of_encoder, of_run
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
     from training.processes import join
@@ -304,7 +304,7 @@ def _show(title: str, found: Mapping[str, Evaluation]) -> None:
 
 def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     """Return the figures of the last column as JSON has them, and those beside it."""
-    from tools.evaluate.column import RANDOM
+    from tools.evaluate.evaluated_encoder import RANDOM
 
     *beside, (_, evaluation) = found.items()
     record: dict[str, object] = dict(evaluation.figures)

@@ -19,7 +19,7 @@ from evaluation.disc21 import DISC21
 from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
-from tools.evaluate.column import Column
+from tools.evaluate.evaluated_encoder import EvaluatedEncoder
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
 from training.command_line import several_as_lists
@@ -73,7 +73,7 @@ def chosen(
 
 def run(
     chosen: Chosen,
-    column: Column,
+    column: EvaluatedEncoder,
     train: ShardSet | None,
     test: ShardSet | None,
     *,
