@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.features import PRESENT
 from evaluation.retrieval import positions
+from shards.layout import PRESENT
 
 STEPS = 10
 """Of `voc07`, from recall 0 to 1."""

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.features import PRESENT, Features
+from evaluation.features import Features
 from evaluation.retrieval import average_precision, sort_rows
 from evaluation.score import blocks, exact_float32
+from shards.layout import PRESENT
 
 QUERIES = 10_000
 """How many images rank the others, at most."""

@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-PRESENT = 1
-"""A category is in the image; 0: it is not; more: the image does not count for this category."""
+from shards.layout import PRESENT
 
 
 class ImageBatch(Protocol):
@@ -30,6 +29,11 @@ class ImageBatch(Protocol):
         """Stable sample ids [B], int64."""
         ...
 
+    @property
+    def category_BK(self) -> Tensor | None:
+        """Which categories are there [B, K], uint8; None where the set names none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Features:
@@ -39,8 +43,8 @@ class Features:
         h_NF: features [N, F], float32: N * F * 4 bytes (0.4 GiB for 50,000 samples at F = 2048).
         label_N: labels [N], int64; -1 where the sample has none.
         id_N: stable sample ids [N], int64.
-        category_NK: of a multi-label set, uint8 [N, K]: 0 where a category is absent, 1 where it is
-            present; it is not counted where it is more, as in rows without annotations.
+        category_NK: of a multi-label set, uint8 [N, K]: what `shards.layout` has for each category,
+            0 absent, 1 present, more: the sample does not count for it.
     """
 
     h_NF: Tensor
@@ -165,9 +169,8 @@ def embed(
             # Copies: a loader may hand out the same memory again for the next batch.
             label.append(batch.label_B.to(h_BF.device, torch.int64, copy=True))
             ids.append(batch.id_B.to(h_BF.device, torch.int64, copy=True))
-            category_BK: Tensor | None = getattr(batch, "category_BK", None)
-            if category_BK is not None:
-                category.append(category_BK.to(h_BF.device, copy=True))
+            if batch.category_BK is not None:
+                category.append(batch.category_BK.to(h_BF.device, copy=True))
     if not h:
         raise ValueError("There are no images to evaluate on: the loader gave no batch.")
     # Outside of inference mode, so that the results are normal tensors: autograd may use them.

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from evaluation import linear
 from evaluation.category_precision import category_precision, mean_precision
-from evaluation.features import PRESENT, Features
+from evaluation.features import Features
 from evaluation.linear import GRID, Loss, Probe
 from evaluation.protocol import Evaluation
 from evaluation.score import blocks
-from shards.layout import ShardSet
+from shards.layout import PRESENT, ShardSet
 
 
 def run(
