@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features
-from evaluation.retrieval import average_precision, sort_rows
+from evaluation.retrieval import sort_rows
 from evaluation.score import blocks, exact_float32
 from shards.layout import PRESENT
 
@@ -61,32 +61,56 @@ def run(test: Features, *, queries: int = QUERIES, rows: int | None = None) -> d
         gain_QG.scatter_(1, own_Q[:, None], 0)
         # Out of the gallery: pairs of which it is not known, and the query itself.
         S_QG.masked_fill_((gain_QG == 0) & (possible_QG > 0), -torch.inf)
-        ndcg.append(normalised_gain(S_QG, gain_QG))
-        ap.append(average_precision(S_QG, gain_QG > 0))
+        ndcg_Q, ap_Q = graded(S_QG, gain_QG)
+        ndcg.append(ndcg_Q)
+        ap.append(ap_Q)
     return {
         "category_ndcg": float(torch.cat(ndcg).mean()),
-        "category_map": float(torch.cat(ap).double().mean()),
+        "category_map": float(torch.cat(ap).mean()),
     }
 
 
-def normalised_gain(S_QG: Tensor, gain_QG: Tensor) -> Tensor:
-    """Return the nDCG [Q] of every query's ranking, float64; nan where there is nothing to gain.
+def graded(S_QG: Tensor, gain_QG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nDCG and AP [Q] of every query's ranking, float64; nan where there is nothing to gain.
 
     Args:
         S_QG: scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
-        gain_QG: what each gallery row is worth, 0 or more; 0 where S is -inf.
+        gain_QG: what each gallery row is worth, a whole number below 65,536; 0 where S is -inf.
     """
     G = S_QG.shape[1]
-    place_G = torch.arange(1, G + 1, device=S_QG.device, dtype=torch.float64)
-    discount_G = 1 / (1 + place_G).log2()
-    first_G = F.pad(discount_G.cumsum(0), (1, 0))  # [G + 1]: of the first 0, 1, 2, … places
-    sorted_QG = sort_rows(S_QG)
-    below_QG = torch.searchsorted(sorted_QG, S_QG)
-    up_to_QG = torch.searchsorted(sorted_QG, S_QG, right=True)
-    # The rows that score alike have the places from G - up_to + 1 to G - below.
-    share_QG = (first_G[G - below_QG] - first_G[G - up_to_QG]) / (up_to_QG - below_QG)
-    best_QG = sort_rows(gain_QG).flip(1)
-    return (gain_QG * share_QG).sum(dim=1) / (best_QG * discount_G).sum(dim=1)
+    score_QG, gain_QG = _sort_both(S_QG, gain_QG)
+    # Rows that score alike are a group; they have the places G - last to G - first, from 1 on.
+    row_G = torch.arange(G, device=S_QG.device)
+    differs_QG = score_QG[:, 1:] != score_QG[:, :-1]
+    starts_QG, ends_QG = (
+        F.pad(differs_QG, (1, 0), value=True),
+        F.pad(differs_QG, (0, 1), value=True),
+    )
+    first_QG = torch.where(starts_QG, row_G, 0).cummax(dim=1).values
+    last_QG = torch.where(ends_QG, row_G, G).flip(1).cummin(dim=1).values.flip(1)
+
+    discount_G = 1 / (2 + row_G).double().log2()  # of the places 1, 2, …
+    sum_G = F.pad(discount_G.cumsum(0), (1, 0))  # [G + 1]: of the first 0, 1, 2, … places
+    share_QG = (sum_G[G - first_QG] - sum_G[G - 1 - last_QG]) / (last_QG - first_QG + 1)
+    best_QG = sort_rows(gain_QG).flip(1).double()
+    ndcg_Q = (gain_QG * share_QG).sum(dim=1) / (best_QG @ discount_G)
+
+    positive_QG = gain_QG > 0
+    below_QG = F.pad(positive_QG.cumsum(dim=1), (1, 0))  # [G + 1]: positives in the first rows
+    hits_QG = below_QG[:, -1:] - below_QG.gather(1, first_QG)
+    precision_QG = (hits_QG / (G - first_QG).double()).masked_fill(~positive_QG, 0)
+    return ndcg_Q, precision_QG.sum(dim=1) / below_QG[:, -1]
+
+
+def _sort_both(S_QG: Tensor, gain_QG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numbers in the order of the scores, increasing, and the gains that belong to them.
+
+    Both are sorted as one number, which on the CPU is 9 times faster than to sort with indices.
+    """
+    bits_QG = (S_QG + 0.0).view(torch.int32)  # -0 becomes 0
+    number_QG = bits_QG ^ (bits_QG >> 31 & 0x7FFFFFFF)  # below 0 the bits count downwards
+    both_QG = sort_rows((number_QG.long() << 16) + gain_QG.long())
+    return both_QG >> 16, both_QG & 0xFFFF
 
 
 def _choose(query_N: Tensor, id_N: Tensor, queries: int) -> Tensor:

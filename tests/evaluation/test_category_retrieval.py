@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from evaluation import category_retrieval
-from evaluation.category_retrieval import normalised_gain
+from evaluation.category_retrieval import graded
 from evaluation.features import Features
 
 
@@ -55,23 +55,30 @@ def test_retrieval_equals_scikit_learn(unknown: float):
     assert 0.5 < found["category_ndcg"] < 0.99 and 0.4 < found["category_map"] < 0.99
 
 
-def test_gain_with_ties_equals_scikit_learn():
+def test_gains_with_ties_equals_scikit_learn():
     generator = torch.Generator().manual_seed(2)
     S_QG = torch.randint(0, 6, (50, 40), generator=generator).float()  # about 7 rows a score
     gain_QG = torch.randint(0, 4, (50, 40), generator=generator).float()
-    for found, S_G, gain_G in zip(normalised_gain(S_QG, gain_QG), S_QG, gain_QG, strict=True):
+    S_QG -= 3  # scores below 0 are in order too
+    S_QG[:, 0] = -0.0
+    ndcg_Q, ap_Q = graded(S_QG, gain_QG)
+    for ndcg, ap, S_G, gain_G in zip(ndcg_Q, ap_Q, S_QG, gain_QG, strict=True):
         expected = ndcg_score(gain_G[None].numpy(), S_G[None].numpy())
-        assert found.item() == pytest.approx(expected, abs=1e-9)
+        assert ndcg.item() == pytest.approx(expected, abs=1e-9)
+        expected = average_precision_score(gain_G.numpy() > 0, S_G.numpy())
+        assert ap.item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_gain_of_known_orders():
+def test_gains_of_known_orders():
     gain_QG = torch.tensor([[2.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
     S_QG = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, -torch.inf], [3.0, 2.0, 1.0]])
     gain_QG[1, 2] = 0  # out of the gallery
-    found = normalised_gain(S_QG, gain_QG)
-    assert found[:2].tolist() == [1, 1] and found[2].isnan()
-    reverse = normalised_gain(S_QG[:1].flip(1), gain_QG[:1]).item()
-    assert reverse == pytest.approx((2 / 2 + 1 / np.log2(3)) / (2 + 1 / np.log2(3)))
+    ndcg_Q, ap_Q = graded(S_QG, gain_QG)
+    assert ndcg_Q[:2].tolist() == ap_Q[:2].tolist() == [1, 1]
+    assert ndcg_Q[2].isnan() and ap_Q[2].isnan()
+    reverse = graded(S_QG[:1].flip(1), gain_QG[:1])
+    assert reverse[1].item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert reverse[0].item() == pytest.approx((2 / 2 + 1 / np.log2(3)) / (2 + 1 / np.log2(3)))
 
 
 def test_a_collapsed_encoder_gains_what_chance_gives():
