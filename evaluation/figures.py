@@ -8,6 +8,12 @@ from collections.abc import Iterator, Mapping
 NAMES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "multi_label_map": "multi-label probe, mAP",
+    "multi_label_voc_map": "multi-label probe, mAP as VOC has it since 2010",
+    "multi_label_voc07_map": "multi-label probe, mAP at 11 recalls (VOC 2007)",
+    "multi_label_knn_map": "multi-label k-NN, mAP",
+    "category_map": "retrieval of a shared category, mAP",
+    "category_ndcg": "retrieval by shared categories, nDCG",
     "label_map": "retrieval of the same class, mAP",
     "label_r1": "retrieval of the same class, R@1",
     "label_r5": "retrieval of the same class, R@5",
@@ -34,6 +40,7 @@ NAMES = {
     "uniformity": "uniformity",
     "effective_dimension": "effective dimension",
     "linear_l2": "linear probe, L2 strength",
+    "multi_label_l2": "multi-label probe, L2 strength",
     "augmented_probe_top1": "linear probe on random crops",
     "augmented_probe_top5": "linear probe on random crops, top 5",
     "augmented_probe_rate": "linear probe on random crops, learning rate",
@@ -51,6 +58,7 @@ FAMILIES = {
 }
 """{figures that there are of any number #: their names}; they follow those above, by number."""
 NOT_SHARES = ("alignment", "uniformity", "effective_dimension", "linear_l2", "augmented_probe_rate")
+NOT_SHARES += ("multi_label_l2",)
 """Figures that are no shares of 1, and so are not shown in percent; nor are any …_rate."""
 _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=_)")
 

@@ -38,6 +38,14 @@ class Evaluation:
     """The same on every rank."""
     remarks: list[str] = field(default_factory=list)
     """What was left out, or should be known of the figures, each in a line."""
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Figures of parts, such as each category's: {figure: {part: its value}}."""
+
+    def add(self, other: Evaluation) -> None:
+        """Add all that another evaluation of the same encoder found out."""
+        self.figures |= other.figures
+        self.remarks += other.remarks
+        self.details |= other.details
 
     @contextmanager
     def leaving_out(self, what: str) -> Iterator[None]:

@@ -42,6 +42,8 @@ ProtocolName = Literal[
     "retrieval",
     "knn",
     "linear",
+    "multi_label",
+    "multi_label_linear",
     "augmented_probe",
     "disc21",
     "fine_tuning",
@@ -93,9 +95,11 @@ def main(
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear. augmented_probe: a linear layer trained
-            on random crops. fine_tuning: the whole encoder, on shares of the labels. disc21: copy
-            detection on the files of the 2021 Image Similarity Challenge.
+            retrieval (of the same class), knn and linear; for sets with categories multi_label
+            (k-NN, and retrieval by shared categories) and multi_label_linear (a linear probe).
+            augmented_probe: a linear layer trained on random crops. fine_tuning: the whole encoder,
+            on shares of the labels. disc21: copy detection on the files of the 2021 Image
+            Similarity Challenge.
         augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
         fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
             --fine_tuning.help lists them.
@@ -106,7 +110,8 @@ def main(
         size: height and width of the images, in pixels; by default, what the encoder was trained
             on, or is published for.
         test: held-out shard set; by default, the recipe's.
-        train: labelled shard set for k-NN, probes and fine-tuning; by default, the recipe's.
+        train: shard set with labels or categories, for k-NN, probes and fine-tuning; by default,
+            the recipe's.
         sets: instead of --test and --train, folders that hold a shard set train and one of test or
             val, each evaluated on its own.
         queries: shard set of edited copies to find; by default, the recipe's.
@@ -260,8 +265,7 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
                     processes=asked.processes,
                     progress=show,
                 )
-                found[name].figures |= more.figures
-                found[name].remarks += more.remarks
+                found[name].add(more)
     return found
 
 
@@ -310,6 +314,8 @@ def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     record: dict[str, object] = dict(evaluation.figures)
     if evaluation.remarks:
         record["remarks"] = evaluation.remarks
+    if evaluation.details:
+        record["details"] = evaluation.details
     others = {name: each.figures for name, each in beside}
     if RANDOM in others:
         record["random_init"] = others.pop(RANDOM)
