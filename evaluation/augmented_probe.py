@@ -32,8 +32,8 @@ from evaluation.supervised import (
 )
 
 _RATES = {
-    "sgd": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    "lars": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "sgd": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "lars": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 }
 
 
@@ -44,8 +44,8 @@ class AugmentedProbe(EvaluationProtocol):
     Args:
         optimizer: sgd with momentum 0.9, as MoCo and SwAV; or lars, as SimSiam.
         rates: peak learning rates to choose from, at batches of 256, all tried in one pass over the
-            images; those of other batches are proportional. By default 0.03 to 30 for sgd (SwAV has
-            0.3, MoCo 30), 0.01 to 10 for lars (SimSiam has 0.1).
+            images; those of other batches are proportional. By default 0.001 to 30 for sgd (SwAV
+            has 0.3, MoCo 30), 0.03 to 30 for lars (SimSiam has 0.1).
         batch_norm: standardise features over the batch before the layer, as MAE.
         batch_size: samples a step over all processes, at most all that there are.
         epochs: passes over the samples; the papers have 90 to 100 over ImageNet.
@@ -95,6 +95,7 @@ class AugmentedProbe(EvaluationProtocol):
         known = read_pair(trial.train, trial.test, "the augmented probe")
         sweep = RateSweep(trial=trial, known=known, how=self._how, resumption=Resumption(trial))
         outcome = sweep.run(known.class_N >= 0, name="linear probe on random crops", seed=self.seed)
+        sweep.clean()
         figures = {"augmented_probe_top1": outcome.top1, "augmented_probe_rate": outcome.rate}
         if known.classes > MANY_CLASSES:
             figures["augmented_probe_top5"] = outcome.top5

@@ -8,6 +8,12 @@ from collections.abc import Iterator, Mapping
 NAMES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "multi_label_map": "multi-label probe, mAP",
+    "multi_label_voc_map": "multi-label probe, mAP as VOC has it since 2010",
+    "multi_label_voc07_map": "multi-label probe, mAP at 11 recalls (VOC 2007)",
+    "multi_label_knn_map": "multi-label k-NN, mAP",
+    "category_map": "retrieval of a shared category, mAP",
+    "category_ndcg": "retrieval by shared categories, nDCG",
     "label_map": "retrieval of the same class, mAP",
     "label_r1": "retrieval of the same class, R@1",
     "label_r5": "retrieval of the same class, R@5",
@@ -22,6 +28,14 @@ NAMES = {
     "copy_z_recall_at_p90": "copy detection by embeddings, recall at 90 % precision",
     "copy_z_r1": "copy detection by embeddings, R@1",
     "copy_z_r10": "copy detection by embeddings, R@10",
+    "disc21_map": "DISC21 normalised, µAP",
+    "disc21_recall_at_p90": "DISC21 normalised, recall at 90 % precision",
+    "disc21_r1": "DISC21 normalised, R@1",
+    "disc21_r10": "DISC21 normalised, R@10",
+    "disc21_raw_map": "DISC21, µAP",
+    "disc21_raw_recall_at_p90": "DISC21, recall at 90 % precision",
+    "disc21_raw_r1": "DISC21, R@1",
+    "disc21_raw_r10": "DISC21, R@10",
     "detection_ap": "detection, COCO's AP",
     "detection_ap50": "detection, COCO's AP50",
     "detection_ap75": "detection, COCO's AP75",
@@ -33,6 +47,7 @@ NAMES = {
     "uniformity": "uniformity",
     "effective_dimension": "effective dimension",
     "linear_l2": "linear probe, L2 strength",
+    "multi_label_l2": "multi-label probe, L2 strength",
     "augmented_probe_top1": "linear probe on random crops",
     "augmented_probe_top5": "linear probe on random crops, top 5",
     "augmented_probe_rate": "linear probe on random crops, learning rate",
@@ -50,6 +65,7 @@ FAMILIES = {
 }
 """{figures that there are of any number #: their names}; they follow those above, by number."""
 NOT_SHARES = ("alignment", "uniformity", "effective_dimension", "linear_l2", "augmented_probe_rate")
+NOT_SHARES += ("multi_label_l2",)
 """Figures that are no shares of 1, and so are not shown in percent; nor are any …_rate."""
 _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=_)")
 

@@ -59,7 +59,7 @@ class FineTuning(EvaluationProtocol):
         seed: of the draws, the order of the samples and the crops.
     """
 
-    labels: Sequence[float] = (0.01, 0.1, 1.0)
+    labels: Sequence[float] = (0.01, 0.1)
     layers: Literal["all", "head"] = "all"
     draws: int = 3
     rates: Sequence[float] | None = None
@@ -122,6 +122,7 @@ class FineTuning(EvaluationProtocol):
         found = Evaluation()
         for share in dict.fromkeys(self.labels):
             self._add(found, share, sweep, known)
+        sweep.clean()
         found.remarks += shared_images(known.shard_set, trial.test, "what fine-tuning says")
         return found
 

@@ -65,8 +65,8 @@ class LabelledSet:
             name = self.shard_set.manifest.classes[int(self.label_K[least])]
             count = int(count_K[least])
             raise ValueError(
-                f"labels={share:g}, but {share:.3g} of the {count:,} images of class {name!r} in "
-                f"{self.shard_set.root} is less than one. Give {0.5 / count:.2g} or more "
+                f"labels={share:g} of the {count:,} images of class {name!r} in "
+                f"{self.shard_set.root} are less than one image. Give {0.5 / count:.2g} or more "
                 f"({1 / count:.2g} is one image), or a larger training set."
             )
         drawn_N = torch.zeros(len(self.class_N), dtype=torch.bool)

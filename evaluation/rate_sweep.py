@@ -11,6 +11,7 @@ ids, not on the encoder: two encoders are trained on the same samples, crops and
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,11 @@ from shards.layout import ShardSet
 from shards.subset.masked import masked
 
 _TOP = 5
+_FITTED, _HELD = "trained-on", "held-out"  # folders of indexes
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepResult:
     """What a training with the chosen rate is worth on the test set."""
 
     top1: float
@@ -66,7 +68,7 @@ class RateSweep:
     how: Supervised
     resumption: Resumption
 
-    def run(self, drawn_N: Tensor, *, name: str, seed: int) -> Outcome:
+    def run(self, drawn_N: Tensor, *, name: str, seed: int) -> SweepResult:
         """Choose a rate, train with it on all samples that were drawn, and test once.
 
         Args:
@@ -78,7 +80,12 @@ class RateSweep:
         (top1,), (top5,), _ = self._trained(
             (rate,), drawn_N, self.trial.test, name=f"{name}, all labels, rate {rate:g}", seed=seed
         )
-        return Outcome(top1, top5, rate)
+        return SweepResult(top1, top5, rate)
+
+    def clean(self) -> None:
+        """Remove the indexes of the samples that were drawn; the figures do not need them."""
+        for name in (_FITTED, _HELD):
+            shutil.rmtree(self.trial.kept.folder / name, ignore_errors=True)
 
     def _chosen(self, drawn_N: Tensor, *, name: str, seed: int) -> float:
         """Return the rate of the best accuracy on held-out samples; of equals, of the least loss.
@@ -96,7 +103,7 @@ class RateSweep:
             fraction=self.how.validation,
             seed=seed,
         )
-        held = self._some(held_N, "held-out")
+        held = self._some(held_N, _HELD)
         together = [(rate,) for rate in rates] if self.how.trains_encoder else [rates]
         scores: list[tuple[float, float, float]] = []
         for some in together:
@@ -130,7 +137,7 @@ class RateSweep:
                 batch_norm=self.how.batch_norm,
                 seed=seed,
             ).to(self.trial.device)
-            fitted = self._some(fitted_N, "trained-on")
+            fitted = self._some(fitted_N, _FITTED)
             self._fit(classifier, rates, fitted, task, name=name, seed=seed)
             return self._score(classifier, asked, name=f"{name}: {asked.root}")
 

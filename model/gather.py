@@ -88,6 +88,21 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+@torch.no_grad()
+def gather_equal_rows(x_B: Tensor) -> Tensor:
+    """Return the rows of all ranks, which hold equally many, without gradient and without a wait.
+
+    Args:
+        x_B: rows [B, ...] of any number type.
+    """
+    world_size = _world_size()
+    if world_size == 1:
+        return x_B.detach()
+    gathered = x_B.new_empty(world_size * len(x_B), *x_B.shape[1:])
+    dist.all_gather_into_tensor(gathered, x_B.contiguous())
+    return gathered
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from shards.layout import ShardSet
 from shards.one_line import one_line
 from shards.shard_index import lines_of
 from shards.source.coco import COCO
+from shards.source.source import Sample
+from shards.source.voc import VOC
 from shards.survey import rows_of
 from shards.tar import component, components, read_part
 
@@ -86,32 +87,31 @@ class ShardedImages(AnnotatedImages):
         with self._shard_set.tar_folder.open(f"{shard}.tar") as tar:
             data = read_part(tar, *places[extension])
             if extension != "rgb":
-                return _decoded(data, line.split(" ", 4)[3])
+                return _decoded((data, line.split(" ", 4)[3]))
             height, width, channels = np.frombuffer(read_part(tar, *places["shape.i64"]), "<i8")
         return np.frombuffer(data, np.uint8).reshape(height, width, channels)
 
 
-class COCOImages(AnnotatedImages):
-    """The images of a folder in COCO's layout, see `shards.source.coco`.
+class SourceImages(AnnotatedImages):
+    """The images of folders in the layouts of COCO or VOC, see `shards.source`.
 
     Args:
-        root: folder that holds annotations/ and the images.
-        splits: one or more, such as train2017.
+        location: as it is written for people.
+        sources: one or more, whose images are one after the other.
     """
 
-    def __init__(self, root: Path, splits: Sequence[str]) -> None:
-        self.location = f"{root}, {' and '.join(splits)}"
-        self._splits = [COCO(root=root, split=split) for split in splits]
-        self._sizes: list[tuple[int, int]] = []
+    def __init__(self, location: str, sources: Sequence[COCO | VOC]) -> None:
+        self.location, self._sources = location, sources
+        self._sizes: list[tuple[float, float]] = []
 
     def facts(self) -> Iterator[Facts]:
-        """See `AnnotatedImages.facts`."""
+        """See `AnnotatedImages.facts`; of an image whose size is not said, it is read."""
         self._sizes.clear()
-        for split in self._splits:
-            for index in range(len(split)):
-                found = split.facts(index)
-                if "width" not in found or "height" not in found:
-                    height, width = _decoded(split[index].image, found["file"]).shape[:2]
+        for source in self._sources:
+            for index in range(len(source)):
+                found = source.facts(index) or {}
+                if not (found.get("width") and found.get("height")):
+                    height, width, _ = _decoded(source[index]).shape
                     found |= {"width": width, "height": height}
                 self._sizes.append((found["width"], found["height"]))
                 yield found
@@ -119,52 +119,11 @@ class COCOImages(AnnotatedImages):
     def pixels(self, index: int) -> Pixels:
         """See `AnnotatedImages.pixels`."""
         frame = self._sizes[index]
-        for split in self._splits:
-            if index < len(split):
-                return _decoded(split[index].image, split.facts(index)["file"], frame=frame)
-            index -= len(split)
+        for source in self._sources:
+            if index < len(source):
+                return _decoded(source[index], frame=frame)
+            index -= len(source)
         raise IndexError(index)
-
-
-class VOCImages(AnnotatedImages):
-    """The images of a folder in PASCAL VOC's layout.
-
-    Everingham et al., "The Pascal Visual Object Classes Challenge: A Retrospective", IJCV 2015,
-    http://host.robots.ox.ac.uk/pascal/VOC. Corners there are pixels counted from 1, the last one
-    included; here a box is an area, so xmin 1 and xmax 10 are x 0 and width 10.
-
-    Args:
-        root: folder that holds JPEGImages/, Annotations/ and ImageSets/Main/SPLIT.txt; or one
-            such folder for each of several splits.
-        splits: one or more, such as trainval, or VOC2007/trainval in the folder VOC2007.
-    """
-
-    def __init__(self, root: Path, splits: Sequence[str]) -> None:
-        self.location = f"{root}, {' and '.join(splits)}"
-        self._names: list[tuple[Path, str]] = []
-        for split in splits:
-            inside, _, name = split.rpartition("/")
-            folder = root / inside
-            listed = folder / "ImageSets" / "Main" / f"{name}.txt"
-            if not listed.is_file():
-                there = sorted(path.stem for path in listed.parent.glob("*.txt"))
-                raise ValueError(
-                    f"{listed} is not there, the names of the images of split {split}, one a line; "
-                    f"splits here are {', '.join(there[:8]) or 'none'}."
-                )
-            words = (line.split() for line in listed.read_text().splitlines())
-            self._names += [(folder, found[0]) for found in words if found]
-
-    def facts(self) -> Iterator[Facts]:
-        """See `AnnotatedImages.facts`."""
-        for folder, name in self._names:
-            yield {"file": f"{name}.jpg", **_voc_facts(folder / "Annotations" / f"{name}.xml")}
-
-    def pixels(self, index: int) -> Pixels:
-        """See `AnnotatedImages.pixels`."""
-        folder, name = self._names[index]
-        path = folder / "JPEGImages" / f"{name}.jpg"
-        return _decoded(path.read_bytes(), str(path))
 
 
 def in_folder(root: Path, splits: Sequence[str]) -> AnnotatedImages:
@@ -176,58 +135,31 @@ def in_folder(root: Path, splits: Sequence[str]) -> AnnotatedImages:
     """
     if not splits:
         raise ValueError(f"of {root} no split is named; name one or more, such as [train2017].")
-    folder = root / splits[0].rpartition("/")[0]
-    if (folder / "JPEGImages").is_dir():
-        return VOCImages(root, splits)
-    if root.is_dir() and (
-        (root / "annotations").is_dir() or list(root.glob("*/_annotations.coco.json"))
-    ):
-        return COCOImages(root, splits)
+    parts = [(root / folder, name) for folder, _, name in (s.rpartition("/") for s in splits)]
+    location = f"{root}, {' and '.join(splits)}"
+    if (root / "annotations").is_dir() or [*root.glob("*/_annotations.coco.json")]:
+        return SourceImages(location, [COCO(root=root, split=split) for split in splits])
+    if all([*part.glob("JPEGImages"), *part.glob("*/JPEGImages")] for part, _ in parts):
+        return SourceImages(location, [VOC(root=part, split=name) for part, name in parts])
     raise ValueError(
-        f"{root} has neither JPEGImages/, Annotations/ and ImageSets/, as VOC, nor annotations/, "
-        "as COCO. Name the folder that holds them."
+        f"{root} has neither annotations/, as COCO, nor JPEGImages/, as VOC. Name the folder that "
+        "holds them."
     )
 
 
-def _voc_facts(path: Path) -> Facts:
-    """Return what an XML file of VOC says."""
-    try:
-        tree = ElementTree.parse(path).getroot()
-        size = tree.find("size")
-        width, height = (float(_text(size, side)) for side in ("width", "height"))
-        annotations = []
-        for each in tree.findall("object"):
-            box = each.find("bndbox")
-            x, y, right, bottom = (float(_text(box, n)) for n in ("xmin", "ymin", "xmax", "ymax"))
-            annotations.append(
-                {
-                    "bbox": [x - 1, y - 1, right - x + 1, bottom - y + 1],
-                    "category": _text(each, "name"),
-                    "difficult": int(each.findtext("difficult") or 0),
-                }
-            )
-    except (ElementTree.ParseError, ValueError) as error:
-        reason = one_line(str(error))
-        raise ValueError(f"{path} is no annotation as VOC has it: {reason}.") from None
-    return {"width": width, "height": height, "annotations": annotations}
-
-
-def _text(of: ElementTree.Element | None, name: str) -> str:
-    found = None if of is None else of.findtext(name)
-    if found is None:
-        raise ValueError(f"it lacks {name}")
-    return found.strip()
-
-
-def _decoded(data: bytes | Pixels, name: str, *, frame: tuple[float, float] = (0, 0)) -> Pixels:
+def _decoded(sample: Sample | tuple[bytes, str], *, frame: tuple[float, float] = (0, 0)) -> Pixels:
     """Return an image's pixels, upright.
 
     Args:
-        data: the file.
-        name: of the file, for people.
+        sample: of a source; or a file with its name.
         frame: width and height as annotations have them. Where they are those of the image before
             it is turned upright, it is not turned.
     """
+    data, name = (
+        (sample.image, str(sample.metadata.get("file", sample.key)))
+        if isinstance(sample, Sample)
+        else sample
+    )
     if not isinstance(data, bytes):
         return data
     header = images.read_header(data)

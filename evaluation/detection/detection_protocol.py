@@ -102,7 +102,7 @@ class Detection(EvaluationProtocol):
             )
 
     @property
-    def own_sets(self) -> bool:
+    def own_sets(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See `EvaluationProtocol.own_sets`."""
         return self.root is not None
 

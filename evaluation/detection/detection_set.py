@@ -1,6 +1,6 @@
 """A set of images with boxes, as a detector is trained and tested on it.
 
-    seed, epoch, index ─▶ Draw: flipped or not, height and width ─▶ image and boxes ─▶ padded batch
+    seed, epoch, index ─▶ DrawnImage: flipped or not, height and width ─▶ image and boxes ─▶ padded batch
 
 All random numbers of an image come from (seed, epoch, index), and the padding of a batch from all
 of its images on all ranks. So any number of ranks and workers makes the same batches, at any time.
@@ -50,7 +50,7 @@ class TrueBoxes:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class DrawnImage:
     """An image as a batch has it."""
 
     index: int
@@ -174,12 +174,12 @@ class DetectionSet(Dataset[Any]):
         scale = min(shorter / min(width, height), longest / max(width, height))
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
-    def tested(self, index: int, *, shorter: int, longest: int) -> Draw:
+    def tested(self, index: int, *, shorter: int, longest: int) -> DrawnImage:
         """Return an image as a detector is tested on it: alone, so that no other changes it."""
         height, width = self.resized(index, shorter=shorter, longest=longest)
-        return Draw(index, height, width, (height, width))
+        return DrawnImage(index, height, width, (height, width))
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: DrawnImage) -> dict[str, Any]:
         """Return an image uint8 [3, H, W] with its boxes [N, 4], or the reason why it is not there.
 
         A group (crowd) is no box to train on. Boxes are left, top, right, bottom, in its pixels.
@@ -215,7 +215,7 @@ class DetectionSet(Dataset[Any]):
 
 
 class BatchOrder:
-    """The batches of one rank, as the sampler of a DataLoader: a list of `Draw` each.
+    """The batches of one rank, as the sampler of a DataLoader: a list of `DrawnImage` each.
 
     An epoch is a permutation by (seed, epoch); what makes no whole batch at its end is left out.
     Wide images are with wide ones, as in detectron2: less of a batch is padding.
@@ -254,7 +254,7 @@ class BatchOrder:
     def __len__(self) -> int:
         return len(self._range)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[DrawnImage]]:
         epoch, order_N = -1, np.empty(0, np.int64)
         batches = len(self._images) // self._batch_size
         for number in self._range:
@@ -277,14 +277,14 @@ class BatchOrder:
         ]
         return random.permutation(order_N.reshape(-1, self._batch_size)).ravel()
 
-    def _batch(self, indices: list[int], epoch: int) -> list[Draw]:
+    def _batch(self, indices: list[int], epoch: int) -> list[DrawnImage]:
         drawn = []
         for index in indices:
             random = np.random.default_rng([self._seed, epoch, index])
             shorter = int(random.choice(self._shorter))
             height, width = self._images.resized(index, shorter=shorter, longest=self._longest)
             flip, seed = bool(random.random() < 0.5), int(random.integers(2**62))
-            drawn.append(Draw(index, height, width, (height, width), flip, seed))
+            drawn.append(DrawnImage(index, height, width, (height, width), flip, seed))
         padded = tuple(_padded(max(each.padded[side] for each in drawn)) for side in (0, 1))
         return [replace(each, padded=padded) for each in drawn[self._own]]
 

@@ -67,7 +67,7 @@ def test_a_draw_does_not_depend_on_the_shards(tmp_path: Path) -> None:
 
 def test_a_share_that_leaves_a_class_out_is_refused(tmp_path: Path) -> None:
     known = LabelledSet.read(labelled(LABELS, tmp_path / "set"))
-    with pytest.raises(ValueError, match=r"labels=0.02, .* of the 10 images of class 'class 5' in"):
+    with pytest.raises(ValueError, match=r"labels=0.02 of the 10 images of class 'class 5' in"):
         known.draw(0.02, seed=0)
 
 

@@ -107,7 +107,7 @@ def test_protocols_that_train_are_named_with_their_settings(
     assert found.keys() - given == tuned | {"random_init"}
     assert found["random_init"].keys() == tuned
     assert "fine-tuned on 50 % of the labels, sd of the draws" in capsys.readouterr().out
-    left = {path.name for path in (tmp_path / "kept").glob("*/*")}
+    left = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
     assert left == {"trial.json", "found.json"}
 
     for path in (tmp_path / "kept").glob("*/found.json"):  # it is read, not found out again
@@ -119,7 +119,7 @@ def test_protocols_that_train_are_named_with_their_settings(
     ("words", "message"),
     [
         (["--fine_tuning.labels", "2"], r"labels=\[2.0\], but each is a share"),
-        (["--fine_tuning.labels", "0.5", "0.01"], r"labels=0.01, but .* is less than one"),
+        (["--fine_tuning.labels", "0.5", "0.01"], r"labels=0.01 of .* are less than one"),
         (["--fine_tuning.epochs", "1", "2"], r"fine_tuning.epochs=.*must be a number"),
         (["--fine_tuning.layer", "head"], r"The nearest (is|flag is).*layers"),
     ],

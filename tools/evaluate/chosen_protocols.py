@@ -2,7 +2,7 @@
 
 To add one, write `evaluation/NAME.py` with a subclass of `EvaluationProtocol`, enter it in
 `PROTOCOLS` and in `ProtocolName`, and give `main` a parameter of its name and of type `Nested`.
-If its settings name its data (`own_sets`), no --test is asked for.
+If it names its sets itself (`own_sets`), no --test is asked for.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from accelerate import PartialState
 
 from evaluation.augmented_probe import AugmentedProbe
 from evaluation.detection import Detection
+from evaluation.disc21 import DISC21
 from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
-from tools.evaluate.candidate import Candidate
+from tools.evaluate.evaluated_encoder import EvaluatedEncoder
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
 from training.command_line import several_as_lists
@@ -30,6 +31,7 @@ from training.processes import smallest
 
 PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "augmented_probe": AugmentedProbe,
+    "disc21": DISC21,
     "fine_tuning": FineTuning,
     "detection": Detection,
 }
@@ -78,7 +80,7 @@ def chosen(
 
 def run(
     chosen: Chosen,
-    candidate: Candidate,
+    column: EvaluatedEncoder,
     train: ShardSet | None,
     test: ShardSet | None,
     *,
@@ -90,24 +92,27 @@ def run(
 
     Args:
         chosen: the protocol.
-        candidate: the encoder.
+        column: the encoder.
         train: what is trained on; None if none is given.
-        test: what is reported on; None if all protocols name their data.
+        test: what is reported on; None if all protocols name their own.
         keep: folder for the states; None keeps nothing.
         processes: of this command.
         progress: is told how far it is.
     """
-    encoder = candidate.method.encoder
+    encoder = column.method.encoder
+    own = chosen.protocol.sets()
+    train, test = own.pop("train", train), own.pop("test", test)
     facts = {
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
-        "encoder": digest_of(candidate.method.state_dict()),
-        "size": candidate.group.size,
-        "normalisation": [*candidate.normalisation.mean, *candidate.normalisation.std],
+        "encoder": digest_of(column.method.state_dict()),
+        "size": column.group.size,
+        "normalisation": [*column.normalisation.mean, *column.normalisation.std],
         "train": train and train.manifest.digest(),
         "test": test and test.manifest.digest(),
+        **{name: each.manifest.digest() for name, each in own.items()},
         **chosen.protocol.facts(),
-        "machine": f"{candidate.device.type}, {candidate.autocast or 'float32'}",
+        "machine": f"{column.device.type}, {column.autocast or 'float32'}",
         "world_size": processes.num_processes,
     }
     rank = processes.process_index
@@ -116,18 +121,19 @@ def run(
         return before
     trial = Trial(
         encoder=encoder,
-        method=candidate.method,
-        size=candidate.group.size,
-        normalisation=candidate.normalisation,
-        device=candidate.device,
+        method=column.method,
+        size=column.group.size,
+        normalisation=column.normalisation,
+        device=column.device,
         train=train,
         test=test,  # pyright: ignore[reportArgumentType]
         kept=kept,
-        autocast=candidate.autocast,
-        tuning=candidate.tuning,
+        autocast=column.autocast,
+        tuning=column.tuning,
         rank=rank,
         world_size=processes.num_processes,
         progress=progress,
+        more=own,
     )
     chosen.protocol.check(trial)
     found = chosen.protocol.run(trial)

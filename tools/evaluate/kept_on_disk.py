@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ class KeptOnDisk:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the folder is still there when the command has ended."""
+        return self._temporary is None
+
     def load(self, name: str) -> Any:
         """Return the state of the newest save that all ranks completed; None if there is none."""
         newest = self._agree(max(self._saves(name), default=-1))
@@ -94,8 +100,8 @@ class KeptOnDisk:
     def finish(self, found: Evaluation) -> None:
         """Write down what was found out, and remove the states."""
         if self._rank == 0:
-            record = {"figures": found.figures, "remarks": found.remarks}
-            durable.replace(self._root / FOUND, [json.dumps(record, indent=1).encode(), b"\n"])
+            text = json.dumps(asdict(found), indent=1)
+            durable.replace(self._root / FOUND, [text.encode(), b"\n"])
         self._agree(0)
         for path in self._root.glob(f"*.rank-{self._rank}.safetensors"):
             path.unlink()

@@ -56,7 +56,7 @@ def voc_folder(root: Path, images: range, split: str = "trainval") -> Path:
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
     names = [f"{index:06d}" for index in images]
-    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n} 1\n" for n in names))
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
     for index, name in zip(images, names, strict=True):
         pixels, rectangles = drawn(index)
         with (root / "JPEGImages" / f"{name}.jpg").open("wb") as file:

@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_is_refused_before_it(
         (small(folder), {"encoder": vit}, r"vit_tiny_patch16_224 has no feature maps"),
         (small(folder, test_splits=["test2017"]), {}, r"no folder for split 'test2017'"),
         (small(folder, train_splits=[]), {}, r"no split is named"),
-        (small(folder.parent), {}, r"has neither JPEGImages"),
+        (small(folder.parent), {}, r"has neither annotations/"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             protocol.check(trial(**how))

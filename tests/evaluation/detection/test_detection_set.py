@@ -10,7 +10,13 @@ import torch
 from rectangles import coco_folder, drawn, voc_folder
 
 from evaluation.detection.annotated_images import in_folder
-from evaluation.detection.detection_set import BatchOrder, DetectionSet, Draw, collated, to_device
+from evaluation.detection.detection_set import (
+    BatchOrder,
+    DetectionSet,
+    DrawnImage,
+    collated,
+    to_device,
+)
 
 IMAGES = range(22)
 HOW: dict[str, Any] = {"batch_size": 4, "shorter": [48, 64], "longest": 120, "seed": 3}
@@ -29,7 +35,7 @@ def test_boxes_stay_around_what_they_were_drawn_around(
 ) -> None:
     for index in (1, 2, 3):
         height, width = images.resized(index, shorter=shorter, longest=1000)
-        sample = images[Draw(index, height, width, (height, width), flip)]
+        sample = images[DrawnImage(index, height, width, (height, width), flip)]
         assert sample["image"].shape == (3, height, width) and min(height, width) == shorter
         red_HW = (sample["image"][0] > 180) & (sample["image"][1] < 60)
         blue_HW = (sample["image"][2] > 180) & (sample["image"][1] < 60)
