@@ -1,6 +1,6 @@
 """A set of images with boxes, as a detector is trained and tested on it.
 
-    seed, epoch, index ─▶ DrawnImage: flipped or not, height and width ─▶ image and boxes ─▶ padded batch
+    seed, epoch, index ─▶ DrawnImage: flip, height and width ─▶ image and boxes ─▶ padded batch
 
 All random numbers of an image come from (seed, epoch, index), and the padding of a batch from all
 of its images on all ranks. So any number of ranks and workers makes the same batches, at any time.
