@@ -16,6 +16,7 @@ from PIL import Image
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from tests.program import BIN, CPU
 from tools import __main__ as viewrank
+from tools.evaluate.chosen_protocols import PROTOCOLS
 from tools.shard import SOURCES
 from tools.shard import _parser as parser_of_source
 from training import exported
@@ -58,6 +59,9 @@ def flags_of(words: list[str]) -> list[str] | None:
     main = import_module(viewrank._module(name)).main
     own = FlagParser()
     add_parameters(own, main)
+    if name == "evaluate":
+        for protocol, settings in PROTOCOLS.items():
+            own.add_class_arguments(settings, protocol)
     return own.flags() + (parser().flags() if "settings" in signature(main).parameters else [])
 
 

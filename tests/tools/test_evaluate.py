@@ -95,3 +95,28 @@ def test_a_class_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--encoder.name NAME" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"encoder.help=Tim, .* The nearest is Timm"):
         call(evaluate.main, ["--encoder.help", "Tim"])
+
+
+def test_a_protocol_that_names_its_sets_needs_no_test_set_and_is_not_repeated(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, out, keep = tmp_path / "truth.csv", tmp_path / "figures.json", tmp_path / "kept"
+    truth.write_text("query_id,reference_id\n000003,000003\n000007,000007\n")
+    own = dict.fromkeys(("queries", "references", "training"), shard_set.root)
+    settings = own | {"ground_truth": str(truth), "dimensions": "12"}
+    words = [word for name, value in settings.items() for word in (f"--disc21.{name}", value)]
+    how = ["--device", "cpu", "--mixed_precision", "no", "--json", str(out), "--keep", str(keep)]
+    command = [str(run / exported.NAME), "--protocol", "disc21", *words, *how]
+    call(evaluate.main, command)
+    found = json.loads(out.read_text())
+    assert found["disc21_raw_r1"] == 1  # each image finds itself
+    assert "40 of the 42 queries are not in" in found["remarks"][0] and "knn_top1" not in found
+
+    monkeypatch.setattr("evaluation.disc21.DISC21.run", None)
+    call(evaluate.main, command)
+    assert json.loads(out.read_text()) == found
+    truth.write_text("000003,000003\n")  # another ground truth, so other figures
+    with pytest.raises(TypeError):
+        call(evaluate.main, command)
+    with pytest.raises(ValueError, match=r"no recipe names a test set .*--test DIR"):
+        call(evaluate.main, [*command, "--protocol", "disc21", "knn"])
