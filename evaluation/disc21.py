@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class DISC21(EvaluationProtocol):
             figures in --keep or the run's folder; needs h5py.
     """
 
-    own_sets: ClassVar[bool] = True
+    own_sets = True
 
     queries: str
     references: str
@@ -121,7 +121,7 @@ class DISC21(EvaluationProtocol):
         assert trial.train is not None
         if self.submission:
             import_module("h5py")  # its absence is answered in a line
-            if not trial.kept.lasting:
+            if trial.kept.results is None:
                 raise ValueError(
                     "submission=true, but without a run there is no folder for it; name one with "
                     "--keep DIR."
@@ -198,10 +198,11 @@ class DISC21(EvaluationProtocol):
             trial.tell("search with score normalisation", 1, steps)
             figures = copy_detection.judge(query_QD, reference_GD, original_Q)
             found.figures |= {name.replace("copy", "disc21"): v for name, v in figures.items()}
-        if self.submission and trial.rank == 0:
+        folder = trial.kept.results
+        if self.submission and trial.rank == 0 and folder is not None:
             trial.tell("submission", steps - 1, steps)
-            self._submit(trial.kept.folder, query_QD, reference_GD)
-            found.remarks.append(f"{DESCRIPTORS} and {PREDICTIONS} are in {trial.kept.folder}")
+            self._submit(folder, query_QD, reference_GD)
+            found.remarks.append(f"{DESCRIPTORS} and {PREDICTIONS} are in {folder}")
         return found
 
     @cached_property

@@ -8,7 +8,7 @@ the fit has not seen; then the probe is fitted again on all of it. The test set 
 end, to report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features, number_classes
+from evaluation.label_draw import some_of_each_class
 from evaluation.score import exact_float32
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of the outputs [B, K] for some rows and their targets [B, ...]; the sum over the rows."""
+
+
+def cross_entropy(logits_BK: Tensor, class_B: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of rows of class numbers [B]."""
+    return F.cross_entropy(logits_BK, class_B, reduction="sum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +40,13 @@ class Probe:
 
     def predict(self, h_NF: Tensor) -> Tensor:
         """Return the class number [N] of every row of h [N, F]."""
+        return self.logits(h_NF).argmax(dim=1)
+
+    def logits(self, h_NF: Tensor) -> Tensor:
+        """Return the outputs [N, K] for every row of h [N, F]."""
         with exact_float32(h_NF.device):
             x_NF = (h_NF - self.mean_F) / self.std_F
-            return (x_NF @ self.weight_KF.T + self.bias_K).argmax(dim=1)
+            return x_NF @ self.weight_KF.T + self.bias_K
 
 
 def run(
@@ -63,18 +75,23 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the labels do not allow classification.
     """
-    if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
-        raise ValueError(
-            f"l2_grid={tuple(l2_grid)}, validation_fraction={validation_fraction} and "
-            f"iterations={iterations}: strengths must be above 0, the fraction between 0 and 1, "
-            f"iterations at least 1; the defaults are {GRID}, 0.2 and 200."
-        )
+    check(l2_grid, validation_fraction, iterations)
     label_K, train, test = number_classes(train, test)
     l2 = _choose(
         train, len(label_K), sorted(l2_grid, reverse=True), validation_fraction, seed, iterations
     )
     probe = fit(train.h_NF, train.label_N, classes=len(label_K), l2=l2, iterations=iterations)
     return {"linear_top1": _accuracy(probe, test.h_NF, test.label_N), "linear_l2": l2}
+
+
+def check(l2_grid: Sequence[float], validation_fraction: float, iterations: int) -> None:
+    """Refuse settings that are out of range."""
+    if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
+        raise ValueError(
+            f"l2_grid={tuple(l2_grid)}, validation_fraction={validation_fraction} and "
+            f"iterations={iterations}: strengths must be above 0, the fraction between 0 and 1, "
+            f"iterations at least 1; the defaults are {GRID}, 0.2 and 200."
+        )
 
 
 def fit(
@@ -85,16 +102,18 @@ def fit(
     l2: float,
     iterations: int = 200,
     start: Probe | None = None,
+    loss: Loss = cross_entropy,
 ) -> Probe:
     """Minimise the objective above on features h [N, F] of class numbers [N].
 
     Args:
         h_NF: features; a standardised copy of them is made.
-        class_N: class numbers, 0 to classes - 1.
+        class_N: class numbers, 0 to classes - 1; or whatever targets the loss has.
         classes: K.
         l2: strength of the penalty, on the *mean* cross-entropy.
         iterations: L-BFGS iterations at most.
         start: begin from this probe's weight and bias, fitted on the same rows; None begins at 0.
+        loss: takes the place of the cross-entropy.
     """
     # Evaluation may be called under no_grad or inference mode; only this function needs gradients.
     with torch.inference_mode(False), torch.enable_grad(), exact_float32(h_NF.device):
@@ -118,10 +137,10 @@ def fit(
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            cross_entropy = F.cross_entropy(x_NF @ weight_KF.T + bias_K, class_N)
-            loss = cross_entropy + l2 / 2 * weight_KF.square().sum()
-            loss.backward()
-            return loss
+            mean = loss(x_NF @ weight_KF.T + bias_K, class_N) / len(class_N)
+            objective = mean + l2 / 2 * weight_KF.square().sum()
+            objective.backward()
+            return objective
 
         optimizer.step(closure)
     return Probe(mean_F=mean_F, std_F=std_F, weight_KF=weight_KF.detach(), bias_K=bias_K.detach())
@@ -137,20 +156,13 @@ def split(class_N: Tensor, id_N: Tensor, *, fraction: float, seed: int) -> Tenso
     Raises:
         ValueError: no class has two rows.
     """
-    N = len(class_N)
-    shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    # Rows in random order, then sorted by class: within a class the order stays random.
-    row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
-    row_N = row_N[class_N[row_N].argsort(stable=True)]
     count_K = class_N.bincount()
-    place_N = torch.arange(N, device=class_N.device) - (count_K.cumsum(0) - count_K)[class_N[row_N]]
     held_K = (count_K * fraction).round().long().clamp(min=1).minimum(count_K - 1)
-    held_N = torch.zeros(N, dtype=torch.bool, device=class_N.device)
-    held_N[row_N] = place_N < held_K[class_N[row_N]]
+    held_N = some_of_each_class(class_N, id_N, held_K, seed=seed)
     if not bool(held_N.any()):
         raise ValueError(
-            f"The {N} labelled train samples have {len(count_K)} classes with one sample each: "
-            "nothing can be held out to choose l2. Use more labelled train samples."
+            f"The {len(class_N)} labelled train samples have {len(count_K)} classes with one "
+            "sample each: nothing can be held out to choose by. Use more labelled train samples."
         )
     return held_N
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -38,6 +38,14 @@ class Evaluation:
     """The same on every rank."""
     remarks: list[str] = field(default_factory=list)
     """What was left out, or should be known of the figures, each in a line."""
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Figures of parts, such as each category's: {figure: {part: its value}}."""
+
+    def add(self, other: Evaluation) -> None:
+        """Add all that another evaluation of the same encoder found out."""
+        self.figures |= other.figures
+        self.remarks += other.remarks
+        self.details |= other.details
 
     @contextmanager
     def leaving_out(self, what: str) -> Iterator[None]:
@@ -64,8 +72,8 @@ class Kept(Protocol):
         ...
 
     @property
-    def lasting(self) -> bool:
-        """Whether that folder is still there when the command has ended."""
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
         ...
 
     def load(self, name: str) -> Any:
@@ -125,7 +133,8 @@ class Trial:
 class EvaluationProtocol(ABC):
     """A way to evaluate an encoder. Subclasses are frozen dataclasses; fields are settings."""
 
-    own_sets: ClassVar[bool] = False
+    # Not annotated: where a dataclass has a ClassVar, jsonargparse checks no types.
+    own_sets = False
     """Whether its settings name its shard sets, so that it needs none of the command's."""
 
     def sets(self) -> dict[str, ShardSet]:

@@ -14,9 +14,18 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from evaluation import copy_detection, geometry, knn, linear, retrieval
+from evaluation import (
+    category_retrieval,
+    copy_detection,
+    geometry,
+    knn,
+    linear,
+    multi_label,
+    retrieval,
+)
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.label_draw import refuse_other_classes, shared_images
 from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
 from pipeline.graph import ViewGroup
@@ -25,22 +34,22 @@ from pipeline.loader import Loader
 from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
-from shards.survey import contents_of
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
 
 
-FROZEN = ("views", "copies", "retrieval", "knn", "linear")
+FROZEN = ("views", "copies", "retrieval", "knn", "linear", "multi_label", "multi_label_linear")
 """Protocols of frozen features: views and geometry, copy detection, retrieval of the same class,
-k-NN, the linear probe."""
-ONLINE = tuple(name for name in FROZEN if name != "linear")
+k-NN, the linear probe; of sets with categories, retrieval and k-NN, and the linear probe."""
+ONLINE = ("views", "copies", "retrieval", "knn", "multi_label")
 """Those that are quick enough to be repeated while a run trains."""
 
 T = TypeVar("T")
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
 _OF_LABELS = ("retrieval", "knn", "linear")
+_OF_CATEGORIES = ("multi_label", "multi_label_linear")
 _SAME = "what k-NN and linear probe say is not of held-out images"
 
 
@@ -61,7 +70,8 @@ class Suite:
 
     Args:
         test: shard set that is classified and ranked.
-        train: labelled shard set: k-NN bank and training data of the linear probe; None skips both.
+        train: shard set with labels or categories: k-NN bank and training data of the linear
+            probe; None skips both.
         group: size of the images; count and policy of the views for view retrieval.
         device: where to compute.
         autocast: precision of the encoder; None is float32.
@@ -95,14 +105,8 @@ class Suite:
     progress: Progressed | None = None
 
     def __post_init__(self) -> None:
-        classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
-        if len(classes) == 2 and all(classes) and classes[0] != classes[1]:
-            here, there = (set(names) for names in classes)
-            raise ValueError(
-                f"{self.test.root} has {len(classes[0])} classes, {self.train and self.train.root} "
-                f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
-                "labels would mean different things. Shard two splits of one data set."
-            )
+        if self.train is not None:
+            refuse_other_classes(self.train, self.test)
         if self.queries is not None and self.queries.manifest.classes:
             raise ValueError(
                 f"{self.queries.root} has classes, so its labels are no ids of references: copy "
@@ -120,8 +124,22 @@ class Suite:
                 "among those of others. Give a held-out set of 2 samples or more."
             )
 
-    def remarks(self) -> list[str]:
-        """Return what the manifests say will be left out, and should be known of the figures."""
+    def remarks(self, protocols: Collection[str] = FROZEN) -> list[str]:
+        """Return what the manifests say will be left out, and should be known of the figures.
+
+        Args:
+            protocols: some of `FROZEN`. If those of labels and of categories are both asked for, a
+                set with the one is not said to lack the other.
+        """
+        labels, categories = ({*protocols} & {*of} for of in (_OF_LABELS, _OF_CATEGORIES))
+        manifest, found = self.test.manifest, []
+        if labels and (manifest.classes or not (categories and manifest.categories)):
+            found += self._remarks_on_labels()
+        if categories and (manifest.categories or not labels):
+            found += multi_label.remarks(self.train, self.test)
+        return found
+
+    def _remarks_on_labels(self) -> list[str]:
         test, train, found = self.test, self.train, []
         if not test.manifest.classes:
             without = "label retrieval" if train is None else "label retrieval, k-NN, linear probe"
@@ -137,16 +155,15 @@ class Suite:
     def run(self, method: Evaluated, protocols: Collection[str] = FROZEN) -> Evaluation:
         """Return every figure that the shard sets allow, and what was left out.
 
-        Without labels these are view retrieval and the geometry of the embeddings; with labels also
-        label retrieval and, with a training set, k-NN and the linear probe.
+        Without labels these are view retrieval and the geometry of the embeddings; with labels, or
+        with categories, also retrieval and, with a training set, k-NN and the linear probe.
 
         Args:
             method: whose encoder, and embeddings, are evaluated.
             protocols: some of `FROZEN`; by default, all.
         """
         found = Evaluation()
-        if {*protocols} & {*_OF_LABELS}:
-            found.remarks += self.remarks()
+        found.remarks += self.remarks(protocols)
         if "views" in protocols:
             if isinstance(method, BareEncoder):
                 found.remarks.append(
@@ -163,6 +180,10 @@ class Suite:
             with found.leaving_out("label retrieval, k-NN, linear probe"):
                 test = self.features(method, self.test)
                 self._judge_labels(method, test, found, protocols)
+        if self.test.manifest.categories and {*protocols} & {*_OF_CATEGORIES}:
+            with found.leaving_out("multi-label figures"):
+                test = self.features(method, self.test)
+                self._judge_categories(method, test, found, protocols)
         return found
 
     def _judge_labels(
@@ -189,18 +210,37 @@ class Suite:
                 with found.leaving_out("linear probe"):
                     found.figures |= linear.run(train, test)
 
+    def _judge_categories(
+        self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
+    ) -> None:
+        """Add the figures of a multi-label set one by one."""
+        if "multi_label" in protocols:
+            with found.leaving_out("retrieval by shared categories"):
+                found.figures |= category_retrieval.run(test)
+        names = multi_label.common_categories(self.train, self.test) if self.train else []
+        if self.train is None or not names:
+            return
+        with found.leaving_out("multi-label k-NN, probe"):
+            train = multi_label.of_categories(self.features(method, self.train), self.train, names)
+            test = multi_label.of_categories(test, self.test, names)
+            found.remarks += self._shared
+            found.remarks += multi_label.unlearnable(train, test, names)
+            if "multi_label" in protocols:
+                with found.leaving_out("multi-label k-NN"):
+                    votes = {"neighbours": self.neighbours, "temperature": self.temperature}
+                    found.add(multi_label.run_knn(train, test, categories=names, **votes))
+            if "multi_label_linear" in protocols:
+                self._tell("multi-label probe", 0, 1)
+                with found.leaving_out("multi-label probe"):
+                    found.add(multi_label.run(train, test, categories=names))
+
     @cached_property
     def _shared(self) -> list[str]:
         """A remark on images that are in both labelled sets; by rank 0, which speaks for all."""
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        known = set(contents_of(train))
-        shared = sum(content in known for content in contents_of(test))
-        if not shared:
-            return []
-        count = f"{shared:,} of the {len(test):,} images of {test.root}"
-        return [f"{count} are in {train.root} too: {_SAME}"]
+        return list(shared_images(train, test, "what k-NN and linear probe say"))
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet
@@ -232,6 +272,7 @@ class Suite:
             h_NF=gather_rows(own.h_NF),
             label_N=gather_rows(own.label_N),
             id_N=gather_rows(own.id_N),
+            category_NK=None if own.category_NK is None else gather_rows(own.category_NK),
         )
 
     def own_features(

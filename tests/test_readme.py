@@ -80,6 +80,9 @@ def test_every_flag_that_a_text_names_exists() -> None:
                 known = parser().flags()
             elif flag.startswith("--no_"):
                 assert f"--{flag.removeprefix('--no_')}" in known, f"{file}: {command}"
+            elif f"{flag.rpartition('.')[0]}.SETTING" in known:
+                (of,) = (c for n, c in PROTOCOLS.items() if flag.startswith(f"--{n}."))
+                assert flag.rpartition(".")[2] in signature(of).parameters, f"{file}: {flag}"
             elif flag.startswith("--") and not flag.startswith(CLASSES):
                 assert flag in known or flag == "--help", f"{file}: {flag} in {command}"
     assert checked > 60

@@ -183,7 +183,10 @@ def test_a_submission_has_the_figures_that_are_reported(
     asked = trial(protocol, tmp_path)
     protocol.check(asked)
     found = protocol.run(asked)
-    folder = asked.kept.folder
+    folder, kept = asked.kept.results, asked.kept
+    assert folder is not None and isinstance(kept, KeptOnDisk)
+    kept.finish(found)
+    assert {DESCRIPTORS, PREDICTIONS} <= {path.name for path in folder.iterdir()}
     assert str(folder) in found.remarks[-1]
     name = "disc21_map" if weight else "disc21_raw_map"
     true = {(f"Q{q:05d}", f"R{g:05d}") for q, g in COPIES.items()}

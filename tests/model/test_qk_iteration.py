@@ -10,7 +10,7 @@ from torch import Tensor
 from model.encoder import SmallResNet
 from model.method import JointEmbedding, QKIteration
 from model.objective import NTXent
-from training.optimizer import build_optimizer
+from model.optimizer import build_optimizer
 
 B, V, W = 6, 2, 3  # samples, views of the queries, views of the keys
 

@@ -31,11 +31,23 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from evaluation.protocol import Evaluation
-    from tools.evaluate.candidate import Candidate
     from tools.evaluate.chosen_protocols import Chosen
+    from tools.evaluate.evaluated_encoder import EvaluatedEncoder
     from training.config import Config
 
-ProtocolName = Literal["frozen", "views", "copies", "retrieval", "knn", "linear", "disc21"]
+ProtocolName = Literal[
+    "frozen",
+    "views",
+    "copies",
+    "retrieval",
+    "knn",
+    "linear",
+    "multi_label",
+    "multi_label_linear",
+    "augmented_probe",
+    "disc21",
+    "fine_tuning",
+]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
 
@@ -45,8 +57,8 @@ class _Asked:
     """What is evaluated, by which protocols, on which sets."""
 
     config: Config
-    candidates: Mapping[str, Candidate]
-    """By the names of their columns."""
+    columns: Mapping[str, EvaluatedEncoder]
+    """By their names."""
     frozen: Sequence[str]
     """Protocols of frozen features."""
     chosen: Sequence[Chosen]
@@ -60,6 +72,8 @@ def main(
     run: Path | None = None,
     *,
     protocol: Sequence[ProtocolName] = ("frozen",),
+    augmented_probe: Nested = (),
+    fine_tuning: Nested = (),
     encoder: Dotted = (),
     size: int | None = None,
     test: str | None = None,
@@ -81,8 +95,14 @@ def main(
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear. disc21: copy detection on the files of
-            the 2021 Image Similarity Challenge.
+            retrieval (of the same class), knn and linear; for sets with categories multi_label
+            (k-NN, and retrieval by shared categories) and multi_label_linear (a linear probe).
+            augmented_probe: a linear layer trained on random crops. fine_tuning: the whole encoder,
+            on shares of the labels. disc21: copy detection on the files of the 2021 Image
+            Similarity Challenge.
+        augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
+        fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
+            --fine_tuning.help lists them.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -90,7 +110,8 @@ def main(
         size: height and width of the images, in pixels; by default, what the encoder was trained
             on, or is published for.
         test: held-out shard set; by default, the recipe's.
-        train: labelled shard set for k-NN, probes and fine-tuning; by default, the recipe's.
+        train: shard set with labels or categories, for k-NN, probes and fine-tuning; by default,
+            the recipe's.
         sets: instead of --test and --train, folders that hold a shard set train and one of test or
             val, each evaluated on its own.
         queries: shard set of edited copies to find; by default, the recipe's.
@@ -108,7 +129,7 @@ def main(
     # Here and not above, so that --help takes no seconds.
     from evaluation.suite import FROZEN
     from tools.evaluate import chosen_protocols
-    from tools.evaluate.candidate import of_encoder, of_run
+    from tools.evaluate.evaluated_encoder import of_encoder, of_run
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
     from training.processes import join
@@ -118,7 +139,8 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    chosen = chosen_protocols.chosen(names, {"disc21": disc21}, program(main))
+    settings = {"augmented_probe": augmented_probe, "disc21": disc21, "fine_tuning": fine_tuning}
+    chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
     if alone and (random_init or beside_random):
@@ -141,8 +163,8 @@ def main(
         keep = keep or run / "evaluations"
     title = str(run or named[-1].name)
     others = {each.name: of_encoder(each, config) for each in named}
-    candidates = {**trained, **others} if alone else {**others, **trained}
-    asked = _Asked(config, candidates, frozen, chosen, keep, processes)
+    columns = {**trained, **others} if alone else {**others, **trained}
+    asked = _Asked(config, columns, frozen, chosen, keep, processes)
     given = {"test": test, "train": train, "queries": queries, "references": references}
     needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
     data = _several(sets, given) if sets else {"": _sets(config, title, needed, **given)}
@@ -196,7 +218,7 @@ def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[st
 
 
 def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
-    """Return what the candidates are worth on some shard sets, by their names."""
+    """Return what is found out about each column on some shard sets, by its name."""
     from evaluation.protocol import Evaluation
     from evaluation.suite import Suite
     from tools.evaluate import chosen_protocols
@@ -212,8 +234,8 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
         def show(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done / total)
 
-        for name, each in asked.candidates.items():
-            candidate = each.placed()
+        for name, each in asked.columns.items():
+            column = each.placed()
             found[name] = Evaluation()
             if test is not None:
                 suite = Suite(
@@ -221,30 +243,29 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
                     train=opened["train"],
                     queries=opened["queries"],
                     references=opened["references"],
-                    group=candidate.group,
-                    device=candidate.device,
-                    autocast=candidate.autocast,
-                    normalisation=candidate.normalisation,
+                    group=column.group,
+                    device=column.device,
+                    autocast=column.autocast,
+                    normalisation=column.normalisation,
                     rank=asked.processes.process_index,
                     world_size=asked.processes.num_processes,
-                    tuning=candidate.tuning,
+                    tuning=column.tuning,
                     neighbours=asked.config.evaluation_neighbours,
                     temperature=asked.config.evaluation_temperature,
                     progress=show,
                 )
-                found[name] = suite.run(candidate.method, asked.frozen)
+                found[name] = suite.run(column.method, asked.frozen)
             for chosen in asked.chosen:
                 more = chosen_protocols.run(
                     chosen,
-                    candidate,
+                    column,
                     opened["train"],
                     test,
                     keep=asked.keep,
                     processes=asked.processes,
                     progress=show,
                 )
-                found[name].figures |= more.figures
-                found[name].remarks += more.remarks
+                found[name].add(more)
     return found
 
 
@@ -287,12 +308,14 @@ def _show(title: str, found: Mapping[str, Evaluation]) -> None:
 
 def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     """Return the figures of the last column as JSON has them, and those beside it."""
-    from tools.evaluate.candidate import RANDOM
+    from tools.evaluate.evaluated_encoder import RANDOM
 
     *beside, (_, evaluation) = found.items()
     record: dict[str, object] = dict(evaluation.figures)
     if evaluation.remarks:
         record["remarks"] = evaluation.remarks
+    if evaluation.details:
+        record["details"] = evaluation.details
     others = {name: each.figures for name, each in beside}
     if RANDOM in others:
         record["random_init"] = others.pop(RANDOM)
