@@ -7,6 +7,12 @@ from collections.abc import Iterator, Mapping
 NAMES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "few_shot_1_top1": "1 image a class",
+    "few_shot_1_ci": "1 image a class, half the 95 % interval",
+    "few_shot_5_top1": "5 images a class",
+    "few_shot_5_ci": "5 images a class, half the 95 % interval",
+    "few_shot_10_top1": "10 images a class",
+    "few_shot_10_ci": "10 images a class, half the 95 % interval",
     "label_map": "retrieval of the same class, mAP",
     "label_r1": "retrieval of the same class, R@1",
     "label_r5": "retrieval of the same class, R@5",
@@ -24,10 +30,15 @@ NAMES = {
     "alignment": "alignment",
     "uniformity": "uniformity",
     "effective_dimension": "effective dimension",
+    "rank_me": "RankMe",
+    "lidar": "LiDAR",
+    "rank_me_h": "RankMe of features",
+    "lidar_h": "LiDAR of features",
     "linear_l2": "linear probe, L2 strength",
 }
 """{figure: its name}, in the order in which they are shown."""
 NOT_SHARES = ("alignment", "uniformity", "effective_dimension", "linear_l2")
+NOT_SHARES += ("rank_me", "lidar", "rank_me_h", "lidar_h")
 """Figures that are no shares of 1, and so are not shown in percent."""
 
 

@@ -1,0 +1,49 @@
+"""What evaluated sets have in common: images with other sets, and classes with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from evaluation.features import Features
+from shards.layout import ShardSet
+from shards.survey import contents_of
+
+
+def shared_images(sets: Sequence[ShardSet], other: ShardSet) -> list[str]:
+    """Return a line for each set that has images of another one, by their contents' hashes.
+
+    No image is read: the tables of 1.3 million images take seconds. What is held in memory are the
+    hashes of `sets`, not those of `other`.
+
+    Args:
+        sets: whose images are looked for.
+        other: where they are looked for.
+    """
+    wanted = {content for each in sets for content in contents_of(each)}
+    known = {content for content in contents_of(other) if content in wanted}
+    found = []
+    for each in sets if known else ():
+        if shared := sum(content in known for content in contents_of(each)):
+            found.append(
+                f"{shared:,} of the {len(each):,} images of {each.root} are in {other.root}"
+            )
+    return found
+
+
+def unknown_classes(train: Features, test: Features, train_set: ShardSet) -> list[str]:
+    """Return a remark on test samples of classes that the training set lacks."""
+    labels = train.label_N.unique()
+    strange_N = (test.label_N >= 0) & ~torch.isin(test.label_N, labels)
+    if not bool(strange_N.any()):
+        return []
+    missing = test.label_N[strange_N].unique().tolist()
+    classes = train_set.manifest.classes
+    names = [classes[label] for label in missing[:3] if label < len(classes)]
+    which = ", ".join([*names, *(["…"] if len(missing) > 3 else [])])
+    classes_text = "a class" if len(missing) == 1 else f"{len(missing)} classes"
+    return [
+        f"{int(strange_N.sum()):,} test samples are of {classes_text} without a sample in "
+        f"{train_set.root} ({which}): each counts as wrong"
+    ]
