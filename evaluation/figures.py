@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 NAMES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
-    "few_shot_1_top1": "1 image a class",
-    "few_shot_1_ci": "1 image a class, half the 95 % interval",
-    "few_shot_5_top1": "5 images a class",
-    "few_shot_5_ci": "5 images a class, half the 95 % interval",
-    "few_shot_10_top1": "10 images a class",
-    "few_shot_10_ci": "10 images a class, half the 95 % interval",
+    "few_shot_1_top1": "few-shot, 1 image a class",
+    "few_shot_1_ci": "few-shot, 1 image a class, half the 95 % interval",
+    "few_shot_5_top1": "few-shot, 5 images a class",
+    "few_shot_5_ci": "few-shot, 5 images a class, half the 95 % interval",
+    "few_shot_10_top1": "few-shot, 10 images a class",
+    "few_shot_10_ci": "few-shot, 10 images a class, half the 95 % interval",
     "label_map": "retrieval of the same class, mAP",
     "label_r1": "retrieval of the same class, R@1",
     "label_r5": "retrieval of the same class, R@5",
@@ -43,8 +43,15 @@ NOT_SHARES += ("rank_me", "lidar", "rank_me_h", "lidar_h")
 
 
 def ordered(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
-    """Yield (figure, its name, its value as text) as people read them, the most telling first."""
+    """Yield (figure, its name, its value as text) as people read them, the most telling first.
+
+    Half an interval, such as few_shot_1_ci, stands behind its figure, few_shot_1_top1.
+    """
     for figure in sorted(figures, key=lambda name: list(NAMES).index(name)):
-        value = figures[figure]
+        value, half = figures[figure], figures.get(figure.replace("_top1", "_ci"))
+        if figure.endswith("_ci") and figure.replace("_ci", "_top1") in figures:
+            continue
         text = f"{value:.4g}" if figure in NOT_SHARES else f"{100 * value:.1f} %"
+        if figure.endswith("_top1") and half is not None:
+            text = f"{100 * value:.1f} ± {100 * half:.1f} %"
         yield figure, NAMES[figure], text

@@ -225,7 +225,7 @@ class Suite:
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        return [f"{line} too: {_SAME}" for line in shared_images([test], train)]
+        return [f"{line} too: {_SAME}" for line in shared_images([test], train) if line]
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet
