@@ -173,7 +173,7 @@ def test_a_submission_has_the_figures_that_are_reported(
     assert found.figures[name] == pytest.approx(sum(precision) / len(COPIES))
     # Track 2 compares by distance.
     with h5py.File(folder / DESCRIPTORS, "r") as file:
-        query, reference = (np.float64(file[side][:]) for side in ("query", "reference"))
+        query, reference = (np.asarray(file[side], dtype=np.float64) for side in ("query", "reference"))
         ids = [file[f"{side}_ids"][:].astype(str).tolist() for side in ("query", "reference")]
     distance = ((query[:, None] - reference) ** 2).sum(-1)
     true_QG = np.array([[(q, r) in true for r in ids[1]] for q in ids[0]])

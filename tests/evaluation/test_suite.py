@@ -253,7 +253,7 @@ def test_columns_are_matched_by_their_names(tmp_path: Path) -> None:
         Suite(test=each, train=train, group=GROUP, device=CPU).run(method(), ONLINE)
         for each in (test, turned)
     )
-    assert set(found.figures) == VIEWS | SHARED | KNN  # no probe while a run trains
+    assert set(found.figures) == ONLINE_VIEWS | SHARED | KNN  # no probe while a run trains
     same = SHARED | KNN
     assert {n: found.figures[n] for n in same} == {n: again.figures[n] for n in same}
     assert found.details == again.details
