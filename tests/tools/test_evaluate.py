@@ -78,6 +78,44 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
     assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
 
 
+def test_several_sets_are_one_table_and_those_that_were_trained_on_are_named(
+    run: Path,
+    shard_set: ShardSet,
+    make_shard_set: MakeShardSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_shard_set(43, height=24, width=24)  # other pixels, of another size
+    for name, sets in {"own": (other, shard_set), "strange": (other, other)}.items():
+        for role, each in zip(("train", "test"), sets, strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / role).symlink_to(each.root)
+    out = tmp_path / "figures.json"
+    words = [str(run), "--sets", str(tmp_path / "own"), str(tmp_path / "strange")]
+    words += ["--protocol", "knn", "few_shot", "--device", "cpu", "--mixed_precision", "no"]
+    call(evaluate.main, [*words, "--beside_random", "true", "--json", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("random init") == 1 and said.count("step 0") == 1, "one table"
+    assert f"own: 42 of the 42 images of {tmp_path}/own/test are in {shard_set.root}" in said
+    assert "strange: 4" not in said
+    found = json.loads(out.read_text())["sets"]
+    assert list(found) == ["own", "strange"]
+    for name, each in found.items():
+        assert each["random_init"]["knn_top1"] == each["knn_top1"], "saved before its first step"
+        assert f"{100 * each['few_shot_1_top1']:.1f} ± " in said, name
+    assert found["own"]["knn_top1"] != found["strange"]["knn_top1"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a set was evaluated before the last one was opened")
+
+    manifest = tmp_path / "strange" / "train"
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError, match="strange"):
+        patch.setattr("evaluation.suite.Suite.run", refuse)
+        call(evaluate.main, words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
