@@ -72,8 +72,8 @@ class Kept(Protocol):
         ...
 
     @property
-    def lasting(self) -> bool:
-        """Whether that folder is still there when the command has ended."""
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
         ...
 
     def load(self, name: str) -> Any:
