@@ -83,7 +83,7 @@ def test_every_flag_that_a_text_names_exists() -> None:
             elif f"{flag.rpartition('.')[0]}.SETTING" in known:
                 (of,) = (c for n, c in PROTOCOLS.items() if flag.startswith(f"--{n}."))
                 settings = {*signature(of).parameters, "recipe"}
-                    assert flag.rpartition(".")[2] in settings, f"{file}: {flag}"
+                assert flag.rpartition(".")[2] in settings, f"{file}: {flag}"
             elif flag.startswith("--") and not flag.startswith(CLASSES):
                 assert flag in known or flag == "--help", f"{file}: {flag} in {command}"
     assert checked > 60
