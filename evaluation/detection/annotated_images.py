@@ -134,7 +134,10 @@ def in_folder(root: Path, splits: Sequence[str]) -> AnnotatedImages:
         FileNotFoundError: a split is not there.
     """
     if not splits:
-        raise ValueError(f"of {root} no split is named; name one or more, such as [train2017].")
+        raise ValueError(
+            f"of {root} no split is named; name one or more to train and to test on, such as "
+            "--detection.train_splits train2017 --detection.test_splits val2017."
+        )
     parts = [(root / folder, name) for folder, _, name in (s.rpartition("/") for s in splits)]
     location = f"{root}, {' and '.join(splits)}"
     if (root / "annotations").is_dir() or [*root.glob("*/_annotations.coco.json")]:

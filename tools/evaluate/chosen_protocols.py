@@ -7,7 +7,6 @@ If it names its sets itself (`own_sets`), no --test is asked for.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,11 +69,27 @@ def chosen(
         if name in names:
             parser = FlagParser()
             parser.add_class_arguments(protocol, name)
-            recipe = f"--{name}.recipe"
-            words = [re.sub(rf"^{re.escape(recipe)}(?=$|=)", f"--{name}", word) for word in words]
+            words = _with_recipe(words, name)
             read = parser.read(several_as_lists(words, protocol)).as_dict()[name]
             read.pop("__path__", None)  # of the recipe
             found.append(Chosen(name, protocol(**read)))
+    return found
+
+
+def _with_recipe(words: Sequence[str], name: str) -> list[str]:
+    """Return the flags of a protocol with its recipe as the parser takes it.
+
+    Raises:
+        ValueError: the recipe is no file.
+    """
+    found, flag = [*words], f"--{name}.recipe"
+    for place, word in enumerate(words):
+        if word.partition("=")[0] != flag:
+            continue
+        found[place] = f"--{name}" + word.removeprefix(flag)
+        path = Path(word.partition("=")[2] or "".join(words[place + 1 : place + 2]))
+        if not path.is_file():
+            raise ValueError(f"{flag}={path} is no file; name a YAML file of settings.")
     return found
 
 

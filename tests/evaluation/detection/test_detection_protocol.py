@@ -86,7 +86,8 @@ def test_the_defaults_are_those_of_the_paper_s_recipe() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--detection.recipe", "nothing.yaml"], "nothing.yaml"),
+        (["--detection.recipe", "nothing.yaml"], r"recipe=nothing.yaml is no file"),
+        (["--detection.recipe", "pyproject.toml"], r"pyproject.toml"),
         (["--detection.iterations", "0"], r"iterations=0, but it must be 1 or more"),
         (["--detection.shorter_sides", "[]"], r"shorter_sides=\[\], but"),
         (["--detection.learning_rate", "-1"], r"learning_rate=-1"),
