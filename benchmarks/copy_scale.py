@@ -65,14 +65,11 @@ def main(words: Sequence[str]) -> None:
     figures = measured("figures", lambda: judge(query_QD, reference_GD, original_Q))
     pairs = measured("predictions", lambda: best_pairs(query_QD, reference_GD, limit=LIMIT))
     assert len(pairs.score_P) == min(LIMIT, Q * G)
-    names = {
-        "queries": [f"Q{n:05d}" for n in range(Q)],
-        "references": [f"R{n:06d}" for n in range(G)],
-    }
+    names = [f"Q{n:05d}" for n in range(Q)], [f"R{n:06d}" for n in range(G)]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "descriptors.hdf5"
-        measured("hdf5", lambda: write_descriptors(path, query_QD, reference_GD, **names))
-        check_descriptors(path, **names)
+        measured("hdf5", lambda: write_descriptors(path, query_QD, reference_GD, *names))
+        check_descriptors(path, *names)
         rows["hdf5"]["file_mib"] = round(path.stat().st_size / MIB)
     record = {
         "surroundings": surroundings("torch", "h5py"),

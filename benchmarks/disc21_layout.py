@@ -28,7 +28,7 @@ QUALITY = 95
 
 def main() -> None:
     """Write the layout."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held_out", required=True, help="Shard set that is copied from.")
     parser.add_argument("--training", type=Path, required=True, help="Folder of other images.")
     parser.add_argument("--out", type=Path, required=True, help="New folder.")
@@ -57,9 +57,10 @@ def main() -> None:
         _save(sample.image, arguments.out / "queries" / f"Q{index:05d}")
         truth.append(f"Q{index:05d},{names.get(sample.label, '')}")
     (arguments.out / "ground_truth.csv").write_text("\n".join(truth) + "\n")
-    for index, path in enumerate(sorted(arguments.training.rglob("*.jpg"))):
+    training = sorted(arguments.training.rglob("*.jpg"))
+    for index, path in enumerate(training):
         shutil.copyfile(path, arguments.out / "training" / f"T{index:06d}.jpg")
-    print(f"{len(queries)} queries, {len(references)} references, {index + 1} training images")
+    print(f"{len(queries)} queries, {len(references)} references, {len(training)} training images")
 
 
 def _save(image: bytes | np.ndarray, path: Path) -> None:

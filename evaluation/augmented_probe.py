@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from evaluation.label_draw import read_pair, shared_images
+from evaluation.label_draw import read_pair, trained_on_too
 from evaluation.protocol import Evaluation, EvaluationProtocol, Trial
 from evaluation.rate_sweep import RateSweep
 from evaluation.resumption import Resumption
@@ -102,5 +102,7 @@ class AugmentedProbe(EvaluationProtocol):
         remarks = at_the_end(
             outcome.rate, self._how.rates, "probe on random crops", "--augmented_probe.rates"
         )
-        remarks += shared_images(known.shard_set, trial.test, "what the probe on random crops says")
+        remarks += trained_on_too(
+            known.shard_set, trial.test, "what the probe on random crops says"
+        )
         return Evaluation(figures, remarks)

@@ -66,7 +66,6 @@ def write_descriptors(
     path: Path,
     query_QD: Tensor,
     reference_GD: Tensor,
-    *,
     queries: Sequence[str],
     references: Sequence[str],
 ) -> None:
@@ -91,7 +90,7 @@ def write_descriptors(
     durable.sync(path.parent)
 
 
-def check_descriptors(path: Path, *, queries: Sequence[str], references: Sequence[str]) -> None:
+def check_descriptors(path: Path, queries: Sequence[str], references: Sequence[str]) -> None:
     """Hold track 2's submission to the challenge's rules; needs h5py.
 
     Args:
@@ -135,7 +134,7 @@ def check_descriptors(path: Path, *, queries: Sequence[str], references: Sequenc
 
 
 def write_predictions(
-    path: Path, pairs: BestPairs, *, queries: Sequence[str], references: Sequence[str]
+    path: Path, pairs: BestPairs, queries: Sequence[str], references: Sequence[str]
 ) -> None:
     """Write track 1's submission.
 
@@ -159,7 +158,7 @@ def write_predictions(
 
 
 def check_predictions(
-    path: Path, *, queries: Sequence[str], references: Sequence[str], limit: int = LIMIT
+    path: Path, queries: Sequence[str], references: Sequence[str], *, limit: int = LIMIT
 ) -> None:
     """Hold track 1's submission to the challenge's rules.
 

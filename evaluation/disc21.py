@@ -8,13 +8,15 @@ nothing, and one threshold must do for all: so scores must be comparable between
     queries, references ─▶ features ─────────────────────┴─▶ unit vectors ──────────────────┴─▶ µAP
 
 Features of queries and references are reduced as they come: of a million images a gigabyte is held.
-Those of the training images wait, on the rank that made them, for the components. Searching is
-exact and in blocks; figures are counted (`evaluation.copy_detection`).
+Those of the training images wait, on the rank that made them, for the components. Descriptors of a
+set are kept until the figures are there, so that a command that was stopped embeds no set again.
+Searching is exact and in blocks; figures are counted (`evaluation.copy_detection`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
@@ -28,7 +30,7 @@ from evaluation import challenge_files, copy_detection
 from evaluation.bare_encoder import BareEncoder
 from evaluation.best_pairs import best_pairs
 from evaluation.challenge_files import LARGEST
-from evaluation.copy_search import CopySearch
+from evaluation.copy_search import CopySearch, NamedImages
 from evaluation.features import Features
 from evaluation.principal_components import Projection, principal_components
 from evaluation.protocol import Evaluated, Evaluation, EvaluationProtocol, Trial
@@ -119,7 +121,7 @@ class DISC21(EvaluationProtocol):
         assert trial.train is not None
         if self.submission:
             import_module("h5py")  # its absence is answered in a line
-            if not trial.kept.lasting:
+            if trial.kept.results is None:
                 raise ValueError(
                     "submission=true, but without a run there is no folder for it; name one with "
                     "--keep DIR."
@@ -151,29 +153,32 @@ class DISC21(EvaluationProtocol):
 
     def run(self, trial: Trial) -> Evaluation:
         """See `EvaluationProtocol.run`."""
-        assert trial.train is not None
+        train = trial.train
+        assert train is not None
         search, method, suite = self._search, trial.method, _suite(trial)
-        references = trial.more["references"]
 
-        own = suite.own_features(
-            method, trial.train, embed_views=partial(self._embed, method, True, None)
+        def training() -> dict[str, Tensor | None]:
+            embed_views = partial(self._embed, method, True, None)
+            own = suite.own_features(method, train, embed_views=embed_views)
+            reduce = self._reduction(own)
+            reduced = [reduce(h_NF) for h_NF in own.h_NF.split(_ROWS)]
+            z_ND = _finite(gather_rows(torch.cat(reduced)), train)
+            return {"z_ND": z_ND, "mean_F": reduce.mean_F, "axis_FD": reduce.axis_FD}
+
+        def searched(images: NamedImages, shard_set: ShardSet) -> dict[str, Tensor | None]:
+            embed_views = partial(self._embed, method, images is search.references, reduce)
+            features = suite.features(method, shard_set, embed_views=embed_views)
+            return {"z_ND": _finite(images.ordered(features), shard_set)}
+
+        fitted = _once(trial, "training", training)
+        training_ND, reduce = fitted["z_ND"], Projection(fitted["mean_F"], fitted["axis_FD"])
+        reference_GD, query_QD = (
+            _once(trial, name, partial(searched, images, shard_set))["z_ND"]
+            for name, images, shard_set in (
+                ("references", search.references, trial.more["references"]),
+                ("queries", search.queries, trial.test),
+            )
         )
-        reduce = self._reduction(own)
-        reduced = [reduce(h_NF) for h_NF in own.h_NF.split(_ROWS)]
-        del own
-        training_ND = gather_rows(torch.cat(reduced))
-        of_query = partial(self._embed, method, False, reduce)
-        of_reference = partial(self._embed, method, True, reduce)
-        query_QD = search.queries.ordered(suite.features(method, trial.test, embed_views=of_query))
-        reference_GD = search.references.ordered(
-            suite.features(method, references, embed_views=of_reference)
-        )
-        for shard_set, z_ND in (
-            (trial.train, training_ND),
-            (trial.test, query_QD),
-            (references, reference_GD),
-        ):
-            _refuse_broken(z_ND, shard_set)
 
         found = Evaluation(remarks=[*search.remarks])
         original_Q = search.original_Q.to(query_QD.device)
@@ -193,10 +198,11 @@ class DISC21(EvaluationProtocol):
             trial.tell("search with score normalisation", 1, steps)
             figures = copy_detection.judge(query_QD, reference_GD, original_Q)
             found.figures |= {name.replace("copy", "disc21"): v for name, v in figures.items()}
-        if self.submission and trial.rank == 0:
+        folder = trial.kept.results
+        if self.submission and trial.rank == 0 and folder is not None:
             trial.tell("submission", steps - 1, steps)
-            self._submit(trial.kept.folder, query_QD, reference_GD)
-            found.remarks.append(f"{DESCRIPTORS} and {PREDICTIONS} are in {trial.kept.folder}")
+            self._submit(folder, query_QD, reference_GD)
+            found.remarks.append(f"{DESCRIPTORS} and {PREDICTIONS} are in {folder}")
         return found
 
     @cached_property
@@ -238,14 +244,13 @@ class DISC21(EvaluationProtocol):
 
     def _submit(self, folder: Path, query_QD: Tensor, reference_GD: Tensor) -> None:
         """Write both tracks' files, and hold them to the challenge's rules."""
-        queries, references = self._search.queries.names, self._search.references.names
-        names = {"queries": queries, "references": references}
+        names = self._search.queries.names, self._search.references.names
         descriptors, predictions = folder / DESCRIPTORS, folder / PREDICTIONS
-        challenge_files.write_descriptors(descriptors, query_QD, reference_GD, **names)
-        challenge_files.check_descriptors(descriptors, **names)
+        challenge_files.write_descriptors(descriptors, query_QD, reference_GD, *names)
+        challenge_files.check_descriptors(descriptors, *names)
         pairs = best_pairs(query_QD, reference_GD, limit=copy_detection.LIMIT)
-        challenge_files.write_predictions(predictions, pairs, **names)
-        challenge_files.check_predictions(predictions, queries=queries, references=references)
+        challenge_files.write_predictions(predictions, pairs, *names)
+        challenge_files.check_predictions(predictions, *names)
 
 
 def _suite(trial: Trial) -> Suite:
@@ -264,10 +269,20 @@ def _suite(trial: Trial) -> Suite:
     )
 
 
-def _refuse_broken(z_ND: Tensor, shard_set: ShardSet) -> None:
+def _once(trial: Trial, name: str, embed: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a pass over a set has made, now or before this command was stopped."""
+    state = trial.kept.load(name)
+    if state is None:
+        state = embed()
+        trial.kept.save(name, state)
+    return {key: value if value is None else value.to(trial.device) for key, value in state.items()}
+
+
+def _finite(z_ND: Tensor, shard_set: ShardSet) -> Tensor:
     """Refuse descriptors that are not finite, on all ranks alike: they hold the same."""
     if broken := int((~z_ND.isfinite().all(dim=1)).sum()):
         raise ValueError(
             f"{broken} of {len(z_ND)} images of {shard_set.root} have descriptors that are not "
             "finite: training has diverged, or the encoder overflows in float16."
         )
+    return z_ND

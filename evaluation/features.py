@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from shards.layout import PRESENT
 
+ROWS = 8192  # of features that are looked at together
+
 
 class ImageBatch(Protocol):
     """A batch of un-augmented images, as `pipeline.images` yields them."""
@@ -94,6 +96,8 @@ class Features:
 
     def rows(self, keep_N: Tensor) -> "Features":
         """Return only the rows where the mask [N] is true."""
+        if bool(keep_N.all()):
+            return self  # without a copy, which may be all the memory there is
         category_NK = self.category_NK
         return Features(
             h_NF=self.h_NF[keep_N],
@@ -111,7 +115,7 @@ class Features:
         Raises:
             ValueError: a feature is not finite.
         """
-        broken = int((~self.h_NF.isfinite().all(dim=1)).sum())
+        broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in self.h_NF.split(ROWS))
         if broken:
             raise ValueError(
                 f"{broken} of {len(self)} samples have features that are not finite: training has "
@@ -137,16 +141,19 @@ def embed(
     batches: Iterable[ImageBatch],
     *,
     autocast: torch.dtype | None = None,
+    samples: int | None = None,
 ) -> Features:
     """Run the encoder over labelled images and keep the features on its device.
 
-    The features stay there in float32 (N * F * 4 bytes, twice that while they are put together).
-    The encoder runs in eval mode; every module's mode is restored, also when a batch fails.
+    The features stay there in float32 (N * F * 4 bytes; twice that while they are put together, if
+    their number is not known before). The encoder runs in eval mode; every module's mode is
+    restored, also when a batch fails.
 
     Args:
         encoder: the network [B, C, H, W] -> h [B, F].
         batches: every sample exactly once.
         autocast: compute in this dtype (torch.bfloat16, torch.float16); None computes in float32.
+        samples: number of samples in all batches, if it is known.
 
     Returns:
         Features in the order of the batches.
@@ -155,6 +162,7 @@ def embed(
         ValueError: there are no batches, or the encoder does not return [B, F].
     """
     h, label, ids, category = [], [], [], []
+    h_NF, done = None, 0
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
             device = batch.image_BCHW.device.type
@@ -165,17 +173,24 @@ def embed(
                     f"The encoder returned {list(h_BF.shape)}, expected features [B, F]: pool and "
                     "flatten its last feature map."
                 )
-            h.append(h_BF.float())
+            if samples is None:
+                h.append(h_BF.float())
+            else:
+                if h_NF is None:
+                    with torch.inference_mode(False):
+                        h_NF = torch.empty(samples, h_BF.shape[1], device=h_BF.device)
+                h_NF[done : done + len(h_BF)] = h_BF
+            done += len(h_BF)
             # Copies: a loader may hand out the same memory again for the next batch.
             label.append(batch.label_B.to(h_BF.device, torch.int64, copy=True))
             ids.append(batch.id_B.to(h_BF.device, torch.int64, copy=True))
             if batch.category_BK is not None:
                 category.append(batch.category_BK.to(h_BF.device, copy=True))
-    if not h:
+    if not label:
         raise ValueError("There are no images to evaluate on: the loader gave no batch.")
     # Outside of inference mode, so that the results are normal tensors: autograd may use them.
     return Features(
-        h_NF=torch.cat(h),
+        h_NF=torch.cat(h) if h_NF is None else h_NF[:done],
         label_N=torch.cat(label),
         id_N=torch.cat(ids),
         category_NK=torch.cat(category) if category else None,

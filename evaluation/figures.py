@@ -14,6 +14,12 @@ NAMES = {
     "multi_label_knn_map": "multi-label k-NN, mAP",
     "category_map": "retrieval of a shared category, mAP",
     "category_ndcg": "retrieval by shared categories, nDCG",
+    "few_shot_1_top1": "few-shot, 1 image a class",
+    "few_shot_1_ci": "few-shot, 1 image a class, half the 95 % interval",
+    "few_shot_5_top1": "few-shot, 5 images a class",
+    "few_shot_5_ci": "few-shot, 5 images a class, half the 95 % interval",
+    "few_shot_10_top1": "few-shot, 10 images a class",
+    "few_shot_10_ci": "few-shot, 10 images a class, half the 95 % interval",
     "label_map": "retrieval of the same class, mAP",
     "label_r1": "retrieval of the same class, R@1",
     "label_r5": "retrieval of the same class, R@5",
@@ -36,9 +42,20 @@ NAMES = {
     "disc21_raw_recall_at_p90": "DISC21, recall at 90 % precision",
     "disc21_raw_r1": "DISC21, R@1",
     "disc21_raw_r10": "DISC21, R@10",
+    "detection_ap": "detection, COCO's AP",
+    "detection_ap50": "detection, COCO's AP50",
+    "detection_ap75": "detection, COCO's AP75",
+    "detection_voc_ap50": "detection, VOC's AP50",
+    "detection_voc07_ap": "detection, VOC2007's AP (11 points)",
+    "detection_voc07_ap50": "detection, VOC2007's AP50 (11 points)",
+    "detection_voc07_ap75": "detection, VOC2007's AP75 (11 points)",
     "alignment": "alignment",
     "uniformity": "uniformity",
     "effective_dimension": "effective dimension",
+    "rank_me": "RankMe",
+    "lidar": "LiDAR",
+    "rank_me_h": "RankMe of features",
+    "lidar_h": "LiDAR of features",
     "linear_l2": "linear probe, L2 strength",
     "multi_label_l2": "multi-label probe, L2 strength",
     "augmented_probe_top1": "linear probe on random crops",
@@ -58,17 +75,25 @@ FAMILIES = {
 }
 """{figures that there are of any number #: their names}; they follow those above, by number."""
 NOT_SHARES = ("alignment", "uniformity", "effective_dimension", "linear_l2", "augmented_probe_rate")
-NOT_SHARES += ("multi_label_l2",)
+NOT_SHARES += ("multi_label_l2", "rank_me", "lidar", "rank_me_h", "lidar_h")
 """Figures that are no shares of 1, and so are not shown in percent; nor are any …_rate."""
 _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=_)")
 
 
 def ordered(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
-    """Yield (figure, its name, its value as text) as people read them, the most telling first."""
+    """Yield (figure, its name, its value as text) as people read them, the most telling first.
+
+    Half an interval, such as few_shot_1_ci, stands behind its figure, few_shot_1_top1.
+    """
     for figure in sorted(figures, key=_place):
-        value = figures[figure]
+        value, half = figures[figure], figures.get(figure.replace("_top1", "_ci"))
+        if figure.endswith("_ci") and figure.replace("_ci", "_top1") in figures:
+            continue
         share = figure not in NOT_SHARES and not figure.endswith("_rate")
-        yield figure, _name(figure), f"{100 * value:.1f} %" if share else f"{value:.4g}"
+        text = f"{100 * value:.1f} %" if share else f"{value:.4g}"
+        if figure.endswith("_top1") and half is not None:
+            text = f"{100 * value:.1f} ± {100 * half:.1f} %"
+        yield figure, _name(figure), text
 
 
 def _place(figure: str) -> tuple[int, float, int]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from evaluation.label_draw import LabelledSet, read_pair, shared_images
+from evaluation.label_draw import LabelledSet, read_pair, trained_on_too
 from evaluation.protocol import Evaluation, EvaluationProtocol, Trial
 from evaluation.rate_sweep import RateSweep
 from evaluation.resumption import Resumption
@@ -123,7 +123,7 @@ class FineTuning(EvaluationProtocol):
         for share in dict.fromkeys(self.labels):
             self._add(found, share, sweep, known)
         sweep.clean()
-        found.remarks += shared_images(known.shard_set, trial.test, "what fine-tuning says")
+        found.remarks += trained_on_too(known.shard_set, trial.test, "what fine-tuning says")
         return found
 
     def _add(self, found: Evaluation, share: float, sweep: RateSweep, known: LabelledSet) -> None:

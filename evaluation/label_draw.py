@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.overlap import shared_images
 from shards.layout import ShardSet
-from shards.survey import contents_of, rows_of
+from shards.survey import rows_of
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def read_pair(train: ShardSet | None, test: ShardSet, what: str) -> LabelledSet:
     return known
 
 
-def shared_images(train: ShardSet, test: ShardSet, what: str) -> Iterator[str]:
+def trained_on_too(train: ShardSet, test: ShardSet, what: str) -> Iterator[str]:
     """Yield a remark if images are in both sets.
 
     Args:
@@ -162,8 +163,5 @@ def shared_images(train: ShardSet, test: ShardSet, what: str) -> Iterator[str]:
     if train.manifest == test.manifest:
         yield f"{test.root} is trained on too: {same}"
         return
-    known = set(contents_of(train))
-    shared = sum(content in known for content in contents_of(test))
-    if shared:
-        count = f"{shared:,} of the {len(test):,} images of {test.root}"
-        yield f"{count} are in {train.root} too: {same}"
+    for line in filter(None, shared_images([test], train)):
+        yield f"{line} too: {same}"

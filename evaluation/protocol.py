@@ -72,8 +72,8 @@ class Kept(Protocol):
         ...
 
     @property
-    def lasting(self) -> bool:
-        """Whether that folder is still there when the command has ended."""
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
         ...
 
     def load(self, name: str) -> Any:
@@ -101,7 +101,7 @@ class Trial:
         autocast: precision of the networks; None is float32.
         tuning: how the data pipelines run on this machine.
         train: what is trained on; None if no set is given.
-        test: what is reported on; it chooses nothing.
+        test: what is reported on; it chooses nothing. A protocol with `own_sets` may be without.
         kept: keeps the state.
         rank: this process.
         world_size: number of processes.

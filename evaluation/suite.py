@@ -17,15 +17,19 @@ from torch import Tensor, nn
 from evaluation import (
     category_retrieval,
     copy_detection,
+    few_shot,
     geometry,
     knn,
+    lidar,
     linear,
     multi_label,
+    rank_me,
     retrieval,
 )
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
-from evaluation.label_draw import refuse_other_classes, shared_images
+from evaluation.label_draw import refuse_other_classes
+from evaluation.overlap import shared_images, unknown_classes
 from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
 from pipeline.graph import ViewGroup
@@ -39,16 +43,22 @@ from shards.layout import ShardSet
 VIEW_SEED = 20_101_007
 
 
-FROZEN = ("views", "copies", "retrieval", "knn", "linear", "multi_label", "multi_label_linear")
-"""Protocols of frozen features: views and geometry, copy detection, retrieval of the same class,
-k-NN, the linear probe; of sets with categories, retrieval and k-NN, and the linear probe."""
+FROZEN = (
+    *("views", "spectra", "copies", "retrieval", "knn", "linear", "few_shot"),
+    *("multi_label", "multi_label_linear"),
+)
+"""Protocols of frozen features: views and geometry, the spectra of the views' features, copy
+detection, retrieval of the same class, k-NN, the linear probe, few-shot classification; of sets
+with categories, retrieval and k-NN, and the linear probe."""
 ONLINE = ("views", "copies", "retrieval", "knn", "multi_label")
 """Those that are quick enough to be repeated while a run trains."""
 
 T = TypeVar("T")
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
-_OF_LABELS = ("retrieval", "knn", "linear")
+_FITTED = ("knn", "linear", "few_shot")
+_OF_LABELS = ("retrieval", *_FITTED)
+_FITTED_WORDS = "k-NN, linear probe, few-shot"
 _OF_CATEGORIES = ("multi_label", "multi_label_linear")
 _SAME = "what k-NN and linear probe say is not of held-out images"
 
@@ -70,8 +80,8 @@ class Suite:
 
     Args:
         test: shard set that is classified and ranked.
-        train: shard set with labels or categories: k-NN bank and training data of the linear
-            probe; None skips both.
+        train: labelled shard set: k-NN bank and training data of the linear probe, and what
+            few-shot classification draws from; None skips all of them.
         group: size of the images; count and policy of the views for view retrieval.
         device: where to compute.
         autocast: precision of the encoder; None is float32.
@@ -142,12 +152,12 @@ class Suite:
     def _remarks_on_labels(self) -> list[str]:
         test, train, found = self.test, self.train, []
         if not test.manifest.classes:
-            without = "label retrieval" if train is None else "label retrieval, k-NN, linear probe"
+            without = "label retrieval" if train is None else f"label retrieval, {_FITTED_WORDS}"
             found.append(f"no {without}: {test.root} has no labels")
         elif train is not None and not train.manifest.classes:
-            found.append(f"no k-NN, linear probe: {train.root} has no labels")
+            found.append(f"no {_FITTED_WORDS}: {train.root} has no labels")
         elif train is not None and len(train.manifest.classes) == 1:
-            found.append(f"no k-NN, linear probe: {train.root} has a single class")
+            found.append(f"no {_FITTED_WORDS}: {train.root} has a single class")
         elif train is not None and train.manifest == test.manifest:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
         return found
@@ -156,7 +166,8 @@ class Suite:
         """Return every figure that the shard sets allow, and what was left out.
 
         Without labels these are view retrieval and the geometry of the embeddings; with labels, or
-        with categories, also retrieval and, with a training set, k-NN and the linear probe.
+        with categories, also retrieval and, with a training set, k-NN and the linear probe; with
+        labels few-shot figures too.
 
         Args:
             method: whose encoder, and embeddings, are evaluated.
@@ -173,11 +184,18 @@ class Suite:
             with found.leaving_out("view retrieval, geometry"):
                 z_VAD = self.embed_views(method)
                 found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+                with found.leaving_out("RankMe, LiDAR"):
+                    found.figures |= rank_me.run(z_VAD) | lidar.run(z_VAD)
+        if "spectra" in protocols:
+            with found.leaving_out("RankMe, LiDAR of features"):
+                h_VAF = self.embed_views(BareEncoder(method.encoder))
+                figures = rank_me.run(h_VAF) | lidar.run(h_VAF)
+                found.figures |= {f"{name}_h": value for name, value in figures.items()}
         if "copies" in protocols and self.queries is not None and self.references is not None:
             with found.leaving_out("copy detection"):
                 found.figures |= self.detect_copies(method, self.queries, self.references)
         if self.test.manifest.classes and {*protocols} & {*_OF_LABELS}:
-            with found.leaving_out("label retrieval, k-NN, linear probe"):
+            with found.leaving_out(f"label retrieval, {_FITTED_WORDS}"):
                 test = self.features(method, self.test)
                 self._judge_labels(method, test, found, protocols)
         if self.test.manifest.categories and {*protocols} & {*_OF_CATEGORIES}:
@@ -195,13 +213,18 @@ class Suite:
         if "retrieval" in protocols:
             with found.leaving_out("label retrieval"):
                 found.figures |= retrieval.run_labels(test)
-        fitted = {*protocols} & {"knn", "linear"}
+                if len(test) > retrieval.QUERIES:
+                    found.remarks.append(
+                        f"label retrieval: {retrieval.QUERIES:,} of the {len(test):,} images of "
+                        f"{self.test.root} rank the others"
+                    )
+        fitted = {*protocols} & {*_FITTED}
         if self.train is None or len(self.train.manifest.classes) < 2 or not fitted:
             return
-        with found.leaving_out("k-NN, linear probe"):
+        with found.leaving_out(_FITTED_WORDS):
             train = self.features(method, self.train)
             found.remarks += self._shared
-            found.remarks += _unknown_classes(train, test, self.train)
+            found.remarks += unknown_classes(train, test, self.train)
             if "knn" in protocols:
                 with found.leaving_out("k-NN"):
                     found.figures |= knn.run(
@@ -211,6 +234,12 @@ class Suite:
                 self._tell("linear probe", 0, 1)
                 with found.leaving_out("linear probe"):
                     found.figures |= linear.run(train, test)
+            if "few_shot" in protocols:
+                with found.leaving_out("few-shot"):
+                    for number, shots in enumerate(few_shot.SHOTS):
+                        self._tell("few-shot", number, len(few_shot.SHOTS))
+                        classes = self.train.manifest.classes
+                        found.figures |= few_shot.run(train, test, shots=shots, classes=classes)
 
     def _judge_categories(
         self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
@@ -242,7 +271,7 @@ class Suite:
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        return list(shared_images(train, test, "what k-NN and linear probe say"))
+        return [f"{line} too: {_SAME}" for line in shared_images([test], train) if line]
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet
@@ -295,7 +324,7 @@ class Suite:
         def compute() -> Features:
             with eval_mode(method):
                 counted = self._counted(f"features of {shard_set.root}", images)
-                return embed(network, counted, autocast=self.autocast)
+                return embed(network, counted, autocast=self.autocast, samples=len(images))
 
         return self._on_all_ranks(compute)
 
@@ -358,20 +387,3 @@ class Suite:
         if error is not None:
             raise error
         return cast(T, own)
-
-
-def _unknown_classes(train: Features, test: Features, train_set: ShardSet) -> list[str]:
-    """Return a remark on test samples of classes that the training set lacks."""
-    labels = train.label_N.unique()
-    strange_N = (test.label_N >= 0) & ~torch.isin(test.label_N, labels)
-    if not bool(strange_N.any()):
-        return []
-    missing = test.label_N[strange_N].unique().tolist()
-    classes = train_set.manifest.classes
-    names = [classes[label] for label in missing[:3] if label < len(classes)]
-    which = ", ".join([*names, *(["…"] if len(missing) > 3 else [])])
-    classes_text = "a class" if len(missing) == 1 else f"{len(missing)} classes"
-    return [
-        f"{int(strange_N.sum()):,} test samples are of {classes_text} without a sample in "
-        f"{train_set.root} ({which}): each counts as wrong"
-    ]

@@ -55,12 +55,28 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
     Raises:
         ValueError: a recipe is wrong, or a flag unknown, missing or of the wrong type.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    positional, values = read(main, sys.argv[1:] if arguments is None else arguments)
+    main(*positional, **values)
+
+
+def read(
+    main: Callable[..., None], arguments: Sequence[str]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return what `call` calls a function with: its words in any number, and all other values.
+
+    Args:
+        main: the command.
+        arguments: words of its command line.
+
+    Raises:
+        ValueError: see `call`.
+    """
+    words = list(arguments)
     hints = get_type_hints(main, include_extras=True)
     parameters = inspect.signature(main).parameters
-    if not parameters:
-        return main()
     values: dict[str, Any] = {}
+    if not parameters:
+        return (), values
     for name in parameters:
         if hints[name] == Rest:
             cut = words.index("--") if "--" in words else len(words)
@@ -87,8 +103,7 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         # As a dict: its vars would call "keys" otherwise.
         values |= {**parser.read(words).as_dict(), **values}
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
-    positional = [word for name in several for word in values.pop(name)]
-    main(*positional, **values)
+    return [word for name in several for word in values.pop(name)], values
 
 
 def program(main: Callable[..., None]) -> str:

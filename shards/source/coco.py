@@ -90,16 +90,21 @@ class COCO(Source):
     def __getitem__(self, index: int) -> Sample:
         name = self._files[index]
         stem, extension = os.path.splitext(name)
-        file, facts = f"{self._images}/{name}", json.loads(self._annotations[index])
+        facts = self.facts(index)
         return Sample(
             key=key_from(name if self._long[index] else stem),
-            image=self._root.read(file),
+            image=self._root.read(facts["file"]),
             label=-1,
             id=index,
-            metadata={"file": file, **facts},
+            metadata=facts,
             extension=extension[1:],
             categories=self._shown(facts.get("annotations")),
         )
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return the metadata of a sample, without reading its image."""
+        file = f"{self._images}/{self._files[index]}"
+        return {"file": file, **json.loads(self._annotations[index])}
 
     def _shown(self, annotations: list[dict[str, Any]] | None) -> bytes:
         """Return for each category whether the annotations of an image name it."""

@@ -81,7 +81,7 @@ class VOC(Source):
 
     def __getitem__(self, index: int) -> Sample:
         file = f"{_IMAGES}/{self._files[index]}"
-        image, facts = self._root.read(file), self._facts(index)
+        image, facts = self._root.read(file), self.facts(index)
         if facts is not None:
             facts = fitted(facts, image)
             facts["annotations"] = [
@@ -104,8 +104,8 @@ class VOC(Source):
         both = self._files.digest() + self._annotations.digest()
         return hashlib.blake2b(both, digest_size=16).digest()
 
-    def _facts(self, index: int) -> Facts | None:
-        """Return what the XML of an image says; None if there is none."""
+    def facts(self, index: int) -> Facts | None:
+        """Return what the XML of an image says, in pixels as it has them; None if there is none."""
         return json.loads(self._annotations[index])
 
     def _told(self, facts: Facts | None) -> bytes:
@@ -245,11 +245,11 @@ class VOC(Source):
     def _other_sizes(self) -> Iterator[str]:
         """Say that boxes are scaled, if they are for any of some images that are looked at."""
         some = range(0, len(self), -(-len(self) // _LOOKED_AT))
-        some = [index for index in some if self._facts(index)]
+        some = [index for index in some if self.facts(index)]
         heads = self._each(self._head, some)
         other: list[str] = []
         for index, head in zip(some, heads, strict=True):
-            said = self._facts(index) or {}
+            said = self.facts(index) or {}
             real = fitted(said, head)
             if said["annotations"] != real["annotations"]:
                 other.append(

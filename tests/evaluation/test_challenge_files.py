@@ -22,7 +22,7 @@ from evaluation.copy_detection import judge
 
 QUERIES = [f"Q{n:05d}" for n in range(12)]
 REFERENCES = [f"R{n:06d}" for n in range(9)]
-NAMES = {"queries": QUERIES, "references": REFERENCES}
+NAMES = (QUERIES, REFERENCES)
 
 
 def descriptors(D: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,8 +69,8 @@ def test_a_wrong_ground_truth_is_refused(text: str, words: str, tmp_path: Path) 
 def test_scores_are_read_back_to_the_last_bit(tmp_path: Path) -> None:
     path, (query_QD, reference_GD) = tmp_path / "predictions.csv", descriptors()
     pairs = best_pairs(query_QD, reference_GD, limit=50)
-    write_predictions(path, pairs, **NAMES)
-    check_predictions(path, **NAMES, limit=50)
+    write_predictions(path, pairs, *NAMES)
+    check_predictions(path, *NAMES, limit=50)
     header, *lines = path.read_text().splitlines()
     assert header == "query_id,reference_id,score" and len(lines) == 50
     scores = torch.tensor([float(line.split(",")[2]) for line in lines])
@@ -94,14 +94,14 @@ def test_predictions_against_the_rules_are_refused(
     path = tmp_path / "predictions.csv"
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=words):
-        check_predictions(path, **NAMES, limit=1)
+        check_predictions(path, *NAMES, limit=1)
 
 
 def test_descriptors_are_the_challenge_s_hdf5(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     path, (query_QD, reference_GD) = tmp_path / "descriptors.hdf5", descriptors()
-    write_descriptors(path, query_QD, reference_GD, **NAMES)
-    check_descriptors(path, **NAMES)
+    write_descriptors(path, query_QD, reference_GD, *NAMES)
+    check_descriptors(path, *NAMES)
     with h5py.File(path, "r") as file:
         assert {*file} == {"query", "reference", "query_ids", "reference_ids"}
         assert file["query"].dtype == file["reference"].dtype == "float32"
@@ -115,14 +115,14 @@ def test_descriptors_against_the_rules_are_refused(tmp_path: Path) -> None:
     path, (query_QD, reference_GD) = tmp_path / "descriptors.hdf5", descriptors()
 
     def refused(words: str, **changed: object) -> None:
-        write_descriptors(path, query_QD, reference_GD, **NAMES)
+        write_descriptors(path, query_QD, reference_GD, *NAMES)
         with h5py.File(path, "a") as file:
             for name, value in changed.items():
                 del file[name]
                 if value is not None:
                     file[name] = value
         with pytest.raises(ValueError, match=words):
-            check_descriptors(path, **NAMES)
+            check_descriptors(path, *NAMES)
 
     refused("has no query_ids", query_ids=None)
     refused("query is float64 with 2 axes", query=query_QD.double().numpy())
@@ -137,7 +137,7 @@ def test_the_authors_code_gives_the_same_figures(tmp_path: Path) -> None:
     metrics = pytest.importorskip("isc.metrics", reason="the authors' code is not on the path")
     io = pytest.importorskip("isc.io")
     path, (query_QD, reference_GD) = tmp_path / "predictions.csv", descriptors()
-    write_predictions(path, best_pairs(query_QD, reference_GD, limit=70), **NAMES)
+    write_predictions(path, best_pairs(query_QD, reference_GD, limit=70), *NAMES)
     matches = io.read_ground_truth(str(write_truth(tmp_path / "truth.csv")))
     theirs = metrics.evaluate(matches, io.read_predictions(str(path)))
     read = read_ground_truth(tmp_path / "truth.csv")

@@ -19,6 +19,7 @@ from evaluation.bare_encoder import BareEncoder
 from evaluation.disc21 import DESCRIPTORS, DISC21, PREDICTIONS
 from evaluation.features import embed
 from evaluation.protocol import Trial
+from evaluation.suite import Suite
 from model.encoder import SmallResNet
 from model.method import QKIteration
 from pipeline.images import Images
@@ -153,6 +154,26 @@ def test_without_weight_there_is_no_normalisation(layout: dict[str, Any], tmp_pa
     assert figures and all(name.startswith("disc21_raw_") for name in figures)
 
 
+def test_a_command_that_was_stopped_embeds_no_set_again(
+    layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol, own_features = DISC21(**layout), Suite.own_features
+    expected = protocol.run(trial(protocol, tmp_path / "whole"))
+    embedded: list[str] = []
+
+    def counted(suite: Suite, method: Any, shard_set: ShardSet, **how: Any) -> Any:
+        embedded.append(Path(shard_set.root).name)
+        if embedded[1:] == ["references"]:
+            raise KeyboardInterrupt
+        return own_features(suite, method, shard_set, **how)
+
+    monkeypatch.setattr(Suite, "own_features", counted)
+    with pytest.raises(KeyboardInterrupt):
+        protocol.run(trial(protocol, tmp_path))
+    assert protocol.run(trial(protocol, tmp_path)) == expected
+    assert embedded == ["training", "references", "references", "queries"]
+
+
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_a_submission_has_the_figures_that_are_reported(
     weight: float, layout: dict[str, Any], tmp_path: Path
@@ -162,18 +183,23 @@ def test_a_submission_has_the_figures_that_are_reported(
     asked = trial(protocol, tmp_path)
     protocol.check(asked)
     found = protocol.run(asked)
-    folder = asked.kept.folder
+    folder, kept = asked.kept.results, asked.kept
+    assert folder is not None and isinstance(kept, KeptOnDisk)
+    kept.finish(found)
+    assert {DESCRIPTORS, PREDICTIONS} <= {path.name for path in folder.iterdir()}
     assert str(folder) in found.remarks[-1]
     name = "disc21_map" if weight else "disc21_raw_map"
     true = {(f"Q{q:05d}", f"R{g:05d}") for q, g in COPIES.items()}
     with (folder / PREDICTIONS).open(newline="") as file:
         rows = [(row["query_id"], row["reference_id"]) for row in csv.DictReader(file)]
-    hits = np.cumsum([row in true for row in rows])
-    precision = [hits[n] / (n + 1) for n, row in enumerate(rows) if row in true]
+    places = [n for n, row in enumerate(rows, start=1) if row in true]
+    precision = [hits / n for hits, n in enumerate(places, start=1)]
     assert found.figures[name] == pytest.approx(sum(precision) / len(COPIES))
     # Track 2 compares by distance.
     with h5py.File(folder / DESCRIPTORS, "r") as file:
-        query, reference = (np.float64(file[side][:]) for side in ("query", "reference"))
+        query, reference = (
+            np.asarray(file[side][:], dtype=np.float64) for side in ("query", "reference")
+        )
         ids = [file[f"{side}_ids"][:].astype(str).tolist() for side in ("query", "reference")]
     distance = ((query[:, None] - reference) ** 2).sum(-1)
     true_QG = np.array([[(q, r) in true for r in ids[1]] for q in ids[0]])

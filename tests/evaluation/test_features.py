@@ -61,6 +61,13 @@ def test_embed_keeps_the_order_of_the_batches_and_uses_eval_mode():
     assert found.h_NF.dtype == torch.float32 and found.id_N.dtype == torch.int64
 
 
+def test_a_known_number_of_samples_changes_nothing():
+    expected = embed(Pool().eval(), batches())
+    found = embed(Pool().eval(), batches(), samples=7)
+    assert torch.equal(found.h_NF, expected.h_NF) and torch.equal(found.id_N, expected.id_N)
+    found.h_NF.requires_grad_().sum().backward()  # no tensor of inference mode
+
+
 def test_embed_restores_every_modules_own_mode():
     encoder = Pool().train()
     encoder.frozen.eval()  # a part that is frozen while the rest trains

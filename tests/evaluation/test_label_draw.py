@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.label_draw import LabelledSet, read_pair, shared_images
+from evaluation.label_draw import LabelledSet, read_pair, trained_on_too
 from pipeline.images import Images
 from shards.layout import ShardSet
 from shards.source.source import Sample
@@ -119,5 +119,5 @@ def test_sets_without_classes_or_with_others_are_refused(make_shard_set: MakeSha
 
 def test_images_that_are_in_both_sets_are_counted(make_shard_set: MakeShardSet) -> None:
     small, large = make_shard_set(40), make_shard_set(42)
-    assert next(shared_images(large, small, "x")).startswith("40 of the 40 images")
-    assert "is trained on too" in next(shared_images(small, small, "x"))
+    assert next(trained_on_too(large, small, "x")).startswith("40 of the 40 images")
+    assert "is trained on too" in next(trained_on_too(small, small, "x"))

@@ -40,7 +40,9 @@ def test_labels_allow_more_figures(make_shard_set: MakeShardSet) -> None:
 
     assert names(without, None) == VIEWS
     assert names(labelled, None) == VIEWS | LABELS
-    assert names(labelled, labelled) == VIEWS | LABELS | PROBE | {"knn_top1"}
+    assert names(labelled, labelled) == VIEWS | LABELS | PROBE | ONE | {"knn_top1"}
+    without_labels = Suite(test=labelled, train=labelled, group=GROUP, device=CPU)
+    assert set(without_labels.run(method(), ONLINE).figures) == ONLINE_VIEWS | LABELS | {"knn_top1"}
 
 
 def test_the_same_encoder_gets_the_same_figures_and_keeps_its_mode(
@@ -83,9 +85,12 @@ class Labelled(Pictures):
         return replace(sample, label=self.labels[index], image=self.pixels(index + self.first))
 
 
-VIEWS = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
+ONLINE_VIEWS = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
+ONLINE_VIEWS |= {"rank_me", "lidar"}
+VIEWS = ONLINE_VIEWS | {"rank_me_h", "lidar_h"}
 LABELS = {"label_map", "label_r1", "label_r5"}
 PROBE = {"linear_top1", "linear_l2"}
+ONE = {"few_shot_1_top1", "few_shot_1_ci"}
 
 
 @pytest.mark.parametrize(
@@ -95,13 +100,18 @@ PROBE = {"linear_top1", "linear_l2"}
         (
             [0, 0, 1, 1],
             [0, 1, 2, 2],
-            LABELS | {"knn_top1"} | PROBE,
+            LABELS | {"knn_top1"} | PROBE | ONE,
             "2 test samples are of a class",
         ),
         ([3, 3, 3, 3], [3, 3, 2, 2], LABELS, "no k-NN: All 4 labelled train samples have"),
-        ([0, 1, 2, 3], [0, 0, 1, 1], LABELS | {"knn_top1"}, "no linear probe: The 4 labelled"),
+        (
+            [0, 1, 2, 3],
+            [0, 0, 1, 1],
+            LABELS | {"knn_top1"} | ONE,
+            "no linear probe: The 4 labelled",
+        ),
         ([0, 0, 1, 1], [2, 2, 3, 3], LABELS, "no k-NN: Test has none of the 2 classes"),
-        ([0, 0, 1, 1], [0, 1], {"knn_top1"} | PROBE, "no label retrieval: No two of the 2"),
+        ([0, 0, 1, 1], [0, 1], {"knn_top1"} | PROBE | ONE, "no label retrieval: No two of the 2"),
         ([0, 0, 1, 1], [-1, -1, -1], set(), "no k-NN: None of the 3 test samples"),
         ([-1, -1, -1], [0, 0, 1], LABELS, "no k-NN: None of the 3 train samples"),
     ],
@@ -117,6 +127,7 @@ def test_labels_that_do_not_suit_leave_figures_out_and_nothing_else(
     found = suite.run(method())
     assert set(found.figures) == VIEWS | figures
     assert any(line.startswith(remark) for line in found.remarks), found.remarks
+    assert sum(line.startswith("no few-shot: ") for line in found.remarks) == 1
 
 
 def test_what_has_no_labels_is_said_before_anything_is_computed(
@@ -126,8 +137,8 @@ def test_what_has_no_labels_is_said_before_anything_is_computed(
     without, single = with_classes(labelled, []), with_classes(labelled, ["only"])
     for test, train, words in (
         (without, None, "no label retrieval: "),
-        (without, labelled, "no label retrieval, k-NN, linear probe: "),
-        (labelled, without, "no k-NN, linear probe: "),
+        (without, labelled, "no label retrieval, k-NN, linear probe, few-shot: "),
+        (labelled, without, "no k-NN, linear probe, few-shot: "),
         (single, single, "has a single class"),
         (labelled, labelled, "is the set that k-NN and probe are fitted on too"),
     ):
@@ -159,7 +170,7 @@ def test_a_set_that_cannot_be_read_costs_its_own_figures_alone(
     found = suite.run(method())
     assert set(found.figures) == VIEWS | LABELS
     (line,) = found.remarks
-    assert line.startswith("no k-NN, linear probe: ") and "tools.verify" in line
+    assert line.startswith("no k-NN, linear probe, few-shot: ") and "tools.verify" in line
 
 
 def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> None:
@@ -171,7 +182,9 @@ def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> Non
         device=CPU,
         progress=lambda *words: told.append(words),
     ).run(method())
-    assert [what.split()[0] for what, *_ in told] == ["views", "features", "features", "linear"]
+    kinds = dict.fromkeys(what.split()[0] for what, *_ in told)
+    assert list(kinds) == ["views", "features", "linear", "few-shot"]
+    assert sum(what.startswith("features") for what, *_ in told) == 2
     assert all(0 <= done < total for _, done, total in told)
 
 
@@ -240,7 +253,7 @@ def test_columns_are_matched_by_their_names(tmp_path: Path) -> None:
         Suite(test=each, train=train, group=GROUP, device=CPU).run(method(), ONLINE)
         for each in (test, turned)
     )
-    assert set(found.figures) == VIEWS | SHARED | KNN  # no probe while a run trains
+    assert set(found.figures) == ONLINE_VIEWS | SHARED | KNN  # no probe while a run trains
     same = SHARED | KNN
     assert {n: found.figures[n] for n in same} == {n: again.figures[n] for n in same}
     assert found.details == again.details

@@ -89,6 +89,44 @@ def test_the_precision_of_each_category_is_in_the_json(tmp_path: Path) -> None:
     assert list(ap) == FOUR and mean(ap.values()) == pytest.approx(found["multi_label_knn_map"])
 
 
+def test_several_sets_are_one_table_and_those_that_were_trained_on_are_named(
+    run: Path,
+    shard_set: ShardSet,
+    make_shard_set: MakeShardSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_shard_set(43, height=24, width=24)  # other pixels, of another size
+    for name, sets in {"own": (other, shard_set), "strange": (other, other)}.items():
+        for role, each in zip(("train", "test"), sets, strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / role).symlink_to(each.root)
+    out = tmp_path / "figures.json"
+    words = [str(run), "--sets", str(tmp_path / "own"), str(tmp_path / "strange")]
+    words += ["--protocol", "knn", "few_shot", "--device", "cpu", "--mixed_precision", "no"]
+    call(evaluate.main, [*words, "--beside_random", "true", "--json", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("random init") == 1 and said.count("step 0") == 1, "one table"
+    assert f"own: 42 of the 42 images of {tmp_path}/own/test are in {shard_set.root}" in said
+    assert "strange: 4" not in said
+    found = json.loads(out.read_text())["sets"]
+    assert list(found) == ["own", "strange"]
+    for name, each in found.items():
+        assert each["random_init"]["knn_top1"] == each["knn_top1"], "saved before its first step"
+        assert f"{100 * each['few_shot_1_top1']:.1f} ± " in said, name
+    assert found["own"]["knn_top1"] != found["strange"]["knn_top1"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a set was evaluated before the last one was opened")
+
+    manifest = tmp_path / "strange" / "train"
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError, match="strange"):
+        patch.setattr("evaluation.suite.Suite.run", refuse)
+        call(evaluate.main, words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -191,3 +229,28 @@ def test_a_class_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--encoder.name NAME" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"encoder.help=Tim, .* The nearest is Timm"):
         call(evaluate.main, ["--encoder.help", "Tim"])
+
+
+def test_a_protocol_that_names_its_sets_needs_no_test_set_and_is_not_repeated(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, out, keep = tmp_path / "truth.csv", tmp_path / "figures.json", tmp_path / "kept"
+    truth.write_text("query_id,reference_id\n000003,000003\n000007,000007\n")
+    own = dict.fromkeys(("queries", "references", "training"), shard_set.root)
+    settings = own | {"ground_truth": str(truth), "dimensions": "12"}
+    words = [word for name, value in settings.items() for word in (f"--disc21.{name}", value)]
+    how = ["--device", "cpu", "--mixed_precision", "no", "--json", str(out), "--keep", str(keep)]
+    command = [str(run / exported.NAME), "--protocol", "disc21", *words, *how]
+    call(evaluate.main, command)
+    found = json.loads(out.read_text())
+    assert found["disc21_raw_r1"] == 1  # each image finds itself
+    assert "40 of the 42 queries are not in" in found["remarks"][0] and "knn_top1" not in found
+
+    monkeypatch.setattr("evaluation.disc21.DISC21.run", None)
+    call(evaluate.main, command)
+    assert json.loads(out.read_text()) == found
+    truth.write_text("000003,000003\n")  # another ground truth, so other figures
+    with pytest.raises(TypeError):
+        call(evaluate.main, command)
+    with pytest.raises(ValueError, match=r"no recipe names a test set .*--test DIR"):
+        call(evaluate.main, [*command, "--protocol", "disc21", "knn"])

@@ -12,7 +12,6 @@ command was stopped. `accelerate launch` or `torchrun` starts it with several pr
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from shards import durable
 from shards.layout import open_shards
@@ -30,7 +28,8 @@ from training.command_line import Dotted, Nested, program, run_function
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from evaluation.protocol import Evaluation
+    from evaluation.protocol import Evaluation, Progressed
+    from evaluation.suite import Suite
     from tools.evaluate.chosen_protocols import Chosen
     from tools.evaluate.evaluated_encoder import EvaluatedEncoder
     from training.config import Config
@@ -38,15 +37,18 @@ if TYPE_CHECKING:
 ProtocolName = Literal[
     "frozen",
     "views",
+    "spectra",
     "copies",
     "retrieval",
     "knn",
     "linear",
+    "few_shot",
     "multi_label",
     "multi_label_linear",
     "augmented_probe",
     "disc21",
     "fine_tuning",
+    "detection",
 ]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
@@ -74,6 +76,7 @@ def main(
     protocol: Sequence[ProtocolName] = ("frozen",),
     augmented_probe: Nested = (),
     fine_tuning: Nested = (),
+    detection: Nested = (),
     encoder: Dotted = (),
     size: int | None = None,
     test: str | None = None,
@@ -94,15 +97,19 @@ def main(
     Args:
         run: folder of a run, or of one of its checkpoints; or an exported encoder.safetensors.
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
-            views (retrieval of the same image's views, and geometry), copies (with --queries),
-            retrieval (of the same class), knn and linear; for sets with categories multi_label
-            (k-NN, and retrieval by shared categories) and multi_label_linear (a linear probe).
-            augmented_probe: a linear layer trained on random crops. fine_tuning: the whole encoder,
-            on shares of the labels. disc21: copy detection on the files of the 2021 Image
-            Similarity Challenge.
+            views (retrieval of the same image's views, geometry, RankMe and LiDAR of embeddings),
+            spectra (RankMe and LiDAR of features), copies (with --queries), retrieval (of the same
+            class), knn, linear and few_shot (1, 5 and 10 images a class); for sets with categories
+            multi_label (k-NN, and retrieval by shared categories) and multi_label_linear (a linear
+            probe). augmented_probe: a linear layer trained on random crops. fine_tuning: the whole
+            encoder, on shares of the labels. disc21: copy detection on the files of the 2021 Image
+            Similarity Challenge. detection: a detector on the encoder, trained on the boxes of COCO
+            or VOC.
         augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
         fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
             --fine_tuning.help lists them.
+        detection: a setting of that protocol, or --detection.recipe FILE with some, such as
+            recipes/detection/voc_c4.yaml; --detection.help lists them.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -113,7 +120,7 @@ def main(
         train: shard set with labels or categories, for k-NN, probes and fine-tuning; by default,
             the recipe's.
         sets: instead of --test and --train, folders that hold a shard set train and one of test or
-            val, each evaluated on its own.
+            val, each evaluated on its own; those with images that a run was trained on are named.
         queries: shard set of edited copies to find; by default, the recipe's.
         references: shard set to find them in, together with --queries; by default, the recipe's.
         json: file to write the figures to.
@@ -128,8 +135,9 @@ def main(
     """
     # Here and not above, so that --help takes no seconds.
     from evaluation.suite import FROZEN
-    from tools.evaluate import chosen_protocols
+    from tools.evaluate import chosen_protocols, figure_table
     from tools.evaluate.evaluated_encoder import of_encoder, of_run
+    from tools.evaluate.pretraining import pretrained_on
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
     from training.processes import join
@@ -139,7 +147,12 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    settings = {"augmented_probe": augmented_probe, "disc21": disc21, "fine_tuning": fine_tuning}
+    settings = {
+        "augmented_probe": augmented_probe,
+        "disc21": disc21,
+        "fine_tuning": fine_tuning,
+        "detection": detection,
+    }
     chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
@@ -167,11 +180,16 @@ def main(
     asked = _Asked(config, columns, frozen, chosen, keep, processes)
     given = {"test": test, "train": train, "queries": queries, "references": references}
     needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
-    data = _several(sets, given) if sets else {"": _sets(config, title, needed, **given)}
+    data = several_sets(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
-    found = {name: _evaluated(asked, each) for name, each in data.items()}
+    found = _evaluated(asked, data)
     if processes.is_main_process:
-        _report(title, step, data, found, json)
+        if not alone:
+            for name, lines in pretrained_on(config.shards, data, all_sets=bool(sets)).items():
+                found[name][next(reversed(found[name]))].remarks += lines
+        figure_table.show(title, found)
+        if json:
+            figure_table.write(json, title, step, data, found)
     if not any(last.figures for *_, last in (each.values() for each in found.values())):
         sys.exit(1)
 
@@ -199,7 +217,7 @@ def _sets(config: Config, title: str, needed: bool, **given: str | None) -> _Set
     return {"test": test, "train": train or None, "queries": copies[0], "references": copies[1]}
 
 
-def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[str, _Sets]:
+def several_sets(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[str, _Sets]:
     """Return the shard sets in each of some folders, by the folders' names."""
     if also := [name for name, value in given.items() if value]:
         raise ValueError(f"--sets and --{also[0]} are both given; --sets names all shard sets.")
@@ -217,15 +235,48 @@ def _several(folders: Sequence[str], given: Mapping[str, str | None]) -> dict[st
     return found
 
 
-def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
-    """Return what is found out about each column on some shard sets, by its name."""
-    from evaluation.protocol import Evaluation
+def _suites(asked: _Asked, sets: _Sets, show: Progressed) -> dict[str, Suite]:
+    """Return the evaluations of the columns on some shard sets, by the columns' names.
+
+    Without a test set there are none.
+
+    Raises:
+        ValueError: the sets do not fit together.
+    """
     from evaluation.suite import Suite
+
+    test, train, queries, references = (
+        open_shards(root) if (root := sets[name]) else None
+        for name in ("test", "train", "queries", "references")
+    )
+    if test is None:
+        return {}
+    return {
+        name: Suite(
+            test=test,
+            train=train,
+            queries=queries,
+            references=references,
+            group=column.group,
+            device=column.device,
+            autocast=column.autocast,
+            normalisation=column.normalisation,
+            rank=asked.processes.process_index,
+            world_size=asked.processes.num_processes,
+            tuning=column.tuning,
+            neighbours=asked.config.evaluation_neighbours,
+            temperature=asked.config.evaluation_temperature,
+            progress=show,
+        )
+        for name, column in asked.columns.items()
+    }
+
+
+def _evaluated(asked: _Asked, data: Mapping[str, _Sets]) -> dict[str, dict[str, Evaluation]]:
+    """Return what is found out about the columns, by their names, on some sets, by their names."""
+    from evaluation.protocol import Evaluation
     from tools.evaluate import chosen_protocols
 
-    opened = {name: open_shards(root) if root else None for name, root in sets.items()}
-    test = opened.pop("test")
-    found: dict[str, Evaluation] = {}
     hidden = not asked.processes.is_main_process
     console = Console(stderr=True)
     with Progress(*_COLUMNS, console=console, transient=True, disable=hidden) as progress:
@@ -234,94 +285,28 @@ def _evaluated(asked: _Asked, sets: _Sets) -> dict[str, Evaluation]:
         def show(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done / total)
 
+        # All of them first: the last set is refused before the first is evaluated.
+        suites = {name: _suites(asked, sets, show) for name, sets in data.items()}
+        found: dict[str, dict[str, Evaluation]] = {name: {} for name in data}
         for name, each in asked.columns.items():
             column = each.placed()
-            found[name] = Evaluation()
-            if test is not None:
-                suite = Suite(
-                    test=test,
-                    train=opened["train"],
-                    queries=opened["queries"],
-                    references=opened["references"],
-                    group=column.group,
-                    device=column.device,
-                    autocast=column.autocast,
-                    normalisation=column.normalisation,
-                    rank=asked.processes.process_index,
-                    world_size=asked.processes.num_processes,
-                    tuning=column.tuning,
-                    neighbours=asked.config.evaluation_neighbours,
-                    temperature=asked.config.evaluation_temperature,
-                    progress=show,
-                )
-                found[name] = suite.run(column.method, asked.frozen)
-            for chosen in asked.chosen:
-                more = chosen_protocols.run(
-                    chosen,
-                    column,
-                    opened["train"],
-                    test,
-                    keep=asked.keep,
-                    processes=asked.processes,
-                    progress=show,
-                )
-                found[name].add(more)
+            for where, of_columns in suites.items():
+                evaluation, suite = Evaluation(), of_columns.get(name)
+                if suite is not None:
+                    evaluation = suite.run(column.method, asked.frozen)
+                for chosen in asked.chosen:
+                    more = chosen_protocols.run(
+                        chosen,
+                        column,
+                        suite and suite.train,
+                        suite and suite.test,
+                        keep=asked.keep,
+                        processes=asked.processes,
+                        progress=show,
+                    )
+                    evaluation.add(more)
+                found[where][name] = evaluation
     return found
-
-
-def _report(
-    title: str,
-    step: int,
-    data: Mapping[str, _Sets],
-    found: Mapping[str, Mapping[str, Evaluation]],
-    path: Path | None,
-) -> None:
-    """Print a table for each set, with the remarks, and write the figures to a file."""
-    records: dict[str, dict[str, object]] = {}
-    for name, evaluations in found.items():
-        _show(f"{title} on {name}" if name else title, evaluations)
-        for remark in dict.fromkeys(line for e in evaluations.values() for line in e.remarks):
-            Console(highlight=False).print(remark, soft_wrap=True, markup=False)
-        records[name] = {**data[name], **_record(evaluations)}
-    if path:
-        alone = records.pop("", {})
-        record = {"run": title, "step": step, **alone}
-        if records:
-            record["sets"] = records
-        durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
-
-
-def _show(title: str, found: Mapping[str, Evaluation]) -> None:
-    """Print a row for each figure, a column for each encoder."""
-    from evaluation.figures import ordered
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("encoder")
-    for name in found:
-        table.add_column(name, justify="right")
-    texts = {n: {f: text for f, _, text in ordered(e.figures)} for n, e in found.items()}
-    *_, last = found.values()
-    for figure, name, _ in ordered(last.figures):
-        table.add_row(name, *(texts[column].get(figure, "") for column in found))
-    Console(highlight=False).print(table)
-
-
-def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
-    """Return the figures of the last column as JSON has them, and those beside it."""
-    from tools.evaluate.evaluated_encoder import RANDOM
-
-    *beside, (_, evaluation) = found.items()
-    record: dict[str, object] = dict(evaluation.figures)
-    if evaluation.remarks:
-        record["remarks"] = evaluation.remarks
-    if evaluation.details:
-        record["details"] = evaluation.details
-    others = {name: each.figures for name, each in beside}
-    if RANDOM in others:
-        record["random_init"] = others.pop(RANDOM)
-    if others:
-        record["beside"] = others
-    return record
 
 
 if __name__ == "__main__":

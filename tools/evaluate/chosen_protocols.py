@@ -7,6 +7,7 @@ If it names its sets itself (`own_sets`), no --test is asked for.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from evaluation.augmented_probe import AugmentedProbe
+from evaluation.detection import Detection
 from evaluation.disc21 import DISC21
 from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
@@ -31,6 +33,7 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "augmented_probe": AugmentedProbe,
     "disc21": DISC21,
     "fine_tuning": FineTuning,
+    "detection": Detection,
 }
 
 
@@ -49,7 +52,8 @@ def chosen(
 
     Args:
         names: of all protocols that are asked for.
-        settings: the flags --NAME.SETTING with their values, by protocol.
+        settings: the flags --NAME.SETTING with their values, by protocol; --NAME.recipe names a
+            YAML file of some, of which later flags change some.
         program: how the command is called, for --NAME.help.
 
     Raises:
@@ -66,7 +70,10 @@ def chosen(
         if name in names:
             parser = FlagParser()
             parser.add_class_arguments(protocol, name)
+            recipe = f"--{name}.recipe"
+            words = [re.sub(rf"^{re.escape(recipe)}(?=$|=)", f"--{name}", word) for word in words]
             read = parser.read(several_as_lists(words, protocol)).as_dict()[name]
+            read.pop("__path__", None)  # of the recipe
             found.append(Chosen(name, protocol(**read)))
     return found
 
@@ -95,7 +102,6 @@ def run(
     encoder = column.method.encoder
     own = chosen.protocol.sets()
     train, test = own.pop("train", train), own.pop("test", test)
-    assert test is not None, "asked for before"
     facts = {
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
@@ -103,7 +109,7 @@ def run(
         "size": column.group.size,
         "normalisation": [*column.normalisation.mean, *column.normalisation.std],
         "train": train and train.manifest.digest(),
-        "test": test.manifest.digest(),
+        "test": test and test.manifest.digest(),
         **{name: each.manifest.digest() for name, each in own.items()},
         **chosen.protocol.facts(),
         "machine": f"{column.device.type}, {column.autocast or 'float32'}",
@@ -120,7 +126,7 @@ def run(
         normalisation=column.normalisation,
         device=column.device,
         train=train,
-        test=test,
+        test=test,  # pyright: ignore[reportArgumentType]
         kept=kept,
         autocast=column.autocast,
         tuning=column.tuning,

@@ -69,9 +69,9 @@ class KeptOnDisk:
         return folder
 
     @property
-    def lasting(self) -> bool:
-        """Whether the folder is still there when the command has ended."""
-        return self._temporary is None
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
+        return None if self._temporary else self._root
 
     def load(self, name: str) -> Any:
         """Return the state of the newest save that all ranks completed; None if there is none."""
