@@ -27,6 +27,7 @@ GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # wait for each other more often. A GPU wants fewer, larger kernels: 64 MiB.
 CPU_NUMBERS = 2**20
 GPU_NUMBERS = 2**24
+COPIED = 2**26  # a choice of rows with fewer numbers, 256 MiB, is copied; it is quicker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def fit(
     """Minimise the objective above on features h [N, F] of class numbers [N].
 
     Args:
-        h_NF: features of any floating dtype; no copy of them is made.
+        h_NF: features of any floating dtype; no copy of many is made.
         class_N: class numbers, 0 to classes - 1.
         classes: K.
         l2: strength of the penalty, on the *mean* cross-entropy.
@@ -115,7 +116,9 @@ def fit(
     """
     # Evaluation may be called in inference mode, whose tensors L-BFGS cannot change.
     with torch.inference_mode(False), torch.no_grad(), exact_float32(h_NF.device):
-        rows, class_N = _rows(h_NF, classes), class_N.clone()
+        if chosen_N is not None and len(chosen_N) * h_NF.shape[1] <= COPIED:
+            h_NF, class_N, chosen_N = h_NF[chosen_N], class_N[chosen_N], None
+        rows = _rows(h_NF, classes)
         N = len(h_NF) if chosen_N is None else len(chosen_N)
         probe = start or _empty(h_NF, chosen_N, rows, classes)
         weight_KF = nn.Parameter(probe.weight_KF.clone())
