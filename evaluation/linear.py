@@ -12,7 +12,7 @@ time, in the processor's cache, and the weights are divided by the deviations: o
 memory, where a standardised copy takes two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.features import Features, number_classes
+from evaluation.label_draw import some_of_each_class
 from evaluation.score import exact_float32
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of the outputs [B, K] for some rows and their targets [B, ...]; the sum over the rows."""
+
+
+def cross_entropy(logits_BK: Tensor, class_B: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of rows of class numbers [B]."""
+    return F.cross_entropy(logits_BK, class_B, reduction="sum")
+
+
 # Numbers that are centred together. 4 MiB on the CPU, which its caches hold; fewer make threads
 # wait for each other more often. A GPU wants fewer, larger kernels: 64 MiB.
 CPU_NUMBERS = 2**20
@@ -41,9 +51,13 @@ class Probe:
 
     def predict(self, h_NF: Tensor) -> Tensor:
         """Return the class number [N] of every row of h [N, F]."""
+        return self.logits(h_NF).argmax(dim=1)
+
+    def logits(self, h_NF: Tensor) -> Tensor:
+        """Return the outputs [N, K] for every row of h [N, F]."""
         with exact_float32(h_NF.device):
             found = [
-                (self.standardise(part_NF) @ self.weight_KF.T + self.bias_K).argmax(dim=1)
+                self.standardise(part_NF) @ self.weight_KF.T + self.bias_K
                 for part_NF in h_NF.split(_rows(h_NF, len(self.bias_K)))
             ]
         return torch.cat(found)
@@ -79,18 +93,23 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the labels do not allow classification.
     """
-    if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
-        raise ValueError(
-            f"l2_grid={tuple(l2_grid)}, validation_fraction={validation_fraction} and "
-            f"iterations={iterations}: strengths must be above 0, the fraction between 0 and 1, "
-            f"iterations at least 1; the defaults are {GRID}, 0.2 and 200."
-        )
+    check(l2_grid, validation_fraction, iterations)
     label_K, train, test = number_classes(train, test)
     l2 = _choose(
         train, len(label_K), sorted(l2_grid, reverse=True), validation_fraction, seed, iterations
     )
     probe = fit(train.h_NF, train.label_N, classes=len(label_K), l2=l2, iterations=iterations)
     return {"linear_top1": _accuracy(probe, test.h_NF, test.label_N), "linear_l2": l2}
+
+
+def check(l2_grid: Sequence[float], validation_fraction: float, iterations: int) -> None:
+    """Refuse settings that are out of range."""
+    if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
+        raise ValueError(
+            f"l2_grid={tuple(l2_grid)}, validation_fraction={validation_fraction} and "
+            f"iterations={iterations}: strengths must be above 0, the fraction between 0 and 1, "
+            f"iterations at least 1; the defaults are {GRID}, 0.2 and 200."
+        )
 
 
 def fit(
@@ -101,24 +120,26 @@ def fit(
     l2: float,
     iterations: int = 200,
     start: Probe | None = None,
+    loss: Loss = cross_entropy,
     chosen_N: Tensor | None = None,
 ) -> Probe:
     """Minimise the objective above on features h [N, F] of class numbers [N].
 
     Args:
         h_NF: features of any floating dtype; no copy of many is made.
-        class_N: class numbers, 0 to classes - 1.
+        class_N: class numbers, 0 to classes - 1; or whatever targets the loss has.
         classes: K.
         l2: strength of the penalty, on the *mean* cross-entropy.
         iterations: L-BFGS iterations at most.
         start: begin from this probe, fitted on the same rows; None begins at 0.
+        loss: takes the place of the cross-entropy.
         chosen_N: numbers of the rows to fit; None is all of them.
     """
     # Evaluation may be called in inference mode, whose tensors L-BFGS cannot change.
     with torch.inference_mode(False), torch.no_grad(), exact_float32(h_NF.device):
         if chosen_N is not None and len(chosen_N) * h_NF.shape[1] <= COPIED:
             h_NF, class_N, chosen_N = h_NF[chosen_N], class_N[chosen_N], None
-        rows = _rows(h_NF, classes)
+        rows, class_N = _rows(h_NF, classes), class_N.clone()  # of no inference mode
         N = len(h_NF) if chosen_N is None else len(chosen_N)
         probe = start or _empty(h_NF, chosen_N, rows, classes)
         weight_KF = nn.Parameter(probe.weight_KF.clone())
@@ -131,24 +152,23 @@ def fit(
             line_search_fn="strong_wolfe",
         )
 
-        @torch.no_grad()  # L-BFGS switches it on
+        @torch.no_grad()  # L-BFGS switches it on; only the loss needs it, by its logits
         def closure() -> Tensor:
-            loss = l2 / 2 * weight_KF.square().sum(dtype=torch.float64)
+            objective = l2 / 2 * weight_KF.square().sum(dtype=torch.float64)
             scaled_KF = weight_KF / probe.std_F
             weight_gradient_KF, bias_gradient_K = torch.zeros_like(scaled_KF), 0 * bias_K
             for h_BF, class_B in _parts(h_NF, class_N, chosen_N, rows):
                 x_BF = h_BF.float() - probe.mean_F
-                log_BK = F.log_softmax(torch.addmm(bias_K, x_BF, scaled_KF.T), dim=1)
-                right_B1 = class_B[:, None]
-                loss -= log_BK.gather(1, right_B1).sum(dtype=torch.float64) / N
-                # Cross-entropy's gradient by the logits: what is predicted, less what is right.
-                excess_BK = log_BK.exp_()
-                excess_BK.scatter_add_(1, right_B1, -torch.ones_like(right_B1, dtype=x_BF.dtype))
-                weight_gradient_KF.addmm_(excess_BK.T, x_BF, alpha=1 / N)
-                bias_gradient_K += excess_BK.sum(dim=0) / N
+                logits_BK = torch.addmm(bias_K, x_BF, scaled_KF.T).requires_grad_()
+                with torch.enable_grad():
+                    part = loss(logits_BK, class_B)
+                (gradient_BK,) = torch.autograd.grad(part, logits_BK)
+                objective += part.detach() / N
+                weight_gradient_KF.addmm_(gradient_BK.T, x_BF, alpha=1 / N)
+                bias_gradient_K += gradient_BK.sum(dim=0) / N
             weight_KF.grad = weight_gradient_KF / probe.std_F + l2 * weight_KF
             bias_K.grad = bias_gradient_K
-            return loss
+            return objective
 
         optimizer.step(closure)
     return replace(probe, weight_KF=weight_KF.detach(), bias_K=bias_K.detach())
@@ -200,20 +220,13 @@ def split(class_N: Tensor, id_N: Tensor, *, fraction: float, seed: int) -> Tenso
     Raises:
         ValueError: no class has two rows.
     """
-    N = len(class_N)
-    shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    # Rows in random order, then sorted by class: within a class the order stays random.
-    row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
-    row_N = row_N[class_N[row_N].argsort(stable=True)]
     count_K = class_N.bincount()
-    place_N = torch.arange(N, device=class_N.device) - (count_K.cumsum(0) - count_K)[class_N[row_N]]
     held_K = (count_K * fraction).round().long().clamp(min=1).minimum(count_K - 1)
-    held_N = torch.zeros(N, dtype=torch.bool, device=class_N.device)
-    held_N[row_N] = place_N < held_K[class_N[row_N]]
+    held_N = some_of_each_class(class_N, id_N, held_K, seed=seed)
     if not bool(held_N.any()):
         raise ValueError(
-            f"The {N} labelled train samples have {len(count_K)} classes with one sample each: "
-            "nothing can be held out to choose l2. Use more labelled train samples."
+            f"The {len(class_N)} labelled train samples have {len(count_K)} classes with one "
+            "sample each: nothing can be held out to choose by. Use more labelled train samples."
         )
     return held_N
 

@@ -10,7 +10,7 @@ its `run` returns figures. `tools.evaluate` names it, reads its settings and kee
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,14 @@ class Evaluation:
     """The same on every rank."""
     remarks: list[str] = field(default_factory=list)
     """What was left out, or should be known of the figures, each in a line."""
+    details: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Figures of parts, such as each category's: {figure: {part: its value}}."""
+
+    def add(self, other: Evaluation) -> None:
+        """Add all that another evaluation of the same encoder found out."""
+        self.figures |= other.figures
+        self.remarks += other.remarks
+        self.details |= other.details
 
     @contextmanager
     def leaving_out(self, what: str) -> Iterator[None]:
@@ -61,6 +69,11 @@ class Kept(Protocol):
     @property
     def folder(self) -> Path:
         """A folder for files of this rank alone, such as indexes of a part of a set."""
+        ...
+
+    @property
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
         ...
 
     def load(self, name: str) -> Any:
@@ -93,6 +106,7 @@ class Trial:
         rank: this process.
         world_size: number of processes.
         progress: is told how far it is.
+        more: shard sets besides these two, of a protocol that names its own.
     """
 
     encoder: Encoder
@@ -108,6 +122,7 @@ class Trial:
     rank: int = 0
     world_size: int = 1
     progress: Progressed | None = None
+    more: Mapping[str, ShardSet] = field(default_factory=dict)
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Tell how far it is."""
@@ -117,6 +132,18 @@ class Trial:
 
 class EvaluationProtocol(ABC):
     """A way to evaluate an encoder. Subclasses are frozen dataclasses; fields are settings."""
+
+    # Not annotated: where a dataclass has a ClassVar, jsonargparse checks no types.
+    own_sets = False
+    """Whether its settings name its shard sets, so that it needs none of the command's."""
+
+    def sets(self) -> dict[str, ShardSet]:
+        """Open the sets that settings name: train and test, instead of the command's, and more."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else its figures depend on, such as digests of files, as JSON has it."""
+        return {}
 
     @abstractmethod
     def check(self, trial: Trial) -> None:

@@ -32,17 +32,26 @@ def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
         S_QG: scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
         positive_QG: true where the gallery row is a right answer; False where S is -inf.
     """
+    position_QK, hits_QK = positions(S_QG, positive_QG)
+    return (hits_QK / position_QK).sum(dim=1) / positive_QG.sum(dim=1)
+
+
+def positions(S_QG: Tensor, positive_QG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return position and hits [Q, K] of every query's positives, those that score lowest first.
+
+    Of a query with fewer than K positives the first columns are filled up; hits are 0 there.
+    Arguments as `average_precision`.
+    """
     G = S_QG.shape[1]
     K = int(positive_QG.sum(dim=1).max())
-    s_QK = _sort(S_QG.masked_fill(~positive_QG, -torch.inf))[:, G - K :].contiguous()
+    s_QK = sort_rows(S_QG.masked_fill(~positive_QG, -torch.inf))[:, G - K :].contiguous()
     # The rows that score at least as high as s are those from the first place of s on.
-    position_QK = G - torch.searchsorted(_sort(S_QG), s_QK)
+    position_QK = G - torch.searchsorted(sort_rows(S_QG), s_QK)
     hits_QK = K - torch.searchsorted(s_QK, s_QK)
-    precision_QK = torch.where(s_QK > -torch.inf, hits_QK / position_QK, 0)  # -inf: fewer than K
-    return precision_QK.sum(dim=1) / positive_QG.sum(dim=1)
+    return position_QK, hits_QK.masked_fill(s_QK == -torch.inf, 0)
 
 
-def _sort(S_QG: Tensor) -> Tensor:
+def sort_rows(S_QG: Tensor) -> Tensor:
     """Return the rows of S in increasing order."""
     if not S_QG.is_cpu:
         return S_QG.sort(dim=1).values

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import (
+    category_retrieval,
     copy_detection,
     few_shot,
     geometry,
     knn,
     lidar,
     linear,
+    multi_label,
     rank_me,
     retrieval,
 )
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.label_draw import refuse_other_classes
 from evaluation.overlap import shared_images, unknown_classes
 from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
@@ -40,10 +43,14 @@ from shards.layout import ShardSet
 VIEW_SEED = 20_101_007
 
 
-FROZEN = ("views", "spectra", "copies", "retrieval", "knn", "linear", "few_shot")
+FROZEN = (
+    *("views", "spectra", "copies", "retrieval", "knn", "linear", "few_shot"),
+    *("multi_label", "multi_label_linear"),
+)
 """Protocols of frozen features: views and geometry, the spectra of the views' features, copy
-detection, retrieval of the same class, k-NN, the linear probe, few-shot classification."""
-ONLINE = ("views", "copies", "retrieval", "knn")
+detection, retrieval of the same class, k-NN, the linear probe, few-shot classification; of sets
+with categories, retrieval and k-NN, and the linear probe."""
+ONLINE = ("views", "copies", "retrieval", "knn", "multi_label")
 """Those that are quick enough to be repeated while a run trains."""
 
 T = TypeVar("T")
@@ -52,6 +59,7 @@ EmbedViews = Callable[[Tensor], Tensor]
 _FITTED = ("knn", "linear", "few_shot")
 _OF_LABELS = ("retrieval", *_FITTED)
 _FITTED_WORDS = "k-NN, linear probe, few-shot"
+_OF_CATEGORIES = ("multi_label", "multi_label_linear")
 _SAME = "what k-NN and linear probe say is not of held-out images"
 
 
@@ -107,14 +115,8 @@ class Suite:
     progress: Progressed | None = None
 
     def __post_init__(self) -> None:
-        classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
-        if len(classes) == 2 and all(classes) and classes[0] != classes[1]:
-            here, there = (set(names) for names in classes)
-            raise ValueError(
-                f"{self.test.root} has {len(classes[0])} classes, {self.train and self.train.root} "
-                f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
-                "labels would mean different things. Shard two splits of one data set."
-            )
+        if self.train is not None:
+            refuse_other_classes(self.train, self.test)
         if self.queries is not None and self.queries.manifest.classes:
             raise ValueError(
                 f"{self.queries.root} has classes, so its labels are no ids of references: copy "
@@ -132,8 +134,22 @@ class Suite:
                 "among those of others. Give a held-out set of 2 samples or more."
             )
 
-    def remarks(self) -> list[str]:
-        """Return what the manifests say will be left out, and should be known of the figures."""
+    def remarks(self, protocols: Collection[str] = FROZEN) -> list[str]:
+        """Return what the manifests say will be left out, and should be known of the figures.
+
+        Args:
+            protocols: some of `FROZEN`. If those of labels and of categories are both asked for, a
+                set with the one is not said to lack the other.
+        """
+        labels, categories = ({*protocols} & {*of} for of in (_OF_LABELS, _OF_CATEGORIES))
+        manifest, found = self.test.manifest, []
+        if labels and (manifest.classes or not (categories and manifest.categories)):
+            found += self._remarks_on_labels()
+        if categories and (manifest.categories or not labels):
+            found += multi_label.remarks(self.train, self.test)
+        return found
+
+    def _remarks_on_labels(self) -> list[str]:
         test, train, found = self.test, self.train, []
         if not test.manifest.classes:
             without = "label retrieval" if train is None else f"label retrieval, {_FITTED_WORDS}"
@@ -149,16 +165,16 @@ class Suite:
     def run(self, method: Evaluated, protocols: Collection[str] = FROZEN) -> Evaluation:
         """Return every figure that the shard sets allow, and what was left out.
 
-        Without labels these are view retrieval and the geometry of the embeddings; with labels also
-        label retrieval and, with a training set, k-NN, the linear probe and few-shot figures.
+        Without labels these are view retrieval and the geometry of the embeddings; with labels, or
+        with categories, also retrieval and, with a training set, k-NN and the linear probe; with
+        labels few-shot figures too.
 
         Args:
             method: whose encoder, and embeddings, are evaluated.
             protocols: some of `FROZEN`; by default, all.
         """
         found = Evaluation()
-        if {*protocols} & {*_OF_LABELS}:
-            found.remarks += self.remarks()
+        found.remarks += self.remarks(protocols)
         if "views" in protocols:
             if isinstance(method, BareEncoder):
                 found.remarks.append(
@@ -182,6 +198,10 @@ class Suite:
             with found.leaving_out(f"label retrieval, {_FITTED_WORDS}"):
                 test = self.features(method, self.test)
                 self._judge_labels(method, test, found, protocols)
+        if self.test.manifest.categories and {*protocols} & {*_OF_CATEGORIES}:
+            with found.leaving_out("multi-label figures"):
+                test = self.features(method, self.test)
+                self._judge_categories(method, test, found, protocols)
         return found
 
     def _judge_labels(
@@ -219,6 +239,30 @@ class Suite:
                         classes = self.train.manifest.classes
                         found.figures |= few_shot.run(train, test, shots=shots, classes=classes)
 
+    def _judge_categories(
+        self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
+    ) -> None:
+        """Add the figures of a multi-label set one by one."""
+        if "multi_label" in protocols:
+            with found.leaving_out("retrieval by shared categories"):
+                found.figures |= category_retrieval.run(test)
+        names = multi_label.common_categories(self.train, self.test) if self.train else []
+        if self.train is None or not names:
+            return
+        with found.leaving_out("multi-label k-NN, probe"):
+            train = multi_label.of_categories(self.features(method, self.train), self.train, names)
+            test = multi_label.of_categories(test, self.test, names)
+            found.remarks += self._shared
+            found.remarks += multi_label.unlearnable(train, test, names)
+            if "multi_label" in protocols:
+                with found.leaving_out("multi-label k-NN"):
+                    votes = {"neighbours": self.neighbours, "temperature": self.temperature}
+                    found.add(multi_label.run_knn(train, test, categories=names, **votes))
+            if "multi_label_linear" in protocols:
+                self._tell("multi-label probe", 0, 1)
+                with found.leaving_out("multi-label probe"):
+                    found.add(multi_label.run(train, test, categories=names))
+
     @cached_property
     def _shared(self) -> list[str]:
         """A remark on images that are in both labelled sets; by rank 0, which speaks for all."""
@@ -252,6 +296,18 @@ class Suite:
             shard_set: of the samples.
             embed_views: a function of the method that makes embeddings instead.
         """
+        own = self.own_features(method, shard_set, embed_views=embed_views)
+        return Features(
+            h_NF=gather_rows(own.h_NF),
+            label_N=gather_rows(own.label_N),
+            id_N=gather_rows(own.id_N),
+            category_NK=None if own.category_NK is None else gather_rows(own.category_NK),
+        )
+
+    def own_features(
+        self, method: Evaluated, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
+    ) -> Features:
+        """Return the features of this rank's part alone; see `features`. Every rank calls this."""
         images = Images(
             shard_set,
             size=self.group.size,
@@ -268,12 +324,7 @@ class Suite:
                 counted = self._counted(f"features of {shard_set.root}", images)
                 return embed(network, counted, autocast=self.autocast, samples=len(images))
 
-        own = self._on_all_ranks(compute)
-        return Features(
-            h_NF=gather_rows(own.h_NF),
-            label_N=gather_rows(own.label_N),
-            id_N=gather_rows(own.id_N),
-        )
+        return self._on_all_ranks(compute)
 
     @torch.inference_mode()
     def embed_views(self, method: Evaluated) -> Tensor:

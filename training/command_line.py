@@ -7,7 +7,7 @@
 Parameters before the asterisk are positional words, the others are flags; a list takes several
 words. The docstring's Args become the help. With a parameter `settings` the command takes every
 flag of train.py too; with one of type `Dotted`, such as `encoder`, `--encoder CLASS` and every
-`--encoder.SETTING`; with one of type `Nested` the latter alone.
+`--encoder.SETTING`; with one of type `Nested` the latter alone, of which one takes several numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pipeline import dali
 from training import installed
 from training.command import run_command
-from training.flags import FlagParser
+from training.flags import NONE, FlagParser
 
 Repeated = Annotated[list[str], "repeated"]
 """A flag that may stand several times, each time with one value."""
@@ -194,16 +195,52 @@ def _without_dotted(words: list[str], name: str, *, alone: bool) -> tuple[list[s
     """
     rest: list[str] = []
     taken: list[str] = []
-    left = iter(words)
-    for word in left:
+    left = deque(words)
+    while left:
+        word = left.popleft()
         flag, equals, _ = word.partition("=")
         if not (alone and flag == f"--{name}") and not flag.startswith(f"--{name}."):
             rest.append(word)
             continue
         taken.append(word)
-        if not equals and (value := next(left, None)) is not None:
-            taken.append(value)
+        if not equals and left:
+            taken.append(left.popleft())
+        if not alone:
+            while left and _is_number(left[0]):
+                taken.append(left.popleft())
     return rest, taken
+
+
+def several_as_lists(words: Sequence[str], of: type) -> list[str]:
+    """Return the flags of a class as its parser takes them: several values as one list.
+
+    Args:
+        words: flags --NAME.SETTING with their values.
+        of: the class.
+    """
+    flags: list[tuple[str, list[str]]] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flags.append((flag, [value] if equals else []))
+        else:
+            flags[-1][1].append(word)
+    hints, found = get_type_hints(of), list[str]()
+    for flag, values in flags:
+        text = ", ".join(values)
+        listed = _item(hints.get(flag.rpartition(".")[2])) and text not in NONE
+        if len(values) > 1 or (listed and values and not text.startswith("[")):
+            values = [f"[{text}]"]
+        found += [flag, *values]
+    return found
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _may_be_absent(parameter: inspect.Parameter, hint: Any) -> bool:

@@ -14,8 +14,9 @@ from torch._subclasses import FakeTensorMode
 
 from model.encoder.encoder import Encoder, layers_of
 
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""What makes a network take images of several sizes: of ViTs, of Swins, of the others."""
+# In this order: before timm 1.0.31, Swins swallow the ViTs' argument without effect.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
+"""What makes a network take images of several sizes: of Swins, of ViTs, of the others."""
 
 
 class Timm(Encoder):

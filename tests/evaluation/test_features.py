@@ -16,6 +16,7 @@ class FakeBatch:
     image_BCHW: Tensor
     label_B: Tensor
     id_B: Tensor
+    category_BK: Tensor | None = None
 
 
 class Pool(nn.Module):

@@ -188,6 +188,102 @@ def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> Non
     assert all(0 <= done < total for _, done, total in told)
 
 
+class Annotated(Pictures):
+    """Pictures that show categories: the one of their number, and the one of its double."""
+
+    def __init__(self, samples: int, categories: list[str], *, first: int = 0) -> None:
+        super().__init__(samples)
+        self.classes, self.categories, self.first = [], categories, first
+
+    def __getitem__(self, index: int) -> Sample:
+        number, sample = index + self.first, super().__getitem__(index)
+        shown = {number % 4, 2 * number % 4}
+        told = bytes(int(k in shown) for k in range(len(self.categories)))
+        return replace(sample, label=-1, image=self.pixels(number), categories=told)
+
+
+SHARED = {"category_map", "category_ndcg"}
+KNN = {"multi_label_knn_map"}
+MULTI_LABEL_PROBE = {
+    "multi_label_map",
+    "multi_label_voc_map",
+    "multi_label_voc07_map",
+    "multi_label_l2",
+}
+FOUR = ["bear", "cat", "dog", "eel"]
+
+
+@pytest.mark.parametrize(
+    ("train", "figures", "remark"),
+    [
+        (None, SHARED, ""),
+        (["eel", "dog", "cat", "bear"], SHARED | KNN | MULTI_LABEL_PROBE, ""),
+        (
+            ["eel", "fox", "bear", "gnu"],
+            SHARED | KNN | MULTI_LABEL_PROBE,
+            "4 categories are in one of",
+        ),
+        (["fox", "gnu"], SHARED, "share no category (fox, gnu; bear, cat, dog, …)"),
+        ([], SHARED, "no multi-label k-NN, probe: "),
+    ],
+)
+def test_categories_allow_more_figures(
+    train: list[str] | None, figures: set[str], remark: str, tmp_path: Path
+) -> None:
+    test_set = write(Annotated(24, FOUR), tmp_path / "test")
+    train_set = None
+    if train is not None:
+        train_set = write(Annotated(40, train, first=24), tmp_path / "train")
+    suite = Suite(test=test_set, train=train_set, group=GROUP, device=CPU)
+    found = suite.run(method())
+    assert set(found.figures) == VIEWS | figures
+    assert (remark in found.remarks[0]) if remark else not found.remarks, found.remarks
+    assert found.remarks == suite.remarks()
+    common = [name for name in train or [] if name in FOUR]
+    assert all(list(ap) == common for ap in found.details.values())
+    assert len(found.details) == (0 if figures == SHARED else 2)
+
+
+def test_columns_are_matched_by_their_names(tmp_path: Path) -> None:
+    """The same categories in another order have the same figures."""
+    train = write(Annotated(40, FOUR, first=24), tmp_path / "train")
+    test = write(Annotated(24, FOUR), tmp_path / "test")
+    turned = write(Turned(24, [*reversed(FOUR)]), tmp_path / "turned")
+    found, again = (
+        Suite(test=each, train=train, group=GROUP, device=CPU).run(method(), ONLINE)
+        for each in (test, turned)
+    )
+    assert set(found.figures) == ONLINE_VIEWS | SHARED | KNN  # no probe while a run trains
+    same = SHARED | KNN
+    assert {n: found.figures[n] for n in same} == {n: again.figures[n] for n in same}
+    assert found.details == again.details
+
+
+class Turned(Annotated):
+    """The same with its columns in the opposite order."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, categories=sample.categories[::-1])
+
+
+def test_sets_with_classes_and_sets_with_categories_are_told_what_they_lack_if_asked(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    labelled, annotated = make_shard_set(40), write(Annotated(24, FOUR), tmp_path / "test")
+    for shard_set, protocols, words in (
+        (labelled, ["multi_label"], "no multi-label figures: "),
+        (annotated, ["knn"], "no label retrieval: "),
+        (with_classes(labelled, []), ["knn", "multi_label"], "no label retrieval: "),
+    ):
+        suite = Suite(test=shard_set, train=None, group=GROUP, device=CPU)
+        (line,) = suite.run(method(), protocols).remarks
+        assert line.startswith(words)
+    both = Suite(test=annotated, train=annotated, group=GROUP, device=CPU)
+    (line,) = both.remarks()
+    assert "multi-label k-NN and probe are fitted on too" in line
+
+
 def test_copies_are_found_by_features_and_by_embeddings(
     make_shard_set: MakeShardSet, tmp_path: Path
 ) -> None:

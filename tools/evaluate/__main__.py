@@ -23,19 +23,31 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from shards import durable
 from shards.layout import open_shards
-from training.command_line import Dotted, program, run_function
+from training.command_line import Dotted, Nested, program, run_function
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from evaluation.protocol import Evaluation, Progressed
     from evaluation.suite import Suite
-    from tools.evaluate.candidate import Candidate
     from tools.evaluate.chosen_protocols import Chosen
+    from tools.evaluate.evaluated_encoder import EvaluatedEncoder
     from training.config import Config
 
 ProtocolName = Literal[
-    "frozen", "views", "spectra", "copies", "retrieval", "knn", "linear", "few_shot"
+    "frozen",
+    "views",
+    "spectra",
+    "copies",
+    "retrieval",
+    "knn",
+    "linear",
+    "few_shot",
+    "multi_label",
+    "multi_label_linear",
+    "augmented_probe",
+    "disc21",
+    "fine_tuning",
 ]
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
 _Sets = dict[str, "str | None"]
@@ -46,8 +58,8 @@ class _Asked:
     """What is evaluated, by which protocols, on which sets."""
 
     config: Config
-    candidates: Mapping[str, Candidate]
-    """By the names of their columns."""
+    columns: Mapping[str, EvaluatedEncoder]
+    """By their names."""
     frozen: Sequence[str]
     """Protocols of frozen features."""
     chosen: Sequence[Chosen]
@@ -61,6 +73,8 @@ def main(
     run: Path | None = None,
     *,
     protocol: Sequence[ProtocolName] = ("frozen",),
+    augmented_probe: Nested = (),
+    fine_tuning: Nested = (),
     encoder: Dotted = (),
     size: int | None = None,
     test: str | None = None,
@@ -72,6 +86,7 @@ def main(
     keep: Path | None = None,
     random_init: bool = False,
     beside_random: bool = False,
+    disc21: Nested = (),
     device: Literal["auto", "cpu", "gpu"] = "auto",
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto",
 ) -> None:
@@ -82,7 +97,14 @@ def main(
         protocol: one or more. frozen: all quick ones that need no training of a network, which are
             views (retrieval of the same image's views, geometry, RankMe and LiDAR of embeddings),
             spectra (RankMe and LiDAR of features), copies (with --queries), retrieval (of the same
-            class), knn, linear and few_shot (1, 5 and 10 images a class).
+            class), knn, linear and few_shot (1, 5 and 10 images a class); for sets with categories
+            multi_label (k-NN, and retrieval by shared categories) and multi_label_linear (a linear
+            probe). augmented_probe: a linear layer trained on random crops. fine_tuning: the whole
+            encoder, on shares of the labels. disc21: copy detection on the files of the 2021 Image
+            Similarity Challenge.
+        augmented_probe: a setting of that protocol; --augmented_probe.help lists them.
+        fine_tuning: a setting of that protocol, such as --fine_tuning.labels 0.01 0.1;
+            --fine_tuning.help lists them.
         encoder: network that is evaluated instead, or beside RUN in another column: a class with
             its settings, such as Timm --encoder.name vit_small_patch16_224, and --encoder.weights,
             a file, a run or timm:NAME (without, they are random); or another run.
@@ -90,7 +112,8 @@ def main(
         size: height and width of the images, in pixels; by default, what the encoder was trained
             on, or is published for.
         test: held-out shard set; by default, the recipe's.
-        train: labelled shard set for k-NN, probes and fine-tuning; by default, the recipe's.
+        train: shard set with labels or categories, for k-NN, probes and fine-tuning; by default,
+            the recipe's.
         sets: instead of --test and --train, folders that hold a shard set train and one of test or
             val, each evaluated on its own; those with images that a run was trained on are named.
         queries: shard set of edited copies to find; by default, the recipe's.
@@ -101,13 +124,14 @@ def main(
         random_init: evaluate the weights that the run began with, instead of the trained ones; a
             folder with its config.yaml is enough.
         beside_random: evaluate these weights too, in a column of their own.
+        disc21: settings of that protocol; --disc21.help lists them.
         device: where to compute; auto is the GPU if there is one.
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
     # Here and not above, so that --help takes no seconds.
     from evaluation.suite import FROZEN
     from tools.evaluate import chosen_protocols, figure_table
-    from tools.evaluate.candidate import of_encoder, of_run
+    from tools.evaluate.evaluated_encoder import of_encoder, of_run
     from tools.evaluate.pretraining import pretrained_on
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
@@ -118,7 +142,8 @@ def main(
     show_help(encoder, program(main))
     names = list(dict.fromkeys(protocol))
     frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
-    chosen = chosen_protocols.chosen(names, {}, program(main))
+    settings = {"augmented_probe": augmented_probe, "disc21": disc21, "fine_tuning": fine_tuning}
+    chosen = chosen_protocols.chosen(names, settings, program(main))
     durable.check_writable(json=json)
     alone = run is None or run.is_file()  # without a recipe
     if alone and (random_init or beside_random):
@@ -141,10 +166,11 @@ def main(
         keep = keep or run / "evaluations"
     title = str(run or named[-1].name)
     others = {each.name: of_encoder(each, config) for each in named}
-    candidates = {**trained, **others} if alone else {**others, **trained}
-    asked = _Asked(config, candidates, frozen, chosen, keep, processes)
+    columns = {**trained, **others} if alone else {**others, **trained}
+    asked = _Asked(config, columns, frozen, chosen, keep, processes)
     given = {"test": test, "train": train, "queries": queries, "references": references}
-    data = several_sets(sets, given) if sets else {"": _sets(config, title, **given)}
+    needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
+    data = several_sets(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
     found = _evaluated(asked, data)
     if processes.is_main_process:
@@ -158,9 +184,18 @@ def main(
         sys.exit(1)
 
 
-def _sets(config: Config, title: str, **given: str | None) -> _Sets:
-    """Return the shard sets to evaluate on: those that are given, else the recipe's."""
+def _sets(config: Config, title: str, needed: bool, **given: str | None) -> _Sets:
+    """Return the shard sets to evaluate on: those that are given, else the recipe's.
+
+    Args:
+        config: the recipe's.
+        title: what is evaluated.
+        needed: whether there must be a test set.
+        given: by flag.
+    """
     test = given["test"] or config.evaluation_test
+    if not needed:
+        return dict.fromkeys(given)
     if test is None:
         raise ValueError(f"no recipe names a test set for {title}; name one with --test DIR.")
     copies = (given["queries"], given["references"])
@@ -191,7 +226,9 @@ def several_sets(folders: Sequence[str], given: Mapping[str, str | None]) -> dic
 
 
 def _suites(asked: _Asked, sets: _Sets, show: Progressed) -> dict[str, Suite]:
-    """Return the evaluations of the candidates on some shard sets, by the candidates' names.
+    """Return the evaluations of the columns on some shard sets, by the columns' names.
+
+    Without a test set there are none.
 
     Raises:
         ValueError: the sets do not fit together.
@@ -202,30 +239,32 @@ def _suites(asked: _Asked, sets: _Sets, show: Progressed) -> dict[str, Suite]:
         open_shards(root) if (root := sets[name]) else None
         for name in ("test", "train", "queries", "references")
     )
-    assert test is not None
+    if test is None:
+        return {}
     return {
         name: Suite(
             test=test,
             train=train,
             queries=queries,
             references=references,
-            group=candidate.group,
-            device=candidate.device,
-            autocast=candidate.autocast,
-            normalisation=candidate.normalisation,
+            group=column.group,
+            device=column.device,
+            autocast=column.autocast,
+            normalisation=column.normalisation,
             rank=asked.processes.process_index,
             world_size=asked.processes.num_processes,
-            tuning=candidate.tuning,
+            tuning=column.tuning,
             neighbours=asked.config.evaluation_neighbours,
             temperature=asked.config.evaluation_temperature,
             progress=show,
         )
-        for name, candidate in asked.candidates.items()
+        for name, column in asked.columns.items()
     }
 
 
 def _evaluated(asked: _Asked, data: Mapping[str, _Sets]) -> dict[str, dict[str, Evaluation]]:
-    """Return what the candidates are worth, by their names, on each of some sets, by its name."""
+    """Return what is found out about the columns, by their names, on some sets, by their names."""
+    from evaluation.protocol import Evaluation
     from tools.evaluate import chosen_protocols
 
     hidden = not asked.processes.is_main_process
@@ -239,23 +278,24 @@ def _evaluated(asked: _Asked, data: Mapping[str, _Sets]) -> dict[str, dict[str, 
         # All of them first: the last set is refused before the first is evaluated.
         suites = {name: _suites(asked, sets, show) for name, sets in data.items()}
         found: dict[str, dict[str, Evaluation]] = {name: {} for name in data}
-        for name, each in asked.candidates.items():
-            candidate = each.placed()
-            for where, of_candidates in suites.items():
-                suite = of_candidates[name]
-                evaluation = found[where][name] = suite.run(candidate.method, asked.frozen)
+        for name, each in asked.columns.items():
+            column = each.placed()
+            for where, of_columns in suites.items():
+                evaluation, suite = Evaluation(), of_columns.get(name)
+                if suite is not None:
+                    evaluation = suite.run(column.method, asked.frozen)
                 for chosen in asked.chosen:
                     more = chosen_protocols.run(
                         chosen,
-                        candidate,
-                        suite.train,
-                        suite.test,
+                        column,
+                        suite and suite.train,
+                        suite and suite.test,
                         keep=asked.keep,
                         processes=asked.processes,
                         progress=show,
                     )
-                    evaluation.figures |= more.figures
-                    evaluation.remarks += more.remarks
+                    evaluation.add(more)
+                found[where][name] = evaluation
     return found
 
 

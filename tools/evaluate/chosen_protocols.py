@@ -2,6 +2,7 @@
 
 To add one, write `evaluation/NAME.py` with a subclass of `EvaluationProtocol`, enter it in
 `PROTOCOLS` and in `ProtocolName`, and give `main` a parameter of its name and of type `Nested`.
+If it names its sets itself (`own_sets`), no --test is asked for.
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from evaluation.augmented_probe import AugmentedProbe
+from evaluation.disc21 import DISC21
+from evaluation.fine_tuning import FineTuning
 from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Trial
 from shards.layout import ShardSet
-from tools.evaluate.candidate import Candidate
+from tools.evaluate.evaluated_encoder import EvaluatedEncoder
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
+from training.command_line import several_as_lists
 from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
+    "augmented_probe": AugmentedProbe,
+    "disc21": DISC21,
+    "fine_tuning": FineTuning,
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,16 @@ def chosen(
         if name in names:
             parser = FlagParser()
             parser.add_class_arguments(protocol, name)
-            read = parser.read(words).as_dict()[name]
+            read = parser.read(several_as_lists(words, protocol)).as_dict()[name]
             found.append(Chosen(name, protocol(**read)))
     return found
 
 
 def run(
     chosen: Chosen,
-    candidate: Candidate,
+    column: EvaluatedEncoder,
     train: ShardSet | None,
-    test: ShardSet,
+    test: ShardSet | None,
     *,
     keep: Path | None,
     processes: PartialState,
@@ -76,23 +85,28 @@ def run(
 
     Args:
         chosen: the protocol.
-        candidate: the encoder.
+        column: the encoder.
         train: what is trained on; None if none is given.
-        test: what is reported on.
+        test: what is reported on; None if all protocols name their own.
         keep: folder for the states; None keeps nothing.
         processes: of this command.
         progress: is told how far it is.
     """
-    encoder = candidate.method.encoder
+    encoder = column.method.encoder
+    own = chosen.protocol.sets()
+    train, test = own.pop("train", train), own.pop("test", test)
+    assert test is not None, "asked for before"
     facts = {
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
-        "encoder": digest_of(candidate.method.state_dict()),
-        "size": candidate.group.size,
-        "normalisation": [*candidate.normalisation.mean, *candidate.normalisation.std],
+        "encoder": digest_of(column.method.state_dict()),
+        "size": column.group.size,
+        "normalisation": [*column.normalisation.mean, *column.normalisation.std],
         "train": train and train.manifest.digest(),
         "test": test.manifest.digest(),
-        "machine": f"{candidate.device.type}, {candidate.autocast or 'float32'}",
+        **{name: each.manifest.digest() for name, each in own.items()},
+        **chosen.protocol.facts(),
+        "machine": f"{column.device.type}, {column.autocast or 'float32'}",
         "world_size": processes.num_processes,
     }
     rank = processes.process_index
@@ -101,18 +115,19 @@ def run(
         return before
     trial = Trial(
         encoder=encoder,
-        method=candidate.method,
-        size=candidate.group.size,
-        normalisation=candidate.normalisation,
-        device=candidate.device,
+        method=column.method,
+        size=column.group.size,
+        normalisation=column.normalisation,
+        device=column.device,
         train=train,
         test=test,
         kept=kept,
-        autocast=candidate.autocast,
-        tuning=candidate.tuning,
+        autocast=column.autocast,
+        tuning=column.tuning,
         rank=rank,
         world_size=processes.num_processes,
         progress=progress,
+        more=own,
     )
     chosen.protocol.check(trial)
     found = chosen.protocol.run(trial)

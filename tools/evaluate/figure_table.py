@@ -12,10 +12,10 @@ from rich.table import Table
 from evaluation.figures import ordered
 from evaluation.protocol import Evaluation
 from shards import durable
-from tools.evaluate.candidate import RANDOM
+from tools.evaluate.evaluated_encoder import RANDOM
 
 Found = Mapping[str, Mapping[str, Evaluation]]
-"""What the candidates are worth, by their columns' names, on each set, by its name; "" if it is
+"""What is found out about the columns, by their names, on each set, by its name; "" if it is
 the only one."""
 
 
@@ -69,6 +69,8 @@ def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     record: dict[str, object] = dict(evaluation.figures)
     if evaluation.remarks:
         record["remarks"] = evaluation.remarks
+    if evaluation.details:
+        record["details"] = evaluation.details
     others = {name: each.figures for name, each in beside}
     if RANDOM in others:
         record["random_init"] = others.pop(RANDOM)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,11 @@ class KeptOnDisk:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def results(self) -> Path | None:
+        """A folder for files that rank 0 hands out beside the figures; None if nothing lasts."""
+        return None if self._temporary else self._root
+
     def load(self, name: str) -> Any:
         """Return the state of the newest save that all ranks completed; None if there is none."""
         newest = self._agree(max(self._saves(name), default=-1))
@@ -93,11 +100,12 @@ class KeptOnDisk:
     def finish(self, found: Evaluation) -> None:
         """Write down what was found out, and remove the states."""
         if self._rank == 0:
-            record = {"figures": found.figures, "remarks": found.remarks}
-            durable.replace(self._root / FOUND, [json.dumps(record, indent=1).encode(), b"\n"])
+            text = json.dumps(asdict(found), indent=1)
+            durable.replace(self._root / FOUND, [text.encode(), b"\n"])
         self._agree(0)
         for path in self._root.glob(f"*.rank-{self._rank}.safetensors"):
             path.unlink()
+        shutil.rmtree(self._root / f"rank-{self._rank}", ignore_errors=True)
 
     def _path(self, name: str, number: int) -> Path:
         return self._root / f"{name}.{number:06d}.rank-{self._rank}.safetensors"

@@ -8,6 +8,7 @@ README.md           the model card
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from math import nextafter
 from pathlib import Path
@@ -49,7 +50,6 @@ class HuggingFaceFolder(FileFormat):
 
     def readers(self, path: Path, subject: Subject) -> dict[str, Reader]:
         """See `FileFormat.readers`."""
-        del subject
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -59,16 +59,30 @@ class HuggingFaceFolder(FileFormat):
         def run(images_NCHW: Tensor) -> Tensor:
             return wrapped(images_NCHW).pooler_output
 
-        network = timm.create_model(f"local-dir:{path}", pretrained=True)
+        name, arguments = _read_by_timm(path, subject)
+        network = timm.create_model(name, pretrained=True, **arguments)
         return {"transformers": run, "timm": network.eval()}
 
     def usage(self, path: Path, subject: Subject) -> list[str]:
         """See `FileFormat.usage`."""
-        del subject
+        name, arguments = _read_by_timm(path, subject)
+        more = "".join(f", {argument}={value!r}" for argument, value in arguments.items())
         return [
-            f"network = timm.create_model({f'local-dir:{path}'!r}, pretrained=True)",
+            f"network = timm.create_model({name!r}, pretrained=True{more})",
             f"network = transformers.AutoModel.from_pretrained({str(path)!r})",
         ]
+
+
+def _read_by_timm(path: Path, subject: Subject) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments by which the installed timm reads a folder."""
+    if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) >= (1, 0, 31):
+        return f"local-dir:{path}", {}
+    # Before, it takes a safetensors file for a pickle, but in a folder alone.
+    known = of_timm(subject)
+    assert known is not None, "not refused"
+    architecture, arguments = known
+    overlay = {"file": str(path / WEIGHTS), "custom_load": False}
+    return architecture, {**arguments, "pretrained_cfg_overlay": overlay}
 
 
 def config(subject: Subject) -> dict[str, Any]:

@@ -75,7 +75,7 @@ Images become {subject.encoder.feature_size} features. In this folder:
 ```python
 import timm
 
-network = timm.create_model("local-dir:.", pretrained=True).eval()
+network = timm.create_model("local-dir:.", pretrained=True).eval()  # timm 1.0.31 or newer
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
 feature_1F = network(prepare(image)[None])
 ```

@@ -22,7 +22,7 @@ RANDOM = "random init"  # a column's name
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedEncoder:
     """A network in a column of the table."""
 
     method: Evaluated
@@ -33,7 +33,7 @@ class Candidate:
     autocast: torch.dtype | None
     tuning: Tuning | None
 
-    def placed(self) -> Candidate:
+    def placed(self) -> EvaluatedEncoder:
         """Return it with its network on the device, channels-last."""
         moved = self.method.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return replace(self, method=moved)
@@ -47,7 +47,7 @@ def of_run(
     mixed_precision: Precision,
     random: bool,
     beside: bool,
-) -> tuple[Config, int, dict[str, Candidate]]:
+) -> tuple[Config, int, dict[str, EvaluatedEncoder]]:
     """Return a run's configuration, its step, and its methods by their columns' names.
 
     Args:
@@ -74,12 +74,12 @@ def of_run(
     where = device_of(config)
     tuning = machine_settings.kept(run) if where.type == "cuda" else None
     how = (group, config.normalisation, where, config.autocast(), tuning)
-    return config, step, {name: Candidate(method, *how) for name, method in methods.items()}
+    return config, step, {name: EvaluatedEncoder(method, *how) for name, method in methods.items()}
 
 
-def of_encoder(trained: Trained, config: Config) -> Candidate:
+def of_encoder(trained: Trained, config: Config) -> EvaluatedEncoder:
     """Return an encoder without a projector; views are made as a configuration says."""
-    return Candidate(
+    return EvaluatedEncoder(
         BareEncoder(trained.encoder),
         replace(config.views, size=trained.size),
         trained.normalisation,
