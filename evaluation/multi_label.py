@@ -234,12 +234,14 @@ def _binary_cross_entropies(weight_K: Tensor) -> Loss:
     """Return a loss that leaves out what does not count, with a weight for each category."""
 
     def loss(logits_BK: Tensor, category_BK: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
+        loss_BK = F.binary_cross_entropy_with_logits(
             logits_BK,
             (category_BK == PRESENT).to(logits_BK.dtype),
             weight=weight_K * (category_BK <= PRESENT),
-            reduction="sum",
+            reduction="none",
         )
+        # In float32 what a rare category gains is lost in the sum, and the fit would end early.
+        return loss_BK.sum(dtype=torch.float64)
 
     return loss
 

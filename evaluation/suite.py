@@ -202,6 +202,8 @@ class Suite:
             with found.leaving_out("multi-label figures"):
                 test = self.features(method, self.test)
                 self._judge_categories(method, test, found, protocols)
+        if self.train is None and not (found.figures or found.remarks):
+            found.remarks.append("no figures: k-NN and probes need a training set too")
         return found
 
     def _judge_labels(

@@ -20,6 +20,7 @@ def features(N: int, seed: int, *, classes: int = 5, size: int = 12) -> Features
     return Features(h_NF[order_N], 10 * class_N[order_N], order_N)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # one image a class has no variance
 @pytest.mark.parametrize("shots", [1, 3])
 def test_figures_are_scikit_learns_over_the_same_draws(shots: int) -> None:
     train, test = features(80, 0), features(150, 1)

@@ -106,6 +106,7 @@ def test_the_rows_that_are_not_chosen_and_the_size_of_parts_do_not_matter(
     h_NF = train.h_NF.clone()
     h_NF[1::2] = torch.nan
     monkeypatch.setattr(linear, "CPU_NUMBERS", 12)  # parts of 64 rows
+    monkeypatch.setattr(linear, "COPIED", 0)
     found = linear.fit(h_NF, train.label_N, classes=4, l2=1e-2, chosen_N=chosen_N)
     torch.testing.assert_close(found.weight_KF, apart.weight_KF, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.std_F, apart.std_F)

@@ -275,6 +275,8 @@ def test_sets_with_classes_and_sets_with_categories_are_told_what_they_lack_if_a
         (labelled, ["multi_label"], "no multi-label figures: "),
         (annotated, ["knn"], "no label retrieval: "),
         (with_classes(labelled, []), ["knn", "multi_label"], "no label retrieval: "),
+        (labelled, ["linear"], "no figures: k-NN and probes need a training set"),
+        (annotated, ["multi_label_linear"], "no figures: k-NN and probes need a training set"),
     ):
         suite = Suite(test=shard_set, train=None, group=GROUP, device=CPU)
         (line,) = suite.run(method(), protocols).remarks

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 import torchvision
 
 from shards.layout import ShardSet
+from shards.writing.write import write
 from tests.conftest import MakeShardSet
+from tests.evaluation.test_suite import FOUR, Annotated
 from tests.program import BIN, ROOT, TWO, finish, kill, start
 from tools.evaluate import __main__ as evaluate
 from training import exported
@@ -76,6 +79,14 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
     alone = figures(tmp_path, shard_set, str(run / exported.NAME))
     assert alone["step"] == 7 and "beside" not in alone
     assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
+
+
+def test_the_precision_of_each_category_is_in_the_json(tmp_path: Path) -> None:
+    annotated = write(Annotated(24, FOUR), tmp_path / "annotated")
+    named = ["--encoder", "SmallResNet", "--size", "16", "--protocol", "multi_label"]
+    found = figures(tmp_path, annotated, *named)
+    ap = found["details"]["multi_label_knn_ap"]
+    assert list(ap) == FOUR and mean(ap.values()) == pytest.approx(found["multi_label_knn_map"])
 
 
 def test_several_sets_are_one_table_and_those_that_were_trained_on_are_named(

@@ -22,6 +22,8 @@ RANDOM = "random encoder"
 LEARNED = {
     "knn_top1": "k-NN %",
     "linear_top1": "linear %",
+    "multi_label_knn_map": "k-NN mAP %",
+    "multi_label_map": "probe mAP %",
     "view_map": "view mAP %",
     "label_map": "label mAP %",
     "copy_map": "copy µAP %",
@@ -77,8 +79,9 @@ def main_figure(record: Mapping[str, Any]) -> str:
 
 
 def main_of(figures: Collection[str]) -> str:
-    """Return the most telling figure: k-NN if there are labels, else copies found, else views."""
-    return next((name for name in ("knn_top1", "copy_map") if name in figures), "view_map")
+    """Return the most telling figure: k-NN if labels or categories, else copies, else views."""
+    best = ("knn_top1", "multi_label_knn_map", "copy_map")
+    return next((name for name in best if name in figures), "view_map")
 
 
 def labels(record: Mapping[str, Any]) -> dict[str, str]:
