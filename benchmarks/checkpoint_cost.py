@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from model.random_numbers import random_state
 from pipeline.profile import synchronize
 from training.run import checkpoint
 from training.run.agreement import Agreement
@@ -69,7 +70,7 @@ class Training:
         parts: dict[str, Any] = {
             checkpoint.METHOD: self.train.method.state_dict(),
             checkpoint.OPTIMIZER: {"optimizer": self.train.optimizer.state_dict()},
-            checkpoint.rank_file(0): {"random": checkpoint.random_state()},
+            checkpoint.rank_file(0): {"random": random_state()},
         }
         self.writer.save(step=self.step, seconds=0.0, parts=parts, agreement=self.agreement)
         return time.perf_counter() - begin

@@ -55,10 +55,30 @@ def run(
     if limit < 1:
         raise ValueError(f"limit={limit}, but at least 1 prediction must count; 500,000 is usual.")
     _check(query, reference)
-    original_Q = _originals(query, reference)  # row of the reference, -1 for a distractor
+    original_Q = _originals(query, reference)
     query_QD = F.normalize(query.h_NF.float(), dim=1)
     reference_GD = F.normalize(reference.h_NF.float(), dim=1)
+    return judge(query_QD, reference_GD, original_Q, limit=limit, rows=rows)
 
+
+@torch.no_grad()
+def judge(
+    query_QD: Tensor,
+    reference_GD: Tensor,
+    original_Q: Tensor,
+    *,
+    limit: int = LIMIT,
+    rows: int | None = None,
+) -> dict[str, float]:
+    """Return the figures of descriptors that are compared by their inner product; see `run`.
+
+    Args:
+        query_QD: descriptors of queries, float32.
+        reference_GD: descriptors of references, float32.
+        original_Q: row of each query's original among the references, -1 for a distractor.
+        limit: predictions that count.
+        rows: queries per block.
+    """
     # Taken out of the blocks, not computed again: the last bit would differ, and with it ties.
     copies_Q = original_Q >= 0
     parts = [

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from shards.layout import PRESENT
+
+ROWS = 8192  # of features that are looked at together
 
 
 class ImageBatch(Protocol):
@@ -27,6 +31,11 @@ class ImageBatch(Protocol):
         """Stable sample ids [B], int64."""
         ...
 
+    @property
+    def category_BK(self) -> Tensor | None:
+        """Which categories are there [B, K], uint8; None where the set names none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Features:
@@ -36,11 +45,14 @@ class Features:
         h_NF: features [N, F], float32: N * F * 4 bytes (0.4 GiB for 50,000 samples at F = 2048).
         label_N: labels [N], int64; -1 where the sample has none.
         id_N: stable sample ids [N], int64.
+        category_NK: of a multi-label set, uint8 [N, K]: what `shards.layout` has for each category,
+            0 absent, 1 present, more: the sample does not count for it.
     """
 
     h_NF: Tensor
     label_N: Tensor
     id_N: Tensor
+    category_NK: Tensor | None = None
 
     def __post_init__(self) -> None:
         N = len(self.h_NF)
@@ -49,27 +61,66 @@ class Features:
                 f"Features need h [N, F], label [N] and id [N], found {list(self.h_NF.shape)}, "
                 f"{list(self.label_N.shape)} and {list(self.id_N.shape)}."
             )
+        category_NK = self.category_NK
+        if category_NK is not None and (category_NK.ndim != 2 or len(category_NK) != N):
+            raise ValueError(
+                f"Features of {N} samples need categories [{N}, K], found "
+                f"{list(category_NK.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.h_NF)
 
     def labelled(self) -> "Features":
-        """Return only the rows that have a label: what every evaluation begins with.
+        """Return only the rows that have a label: what every evaluation of labels begins with.
 
         Raises:
-            ValueError: a feature is not finite. It is noticed here and not in `embed`, because here
-                all ranks hold the same rows: where one rank stops, all of them do.
+            ValueError: a feature is not finite.
         """
-        broken = int((~self.h_NF.isfinite().all(dim=1)).sum())
+        self.refuse_broken()
+        return self.rows(self.label_N >= 0)
+
+    def annotated(self) -> tuple["Features", Tensor]:
+        """Return only the rows that count for some category, and their categories [N, K].
+
+        Raises:
+            ValueError: there are no such rows, or a feature is not finite.
+        """
+        self.refuse_broken()
+        if self.category_NK is None:
+            raise ValueError(f"The {len(self)} samples are not of a multi-label set.")
+        keep_N = (self.category_NK <= PRESENT).any(dim=1)
+        if not bool(keep_N.any()):
+            raise ValueError(f"None of the {len(self)} samples has annotations of categories.")
+        return self.rows(keep_N), self.category_NK[keep_N]
+
+    def rows(self, keep_N: Tensor) -> "Features":
+        """Return only the rows where the mask [N] is true."""
+        if bool(keep_N.all()):
+            return self  # without a copy, which may be all the memory there is
+        category_NK = self.category_NK
+        return Features(
+            h_NF=self.h_NF[keep_N],
+            label_N=self.label_N[keep_N],
+            id_N=self.id_N[keep_N],
+            category_NK=None if category_NK is None else category_NK[keep_N],
+        )
+
+    def refuse_broken(self) -> None:
+        """Refuse features that are not finite.
+
+        It is noticed here and not in `embed`, because here all ranks hold the same rows: where one
+        rank stops, all of them do.
+
+        Raises:
+            ValueError: a feature is not finite.
+        """
+        broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in self.h_NF.split(ROWS))
         if broken:
             raise ValueError(
                 f"{broken} of {len(self)} samples have features that are not finite: training has "
                 "diverged, or the encoder overflows in float16 (evaluate in bfloat16 or float32)."
             )
-        keep_N = self.label_N >= 0
-        return Features(
-            h_NF=self.h_NF[keep_N], label_N=self.label_N[keep_N], id_N=self.id_N[keep_N]
-        )
 
 
 @contextmanager
@@ -90,16 +141,19 @@ def embed(
     batches: Iterable[ImageBatch],
     *,
     autocast: torch.dtype | None = None,
+    samples: int | None = None,
 ) -> Features:
     """Run the encoder over labelled images and keep the features on its device.
 
-    The features stay there in float32 (N * F * 4 bytes, twice that while they are put together).
-    The encoder runs in eval mode; every module's mode is restored, also when a batch fails.
+    The features stay there in float32 (N * F * 4 bytes; twice that while they are put together, if
+    their number is not known before). The encoder runs in eval mode; every module's mode is
+    restored, also when a batch fails.
 
     Args:
         encoder: the network [B, C, H, W] -> h [B, F].
         batches: every sample exactly once.
         autocast: compute in this dtype (torch.bfloat16, torch.float16); None computes in float32.
+        samples: number of samples in all batches, if it is known.
 
     Returns:
         Features in the order of the batches.
@@ -107,7 +161,8 @@ def embed(
     Raises:
         ValueError: there are no batches, or the encoder does not return [B, F].
     """
-    h, label, ids = [], [], []
+    h, label, ids, category = [], [], [], []
+    h_NF, done = None, 0
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
             device = batch.image_BCHW.device.type
@@ -118,14 +173,28 @@ def embed(
                     f"The encoder returned {list(h_BF.shape)}, expected features [B, F]: pool and "
                     "flatten its last feature map."
                 )
-            h.append(h_BF.float())
+            if samples is None:
+                h.append(h_BF.float())
+            else:
+                if h_NF is None:
+                    with torch.inference_mode(False):
+                        h_NF = torch.empty(samples, h_BF.shape[1], device=h_BF.device)
+                h_NF[done : done + len(h_BF)] = h_BF
+            done += len(h_BF)
             # Copies: a loader may hand out the same memory again for the next batch.
             label.append(batch.label_B.to(h_BF.device, torch.int64, copy=True))
             ids.append(batch.id_B.to(h_BF.device, torch.int64, copy=True))
-    if not h:
+            if batch.category_BK is not None:
+                category.append(batch.category_BK.to(h_BF.device, copy=True))
+    if not label:
         raise ValueError("There are no images to evaluate on: the loader gave no batch.")
     # Outside of inference mode, so that the results are normal tensors: autograd may use them.
-    return Features(h_NF=torch.cat(h), label_N=torch.cat(label), id_N=torch.cat(ids))
+    return Features(
+        h_NF=torch.cat(h) if h_NF is None else h_NF[:done],
+        label_N=torch.cat(label),
+        id_N=torch.cat(ids),
+        category_NK=torch.cat(category) if category else None,
+    )
 
 
 def number_classes(train: Features, test: Features) -> tuple[Tensor, Features, Features]:
@@ -167,6 +236,6 @@ def number_classes(train: Features, test: Features) -> tuple[Tensor, Features, F
     test_class_N = torch.searchsorted(label_K, test.label_N).masked_fill(~known_N, -1)
     return (
         label_K,
-        Features(h_NF=train.h_NF, label_N=train_class_N, id_N=train.id_N),
-        Features(h_NF=test.h_NF, label_N=test_class_N, id_N=test.id_N),
+        replace(train, label_N=train_class_N),
+        replace(test, label_N=test_class_N),
     )

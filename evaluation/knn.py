@@ -5,12 +5,10 @@ CVPR 2018, section 3.4, https://arxiv.org/abs/1805.01978: the k nearest train sa
 vote for their classes with weight exp(s / T). k = 20 is DINO's; the paper has k = 200, T = 0.07.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features, number_classes
-from evaluation.score import blocks
+from evaluation.score import nearest
 
 
 def run(
@@ -45,27 +43,17 @@ def run(
             "neighbour and a temperature above 0; the usual values are 20 and 0.07."
         )
     label_K, train, test = number_classes(train, test)
-    train_NF, test_NF = (
-        F.normalize(train.h_NF.float(), dim=1),
-        F.normalize(test.h_NF.float(), dim=1),
-    )
-    right = torch.zeros((), dtype=torch.int64, device=test_NF.device)
-    for start, S_QG in blocks(test_NF, train_NF, rows=rows):
-        class_Q = _classify(S_QG, train.label_N, len(label_K), neighbours, temperature)
-        right += (class_Q == test.label_N[start : start + len(S_QG)]).sum()
-    return {"knn_top1": int(right) / len(test)}
+    s_QK, row_QK = nearest(test.h_NF, train.h_NF, count=neighbours, rows=rows)
+    class_Q = _classify(s_QK, train.label_N[row_QK], len(label_K), temperature)
+    return {"knn_top1": int((class_Q == test.label_N).sum()) / len(test)}
 
 
-def _classify(
-    S_QG: Tensor, class_G: Tensor, classes: int, neighbours: int, temperature: float
-) -> Tensor:
-    """Return the class [Q] with the most votes among each query's nearest gallery rows."""
-    s_QK, index_QK = S_QG.topk(min(neighbours, S_QG.shape[1]), dim=1)
+def _classify(s_QK: Tensor, class_QK: Tensor, classes: int, temperature: float) -> Tensor:
+    """Return the class [Q] with the most votes among each query's neighbours, nearest first."""
     # Relative to the nearest, so that no temperature overflows; the largest vote is the same.
     weight_QK = ((s_QK - s_QK[:, :1]) / temperature).exp()
-    class_QK = class_G[index_QK]
     # C is for classes here, K for neighbours.
-    votes_QC = S_QG.new_zeros(len(S_QG), classes)
+    votes_QC = s_QK.new_zeros(len(s_QK), classes)
     # One neighbour at a time: within a call no class is added to twice, so the order of the
     # additions, and with it the sum, is the same in every run, also on a GPU.
     for k in range(s_QK.shape[1]):

@@ -21,6 +21,9 @@ from torch import Tensor
 from evaluation.features import Features
 from evaluation.score import blocks
 
+QUERIES = 10_000
+"""How many samples rank the others of their set, at most."""
+
 
 def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
     """Return the exact AP [Q] of every query's ranking; nan where a query has no positive.
@@ -29,17 +32,26 @@ def average_precision(S_QG: Tensor, positive_QG: Tensor) -> Tensor:
         S_QG: scores [Q, G], float32. -inf takes a row out of a query's gallery (itself, say).
         positive_QG: true where the gallery row is a right answer; False where S is -inf.
     """
+    position_QK, hits_QK = positions(S_QG, positive_QG)
+    return (hits_QK / position_QK).sum(dim=1) / positive_QG.sum(dim=1)
+
+
+def positions(S_QG: Tensor, positive_QG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return position and hits [Q, K] of every query's positives, those that score lowest first.
+
+    Of a query with fewer than K positives the first columns are filled up; hits are 0 there.
+    Arguments as `average_precision`.
+    """
     G = S_QG.shape[1]
     K = int(positive_QG.sum(dim=1).max())
-    s_QK = _sort(S_QG.masked_fill(~positive_QG, -torch.inf))[:, G - K :].contiguous()
+    s_QK = sort_rows(S_QG.masked_fill(~positive_QG, -torch.inf))[:, G - K :].contiguous()
     # The rows that score at least as high as s are those from the first place of s on.
-    position_QK = G - torch.searchsorted(_sort(S_QG), s_QK)
+    position_QK = G - torch.searchsorted(sort_rows(S_QG), s_QK)
     hits_QK = K - torch.searchsorted(s_QK, s_QK)
-    precision_QK = torch.where(s_QK > -torch.inf, hits_QK / position_QK, 0)  # -inf: fewer than K
-    return precision_QK.sum(dim=1) / positive_QG.sum(dim=1)
+    return position_QK, hits_QK.masked_fill(s_QK == -torch.inf, 0)
 
 
-def _sort(S_QG: Tensor) -> Tensor:
+def sort_rows(S_QG: Tensor) -> Tensor:
     """Return the rows of S in increasing order."""
     if not S_QG.is_cpu:
         return S_QG.sort(dim=1).values
@@ -148,14 +160,18 @@ def run_views(z_VAD: Tensor, *, rows: int | None = None) -> dict[str, float]:
 
 
 @torch.no_grad()
-def run_labels(test: Features, *, rows: int | None = None) -> dict[str, float]:
+def run_labels(
+    test: Features, *, queries: int = QUERIES, rows: int | None = None
+) -> dict[str, float]:
     """Rank the other labelled samples for each labelled sample; positives share its label.
 
     A sample that is the only one of its label stays in the gallery, but is no query. Memory is
-    bounded by blocks; time is that of sorting N rows of N scores (N = 4,000: 0.6 s on one core).
+    bounded by blocks; time is that of sorting N scores for each query (N = 4,000: 0.6 s on one
+    core), so no more than a random choice of `queries` ask.
 
     Args:
         test: samples to rank; those without a label are left out.
+        queries: how many rank the others, at most; always the same ones, whatever their order.
         rows: queries per block; changes memory and speed only.
 
     Raises:
@@ -170,16 +186,28 @@ def run_labels(test: Features, *, rows: int | None = None) -> dict[str, float]:
             "retrieve. Choose a labelled split with several samples a class."
         )
     h_NF = F.normalize(test.h_NF.float(), dim=1)
+    row_Q = _choose(query_N, test.id_N, queries)
     ap, negatives = [], []
-    for start, S_QG in blocks(h_NF, h_NF, rows=rows):
-        S_QG.diagonal(start).fill_(-torch.inf)  # the query itself
-        positive_QG = class_N[start : start + len(S_QG), None] == class_N
-        positive_QG.diagonal(start).fill_(False)
+    for start, S_QG in blocks(h_NF[row_Q], h_NF, rows=rows):
+        own_Q1 = row_Q[start : start + len(S_QG), None]
+        S_QG.scatter_(1, own_Q1, -torch.inf)  # the query itself
+        positive_QG = class_N[own_Q1] == class_N
+        positive_QG.scatter_(1, own_Q1, False)
         ap.append(average_precision(S_QG, positive_QG))
         negatives.append(negatives_above(S_QG, positive_QG))
-    negatives_Q = torch.cat(negatives)[query_N]
+    negatives_Q = torch.cat(negatives)
     return {
-        "label_map": float(torch.cat(ap)[query_N].double().mean()),
+        "label_map": float(torch.cat(ap).double().mean()),
         "label_r1": float((negatives_Q < 1).double().mean()),
         "label_r5": float((negatives_Q < 5).double().mean()),
     }
+
+
+def _choose(query_N: Tensor, id_N: Tensor, queries: int) -> Tensor:
+    """Return the rows [Q] that may be queries, or some of them by chance, whatever the order."""
+    row_Q = query_N.nonzero()[:, 0]
+    if len(row_Q) <= queries:
+        return row_Q
+    chance_Q = torch.randperm(len(row_Q), generator=torch.Generator().manual_seed(0))
+    row_Q = row_Q[id_N[row_Q].argsort(stable=True)]
+    return row_Q[chance_Q[:queries].to(row_Q.device)]

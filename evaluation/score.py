@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Scores in one block. 8 MiB on the CPU: larger leaves the cache (64 MiB counts half as fast), and
@@ -11,6 +12,7 @@ from torch import Tensor
 CPU_SCORES = 2**21
 GPU_SCORES = 2**24
 LEAST_ROWS = 64  # a narrower matrix product costs more in packing than it computes
+GALLERY = 2**26  # numbers of a gallery that are normalised at once: 256 MiB
 
 
 @contextmanager
@@ -50,3 +52,35 @@ def blocks(
         with exact_float32(query_QD.device):
             S_QG = query_QD[start : start + rows] @ gallery_GD.T
         yield start, S_QG
+
+
+@torch.no_grad()
+def nearest(
+    query_QF: Tensor, gallery_GF: Tensor, *, count: int, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and the rows [Q, K] of the most similar gallery rows, the best first.
+
+    The search is exact. Memory: the queries once more, a part of the gallery, a block of scores and
+    12 bytes a neighbour, so a gallery of a million rows is held once and never copied.
+
+    Args:
+        query_QF: queries [Q, F]; they need not be normalised.
+        gallery_GF: gallery rows [G, F], on the same device.
+        count: K; all of the gallery where it is smaller.
+        rows: queries per block; changes memory and speed only.
+    """
+    query_QF = F.normalize(query_QF.float(), dim=1)
+    best_QK = query_QF.new_empty(len(query_QF), 0)
+    row_QK = best_QK.long()
+    columns = max(1, GALLERY // gallery_GF.shape[1])
+    for first in range(0, len(gallery_GF), columns):
+        part_GF = F.normalize(gallery_GF[first : first + columns].float(), dim=1)
+        found = [
+            S_QG.topk(min(count, S_QG.shape[1]), dim=1)
+            for _, S_QG in blocks(query_QF, part_GF, rows=rows)
+        ]
+        score_QK = torch.cat([best_QK, torch.cat([s_QK for s_QK, _ in found])], dim=1)
+        place_QK = torch.cat([row_QK, first + torch.cat([place for _, place in found])], dim=1)
+        best_QK, order_QK = score_QK.topk(min(count, score_QK.shape[1]), dim=1)
+        row_QK = place_QK.gather(1, order_QK)
+    return best_QK, row_QK

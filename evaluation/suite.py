@@ -6,64 +6,61 @@ training that nothing can be computed, `Suite` refuses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from evaluation import copy_detection, geometry, knn, linear, retrieval
+from evaluation import (
+    category_retrieval,
+    copy_detection,
+    few_shot,
+    geometry,
+    knn,
+    lidar,
+    linear,
+    multi_label,
+    rank_me,
+    retrieval,
+)
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.label_draw import refuse_other_classes
+from evaluation.overlap import shared_images, unknown_classes
+from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
-from model.method import Method
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
 from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet
-from shards.survey import contents_of
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
 
 
+FROZEN = (
+    *("views", "spectra", "copies", "retrieval", "knn", "linear", "few_shot"),
+    *("multi_label", "multi_label_linear"),
+)
+"""Protocols of frozen features: views and geometry, the spectra of the views' features, copy
+detection, retrieval of the same class, k-NN, the linear probe, few-shot classification; of sets
+with categories, retrieval and k-NN, and the linear probe."""
+ONLINE = ("views", "copies", "retrieval", "knn", "multi_label")
+"""Those that are quick enough to be repeated while a run trains."""
+
 T = TypeVar("T")
-Evaluated = Method | BareEncoder
 EmbedViews = Callable[[Tensor], Tensor]
 """Views [V, B, C, H, W] to embeddings [V, B, D], such as `Method.embed`."""
-Progressed = Callable[[str, int, int], object]
-"""Is told what is being done, how much of it is done, and how much there is."""
+_FITTED = ("knn", "linear", "few_shot")
+_OF_LABELS = ("retrieval", *_FITTED)
+_FITTED_WORDS = "k-NN, linear probe, few-shot"
+_OF_CATEGORIES = ("multi_label", "multi_label_linear")
 _SAME = "what k-NN and linear probe say is not of held-out images"
-
-
-@dataclass
-class Evaluation:
-    """What was found out about an encoder."""
-
-    figures: dict[str, float] = field(default_factory=dict)
-    """The same on every rank."""
-    remarks: list[str] = field(default_factory=list)
-    """What was left out, or should be known of the figures, each in a line."""
-
-    @contextmanager
-    def leaving_out(self, what: str) -> Iterator[None]:
-        """Go on after an error inside, with a remark that these figures are left out, and why.
-
-        A run has taken days, and these figures are not all of it: no error of them ends it.
-
-        Args:
-            what: the figures in words. On all ranks they fail alike, or wait for no other.
-        """
-        try:
-            yield
-        except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self.remarks.append(f"no {what}: {kind}{' '.join(str(error).split())}")
 
 
 class _ImageEmbedding(nn.Module):
@@ -83,7 +80,8 @@ class Suite:
 
     Args:
         test: shard set that is classified and ranked.
-        train: labelled shard set: k-NN bank and training data of the linear probe; None skips both.
+        train: labelled shard set: k-NN bank and training data of the linear probe, and what
+            few-shot classification draws from; None skips all of them.
         group: size of the images; count and policy of the views for view retrieval.
         device: where to compute.
         autocast: precision of the encoder; None is float32.
@@ -117,14 +115,8 @@ class Suite:
     progress: Progressed | None = None
 
     def __post_init__(self) -> None:
-        classes = [s.manifest.classes for s in (self.test, self.train) if s is not None]
-        if len(classes) == 2 and all(classes) and classes[0] != classes[1]:
-            here, there = (set(names) for names in classes)
-            raise ValueError(
-                f"{self.test.root} has {len(classes[0])} classes, {self.train and self.train.root} "
-                f"has {len(classes[1])}, and their names differ ({sorted(here ^ there)[:3]}): "
-                "labels would mean different things. Shard two splits of one data set."
-            )
+        if self.train is not None:
+            refuse_other_classes(self.train, self.test)
         if self.queries is not None and self.queries.manifest.classes:
             raise ValueError(
                 f"{self.queries.root} has classes, so its labels are no ids of references: copy "
@@ -142,67 +134,136 @@ class Suite:
                 "among those of others. Give a held-out set of 2 samples or more."
             )
 
-    def remarks(self) -> list[str]:
-        """Return what the manifests say will be left out, and should be known of the figures."""
+    def remarks(self, protocols: Collection[str] = FROZEN) -> list[str]:
+        """Return what the manifests say will be left out, and should be known of the figures.
+
+        Args:
+            protocols: some of `FROZEN`. If those of labels and of categories are both asked for, a
+                set with the one is not said to lack the other.
+        """
+        labels, categories = ({*protocols} & {*of} for of in (_OF_LABELS, _OF_CATEGORIES))
+        manifest, found = self.test.manifest, []
+        if labels and (manifest.classes or not (categories and manifest.categories)):
+            found += self._remarks_on_labels()
+        if categories and (manifest.categories or not labels):
+            found += multi_label.remarks(self.train, self.test)
+        return found
+
+    def _remarks_on_labels(self) -> list[str]:
         test, train, found = self.test, self.train, []
         if not test.manifest.classes:
-            without = "label retrieval" if train is None else "label retrieval, k-NN, linear probe"
+            without = "label retrieval" if train is None else f"label retrieval, {_FITTED_WORDS}"
             found.append(f"no {without}: {test.root} has no labels")
         elif train is not None and not train.manifest.classes:
-            found.append(f"no k-NN, linear probe: {train.root} has no labels")
+            found.append(f"no {_FITTED_WORDS}: {train.root} has no labels")
         elif train is not None and len(train.manifest.classes) == 1:
-            found.append(f"no k-NN, linear probe: {train.root} has a single class")
+            found.append(f"no {_FITTED_WORDS}: {train.root} has a single class")
         elif train is not None and train.manifest == test.manifest:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
         return found
 
-    def run(self, method: Evaluated, *, probe: bool) -> Evaluation:
+    def run(self, method: Evaluated, protocols: Collection[str] = FROZEN) -> Evaluation:
         """Return every figure that the shard sets allow, and what was left out.
 
-        Without labels these are view retrieval and the geometry of the embeddings; with labels also
-        label retrieval and, with a training set, k-NN and the linear probe.
+        Without labels these are view retrieval and the geometry of the embeddings; with labels, or
+        with categories, also retrieval and, with a training set, k-NN and the linear probe; with
+        labels few-shot figures too.
 
         Args:
             method: whose encoder, and embeddings, are evaluated.
-            probe: also fit the linear probe, which takes the longest.
+            protocols: some of `FROZEN`; by default, all.
         """
-        found = Evaluation(remarks=self.remarks())
-        if isinstance(method, BareEncoder):
-            found.remarks.append(
-                "without a projector there are no embeddings: views and geometry are of features"
-            )
-        with found.leaving_out("view retrieval, geometry"):
-            z_VAD = self.embed_views(method)
-            found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
-        if self.queries is not None and self.references is not None:
+        found = Evaluation()
+        found.remarks += self.remarks(protocols)
+        if "views" in protocols:
+            if isinstance(method, BareEncoder):
+                found.remarks.append(
+                    "without a projector there are no embeddings: views and geometry are of "
+                    "features"
+                )
+            with found.leaving_out("view retrieval, geometry"):
+                z_VAD = self.embed_views(method)
+                found.figures |= retrieval.run_views(z_VAD) | geometry.run(z_VAD)
+                with found.leaving_out("RankMe, LiDAR"):
+                    found.figures |= rank_me.run(z_VAD) | lidar.run(z_VAD)
+        if "spectra" in protocols:
+            with found.leaving_out("RankMe, LiDAR of features"):
+                h_VAF = self.embed_views(BareEncoder(method.encoder))
+                figures = rank_me.run(h_VAF) | lidar.run(h_VAF)
+                found.figures |= {f"{name}_h": value for name, value in figures.items()}
+        if "copies" in protocols and self.queries is not None and self.references is not None:
             with found.leaving_out("copy detection"):
                 found.figures |= self.detect_copies(method, self.queries, self.references)
-        if self.test.manifest.classes:
-            with found.leaving_out("label retrieval, k-NN, linear probe"):
+        if self.test.manifest.classes and {*protocols} & {*_OF_LABELS}:
+            with found.leaving_out(f"label retrieval, {_FITTED_WORDS}"):
                 test = self.features(method, self.test)
-                self._judge_labels(method, test, found, probe=probe)
+                self._judge_labels(method, test, found, protocols)
+        if self.test.manifest.categories and {*protocols} & {*_OF_CATEGORIES}:
+            with found.leaving_out("multi-label figures"):
+                test = self.features(method, self.test)
+                self._judge_categories(method, test, found, protocols)
+        if self.train is None and not (found.figures or found.remarks):
+            found.remarks.append("no figures: k-NN and probes need a training set too")
         return found
 
     def _judge_labels(
-        self, method: Evaluated, test: Features, found: Evaluation, *, probe: bool
+        self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
     ) -> None:
         """Add the figures of labels one by one."""
-        with found.leaving_out("label retrieval"):
-            found.figures |= retrieval.run_labels(test)
-        if self.train is None or len(self.train.manifest.classes) < 2:
+        if "retrieval" in protocols:
+            with found.leaving_out("label retrieval"):
+                found.figures |= retrieval.run_labels(test)
+                if len(test) > retrieval.QUERIES:
+                    found.remarks.append(
+                        f"label retrieval: {retrieval.QUERIES:,} of the {len(test):,} images of "
+                        f"{self.test.root} rank the others"
+                    )
+        fitted = {*protocols} & {*_FITTED}
+        if self.train is None or len(self.train.manifest.classes) < 2 or not fitted:
             return
-        with found.leaving_out("k-NN, linear probe"):
+        with found.leaving_out(_FITTED_WORDS):
             train = self.features(method, self.train)
             found.remarks += self._shared
-            found.remarks += _unknown_classes(train, test, self.train)
-            with found.leaving_out("k-NN"):
-                found.figures |= knn.run(
-                    train, test, neighbours=self.neighbours, temperature=self.temperature
-                )
-            if probe:
+            found.remarks += unknown_classes(train, test, self.train)
+            if "knn" in protocols:
+                with found.leaving_out("k-NN"):
+                    found.figures |= knn.run(
+                        train, test, neighbours=self.neighbours, temperature=self.temperature
+                    )
+            if "linear" in protocols:
                 self._tell("linear probe", 0, 1)
                 with found.leaving_out("linear probe"):
                     found.figures |= linear.run(train, test)
+            if "few_shot" in protocols:
+                with found.leaving_out("few-shot"):
+                    for number, shots in enumerate(few_shot.SHOTS):
+                        self._tell("few-shot", number, len(few_shot.SHOTS))
+                        classes = self.train.manifest.classes
+                        found.figures |= few_shot.run(train, test, shots=shots, classes=classes)
+
+    def _judge_categories(
+        self, method: Evaluated, test: Features, found: Evaluation, protocols: Collection[str]
+    ) -> None:
+        """Add the figures of a multi-label set one by one."""
+        if "multi_label" in protocols:
+            with found.leaving_out("retrieval by shared categories"):
+                found.figures |= category_retrieval.run(test)
+        names = multi_label.common_categories(self.train, self.test) if self.train else []
+        if self.train is None or not names:
+            return
+        with found.leaving_out("multi-label k-NN, probe"):
+            train = multi_label.of_categories(self.features(method, self.train), self.train, names)
+            test = multi_label.of_categories(test, self.test, names)
+            found.remarks += self._shared
+            found.remarks += multi_label.unlearnable(train, test, names)
+            if "multi_label" in protocols:
+                with found.leaving_out("multi-label k-NN"):
+                    votes = {"neighbours": self.neighbours, "temperature": self.temperature}
+                    found.add(multi_label.run_knn(train, test, categories=names, **votes))
+            if "multi_label_linear" in protocols:
+                self._tell("multi-label probe", 0, 1)
+                with found.leaving_out("multi-label probe"):
+                    found.add(multi_label.run(train, test, categories=names))
 
     @cached_property
     def _shared(self) -> list[str]:
@@ -210,12 +271,7 @@ class Suite:
         train, test = self.train, self.test
         if self.rank > 0 or train is None or train.manifest == test.manifest:
             return []  # of equal sets `remarks` speaks
-        known = set(contents_of(train))
-        shared = sum(content in known for content in contents_of(test))
-        if not shared:
-            return []
-        count = f"{shared:,} of the {len(test):,} images of {test.root}"
-        return [f"{count} are in {train.root} too: {_SAME}"]
+        return [f"{line} too: {_SAME}" for line in shared_images([test], train) if line]
 
     def detect_copies(
         self, method: Evaluated, queries: ShardSet, references: ShardSet
@@ -242,6 +298,18 @@ class Suite:
             shard_set: of the samples.
             embed_views: a function of the method that makes embeddings instead.
         """
+        own = self.own_features(method, shard_set, embed_views=embed_views)
+        return Features(
+            h_NF=gather_rows(own.h_NF),
+            label_N=gather_rows(own.label_N),
+            id_N=gather_rows(own.id_N),
+            category_NK=None if own.category_NK is None else gather_rows(own.category_NK),
+        )
+
+    def own_features(
+        self, method: Evaluated, shard_set: ShardSet, *, embed_views: EmbedViews | None = None
+    ) -> Features:
+        """Return the features of this rank's part alone; see `features`. Every rank calls this."""
         images = Images(
             shard_set,
             size=self.group.size,
@@ -256,14 +324,9 @@ class Suite:
         def compute() -> Features:
             with eval_mode(method):
                 counted = self._counted(f"features of {shard_set.root}", images)
-                return embed(network, counted, autocast=self.autocast)
+                return embed(network, counted, autocast=self.autocast, samples=len(images))
 
-        own = self._on_all_ranks(compute)
-        return Features(
-            h_NF=gather_rows(own.h_NF),
-            label_N=gather_rows(own.label_N),
-            id_N=gather_rows(own.id_N),
-        )
+        return self._on_all_ranks(compute)
 
     @torch.inference_mode()
     def embed_views(self, method: Evaluated) -> Tensor:
@@ -324,20 +387,3 @@ class Suite:
         if error is not None:
             raise error
         return cast(T, own)
-
-
-def _unknown_classes(train: Features, test: Features, train_set: ShardSet) -> list[str]:
-    """Return a remark on test samples of classes that the training set lacks."""
-    labels = train.label_N.unique()
-    strange_N = (test.label_N >= 0) & ~torch.isin(test.label_N, labels)
-    if not bool(strange_N.any()):
-        return []
-    missing = test.label_N[strange_N].unique().tolist()
-    classes = train_set.manifest.classes
-    names = [classes[label] for label in missing[:3] if label < len(classes)]
-    which = ", ".join([*names, *(["…"] if len(missing) > 3 else [])])
-    classes_text = "a class" if len(missing) == 1 else f"{len(missing)} classes"
-    return [
-        f"{int(strange_N.sum()):,} test samples are of {classes_text} without a sample in "
-        f"{train_set.root} ({which}): each counts as wrong"
-    ]

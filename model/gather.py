@@ -9,6 +9,7 @@ gather without gradient with the own rows put back, leaves the other ranks' say 
 the gradient by the number of ranks. Of `model`, only this file and `sync_batch_norm` know of ranks.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -63,6 +64,43 @@ def gather_rows(x_N: Tensor) -> Tensor:
     dist.all_gather_into_tensor(gathered, padded)
     parts = gathered.unflatten(0, (world_size, max(rows)))
     return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace gradients by their means over all ranks; the host does not wait for the device.
+
+    They travel as one tensor, so they are summed in the same order in every step. Distributed data
+    parallel changes its buckets after its first step, and with them the order, so with three ranks
+    or more a continued training would differ by rounding. It hides the way behind the backward
+    pass, which this does not.
+
+    Args:
+        parameters: the same on every rank, and with the same ones without a gradient.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if (world_size := _world_size()) == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def gather_equal_rows(x_B: Tensor) -> Tensor:
+    """Return the rows of all ranks, which hold equally many, without gradient and without a wait.
+
+    Args:
+        x_B: rows [B, ...] of any number type.
+    """
+    world_size = _world_size()
+    if world_size == 1:
+        return x_B.detach()
+    gathered = x_B.new_empty(world_size * len(x_B), *x_B.shape[1:])
+    dist.all_gather_into_tensor(gathered, x_B.contiguous())
+    return gathered
 
 
 def _world_size() -> int:

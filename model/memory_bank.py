@@ -8,13 +8,18 @@ That sum, and with it the gradient, is taken in one pass over chunks of the memo
     log-sum-exp = log Σ exp(S)        its derivative by z = Σ exp(S) k / (τ Σ exp(S))
 
 so that nothing of size queries × keys exists, neither forward nor backward.
+
+A `Memory` is made anew; a `KeyRing` lasts, and new keys take the place of the oldest.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function
 
 # Numbers in a chunk, of its scores and of its keys in float32: 1 MiB and, on a GPU, 64 MiB.
@@ -30,10 +35,12 @@ class Memory:
         key_ND: embeddings [N, D] of unit length, of any floating type; scores are float32, or
             float64 for queries in float64.
         id_N: ids of their samples [N].
+        filled: how many of the N rows hold a key, a scalar on their device; None if all do.
     """
 
     key_ND: Tensor
     id_N: Tensor
+    filled: Tensor | None = None
 
     def logsumexp(
         self, z_QD: Tensor, id_Q: Tensor, *, temperature: float, rows: int | None = None
@@ -55,7 +62,78 @@ class Memory:
         apply: Any = _LogSumExp.apply
         if torch.compiler.is_compiling():
             apply = torch.compiler.disable(apply)  # it would unroll the loop over chunks
-        return apply(z_QD, self.key_ND, id_Q, self.id_N, temperature, rows)
+        return apply(z_QD, self.key_ND, id_Q, self.id_N, self.filled, temperature, rows)
+
+
+class KeyRing(nn.Module):
+    """The newest N keys, the same on all ranks; in the state, so that a run goes on with them.
+
+    What is large here, `training.guard` does not copy in every step: after a step that must change
+    nothing it has the overwritten rows put back. Nor need it be broadcast.
+
+    Args:
+        size: N.
+        embedding_size: D.
+        dtype: of the keys.
+    """
+
+    def __init__(self, size: int, embedding_size: int, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.key_ND: Tensor
+        self.id_N: Tensor
+        self.pushed: Tensor
+        # Zeros, not what is in memory: checkpoints hold rows that are not filled yet, too.
+        self.register_buffer("key_ND", torch.zeros(size, embedding_size, dtype=dtype))
+        self.register_buffer("id_N", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._overwritten: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def large(self) -> tuple[Tensor, Tensor]:
+        """The buffers that are too large to be copied in every step."""
+        return self.key_ND, self.id_N
+
+    @torch.no_grad()
+    def push(self, key_MD: Tensor, id_M: Tensor, *, undoable: bool = False) -> None:
+        """Put keys in the place of the oldest ones.
+
+        Args:
+            key_MD: keys [M, D] of all ranks, no more than there is room for.
+            id_M: ids of their samples [M].
+            undoable: whether `put_back` may be asked to undo this.
+        """
+        M, N = len(key_MD), len(self.key_ND)
+        assert M <= N, "refused before"
+        place_M = (self.pushed + torch.arange(M, device=key_MD.device)) % N
+        if undoable:
+            self._overwritten = place_M, self.key_ND[place_M], self.id_N[place_M]
+        self.key_ND.index_copy_(0, place_M, key_MD.to(self.key_ND.dtype))
+        self.id_N.index_copy_(0, place_M, id_M)
+        self.pushed += M
+
+    @torch.no_grad()
+    def put_back(self, bad: Tensor) -> None:
+        """Undo the last step's push if `bad`, which is known on the device alone.
+
+        But for the number that was pushed: the guard puts that back like any other small buffer.
+        """
+        if self._overwritten is not None:
+            place_M, key_MD, id_M = self._overwritten
+            self.key_ND.index_copy_(0, place_M, torch.where(bad, key_MD, self.key_ND[place_M]))
+            self.id_N.index_copy_(0, place_M, torch.where(bad, id_M, self.id_N[place_M]))
+            self._overwritten = None
+
+    def memory(self) -> Memory:
+        """Return the keys as queries see them."""
+        filled = self.pushed.clamp(max=len(self.key_ND))
+        # A CPU never waits for itself, and need not score empty rows.
+        rows = len(self.key_ND) if self.key_ND.is_cuda else max(1, int(filled))
+        return Memory(self.key_ND[:rows], self.id_N[:rows], filled)
+
+
+def rings(module: nn.Module) -> Iterator[KeyRing]:
+    """Yield all rings of a network."""
+    return (part for part in module.modules() if isinstance(part, KeyRing))
 
 
 class _LogSumExp(Function):
@@ -67,6 +145,7 @@ class _LogSumExp(Function):
         key_ND: Tensor,
         id_Q: Tensor,
         id_N: Tensor,
+        filled: Tensor | None,
         temperature: float,
         rows: int,
     ) -> Tensor:
@@ -74,11 +153,16 @@ class _LogSumExp(Function):
         top_Q = z_QD.new_full((len(z_QD),), lowest)
         sum_Q = torch.zeros_like(top_Q)
         mean_QD = torch.zeros_like(z_QD)
+        row_N = torch.arange(len(key_ND), device=z_QD.device)
         with torch.autocast(z_QD.device.type, enabled=False):
-            for k_ND, id_K in zip(key_ND.split(rows), id_N.split(rows), strict=True):
+            chunks = zip(key_ND.split(rows), id_N.split(rows), row_N.split(rows), strict=True)
+            for k_ND, id_K, row_K in chunks:
                 k_KD = k_ND.to(z_QD.dtype)
                 S_QK = (z_QD @ k_KD.T).div_(temperature)
-                S_QK.masked_fill_(id_Q[:, None] == id_K, -torch.inf)
+                left_out_QK = id_Q[:, None] == id_K
+                if filled is not None:
+                    left_out_QK |= row_K >= filled
+                S_QK.masked_fill_(left_out_QK, -torch.inf)
                 # Never -inf, also where all is masked: its difference to itself would be nan.
                 above_Q = torch.maximum(top_Q, S_QK.amax(dim=1))
                 weight_QK = S_QK.sub_(above_Q[:, None]).exp_()
@@ -98,4 +182,4 @@ class _LogSumExp(Function):
                 "gradient is taken in the forward pass. Leave create_graph out."
             )
         (mean_QD,) = ctx.saved_tensors
-        return grad_outputs[0][:, None] * mean_QD, None, None, None, None, None
+        return grad_outputs[0][:, None] * mean_QD, *[None] * 6

@@ -4,7 +4,8 @@ Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Redu
 Covariate Shift", ICML 2015, https://arxiv.org/abs/1502.03167. `torch.nn.SyncBatchNorm` lets ranks
 hold batches of different sizes, an empty one too: in every layer the host waits for the counts to
 leave the empty ones out, 53 times in a forward pass of ResNet-50. Here **all ranks hold equally
-many rows**, as `pipeline.Loader` gives them, so nobody asks.
+many rows**, as `pipeline.Loader` gives them, so nobody asks; or, if they are said to be uneven, the
+counts stay on the device, and **no rank is without rows**.
 
 A GPU runs PyTorch's own kernels; what they compute is written out beside them, for the CPU.
 """
@@ -27,6 +28,9 @@ class SyncBatchNorm(_BatchNorm):
     The result, the running statistics and all gradients are those of one process with the batches
     of all ranks, if gradients are averaged over ranks and losses are means.
     """
+
+    uneven = False
+    """Whether ranks may hold differently many rows."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised rows, of the type and in the memory format of `input`."""
@@ -56,16 +60,21 @@ class SyncBatchNorm(_BatchNorm):
             self.running_var if tracked else None,
             self.momentum,
             self.eps,
+            self.uneven,
         )
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Take rows and images."""
 
 
-def synchronise(module: nn.Module) -> nn.Module:
+def synchronise(module: nn.Module, *, uneven: bool = False) -> nn.Module:
     """Return the module with every batch norm replaced by one over all ranks.
 
     Weights and statistics are the same tensors as before, under the same names.
+
+    Args:
+        module: what they are in.
+        uneven: whether ranks may hold differently many rows.
     """
     if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         if not module.track_running_stats or module.momentum is None:
@@ -82,11 +91,11 @@ def synchronise(module: nn.Module) -> nn.Module:
                     "that is synchronised; set --sync_batch_norm false."
                 )
             replaced.drop, replaced.act = inside.values()  # of timm's, which does these after it
-        replaced.affine = module.affine
+        replaced.affine, replaced.uneven = module.affine, uneven
         replaced._parameters, replaced._buffers = module._parameters, module._buffers
         return replaced.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, synchronise(child))
+        setattr(module, name, synchronise(child, uneven=uneven))
     return module
 
 
@@ -101,14 +110,19 @@ class _Normalise(Function):
         running_var_C: Tensor | None,
         momentum: float,
         eps: float,
+        uneven: bool,
     ) -> Tensor:
-        own_2C = torch.stack(statistics(x, eps))
-        gathered = own_2C.new_empty(2 * dist.get_world_size(), own_2C.shape[1])
-        dist.all_gather_into_tensor(gathered, own_2C)
-        all_R2C = gathered.unflatten(0, (-1, 2))
-        count_R = own_2C.new_full((len(all_R2C),), x.numel() // x.shape[1])
+        mean_C, inverse_C = statistics(x, eps)
+        rows, own = x.numel() // x.shape[1], [mean_C, inverse_C]
+        if uneven:
+            own.append(torch.full_like(mean_C, rows))
+        own_KC = torch.stack(own)
+        gathered = own_KC.new_empty(len(own) * dist.get_world_size(), own_KC.shape[1])
+        dist.all_gather_into_tensor(gathered, own_KC)
+        all_RKC = gathered.unflatten(0, (-1, len(own)))
+        count_R = all_RKC[:, 2, 0] if uneven else own_KC.new_full((len(all_RKC),), rows)
         mean_C, inverse_C = combined(
-            x, all_R2C, count_R, running_mean_C, running_var_C, momentum, eps
+            x, all_RKC[:, :2], count_R, running_mean_C, running_var_C, momentum, eps, uneven=uneven
         )
         ctx.save_for_backward(x, weight_C, mean_C, inverse_C, count_R)
         ctx.has_bias = bias_C is not None
@@ -125,7 +139,7 @@ class _Normalise(Function):
         dist.all_reduce(sums_2C)
         dx = input_gradient(dy, x, weight_C, mean_C, inverse_C, sums_2C, count_R)
         weight = dweight_C if weight_C is not None else None
-        return dx, weight, dbias_C if ctx.has_bias else None, None, None, None, None
+        return dx, weight, dbias_C if ctx.has_bias else None, None, None, None, None, None
 
 
 # ── the arithmetic, on a GPU by PyTorch's kernels, and written out ────────────────────────────────
@@ -147,6 +161,8 @@ def combined(
     running_var_C: Tensor | None,
     momentum: float,
     eps: float,
+    *,
+    uneven: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the statistics over all ranks, and move the running ones, if any, towards them."""
     mean_RC, inverse_RC = all_R2C.unbind(1)
@@ -154,8 +170,9 @@ def combined(
         return torch.batch_norm_gather_stats_with_counts(
             x, mean_RC, inverse_RC, running_mean_C, running_var_C, momentum, eps, count_R
         )
-    mean_C = mean_RC.mean(0)
-    var_C = (inverse_RC**-2 - eps + (mean_RC - mean_C) ** 2).mean(0)
+    weight_R1 = (count_R / count_R.sum() * len(count_R))[:, None] if uneven else 1
+    mean_C = (weight_R1 * mean_RC).mean(0)
+    var_C = (weight_R1 * (inverse_RC**-2 - eps + (mean_RC - mean_C) ** 2)).mean(0)
     if running_mean_C is not None and running_var_C is not None:
         count = count_R.sum()
         running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)

@@ -148,7 +148,7 @@ def views_pipeline(
         checkpoint=checkpoint,
     )
     with pipeline:
-        stored, id_B, label_B = read(
+        stored, (id_B, label_B) = read(
             shard_set,
             images=images,
             name="reader",
@@ -291,8 +291,9 @@ def images_pipeline(
     """Build the evaluation graph: centre crops without augmentation, in the order of the shards.
 
     Images are scaled to a shorter side of `scaled_shorter(size)`, then cropped. It outputs
-    [B, size, size, 3], ids and labels [B, 1]. The last batch is padded with its last sample. For
-    the arguments see `GraphSettings` and `Images`.
+    [B, size, size, 3], ids and labels [B, 1] and, of a multi-label set, categories [B, K], uint8.
+    The last batch is padded with its last sample. For the arguments see `GraphSettings` and
+    `Images`.
     """
     gpu = device.type == "cuda"
     assert tuning.threads, "a filled Tuning"
@@ -304,8 +305,9 @@ def images_pipeline(
         prefetch_queue_depth=2,
     )
     with pipeline:
-        (stored,), id_B, label_B = read(
+        (stored,), numbers = read(
             shard_set,
+            categories=True,
             name="reader",
             shard_id=rank,
             num_shards=world_size,
@@ -320,7 +322,7 @@ def images_pipeline(
             minibatch_size=256,
         )
         image = fn.crop(image, crop=(size, size))
-        outputs = (_normalise(image, dtype, normalisation), id_B, label_B)
+        outputs = (_normalise(image, dtype, normalisation), *numbers)
         pipeline.set_outputs(*((o.gpu() for o in outputs) if gpu else outputs))
     return pipeline
 

@@ -26,6 +26,8 @@ class LabelledImages:
     """Labels, int64; −1 for a sample without one."""
     id_B: Tensor
     """Stable sample ids, int64."""
+    category_BK: Tensor | None = None
+    """Of a multi-label set what each image shows, uint8, as `shards.layout` says."""
 
 
 class Images:
@@ -94,7 +96,9 @@ class Images:
             pipeline.schedule_run()
             while left > 0:
                 outputs = pipeline.share_outputs(stream)
-                image_BHWC, id_B1, label_B1 = (torch.from_dlpack(o.as_tensor()) for o in outputs)
+                image_BHWC, id_B1, label_B1, *category_BK = (
+                    torch.from_dlpack(o.as_tensor()) for o in outputs
+                )
                 pipeline.release_outputs()
                 pipeline.schedule_run()
                 own = min(left, len(image_BHWC))  # the rest repeats the last sample
@@ -103,6 +107,7 @@ class Images:
                     image_BCHW=image_BHWC[:own].permute(0, 3, 1, 2),
                     label_B=label_B1[:own, 0],
                     id_B=id_B1[:own, 0],
+                    category_BK=category_BK[0][:own] if category_BK else None,
                 )
         except (RuntimeError, OSError) as error:
             raise unreadable(self.shard_set, error) from error

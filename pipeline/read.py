@@ -12,7 +12,7 @@ from pipeline.augment.augment import Draw
 from pipeline.augment.crop import Boxes
 from pipeline.dali import DataNode, fn, math, types
 from pipeline.tuning import Tuning
-from shards.layout import PARTNER, ShardSet
+from shards.layout import CATEGORIES, PARTNER, ShardSet
 from shards.named_numbers import DIGITS
 from shards.shard_index import check_indexes
 
@@ -20,11 +20,12 @@ _STORES = ("", "file", "s3")
 
 
 def read(
-    shard_set: ShardSet, *, images: int = 1, **settings: Any
-) -> tuple[list[list[DataNode]], DataNode, DataNode]:
-    """Return the stored components of each image (see `decode`), the id and the label, on the CPU.
+    shard_set: ShardSet, *, images: int = 1, categories: bool = False, **settings: Any
+) -> tuple[list[list[DataNode]], list[DataNode]]:
+    """Return the stored components of each image (see `decode`), and id and label, on the CPU.
 
-    In a pair set the second image is the partner; with `images=1` it is not read.
+    In a pair set the second image is the partner; with `images=1` it is not read. With `categories`
+    those of a multi-label set follow the label.
 
     Raises:
         ValueError: DALI cannot open the path or does not read the set's store, or an index is not
@@ -49,6 +50,7 @@ def read(
         partner = image if raw else ["jpg;png"]
         image += [re.sub(r"(^|;)", rf"\1{PARTNER}", extensions) for extensions in partner]
     numbers = [] if shard_set.manifest.indexed else ["id.i64", "y.i64"]
+    labels = [CATEGORIES] if categories and shard_set.manifest.categories else []
     outputs = fn.readers.webdataset(
         # By default DALI takes 1 MiB for each component of each sample in the shuffle buffer, 24
         # GiB for 8,192 samples of 3, and frees it once they are mapped. A limit on address space
@@ -56,15 +58,19 @@ def read(
         tensor_init_bytes=1,
         paths=shard_set.tars,
         index_paths=shard_set.indexes,
-        ext=[*image, *numbers],
-        dtypes=[*types_of_each * images, *[types.INT64] * len(numbers)],
+        ext=[*image, *numbers, *labels],
+        dtypes=[
+            *types_of_each * images,
+            *[types.INT64] * len(numbers),
+            *[types.UINT8] * len(labels),
+        ],
         missing_component_behavior="error",
         **settings,
     )
     if shard_set.manifest.indexed:
-        return [[outputs]], *_numbers_of(outputs)
-    *parts, id_B, label_B = outputs
-    return [parts[i * each : (i + 1) * each] for i in range(images)], id_B, label_B
+        return [[outputs]], [*_numbers_of(outputs)]
+    parts = [[*outputs[i * each : (i + 1) * each]] for i in range(images)]
+    return parts, [*outputs[images * each :]]
 
 
 def _numbers_of(image: DataNode) -> tuple[DataNode, DataNode]:

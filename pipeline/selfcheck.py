@@ -110,7 +110,7 @@ def decoder_differences(
         prefetch_queue_depth=1,
     )
     with pipeline:
-        (stored,), id_B, _ = read(shard_set, name="reader")
+        (stored,), (id_B, _) = read(shard_set, name="reader")
         here = decode(stored, gpu, tuning)
         there = decode(stored, False, tuning)
         pipeline.set_outputs(here, there, id_B)

@@ -11,6 +11,10 @@ partner: KEY.partner.jpg, .png, or .rgb with KEY.partner.shape.i64. The .idx bes
 text index, version 1.2; the .jsonl is the shard's table (see `shards.shard_table`). The manifest is
 written last: its presence means that all else is complete.
 
+In a multi-label set, whose manifest names categories, each sample carries KEY.y.u8 too, a byte
+for each category: 0 absent, 1 present, 2 not counted. That is an object that its annotator called
+difficult, or all of an image without annotations. The label, KEY.y.i64, is -1.
+
 Of an indexed set (see `shards.writing.indexing`) others wrote the tars, and they stay where they
 are: NNNNN.tar is a link to one. Ids and labels are in the index then (see `shards.named_numbers`).
 Its JPEGs and PNGs may have any names in the tar; the index calls them jpg and png.
@@ -39,6 +43,8 @@ QUARANTINE = "quarantine"
 REASONS = "reasons.jsonl"  # in quarantine/, a line a quarantined sample
 SUBSETS = "subsets"
 PARTNER = "partner."  # begins the extensions of a sample's second image
+CATEGORIES = "y.u8"  # the extension of what says which categories are in an image
+ABSENT, PRESENT, UNKNOWN = 0, 1, 2  # its values
 PARENT = "../.."  # from a subset to its set, the only way out of a shard set's folder
 INDEX_VERSION = "v1.2"
 _LEAST = 512  # bytes of a sample in a tar: one header
@@ -161,6 +167,9 @@ class Manifest:
     indexed: bool = False
     """Whether others wrote the tars, to which NNNNN.tar are links; ids and labels are in the index
     then."""
+    categories: tuple[str, ...] = ()
+    """Of a multi-label set: what an image may show, in the order of the bytes of KEY.y.u8.
+    Such a set has no classes."""
 
     @property
     def raw(self) -> bool:
@@ -197,6 +206,9 @@ class Manifest:
             raise ValueError("contradicts itself: samples is not the sum over its shards")
         if not manifest.samples:
             raise ValueError("lists no samples; expected a shard or more")
+        if manifest.categories and (manifest.classes or manifest.indexed):
+            what = "classes" if manifest.classes else "indexed"
+            raise ValueError(f"contradicts itself: it has categories and is or has {what}")
         if manifest.parent not in ("", PARENT):
             raise ValueError(f"has its tars in {manifest.parent!r}; expected '' or {PARENT!r}")
         for shard in manifest.shards:

@@ -30,7 +30,8 @@ def schema() -> dict[str, Any]:
     manifest["properties"][DIGEST] = digest
     manifest["required"].append(DIGEST)
     dialect = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": dialect, **manifest, "$defs": parts}
+    whole = {"$schema": dialect, **manifest, "$defs": parts}
+    return json.loads(json.dumps(whole))  # as others read it: a default may be a tuple here
 
 
 def _docstrings(kind: type) -> dict[str, str]:

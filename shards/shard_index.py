@@ -5,6 +5,7 @@ So an index is compared with its hash in the manifest, and its numbers with the 
 hash finds damage, and the numbers a manifest that was sealed anew.
 """
 
+import functools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,28 +15,28 @@ from numpy.typing import NDArray
 
 from shards import durable
 from shards.as_written import checked, read_as_written
-from shards.layout import INDEX_VERSION, Shard, ShardSet
+from shards.layout import CATEGORIES, INDEX_VERSION, Shard, ShardSet
 from shards.named_numbers import DIGITS
 from shards.tar import index_lines
 
 _BLOCK = 512  # bytes; a file in a tar begins at a multiple of it
 _THREADS = 16  # in a store, each index is a request
 # Extension, offset, size and name. Fifteen digits: the sum of two such numbers fits 64 bits. What
-# is no single number, or no three, does not fit the others of a batch.
+# is no single number, no three, or no byte for each category, does not fit the others of a batch.
 _COMPONENT = (
     rb"(?!(?:id|y)\.i64 [0-9]+ (?!8 ))(?!(?:partner\.)?shape\.i64 [0-9]+ (?!24 ))"
-    rb"[!-~]+ [0-9]{1,15} [0-9]{1,15} [!-~]+"
+    rb"(?!%b [0-9]+ (?!%d ))[!-~]+ [0-9]{1,15} [0-9]{1,15} [!-~]+"
 )
 # Of an indexed set the first component is the image, whose name ends with its id and label.
 _NUMBERED = rb"(?:jpg|png) [0-9]{1,15} [0-9]{1,15} [!-~]+\.[0-9]{%d}" % (2 * DIGITS)
 
 
-def _index_of(first: bytes) -> re.Pattern[bytes]:
+@functools.cache
+def _index_of(indexed: bool, categories: int) -> re.Pattern[bytes]:
     head = re.escape(INDEX_VERSION.encode())
-    return re.compile(rb"%b [0-9]{1,15}\n(?:%b(?: %b)*+\n)*+" % (head, first, _COMPONENT))
-
-
-_INDEX, _INDEX_WITH_NUMBERS = _index_of(_COMPONENT), _index_of(_NUMBERED)
+    component = _COMPONENT % (re.escape(CATEGORIES.encode()), categories)
+    first = _NUMBERED if indexed else component
+    return re.compile(rb"%b [0-9]{1,15}\n(?:%b(?: %b)*+\n)*+" % (head, first, component))
 
 
 def lines_of(shard_set: ShardSet, shard: Shard) -> list[str]:
@@ -60,19 +61,21 @@ def check_indexes(shard_set: ShardSet) -> None:
             pass
 
 
-def check_index(text: bytes, shard: Shard, *, indexed: bool = False) -> None:
+def check_index(text: bytes, shard: Shard, *, indexed: bool = False, categories: int = 0) -> None:
     """Check that an index lists a shard's samples, inside of its tar.
 
     Args:
         text: of the index.
         shard: what the manifest says of it.
         indexed: whether the set is an indexed one.
+        categories: number of the set's categories.
 
     Raises:
         ValueError: it does not; the message does not name the file.
     """
-    if not (_INDEX_WITH_NUMBERS if indexed else _INDEX).fullmatch(text):
+    if not _index_of(indexed, categories).fullmatch(text):
         what = "in its names" if indexed else "of 8 bytes, and shapes of 24"
+        what += f", and categories of {categories:,}" if categories else ""
         raise ValueError(
             f"is no index of DALI's version {INDEX_VERSION} with ids and labels {what}"
         )
@@ -115,6 +118,8 @@ def _read(shard_set: ShardSet, shard: Shard) -> bytes:
     else:
         path = shard_set.folder.path(f"{shard.name}.idx")
         text = read_as_written(shard_set, f"{shard.name}.idx", shard.index)
-    indexed = shard_set.manifest.indexed
-    checked(shard_set, path, lambda: check_index(text, shard, indexed=indexed))
+    indexed, categories = shard_set.manifest.indexed, len(shard_set.manifest.categories)
+    checked(
+        shard_set, path, lambda: check_index(text, shard, indexed=indexed, categories=categories)
+    )
     return text

@@ -25,7 +25,7 @@ from webdataset.gopen import gopen_schemes
 from webdataset.shardlists import split_by_node
 
 from shards.image import open_with_pillow, upright_pixels
-from shards.layout import PARTNER, ShardSet, open_shards
+from shards.layout import CATEGORIES, PARTNER, ShardSet, open_shards
 from shards.named_numbers import numbers_in
 from shards.shard_index import lines_of
 from shards.storage import Location, is_remote
@@ -38,9 +38,10 @@ def as_webdataset(root: Location, *, shuffle: int = 0, **options: Any) -> WebDat
     """Return the samples of a shard set or subset, decoded, as a stream.
 
     Each sample is a dict: "image", an upright RGB `PIL.Image`; "label", −1 where there is none;
-    "id"; "json", what the source knew besides; "partner", of pair sets; and webdataset's "__key__"
-    and "__url__". The workers of a DataLoader, and nodes, get shards of their own: a set has each
-    sample once if there are at least as many shards as workers.
+    "id"; "json", what the source knew besides; "partner", of pair sets; "categories", of multi-
+    label sets, a byte each (see `shards.layout`); and webdataset's "__key__" and "__url__". The
+    workers of a DataLoader, and nodes, get shards of their own: a set has each sample once if there
+    are at least as many shards as workers.
 
     Args:
         root: the folder, local or a URL such as s3://bucket/folder.
@@ -114,6 +115,8 @@ def _decoded(sample: dict[str, Any]) -> dict[str, Any]:
     found["label"] = int.from_bytes(sample["y.i64"], "little", signed=True)
     found["id"] = int.from_bytes(sample["id.i64"], "little", signed=True)
     found["json"] = json.loads(sample["json"])
+    if CATEGORIES in sample:
+        found["categories"] = np.frombuffer(sample[CATEGORIES], np.uint8)
     return found
 
 

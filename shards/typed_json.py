@@ -52,7 +52,7 @@ def _explain(value: Any, kind: Any, where: str = "") -> str:
             return f"lacks {', '.join(before + name for name in missing)}"
         hints = get_type_hints(kind, include_extras=True)  # pyright: ignore[reportArgumentType]
         parts = [(value[name], hints[name], before + name) for name in hints if name in value]
-    elif get_origin(kind) is list and isinstance(value, list):
+    elif get_origin(kind) in (list, tuple) and isinstance(value, list):
         parts = [(part, get_args(kind)[0], f"{where}[{i}]") for i, part in enumerate(value)]
     elif get_origin(kind) is dict and isinstance(value, dict):
         parts = [(part, get_args(kind)[1], f"{where}.{key}") for key, part in value.items()]

@@ -19,7 +19,9 @@ MAY_IMPORT = {
     | {"pyarrow", "datasets", "msgspec", "webdataset", "braceexpand"},
     "pipeline": {"pipeline", "shards", "nvidia", "torch", "numpy", "triton"},
     "model": {"model", "torch", "torchvision", "timm", "triton"},
-    "evaluation": {"evaluation", "model", "pipeline", "shards", "torch"},
+    # Optional: pycocotools, COCO's own scores; h5py, the form of a benchmark's submissions.
+    "evaluation": {"evaluation", "model", "pipeline", "shards", "torch", "numpy"}
+    | {"accelerate", "torchvision", "pycocotools", "h5py"},
     "training": {
         "accelerate",
         "evaluation",

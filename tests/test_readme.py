@@ -16,6 +16,7 @@ from PIL import Image
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from tests.program import BIN, CPU
 from tools import __main__ as viewrank
+from tools.evaluate.chosen_protocols import PROTOCOLS
 from tools.shard import SOURCES
 from tools.shard import _parser as parser_of_source
 from training import exported
@@ -25,7 +26,7 @@ from training.settings import parser
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-TEXTS += sorted((ROOT / "recipes").glob("*.yaml"))
+TEXTS += sorted((ROOT / "recipes").rglob("*.yaml"))
 CLASSES = ("--method.", "--views.policy.", "--encoder.")  # their settings differ
 # Without them Accelerate warns that it had to choose.
 CHOSEN = {"--num_processes", "--num_machines", "--mixed_precision", "--dynamo_backend"}
@@ -58,6 +59,9 @@ def flags_of(words: list[str]) -> list[str] | None:
     main = import_module(viewrank._module(name)).main
     own = FlagParser()
     add_parameters(own, main)
+    if name == "evaluate":
+        for protocol, settings in PROTOCOLS.items():
+            own.add_class_arguments(settings, protocol)
     return own.flags() + (parser().flags() if "settings" in signature(main).parameters else [])
 
 
@@ -76,6 +80,10 @@ def test_every_flag_that_a_text_names_exists() -> None:
                 known = parser().flags()
             elif flag.startswith("--no_"):
                 assert f"--{flag.removeprefix('--no_')}" in known, f"{file}: {command}"
+            elif f"{flag.rpartition('.')[0]}.SETTING" in known:
+                (of,) = (c for n, c in PROTOCOLS.items() if flag.startswith(f"--{n}."))
+                settings = {*signature(of).parameters, "recipe"}
+                assert flag.rpartition(".")[2] in settings, f"{file}: {flag}"
             elif flag.startswith("--") and not flag.startswith(CLASSES):
                 assert flag in known or flag == "--help", f"{file}: {flag} in {command}"
     assert checked > 60

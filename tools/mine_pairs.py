@@ -113,7 +113,7 @@ def main(
         tuning=trained.tuning,
         normalisation=trained.normalisation,
     )
-    features = embed(trained.encoder, images, autocast=trained.autocast)
+    features = embed(trained.encoder, images, autocast=trained.autocast, samples=len(shard_set))
     embedded = time.monotonic()
     neighbours = nearest_others(features.h_NF, count=candidates, upper=upper)
     if lower is None:

@@ -85,6 +85,8 @@ def _summary(whole: ShardSet, subset: ShardSet) -> Section:
         least, most = int(present.min()), int(present.max())
         each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         classes = f"{len(present):,} of {len(counts):,}, {each} samples each"
+    if manifest.categories:
+        classes = f"{len(manifest.categories):,} categories: a multi-label set"
     return Section(
         f"subset {subset.root.rpartition('/')[2]}",
         [

@@ -242,6 +242,7 @@ def sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         f"(of these {account.repaired:,} repaired) + {account.quarantined:,} quarantined + "
         f"{account.dropped:,} copies dropped",
         "classes": f"{len(manifest.classes):,}" if manifest.classes else "none",
+        "categories": f"{len(manifest.categories):,}: a multi-label set",
         "shards": f"{len(manifest.shards):,} of {span(counts[0], counts[-1])} samples",
         "size": f"{total / 1e6:,.1f} MB, images as {' and '.join(manifest.extensions)}",
         "time": f"{seconds:,.1f} s, {account.found / seconds:,.0f} images/s",
@@ -250,6 +251,7 @@ def sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         "shorter side": f"median {statistics.median_shorter_side:,g} px",
         "mean, std": f"{channels(statistics.mean)}, {channels(statistics.std)} (RGB, 0 to 1)",
     }
+    del rows["classes" if manifest.categories else "categories"]
     if account.duplicates:
         rows["duplicates"] = (
             f"{account.duplicates:,} images have the bytes of another, and would be its false "

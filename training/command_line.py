@@ -7,7 +7,7 @@
 Parameters before the asterisk are positional words, the others are flags; a list takes several
 words. The docstring's Args become the help. With a parameter `settings` the command takes every
 flag of train.py too; with one of type `Dotted`, such as `encoder`, `--encoder CLASS` and every
-`--encoder.SETTING`.
+`--encoder.SETTING`; with one of type `Nested` the latter alone, of which one takes several numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pipeline import dali
 from training import installed
 from training.command import run_command
-from training.flags import FlagParser
+from training.flags import NONE, FlagParser
 
 Repeated = Annotated[list[str], "repeated"]
 """A flag that may stand several times, each time with one value."""
@@ -33,6 +34,8 @@ Rest = Annotated[list[str], "rest"]
 Dotted = Annotated[Sequence[str], "dotted"]
 """A flag NAME and all flags NAME.SETTING with their values, unread. A positional word that may be
 None and has no default is not asked for where they are given: they stand for it."""
+Nested = Annotated[Sequence[str], "nested"]
+"""All flags NAME.SETTING with their values, unread; NAME alone is no flag."""
 # A command that trains nothing ignores what a recipe says of a run's length and its trackers.
 UNUSED = ["--steps", "1", "--epochs", "null", "--trackers", "[]"]
 
@@ -52,18 +55,34 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
     Raises:
         ValueError: a recipe is wrong, or a flag unknown, missing or of the wrong type.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    positional, values = read(main, sys.argv[1:] if arguments is None else arguments)
+    main(*positional, **values)
+
+
+def read(
+    main: Callable[..., None], arguments: Sequence[str]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return what `call` calls a function with: its words in any number, and all other values.
+
+    Args:
+        main: the command.
+        arguments: words of its command line.
+
+    Raises:
+        ValueError: see `call`.
+    """
+    words = list(arguments)
     hints = get_type_hints(main, include_extras=True)
     parameters = inspect.signature(main).parameters
-    if not parameters:
-        return main()
     values: dict[str, Any] = {}
+    if not parameters:
+        return (), values
     for name in parameters:
         if hints[name] == Rest:
             cut = words.index("--") if "--" in words else len(words)
             words, values[name] = words[:cut], words[cut + 1 :]
-        elif hints[name] == Dotted:
-            words, values[name] = _without_dotted(words, name)
+        elif hints[name] in (Dotted, Nested):
+            words, values[name] = _without_dotted(words, name, alone=hints[name] == Dotted)
             needed = parameters[name].default is inspect.Parameter.empty
             if needed and not values[name] and not {"-h", "--help"} & {*words}:
                 raise ValueError(f"the following arguments are required: --{name}")
@@ -84,8 +103,7 @@ def call(main: Callable[..., None], arguments: Sequence[str] | None = None) -> N
         # As a dict: its vars would call "keys" otherwise.
         values |= {**parser.read(words).as_dict(), **values}
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
-    positional = [word for name in several for word in values.pop(name)]
-    main(*positional, **values)
+    return [word for name in several for word in values.pop(name)], values
 
 
 def program(main: Callable[..., None]) -> str:
@@ -112,6 +130,9 @@ def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) 
         if hint == Dotted:  # `call` reads them
             shown = f"CLASS [--{name}.SETTING VALUE …]"
             parser.add_argument(f"--{name}", metavar=shown, help=helps[name])
+            continue
+        if hint == Nested:
+            parser.add_argument(f"--{name}.SETTING", metavar="VALUE", help=helps[name])
             continue
         item = _item(hint)
         more: dict[str, Any] = {"type": item or hint, "help": helps[name]}
@@ -164,20 +185,62 @@ def _recipe_parser(main: Callable[..., None]) -> FlagParser:
     return command_line
 
 
-def _without_dotted(words: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Return the words without a flag and its dotted ones, and these with their values."""
+def _without_dotted(words: list[str], name: str, *, alone: bool) -> tuple[list[str], list[str]]:
+    """Return the words without the dotted flags of a name, and these with their values.
+
+    Args:
+        words: of the command line.
+        name: of the flags.
+        alone: whether the name alone is one of them.
+    """
     rest: list[str] = []
     taken: list[str] = []
-    left = iter(words)
-    for word in left:
+    left = deque(words)
+    while left:
+        word = left.popleft()
         flag, equals, _ = word.partition("=")
-        if flag != f"--{name}" and not flag.startswith(f"--{name}."):
+        if not (alone and flag == f"--{name}") and not flag.startswith(f"--{name}."):
             rest.append(word)
             continue
         taken.append(word)
-        if not equals and (value := next(left, None)) is not None:
-            taken.append(value)
+        if not equals and left:
+            taken.append(left.popleft())
+        if not alone:
+            while left and _is_number(left[0]):
+                taken.append(left.popleft())
     return rest, taken
+
+
+def several_as_lists(words: Sequence[str], of: type) -> list[str]:
+    """Return the flags of a class as its parser takes them: several values as one list.
+
+    Args:
+        words: flags --NAME.SETTING with their values.
+        of: the class.
+    """
+    flags: list[tuple[str, list[str]]] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flags.append((flag, [value] if equals else []))
+        else:
+            flags[-1][1].append(word)
+    hints, found = get_type_hints(of), list[str]()
+    for flag, values in flags:
+        text = ", ".join(values)
+        listed = _item(hints.get(flag.rpartition(".")[2])) and text not in NONE
+        if len(values) > 1 or (listed and values and not text.startswith("[")):
+            values = [f"[{text}]"]
+        found += [flag, *values]
+    return found
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _may_be_absent(parameter: inspect.Parameter, hint: Any) -> bool:

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.method import JointEmbedding, Output
 from model.method.method import large
-from training.run.checkpoint import random_state, set_random_state
+from model.random_numbers import random_state, set_random_state
 
 
 def backward_in_parts(

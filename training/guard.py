@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from model.memory_bank import rings
+
 
 class Guard:
     """Skips the steps of one method and optimizer that would spoil the weights.
@@ -25,7 +27,7 @@ class Guard:
     Args:
         method: whose buffers (statistics of batch norm, queues) and moving averages are kept over
             a step. Buffers are moved beside each other in memory, so that this is one copy for all
-            of a type.
+            of a type. Rings of keys, which may hold a gigabyte, put back what they overwrote.
         optimizer: one that skips a step by `found_inf`, as PyTorch's fused ones and `LARS` do; not
             as Accelerate wrapped it.
         scaled: whether a loss scaler skips these steps by itself, as under fp16.
@@ -35,7 +37,10 @@ class Guard:
         self._optimizer: Any = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         fixed = [p for p in method.parameters() if not p.requires_grad]  # of a moving average
-        buffers = [buffer for buffer in method.buffers() if buffer.numel()]
+        self._rings = list(rings(method))
+        large = {id(buffer) for ring in self._rings for buffer in ring.large}
+        small = (buffer for buffer in method.buffers() if id(buffer) not in large)
+        buffers = [buffer for buffer in small if buffer.numel()]
         self._buffers = [*_side_by_side(buffers), *fixed]
         self._kept = [torch.empty_like(buffer, requires_grad=False) for buffer in self._buffers]
         self._scaled = scaled
@@ -89,6 +94,8 @@ class Guard:
 
     def after(self) -> None:
         """After a bad step, put back the buffers and moving averages that it has changed."""
+        for ring in self._rings:
+            ring.put_back(self._bad)
         _put_back(self._buffers, self._kept, self._bad)
 
 

@@ -12,7 +12,11 @@ import sys
 from types import TracebackType
 
 OWN = ("shards", "pipeline", "model", "training", "evaluation", "tools", "train")
-EXTRAS = {"report": ("jinja2", "plotly", "umap")}
+EXTRAS = {
+    "report": ("jinja2", "plotly", "umap"),
+    "disc21": ("h5py",),
+    "detection": ("pycocotools",),
+}
 """Packages of an optional group of pyproject.toml, by the group, as they are imported."""
 TRACEBACK = "VIEWRANK_TRACEBACK"
 """The environment variable that asks for tracebacks."""

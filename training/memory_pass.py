@@ -8,6 +8,7 @@ from itertools import chain, repeat
 import torch
 import torch.distributed as dist
 
+from model.memory_bank import rings
 from model.method import MemoryRequest, Method
 from pipeline.loader import Loader
 from training.config import Config
@@ -23,11 +24,14 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
 
     Args:
         method: on its device; its buffers become equal on all ranks, as in a checkpoint.
-        request: how many keys, of which view group.
+        request: how many keys, of which view group; for no keys it is shown nothing.
         config: of the run; its seed and the request's phase make the views.
         loader: the training's, whose shard set and settings are used.
     """
     share_buffers(method)
+    if not request.keys:
+        method.remember(request, iter(()))
+        return
     count = min(MANY, -(-request.keys // len(loader.shard_set)))
     source = Loader(
         loader.shard_set,
@@ -53,8 +57,10 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
 def share_buffers(method: Method) -> None:
     """Copy the buffers of rank 0 to all ranks; checkpoints hold those of rank 0.
 
-    Without synchronised batch norm, ranks have different statistics.
+    Without synchronised batch norm, ranks have different statistics. Rings of keys are the same.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        same = {id(buffer) for ring in rings(method) for buffer in ring.large}
         for buffer in method.buffers():
-            dist.broadcast(buffer, 0)
+            if id(buffer) not in same:
+                dist.broadcast(buffer, 0)

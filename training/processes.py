@@ -9,11 +9,16 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    PartialState,
+)
+from accelerate.utils import broadcast_object_list, gather_object
 
 from pipeline.tuning import default_threads
-from training.config import Config
+from training.config import Config, gpu_available
 from training.launch import meet_again
 from training.run.failure import Phase
 
@@ -97,3 +102,28 @@ class Processes:
 def rank_and_world_size() -> tuple[int, int]:
     """Return which process this is and of how many, as the launcher says."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(device: str) -> PartialState:
+    """Wait for the other processes of a command that trains no run, if a launcher started some.
+
+    Args:
+        device: auto, cpu or gpu.
+    """
+    cpu = device == "cpu" or not gpu_available()
+    patience = timedelta(days=1)  # with those that do more
+    meet_again(cpu=cpu, timeout=patience)
+    processes = PartialState(cpu=cpu, timeout=patience)
+    if cpu:
+        torch.set_num_threads(default_threads(local_world_size()))  # the launcher may leave one
+    return processes
+
+
+def local_world_size() -> int:
+    """Return how many processes of this command run on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def smallest(number: int) -> int:
+    """Return the smallest of a number over all ranks, each of which calls this."""
+    return min(gather_object([number]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation import geometry, retrieval
-from evaluation.suite import Suite
+from evaluation.suite import FROZEN, ONLINE, Suite
 from model.method import Output
 from shards.health.watch import Watch
 from training import allocator
@@ -109,7 +109,7 @@ class Recorder:
         method = self.train_step.method
         share_buffers(method)
         with self.config.uncompiled():
-            found = self.suite.run(method, probe=final)
+            found = self.suite.run(method, FROZEN if final else ONLINE)
         allocator.give_back()
         kind = "final" if final else "online"
         record = {"step": step, "evaluation": kind} | found.figures

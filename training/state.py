@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from model.optimizer import load_optimizer
+from model.random_numbers import random_state, set_random_state
 from pipeline.loader import Loader
 from training.data import Data
-from training.optimizer import load_optimizer
 from training.run import checkpoint
 from training.run.checkpoint import Checkpoint
 from training.step import Step
@@ -29,7 +30,7 @@ class State:
 
     def parts(self) -> dict[str, Any]:
         """Return what this process saves, by file."""
-        own = {"loader": self.loader.state_dict(), "random": checkpoint.random_state()}
+        own = {"loader": self.loader.state_dict(), "random": random_state()}
         parts: dict[str, Any] = {
             checkpoint.rank_file(self.rank): own | {"guard": self.step.guard.state_dict()}
         }
@@ -55,7 +56,7 @@ class State:
             if self.scaler is not None:
                 self.scaler.load_state_dict(states["scaler"])
             if self.rank < saved.world_size:
-                checkpoint.set_random_state(data.saved["random"])
+                set_random_state(data.saved["random"])
             self.step.guard.load_state_dict(data.saved["guard"])
         if not data.reshaped:
             self.loader.load_state_dict(data.saved["loader"])

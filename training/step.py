@@ -10,11 +10,11 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.method import Output
+from model.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from model.sync_batch_norm import synchronise
 from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
-from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from training.step_capture import StepCapture, refuse_ranks
 
 

@@ -59,6 +59,22 @@ class Encoder(nn.Module, ABC):
         """
         return {name: 0 for name, _ in self.named_parameters()}
 
+    def stages(self) -> list[str]:
+        """Return the names of the modules that end its stages, each half as fine as that before it.
+
+        The finest first; none if it has no such maps, as a ViT, whose blocks are all as fine.
+        """
+        return []
+
+    def feature_maps(self, images_NCHW: Tensor, *, stages: int) -> list[Tensor]:  # noqa: ARG002
+        """Return the maps [N, C, H, W] of its first stages, the finest first.
+
+        Args:
+            images_NCHW: normalised images [N, 3, H, W].
+            stages: how many of `stages` to compute.
+        """
+        raise ValueError(f"{self.describe()} has no maps of several sizes.")
+
     def undecayed(self) -> set[str]:
         """Return the parameters besides norms and biases that get no weight decay."""
         return set()

@@ -47,6 +47,20 @@ class ResNet(Encoder):
         """See `Encoder.forward`."""
         return self.network(images_NCHW)
 
+    def stages(self) -> list[str]:
+        """See `Encoder.stages`: strides of 4 to 32 pixels; with the small stem, of 1 to 8."""
+        return [f"network.layer{number}" for number in range(1, 5)]
+
+    def feature_maps(self, images_NCHW: Tensor, *, stages: int) -> list[Tensor]:
+        """See `Encoder.feature_maps`."""
+        network = self.network
+        map_NCHW = network.maxpool(network.relu(network.bn1(network.conv1(images_NCHW))))
+        found = []
+        for name in self.stages()[:stages]:
+            map_NCHW = self.get_submodule(name)(map_NCHW)
+            found.append(map_NCHW)
+        return found
+
     def layers(self) -> dict[str, int]:
         """See `Encoder.layers`: the stem, then the blocks."""
         return layers_of(self.network, {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)\.(\d+)"})

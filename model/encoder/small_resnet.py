@@ -48,6 +48,19 @@ class SmallResNet(Encoder):
         """See `Encoder.forward`."""
         return self.network(images_NCHW)
 
+    def stages(self) -> list[str]:
+        """See `Encoder.stages`: strides of 1 to 8 pixels, twice that with `stem_stride` 2."""
+        return [f"network.{number}" for number in range(3, 7)]
+
+    def feature_maps(self, images_NCHW: Tensor, *, stages: int) -> list[Tensor]:
+        """See `Encoder.feature_maps`."""
+        map_NCHW = self.network[:3](images_NCHW)
+        found = []
+        for name in self.stages()[:stages]:
+            map_NCHW = self.get_submodule(name)(map_NCHW)
+            found.append(map_NCHW)
+        return found
+
     def layers(self) -> dict[str, int]:
         """See `Encoder.layers`: the stem, then the blocks."""
         return layers_of(self.network, {"stem": r"^[0-2]\.", "blocks": r"^(\d+)\."})

@@ -125,6 +125,31 @@ class Timm(Encoder):
             given.setdefault("img_size", published["input_size"][-1])
         return {name: value for name, value in given.items() if name != "drop_path_rate"}
 
+    def stages(self) -> list[str]:
+        """See `Encoder.stages`: of convolutional networks and Swins, the last four."""
+        return [f"network.{each['module']}" for _, each in self._stages()]
+
+    def feature_maps(self, images_NCHW: Tensor, *, stages: int) -> list[Tensor]:
+        """See `Encoder.feature_maps`."""
+        return self.network.forward_intermediates(
+            images_NCHW,
+            indices=[number for number, _ in self._stages()[:stages]],
+            intermediates_only=True,
+            stop_early=True,
+        )
+
+    def _stages(self) -> list[tuple[int, Any]]:
+        """Return the number, as timm counts them, and the facts of each stage."""
+        found: list[tuple[int, Any]] = []
+        if not hasattr(self.network, "forward_intermediates"):
+            return found
+        # From the coarsest on. Of maps that are as fine as the next, as a ViT's, none is a stage.
+        for number, each in reversed([*enumerate(self.network.feature_info)]):
+            if found and each["reduction"] * 2 != found[0][1]["reduction"]:
+                break
+            found.insert(0, (number, each))
+        return found[-4:] if len(found) > 1 else []
+
     def layers(self) -> dict[str, int]:
         """See `Encoder.layers`: timm's."""
         return layers_of(self.network, self.network.group_matcher(coarse=False))

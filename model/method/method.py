@@ -32,7 +32,7 @@ class MemoryRequest:
     group: int
     """Which view group, by position; -1 is the last."""
     keys: int
-    """How many views, over all ranks."""
+    """How many views, over all ranks; 0 if the method begins a phase without new ones."""
     phase: int
     """Of the run; the same number gets the same views, also after a restart."""
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from shards import durable
+import numpy as np
+
 from shards.health.verification import CheckShard
 from shards.layout import ShardSet
 from shards.shard_index import lines_of
-from shards.tar import index_text, key_of
+from shards.subset.masked import masked
+from shards.tar import key_of
 
 Bad = Mapping[str, Mapping[str, str]]
 """{shard: {key: why}}."""
@@ -59,21 +61,12 @@ def leave_out(shard_set: ShardSet, bad: Bad, folder: Path) -> ShardSet:
     Raises:
         ValueError: no sample would be left, or an index is not what was written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, replaced = [], dict(shard_set.replaced)
+    kept_N, start = np.ones(len(shard_set), dtype=bool), 0
     for shard in shard_set.manifest.shards:
-        keys = bad.get(shard.name, {})
-        if keys:
-            lines = [line for line in lines_of(shard_set, shard) if key_of(line) not in keys]
-            if not lines:
-                continue
-            path, text = folder / f"{shard.name}.idx", index_text(lines)
-            durable.replace(path, [text])
-            replaced[shard.name] = str(path)
-            shard = replace(shard, samples=len(lines))
-        shards.append(shard)
-    if not shards:
+        if keys := bad.get(shard.name, {}):
+            good = [key_of(line) not in keys for line in lines_of(shard_set, shard)]
+            kept_N[start : start + shard.samples] = good
+        start += shard.samples
+    if not kept_N.any():
         raise ValueError(f"no sample of {shard_set.root} can be read; copy it again.")
-    samples = sum(shard.samples for shard in shards)
-    manifest = replace(shard_set.manifest, shards=shards, samples=samples)
-    return replace(shard_set, manifest=manifest, replaced=replaced)
+    return masked(shard_set, kept_N, folder)

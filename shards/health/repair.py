@@ -96,11 +96,11 @@ def repair(
     if any(problem.file == PLAN for problem in problems):
         folder.write(PLAN, _plan(manifest).to_json().encode())
     folder.clean()
-    result, shards = Repair([], [], []), []
+    result, shards, categories = Repair([], [], []), [], len(manifest.categories)
     for done, shard in enumerate(manifest.shards):
         if progress is not None:
             progress(done, len(manifest.shards))
-        shards.append(_repair_shard(folder, shard, deep, result))
+        shards.append(_repair_shard(folder, shard, deep, categories, result))
     if shards != manifest.shards:
         manifest = _summed_up(folder, manifest, shards, result)
         result.unrepaired.extend(_subsets_before(folder))
@@ -140,10 +140,12 @@ def _subsets_before(folder: Folder) -> list[Problem]:
     return [Problem(f"{SUBSETS}/{name}", what) for name in sorted(subsets)]
 
 
-def _repair_shard(folder: Folder, shard: Shard, deep: bool, result: Repair) -> Shard:
+def _repair_shard(
+    folder: Folder, shard: Shard, deep: bool, categories: int, result: Repair
+) -> Shard:
     """Repair one shard and return its new entry; the old one if nothing had to change."""
     name = f"{shard.name}.tar"
-    lines, index_problem = load_index(folder, shard)
+    lines, index_problem = load_index(folder, shard, categories=categories)
     table, table_problem = load_table(folder, shard)
     try:
         with folder.open(name) as tar:
@@ -154,7 +156,8 @@ def _repair_shard(folder: Folder, shard: Shard, deep: bool, result: Repair) -> S
                 result.unrepaired.append(Problem(name, f"{what}: copy one of them again"))
                 return shard
             rows = table.rows if table is not None else rows_of_tar(tar, lines)
-            good, bad = _sort_out(tar, rows, intact=intact, decode=deep or table is None)
+            decodes = deep or table is None
+            good, bad = _sort_out(tar, rows, intact=intact, decode=decodes, categories=categories)
             sound = intact and index_problem is None and table_problem is None
             if sound and not bad:
                 return shard
@@ -182,7 +185,7 @@ def _repair_shard(folder: Folder, shard: Shard, deep: bool, result: Repair) -> S
 
 
 def _sort_out(
-    tar: IO[bytes], rows: list[SampleRow], *, intact: bool, decode: bool
+    tar: IO[bytes], rows: list[SampleRow], *, intact: bool, decode: bool, categories: int
 ) -> tuple[list[tuple[SampleRow, str]], list[tuple[SampleRow, str]]]:
     """Return the good rows with their lines of the index, and the bad rows with the reason."""
     changed = set() if intact else {row.key for row in bad_rows(tar, rows)}
@@ -192,7 +195,7 @@ def _sort_out(
             bad.append((row, CHANGED))
             continue
         segment = segment_of(tar, row)
-        reason = undecodable(files_of(segment)) if decode else None
+        reason = undecodable(files_of(segment), categories=categories) if decode else None
         line = index_line(segment, row)
         if reason or not line:
             bad.append((row, reason or "is not where the table says"))
@@ -262,6 +265,7 @@ def _plan(manifest: Manifest) -> WritingPlan:
         preparation=how,
         command=manifest.command,
         partners=manifest.partners,
+        categories=manifest.categories,
     )
 
 

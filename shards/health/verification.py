@@ -11,7 +11,17 @@ from typing import IO
 
 from shards.engine import Engine, Job, Report, Serial, Totals
 from shards.image import decode, read_header
-from shards.layout import MANIFEST, PARTNER, PLAN, File, Manifest, Shard, ShardSet
+from shards.layout import (
+    CATEGORIES,
+    MANIFEST,
+    PARTNER,
+    PLAN,
+    UNKNOWN,
+    File,
+    Manifest,
+    Shard,
+    ShardSet,
+)
 from shards.named_numbers import numbers_in
 from shards.outage import Unreachable
 from shards.shard_index import check_index
@@ -141,13 +151,16 @@ class CheckShard(Job):
     """Whether every sample must have a partner."""
     indexed: bool
     """Whether ids and labels are in the index."""
+    categories: int
+    """How many of them every sample must have."""
 
     @classmethod
     def of(cls, shard_set: ShardSet, *, deep: bool) -> "CheckShard":
         """Return the check of a set's shards."""
         manifest = shard_set.manifest
         where = shard_set.folder, shard_set.tar_folder
-        return cls(*where, deep, manifest.partners, manifest.indexed)
+        of_set = manifest.partners, manifest.indexed, len(manifest.categories)
+        return cls(*where, deep, *of_set)
 
     def __call__(self, task: Shard, report: Report) -> list[Problem]:
         """Return what is wrong with a shard's files."""
@@ -166,7 +179,9 @@ class CheckShard(Job):
         table, problem = load_table(self.folder, shard)
         if problem:
             yield problem
-        lines, problem = load_index(self.folder, shard, indexed=self.indexed)
+        lines, problem = load_index(
+            self.folder, shard, indexed=self.indexed, categories=self.categories
+        )
         if problem:
             yield problem
         try:
@@ -225,7 +240,7 @@ class CheckShard(Job):
         data = {}
         for extension, (at, n, _) in files.items():
             data[extension] = read_part(tar, at, n)
-        reason = undecodable(data, partners=self.partners)
+        reason = undecodable(data, partners=self.partners, categories=self.categories)
         if reason:
             return reason, key
         if row is None:
@@ -240,14 +255,22 @@ class CheckShard(Job):
         return None
 
 
-def undecodable(files: dict[str, bytes], *, partners: bool = False) -> str | None:
+def undecodable(
+    files: dict[str, bytes], *, partners: bool = False, categories: int = 0
+) -> str | None:
     """Return why training cannot use a sample; None if it can.
 
     Args:
         files: its components by extension.
         partners: whether it must have a partner. A partner that it has is decoded in any case.
+        categories: how many it must have, if it is of a multi-label set.
     """
     reason = _undecodable(files)
+    labels = files.get(CATEGORIES, b"")
+    if reason is None and categories and len(labels) != categories:
+        return f"has {len(labels):,} categories; the manifest names {categories:,}"
+    if reason is None and categories and max(labels) > UNKNOWN:
+        return f"has a category of {max(labels)}; expected 0 (absent), 1 (present) or 2 (neither)"
     partner = {
         name.removeprefix(PARTNER): data for name, data in files.items() if name.startswith(PARTNER)
     }
@@ -296,7 +319,7 @@ def load_table(folder: Folder, shard: Shard) -> tuple[ShardTable | None, Problem
 
 
 def load_index(
-    folder: Folder, shard: Shard, *, indexed: bool = False
+    folder: Folder, shard: Shard, *, indexed: bool = False, categories: int = 0
 ) -> tuple[list[str] | None, Problem | None]:
     """Return the lines of a shard's index (None if damaged), and what is wrong with it."""
     name = f"{shard.name}.idx"
@@ -313,7 +336,7 @@ def load_index(
         return None, Problem(name, difference(found, shard.index))
     try:
         text = folder.read(name)
-        check_index(text, shard, indexed=indexed)
+        check_index(text, shard, indexed=indexed, categories=categories)
         return index_lines(text), None
     except ValueError as error:
         return None, Problem(name, str(error))

@@ -9,4 +9,5 @@ from shards.source.source import Sample as Sample
 from shards.source.source import Source as Source
 from shards.source.stl10 import STL10 as STL10
 from shards.source.table import Table as Table
+from shards.source.voc import VOC as VOC
 from shards.source.webdataset import WebDataset as WebDataset

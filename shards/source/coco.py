@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.layout import ABSENT, PRESENT, UNKNOWN
 from shards.one_line import one_line
 from shards.source.coco_annotations import (
     Annotations,
     annotation_files,
+    plain_id,
     read_annotations,
     splits_annotated,
 )
@@ -31,6 +33,10 @@ class COCO(Source):
     ROOT/images/*.jpg for all splits, of which those are taken that a split's annotations list; or
     ROOT/SPLIT/_annotations.coco.json. Samples are in order of file name and have no label; boxes
     [x, y, width, height], categories, crowd flags and captions go into the metadata.
+
+    Annotations of objects make the set a multi-label one, with the categories in the order of their
+    ids. An image has a category if any annotation says so, of a crowd too, as pycocotools counts
+    (getImgIds). Of an image that is not in the annotations nothing is known.
     """
 
     name = "coco"
@@ -63,6 +69,8 @@ class COCO(Source):
         listed = annotation_files(self._root, self.split, self._images)
         annotations = read_annotations(self._root, listed)
         facts = self._matched(annotations, files, listed)
+        self.categories = [*annotations.categories.values()]
+        self._columns = {key: column for column, key in enumerate(annotations.categories)}
         if shared:
             files = [file for file in files if file in facts]
         self.notes = [*annotations.notes, *self._what_lacks(files, facts, listed)]
@@ -82,15 +90,28 @@ class COCO(Source):
     def __getitem__(self, index: int) -> Sample:
         name = self._files[index]
         stem, extension = os.path.splitext(name)
-        file = f"{self._images}/{name}"
+        facts = self.facts(index)
         return Sample(
             key=key_from(name if self._long[index] else stem),
-            image=self._root.read(file),
+            image=self._root.read(facts["file"]),
             label=-1,
             id=index,
-            metadata={"file": file, **json.loads(self._annotations[index])},
+            metadata=facts,
             extension=extension[1:],
+            categories=self._shown(facts.get("annotations")),
         )
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return the metadata of a sample, without reading its image."""
+        file = f"{self._images}/{self._files[index]}"
+        return {"file": file, **json.loads(self._annotations[index])}
+
+    def _shown(self, annotations: list[dict[str, Any]] | None) -> bytes:
+        """Return for each category whether the annotations of an image name it."""
+        if annotations is None:
+            return bytes([UNKNOWN] * len(self._columns))
+        named = {plain_id(each["category_id"]) for each in annotations if "category_id" in each}
+        return bytes(PRESENT if key in named else ABSENT for key in self._columns)
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

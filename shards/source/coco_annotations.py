@@ -27,6 +27,8 @@ class Annotations:
     notes: list[str] = field(default_factory=list)
     by_id: dict[str, str] = field(default_factory=dict)
     """The file_name of each id."""
+    categories: dict[str, str] = field(default_factory=dict)
+    """The name of each category that objects may have, by its id as text, in the order of ids."""
 
 
 def annotation_files(root: Folder, split: str, images: str) -> list[str]:
@@ -71,6 +73,8 @@ def read_annotations(root: Folder, files: list[str]) -> Annotations:
             seen.add(key)
     for path, content in read.items():
         _add_annotations(path, annotations, content)
+    ordered = sorted(annotations.categories.items(), key=lambda each: natural(each[0]))
+    annotations.categories = dict(ordered)
     if twice:
         annotations.notes.append(f"{twice:,} images are listed twice, and taken once")
     return annotations
@@ -117,7 +121,7 @@ def _entries(path: str, content: dict[str, Any], what: str, *needed: str) -> Ite
         yield entry
 
 
-def _id(value: Any) -> str:
+def plain_id(value: Any) -> str:
     """Return an id as text, equal for 9, 9.0, "9" and "000009"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -127,7 +131,7 @@ def _id(value: Any) -> str:
 
 def _add_image(path: str, annotations: Annotations, image: Facts) -> str:
     """Add an image, or what another file does not say about it, and return its id as text."""
-    name, key = plain_path(str(image["file_name"])), _id(image["id"])
+    name, key = plain_path(str(image["file_name"])), plain_id(image["id"])
     named = annotations.by_id.setdefault(key, name)
     if named != name:
         raise ValueError(
@@ -135,7 +139,7 @@ def _add_image(path: str, annotations: Annotations, image: Facts) -> str:
             f"{one_line(name)}; expected an id of its own for each image. Number them anew."
         )
     fact = annotations.facts.setdefault(name, {"image_id": image["id"]})
-    if _id(fact["image_id"]) != key:
+    if plain_id(fact["image_id"]) != key:
         raise ValueError(
             f"{one_line(path)}: {one_line(name)} occurs twice, with the ids {fact['image_id']} "
             f"and {image['id']}; expected one. Remove the other."
@@ -153,16 +157,18 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
     """Add boxes and captions to their images; note what belongs to none."""
     categories: dict[str, Any] = {}
     for category in _entries(path, content, "categories", "id", "name"):
-        if categories.setdefault(_id(category["id"]), category["name"]) != category["name"]:
+        known = categories.setdefault(plain_id(category["id"]), category["name"])
+        if known != category["name"]:
             raise ValueError(
-                f"{one_line(path)}: category {category['id']} is called both "
-                f"{categories[_id(category['id'])]!r} and {category['name']!r}; expected an id "
-                "of its own for each. Number them anew."
+                f"{one_line(path)}: category {category['id']} is called both {known!r} and "
+                f"{category['name']!r}; expected an id of its own for each. Number them anew."
             )
+    if "annotations" in content:  # else no image says what it shows
+        annotations.categories |= {key: str(name) for key, name in categories.items()}
     apart, unnamed, total = dict[str, int](), dict[str, int](), 0
     for entry in _entries(path, content, "annotations", "image_id"):
         total += 1
-        key = _id(entry["image_id"])
+        key = plain_id(entry["image_id"])
         if key not in annotations.by_id:
             apart[key] = apart.get(key, 0) + 1
             continue
@@ -172,7 +178,7 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
             continue
         kept = {name: entry[name] for name in _KEPT if name in entry}
         if "category_id" in entry:
-            category = _id(entry["category_id"])
+            category = plain_id(entry["category_id"])
             if category in categories:
                 kept["category"] = categories[category]
             else:

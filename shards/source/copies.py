@@ -31,7 +31,8 @@ class Copies(Source):
 
     Split queries holds the copies: the label is the id of the original in the references, -1 for a
     distractor. Split references holds the references as they are, under the ids that they had,
-    without labels. Neither set has classes, so that nothing takes these labels for some.
+    without labels. Neither set has classes, so that nothing takes these labels for some, nor has
+    it categories.
     """
 
     name = "copies"

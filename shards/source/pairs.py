@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import ShardSet
+from shards.layout import CATEGORIES, ShardSet
 from shards.shard_index import lines_of
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.tar_members import entries
@@ -28,9 +28,9 @@ _END = bytes(1024)
 class Pairs(Source):
     """Samples of a shard set in the order of its tars, with their ids, labels and metadata.
 
-    Images are the stored bytes, which their CRC vouches for. The metadata gain "partner": its id,
-    its key, and the score that it was chosen for. A sample may be its own partner. 44 bytes a
-    sample are held.
+    Images are the stored bytes, which their CRC vouches for; categories stay. The metadata gain
+    "partner": its id, its key, and the score that it was chosen for. A sample may be its own
+    partner. 44 bytes a sample are held.
     """
 
     name = "pairs"
@@ -66,6 +66,7 @@ class Pairs(Source):
                 f"0 to {samples - 1}."
             )
         self.split, self.classes = shard_set.manifest.split, shard_set.manifest.classes
+        self.categories = shard_set.manifest.categories
         root = shard_set.root
         self.origin = root if is_remote(root) else os.path.abspath(root)
         self._root, self._place = shard_set.root, shard_set.tar_folder
@@ -107,6 +108,7 @@ class Pairs(Source):
             metadata=metadata,
             extension="" if extension == "rgb" else extension,
             partner=_image(partner)[1],
+            categories=files.get(CATEGORIES, b""),
         )
 
     def fingerprint(self) -> bytes:

@@ -39,6 +39,9 @@ class Sample:
     """Of the file's name, to compare with its content; empty where there is no such name."""
     partner: bytes | NDArray[np.uint8] | None = None
     """A second image that goes with it, in the form of `image`; see `Source.partners`."""
+    categories: bytes = b""
+    """A byte for each of the source's categories: absent, present or not counted, as in
+    `shards.layout`."""
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Of a sample in a tar: offset and size there of its "image", and of its "json", if that is an
     object."""
@@ -63,6 +66,8 @@ class Source(ABC):
     split: str
     classes: list[str]
     """Class names by label; empty if nothing is labelled."""
+    categories: Sequence[str] = ()
+    """What an image may show, of a multi-label source, which has no classes."""
     origin: str = ""
     """Where the data are; an unfinished writing goes on only with the same."""
     notes: Sequence[str] = ()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.layout import CATEGORIES
 from shards.source.folder import EXTENSIONS
 from shards.source.location import compressed
 from shards.source.source import Names
@@ -41,6 +42,8 @@ class Convention:
     """The components that may be the image, best first; () for whatever is one by its ending."""
     label: str | None
     """A component, "COMPONENT:FIELD" for a field of JSON, "folder", or None for y.i64 or cls."""
+    categories: bool = False
+    """Whether the tars are of a multi-label set, whose categories are carried over."""
     undecided: bool = False
     """Stop as soon as it is clear that keys do not end at the first dot."""
 
@@ -186,7 +189,8 @@ def _add(
         return False
     used = [image.entry]
     for component, member in sample.items():
-        if _is_text(component, member.size) or component == _SHAPE:
+        carried = (_SHAPE, CATEGORIES) if convention.categories else (_SHAPE,)
+        if component in carried or _is_text(component, member.size):
             used.append(member.entry)
         elif component not in (image.component, _ID, *convention.labels):
             kind = component if len(found.left) < 100 else component.rpartition(".")[2]
@@ -262,8 +266,8 @@ def read_sample(
     image_offset: int,
     last_dot: bool,
     contents: Contents,
-) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any], dict[str, Place]]:
-    """Return a sample's image, the name of its member, its components that are text, and places.
+) -> tuple[bytes | NDArray[np.uint8], str, dict[str, Any], dict[str, Place], bytes]:
+    """Return a sample's image, its member's name, components that are text, places, categories.
 
     The places are for `Sample.places`.
 
@@ -274,7 +278,7 @@ def read_sample(
     if len(data) < span:
         raise OSError(errno.EIO, f"{folder.path(name)} has become shorter")
     data += bytes(-span % BLOCKSIZE + BLOCKSIZE)  # padding and an end mark
-    image, shape, path, texts = b"", b"", "", dict[str, Any]()
+    image, shape, path, texts, categories = b"", b"", "", dict[str, Any](), b""
     places: dict[str, Place] = {}
     try:
         for entry in entries(io.BytesIO(data), len(data)):
@@ -284,7 +288,7 @@ def read_sample(
                 continue
             offset, size = place
             is_image = entry.offset == image_offset
-            if not (is_image or names[1] == _SHAPE or _is_text(names[1], size)):
+            if not (is_image or names[1] in (_SHAPE, CATEGORIES) or _is_text(names[1], size)):
                 continue
             content = data[entry.offset : entry.offset + entry.size]
             if offset != start + entry.offset:
@@ -293,6 +297,8 @@ def read_sample(
                 image, path, places["image"] = content, entry.name, place
             elif names[1] == _SHAPE:
                 shape = content
+            elif names[1] == CATEGORIES:
+                categories = content
             else:
                 texts |= _text(names[1], content)
                 if names[1] == "json" and isinstance(texts.get("json"), dict):
@@ -305,8 +311,8 @@ def read_sample(
         sides = [int.from_bytes(shape[i : i + 8], "little") for i in range(0, len(shape), 8)]
         if len(sides) != 3 or sides[2] != 3 or math.prod(sides) != len(image):
             raise OSError(errno.EIO, f"{len(image):,} bytes do not fit the shape {sides}", path)
-        return np.frombuffer(image, np.uint8).reshape(sides), path, texts, places
-    return image, path, texts, places
+        return np.frombuffer(image, np.uint8).reshape(sides), path, texts, places, categories
+    return image, path, texts, places, categories
 
 
 def _content(folder: Folder, name: str, offset: int, size: int) -> bytes:

@@ -1,5 +1,6 @@
 """WebDataset tars of any origin: https://github.com/webdataset/webdataset."""
 
+import errno
 import hashlib
 import json
 from array import array
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import find_tars, is_there
-from shards.source.source import Names, Sample, Source, key_from
+from shards.source.source import Names, NoImage, Sample, Source, key_from
 from shards.source.tar_samples import ROLES, Convention, Scan, read_sample, scan
 from shards.storage import Folder, is_remote
 
@@ -65,16 +66,18 @@ class WebDataset(Source):
         """
         self.split = split
         self._tars = find_tars(root, split)
+        named = _named_in_manifests(self._tars, "categories")
         alternatives = tuple(filter(None, (image or "").lower().replace(" ", "").split(";")))
         undecided = keys == "auto" and not any("." in name for name in alternatives)
-        convention = Convention(keys == "last_dot", alternatives, label, undecided)
+        convention = Convention(keys == "last_dot", alternatives, label, bool(named), undecided)
         scans = self._scan(convention)
         decided = undecided and _is_last_dot(scans)
         if undecided:
-            convention = Convention(decided, alternatives, label)
+            convention = Convention(decided, alternatives, label, bool(named))
         if decided:
             scans = self._scan(convention)
         self._last_dot, self._label = convention.last_dot, label
+        self.categories = [] if self._last_dot else named
         _refuse_several(scans, self._tars, convention)
 
         self._keys = Names()
@@ -120,7 +123,7 @@ class WebDataset(Source):
     def __getitem__(self, index: int) -> Sample:
         tar = self._tar(index)
         folder, name = self._tars[tar]
-        image, path, metadata, places = read_sample(
+        image, path, metadata, places, categories = read_sample(
             folder,
             name,
             self._starts[index],
@@ -131,6 +134,9 @@ class WebDataset(Source):
         )
         if self._ids is not None and isinstance(metadata.get("json"), dict):
             metadata = metadata["json"]  # a shard set of our own: what its source knew
+        if self.categories and len(categories) != len(self.categories):
+            found = f"has {len(categories)} categories for {len(self.categories)} in the manifest"
+            raise NoImage(errno.EINVAL, found, f"{name}/{path}")
         level = 0 if self._levels is None else self._levels[index]
         return Sample(
             key=key_from(self._name(index, int(level))),
@@ -140,6 +146,7 @@ class WebDataset(Source):
             metadata={"file": f"{name}/{path.removeprefix('./')}", **metadata},
             extension=path.rpartition(".")[2],
             places=places,
+            categories=categories if self.categories else b"",
         )
 
     def tars(self) -> Iterator[tuple[Folder, str, range]]:
@@ -195,7 +202,7 @@ class WebDataset(Source):
             )
         are_numbers = classes == [str(number) for number in range(len(classes))]
         if classes and are_numbers and self._label in (None, "y.i64"):
-            names = _classes_of(self._tars)
+            names = _named_in_manifests(self._tars, "classes")
             classes = names if len(names) >= len(classes) else classes
         return numbers, classes
 
@@ -318,15 +325,15 @@ def _folders_that_differ(keys: Names) -> Iterator[str]:
         yield folders[depth] if depth < len(folders) else ""
 
 
-def _classes_of(tars: list[tuple[Folder, str]]) -> list[str]:
-    """Return the classes in the manifest beside the tars; [] if there is none, or two differ."""
+def _named_in_manifests(tars: list[tuple[Folder, str]], field: str) -> list[str]:
+    """Return the names in the manifest beside the tars; [] if there are none, or two differ."""
     found: list[Any] = []
     for folder in {folder.location: folder for folder, _ in tars}.values():
         try:
-            classes = json.loads(folder.read(_MANIFEST))["classes"]
+            names = json.loads(folder.read(_MANIFEST))[field]
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return []
-        if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             return []
-        found.append(classes)
+        found.append(names)
     return found[0] if found and all(a == b for a, b in pairwise(found)) else []

@@ -111,6 +111,7 @@ def _manifest(plan: WritingPlan, shards: list[Shard], seen: Seen, account: Accou
         parent="",
         partners=plan.partners,
         indexed=plan.indexed,
+        categories=plan.categories,
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shards.engine import Job, Report
 from shards.image import Pixels, colours
-from shards.layout import PARTNER, QUARANTINE, File
+from shards.layout import CATEGORIES, PARTNER, QUARANTINE, File
 from shards.outage import Unreachable
 from shards.shard_table import Quarantined, SampleRow, Seen, plain, write_table
 from shards.source.source import Sample, Source
@@ -160,6 +160,7 @@ class WriteShard(ShardJob):
             tar = TarWriter(file)
 
             def add(sample: Sample, stored: Stored) -> tuple[int, int, int]:
+                assert len(sample.categories) == len(self.source.categories), sample.key
                 return tar.add(sample.key, _components(sample, stored, self._partner(sample)))
 
             rows = self.rows(task, seen, report, lambda: tar.length, add)
@@ -256,6 +257,7 @@ def _components(sample: Sample, stored: Stored, partner: Stored | None) -> list[
         ("id.i64", label_bytes(sample.id)),
         *_image("", stored),
         ("json", text.encode("utf-8", "backslashreplace")),
+        *([(CATEGORIES, sample.categories)] if sample.categories else []),
         *(_image(PARTNER, partner) if partner is not None else []),
         ("y.i64", label_bytes(sample.label)),
     ]

@@ -139,6 +139,7 @@ def write(
         drop_duplicates=drop_duplicates,
         preparation=preparation,
         partners=source.partners,
+        categories=tuple(plain(name) for name in source.categories),
         skip=skip,
         command=plain(command),
     )

@@ -28,6 +28,7 @@ class WritingPlan:
     partners: bool = False
     indexed: bool = False
     """Whether others wrote the tars, which are linked to."""
+    categories: tuple[str, ...] = ()
     skip: Count = 0
     """Number of samples left out at the beginning of the shuffle."""
     command: str

@@ -16,6 +16,7 @@ class FakeBatch:
     image_BCHW: Tensor
     label_B: Tensor
     id_B: Tensor
+    category_BK: Tensor | None = None
 
 
 class Pool(nn.Module):
@@ -58,6 +59,13 @@ def test_embed_keeps_the_order_of_the_batches_and_uses_eval_mode():
     assert found.label_N.tolist() == [-1, 0, 1, -1, 0, 1, -1]
     assert found.id_N.tolist() == list(range(100, 93, -1))
     assert found.h_NF.dtype == torch.float32 and found.id_N.dtype == torch.int64
+
+
+def test_a_known_number_of_samples_changes_nothing():
+    expected = embed(Pool().eval(), batches())
+    found = embed(Pool().eval(), batches(), samples=7)
+    assert torch.equal(found.h_NF, expected.h_NF) and torch.equal(found.id_N, expected.id_N)
+    found.h_NF.requires_grad_().sum().backward()  # no tensor of inference mode
 
 
 def test_embed_restores_every_modules_own_mode():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
-from evaluation import knn
+from evaluation import knn, score
 from evaluation.features import Features
 
 
@@ -54,6 +54,18 @@ def test_knn_equals_scikit_learn_with_the_same_weights():
 def test_block_size_does_not_change_the_result():
     train, test = features(200, seed=4), features(101, seed=5)
     assert knn.run(train, test, rows=1) == knn.run(train, test, rows=7) == knn.run(train, test)
+
+
+def test_a_gallery_in_parts_has_the_same_neighbours(monkeypatch: pytest.MonkeyPatch):
+    train, test = features(200, seed=4), features(101, seed=5)
+    expected = score.nearest(test.h_NF, train.h_NF, count=20)
+    similarity_QG = F.normalize(test.h_NF, dim=1) @ F.normalize(train.h_NF, dim=1).T
+    assert torch.equal(expected[1], similarity_QG.argsort(dim=1, descending=True)[:, :20])
+    for columns in (7, 199):  # fewer than are asked for; and a last part of one
+        monkeypatch.setattr(score, "GALLERY", 16 * columns)
+        found = score.nearest(test.h_NF, train.h_NF, count=20, rows=10)
+        torch.testing.assert_close(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
 
 
 def test_more_neighbours_than_train_samples_means_all_of_them():

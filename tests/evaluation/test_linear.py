@@ -83,7 +83,9 @@ def test_held_out_rows_enter_no_fit_but_the_last(monkeypatch: pytest.MonkeyPatch
     fits: list[torch.Tensor] = []
 
     def recorded(h_NF: torch.Tensor, class_N: torch.Tensor, **settings) -> linear.Probe:
-        fits.append(h_NF)
+        assert h_NF is train.h_NF, "a copy of the features"
+        chosen_N = settings.get("chosen_N")
+        fits.append(h_NF if chosen_N is None else h_NF[chosen_N])
         return fit(h_NF, class_N, **settings)
 
     fit = linear.fit
@@ -93,6 +95,22 @@ def test_held_out_rows_enter_no_fit_but_the_last(monkeypatch: pytest.MonkeyPatch
     assert len(fits) == len(linear.GRID) + 1
     assert all(torch.equal(h_NF, train.h_NF[~held_N]) for h_NF in fits[:-1])
     assert torch.equal(fits[-1], train.h_NF)
+
+
+def test_the_rows_that_are_not_chosen_and_the_size_of_parts_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    train = features(700, seed=15)
+    chosen_N = torch.arange(0, 700, 2)
+    apart = linear.fit(train.h_NF[chosen_N], train.label_N[chosen_N], classes=4, l2=1e-2)
+    h_NF = train.h_NF.clone()
+    h_NF[1::2] = torch.nan
+    monkeypatch.setattr(linear, "CPU_NUMBERS", 12)  # parts of 64 rows
+    monkeypatch.setattr(linear, "COPIED", 0)
+    found = linear.fit(h_NF, train.label_N, classes=4, l2=1e-2, chosen_N=chosen_N)
+    torch.testing.assert_close(found.weight_KF, apart.weight_KF, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std_F, apart.std_F)
+    assert torch.equal(found.predict(train.h_NF), apart.predict(train.h_NF))
 
 
 def test_the_stronger_of_two_equals_is_chosen():

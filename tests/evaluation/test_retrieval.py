@@ -182,6 +182,25 @@ def test_a_label_of_its_own_stays_in_the_gallery_but_is_no_query():
     assert found == {"label_map": pytest.approx(0.5), "label_r1": 0.0, "label_r5": 1.0}
 
 
+def test_some_queries_rank_the_whole_set_and_are_the_same_ones_in_any_order():
+    generator = torch.Generator().manual_seed(4)
+    label_N = torch.randint(0, 6, (70,), generator=generator)
+    h_NF = torch.randn(70, 10, generator=generator)
+    h_NF[:, :6] += 0.7 * F.one_hot(label_N, 6)
+    whole = Features(h_NF, label_N, torch.arange(70))
+    ranked = rankings(h_NF, label_N.tolist())
+    ap = [float(average_precision_score(right, score)) for score, right in ranked]
+    first, two = (retrieval.run_labels(whole, queries=n)["label_map"] for n in (1, 2))
+    for one in (first, 2 * two - first):  # each is that of a query; the second is another one
+        assert min(abs(each - one) for each in ap) < 1e-6
+    assert abs(two - first) > 1e-4
+    order_N = torch.randperm(70, generator=generator)
+    other = Features(h_NF[order_N], label_N[order_N], order_N)
+    some = retrieval.run_labels(whole, queries=30)
+    assert retrieval.run_labels(other, queries=30) == pytest.approx(some)
+    assert some["label_map"] != retrieval.run_labels(whole)["label_map"]
+
+
 def test_what_cannot_be_ranked_is_refused():
     with pytest.raises(ValueError, match=r"\[1, 8, 4\], expected \[V, A, D\] with 2 or more"):
         retrieval.run_views(torch.zeros(1, 8, 4))

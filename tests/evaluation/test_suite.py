@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.suite import Suite
+from evaluation.suite import ONLINE, Suite
 from model.encoder import SmallResNet
 from model.method import JointEmbedding
 from model.objective import SmoothAP
@@ -36,11 +36,13 @@ def test_labels_allow_more_figures(make_shard_set: MakeShardSet) -> None:
 
     def names(test: ShardSet, train: ShardSet | None) -> set[str]:
         suite = Suite(test=test, train=train, group=GROUP, device=CPU)
-        return set(suite.run(method(), probe=True).figures)
+        return set(suite.run(method()).figures)
 
     assert names(without, None) == VIEWS
     assert names(labelled, None) == VIEWS | LABELS
-    assert names(labelled, labelled) == VIEWS | LABELS | PROBE | {"knn_top1"}
+    assert names(labelled, labelled) == VIEWS | LABELS | PROBE | ONE | {"knn_top1"}
+    without_labels = Suite(test=labelled, train=labelled, group=GROUP, device=CPU)
+    assert set(without_labels.run(method(), ONLINE).figures) == ONLINE_VIEWS | LABELS | {"knn_top1"}
 
 
 def test_the_same_encoder_gets_the_same_figures_and_keeps_its_mode(
@@ -48,7 +50,7 @@ def test_the_same_encoder_gets_the_same_figures_and_keeps_its_mode(
 ) -> None:
     suite = Suite(test=make_shard_set(40), train=make_shard_set(41), group=GROUP, device=CPU)
     trained = method().train()
-    assert suite.run(trained, probe=False) == suite.run(trained, probe=False)
+    assert suite.run(trained, ONLINE) == suite.run(trained, ONLINE)
     assert trained.training and trained.encoder.training
 
 
@@ -83,9 +85,12 @@ class Labelled(Pictures):
         return replace(sample, label=self.labels[index], image=self.pixels(index + self.first))
 
 
-VIEWS = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
+ONLINE_VIEWS = {"view_map", "view_r1", "view_r5", "alignment", "uniformity", "effective_dimension"}
+ONLINE_VIEWS |= {"rank_me", "lidar"}
+VIEWS = ONLINE_VIEWS | {"rank_me_h", "lidar_h"}
 LABELS = {"label_map", "label_r1", "label_r5"}
 PROBE = {"linear_top1", "linear_l2"}
+ONE = {"few_shot_1_top1", "few_shot_1_ci"}
 
 
 @pytest.mark.parametrize(
@@ -95,13 +100,18 @@ PROBE = {"linear_top1", "linear_l2"}
         (
             [0, 0, 1, 1],
             [0, 1, 2, 2],
-            LABELS | {"knn_top1"} | PROBE,
+            LABELS | {"knn_top1"} | PROBE | ONE,
             "2 test samples are of a class",
         ),
         ([3, 3, 3, 3], [3, 3, 2, 2], LABELS, "no k-NN: All 4 labelled train samples have"),
-        ([0, 1, 2, 3], [0, 0, 1, 1], LABELS | {"knn_top1"}, "no linear probe: The 4 labelled"),
+        (
+            [0, 1, 2, 3],
+            [0, 0, 1, 1],
+            LABELS | {"knn_top1"} | ONE,
+            "no linear probe: The 4 labelled",
+        ),
         ([0, 0, 1, 1], [2, 2, 3, 3], LABELS, "no k-NN: Test has none of the 2 classes"),
-        ([0, 0, 1, 1], [0, 1], {"knn_top1"} | PROBE, "no label retrieval: No two of the 2"),
+        ([0, 0, 1, 1], [0, 1], {"knn_top1"} | PROBE | ONE, "no label retrieval: No two of the 2"),
         ([0, 0, 1, 1], [-1, -1, -1], set(), "no k-NN: None of the 3 test samples"),
         ([-1, -1, -1], [0, 0, 1], LABELS, "no k-NN: None of the 3 train samples"),
     ],
@@ -114,9 +124,10 @@ def test_labels_that_do_not_suit_leave_figures_out_and_nothing_else(
         for number, labels in enumerate((train, test))
     ]
     suite = Suite(test=sets[1], train=sets[0], group=GROUP, device=CPU)
-    found = suite.run(method(), probe=True)
+    found = suite.run(method())
     assert set(found.figures) == VIEWS | figures
     assert any(line.startswith(remark) for line in found.remarks), found.remarks
+    assert sum(line.startswith("no few-shot: ") for line in found.remarks) == 1
 
 
 def test_what_has_no_labels_is_said_before_anything_is_computed(
@@ -126,8 +137,8 @@ def test_what_has_no_labels_is_said_before_anything_is_computed(
     without, single = with_classes(labelled, []), with_classes(labelled, ["only"])
     for test, train, words in (
         (without, None, "no label retrieval: "),
-        (without, labelled, "no label retrieval, k-NN, linear probe: "),
-        (labelled, without, "no k-NN, linear probe: "),
+        (without, labelled, "no label retrieval, k-NN, linear probe, few-shot: "),
+        (labelled, without, "no k-NN, linear probe, few-shot: "),
         (single, single, "has a single class"),
         (labelled, labelled, "is the set that k-NN and probe are fitted on too"),
     ):
@@ -140,7 +151,7 @@ def test_images_in_both_sets_are_counted_by_their_content(tmp_path: Path) -> Non
     train = write(Labelled([0, 0, 0, 1, 1, 1]), tmp_path / "train")
     test = write(Labelled([0, 1, 0, 1], first=4), tmp_path / "test")  # pictures 4 and 5 are in both
     suite = Suite(test=test, train=train, group=GROUP, device=CPU)
-    (line,) = suite.run(method(), probe=False).remarks
+    (line,) = suite.run(method(), ONLINE).remarks
     assert line.startswith(f"2 of the 4 images of {test.root} are in {train.root} too")
 
 
@@ -156,10 +167,10 @@ def test_a_set_that_cannot_be_read_costs_its_own_figures_alone(
     tar = next((tmp_path / "train").glob("*.tar"))
     tar.write_bytes(b"\xff" * tar.stat().st_size)
     suite = Suite(test=make_shard_set(40), train=train, group=GROUP, device=CPU)
-    found = suite.run(method(), probe=True)
+    found = suite.run(method())
     assert set(found.figures) == VIEWS | LABELS
     (line,) = found.remarks
-    assert line.startswith("no k-NN, linear probe: ") and "tools.verify" in line
+    assert line.startswith("no k-NN, linear probe, few-shot: ") and "tools.verify" in line
 
 
 def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> None:
@@ -170,9 +181,109 @@ def test_progress_is_of_all_that_takes_time(make_shard_set: MakeShardSet) -> Non
         group=GROUP,
         device=CPU,
         progress=lambda *words: told.append(words),
-    ).run(method(), probe=True)
-    assert [what.split()[0] for what, *_ in told] == ["views", "features", "features", "linear"]
+    ).run(method())
+    kinds = dict.fromkeys(what.split()[0] for what, *_ in told)
+    assert list(kinds) == ["views", "features", "linear", "few-shot"]
+    assert sum(what.startswith("features") for what, *_ in told) == 2
     assert all(0 <= done < total for _, done, total in told)
+
+
+class Annotated(Pictures):
+    """Pictures that show categories: the one of their number, and the one of its double."""
+
+    def __init__(self, samples: int, categories: list[str], *, first: int = 0) -> None:
+        super().__init__(samples)
+        self.classes, self.categories, self.first = [], categories, first
+
+    def __getitem__(self, index: int) -> Sample:
+        number, sample = index + self.first, super().__getitem__(index)
+        shown = {number % 4, 2 * number % 4}
+        told = bytes(int(k in shown) for k in range(len(self.categories)))
+        return replace(sample, label=-1, image=self.pixels(number), categories=told)
+
+
+SHARED = {"category_map", "category_ndcg"}
+KNN = {"multi_label_knn_map"}
+MULTI_LABEL_PROBE = {
+    "multi_label_map",
+    "multi_label_voc_map",
+    "multi_label_voc07_map",
+    "multi_label_l2",
+}
+FOUR = ["bear", "cat", "dog", "eel"]
+
+
+@pytest.mark.parametrize(
+    ("train", "figures", "remark"),
+    [
+        (None, SHARED, ""),
+        (["eel", "dog", "cat", "bear"], SHARED | KNN | MULTI_LABEL_PROBE, ""),
+        (
+            ["eel", "fox", "bear", "gnu"],
+            SHARED | KNN | MULTI_LABEL_PROBE,
+            "4 categories are in one of",
+        ),
+        (["fox", "gnu"], SHARED, "share no category (fox, gnu; bear, cat, dog, …)"),
+        ([], SHARED, "no multi-label k-NN, probe: "),
+    ],
+)
+def test_categories_allow_more_figures(
+    train: list[str] | None, figures: set[str], remark: str, tmp_path: Path
+) -> None:
+    test_set = write(Annotated(24, FOUR), tmp_path / "test")
+    train_set = None
+    if train is not None:
+        train_set = write(Annotated(40, train, first=24), tmp_path / "train")
+    suite = Suite(test=test_set, train=train_set, group=GROUP, device=CPU)
+    found = suite.run(method())
+    assert set(found.figures) == VIEWS | figures
+    assert (remark in found.remarks[0]) if remark else not found.remarks, found.remarks
+    assert found.remarks == suite.remarks()
+    common = [name for name in train or [] if name in FOUR]
+    assert all(list(ap) == common for ap in found.details.values())
+    assert len(found.details) == (0 if figures == SHARED else 2)
+
+
+def test_columns_are_matched_by_their_names(tmp_path: Path) -> None:
+    """The same categories in another order have the same figures."""
+    train = write(Annotated(40, FOUR, first=24), tmp_path / "train")
+    test = write(Annotated(24, FOUR), tmp_path / "test")
+    turned = write(Turned(24, [*reversed(FOUR)]), tmp_path / "turned")
+    found, again = (
+        Suite(test=each, train=train, group=GROUP, device=CPU).run(method(), ONLINE)
+        for each in (test, turned)
+    )
+    assert set(found.figures) == ONLINE_VIEWS | SHARED | KNN  # no probe while a run trains
+    same = SHARED | KNN
+    assert {n: found.figures[n] for n in same} == {n: again.figures[n] for n in same}
+    assert found.details == again.details
+
+
+class Turned(Annotated):
+    """The same with its columns in the opposite order."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, categories=sample.categories[::-1])
+
+
+def test_sets_with_classes_and_sets_with_categories_are_told_what_they_lack_if_asked(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    labelled, annotated = make_shard_set(40), write(Annotated(24, FOUR), tmp_path / "test")
+    for shard_set, protocols, words in (
+        (labelled, ["multi_label"], "no multi-label figures: "),
+        (annotated, ["knn"], "no label retrieval: "),
+        (with_classes(labelled, []), ["knn", "multi_label"], "no label retrieval: "),
+        (labelled, ["linear"], "no figures: k-NN and probes need a training set"),
+        (annotated, ["multi_label_linear"], "no figures: k-NN and probes need a training set"),
+    ):
+        suite = Suite(test=shard_set, train=None, group=GROUP, device=CPU)
+        (line,) = suite.run(method(), protocols).remarks
+        assert line.startswith(words)
+    both = Suite(test=annotated, train=annotated, group=GROUP, device=CPU)
+    (line,) = both.remarks()
+    assert "multi-label k-NN and probe are fitted on too" in line
 
 
 def test_copies_are_found_by_features_and_by_embeddings(
@@ -191,7 +302,7 @@ def test_copies_are_found_by_features_and_by_embeddings(
         queries=queries,
         references=references,
     )
-    figures = suite.run(method(), probe=False).figures
+    figures = suite.run(method(), ONLINE).figures
     for name in ("copy_map", "copy_recall_at_p90", "copy_r1", "copy_z_map", "copy_z_r1"):
         assert figures[name] == 1
     with pytest.raises(ValueError, match=r"has classes.*tools\.shard copies"):

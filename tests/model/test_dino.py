@@ -12,7 +12,7 @@ from model.average import MovingAverage
 from model.encoder import Encoder
 from model.method import DINO
 from model.method.dino import Prototypes
-from training.optimizer import build_optimizer
+from model.optimizer import build_optimizer
 
 # Of facebookresearch/dino, 7c446df: MultiCropWrapper of `Flat` and DINOHead(6, 9,
 # norm_last_layer=False, hidden_dim=7, bottleneck_dim=5), DINOLoss(9, 5, 0.04, 0.07, 6, 10),

@@ -163,6 +163,7 @@ def test_rows_come_in_the_order_of_ranks_whatever_their_number(
         assert found[rank][f"rows {dtype}"].dtype == dtype
     labels_N = torch.cat([rows_of(0, torch.int64), rows_of(1, torch.int64)])[:, 0]
     assert torch.equal(found[rank]["labels"], labels_N)
+    assert found[rank]["equal rows"].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
     assert torch.equal(found[rank]["none on rank 0"], rows_of(1, torch.float32))
 
 

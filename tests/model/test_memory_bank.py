@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.memory_bank import Memory
+from model.memory_bank import KeyRing, Memory
 
 Q, N, D = 7, 40, 5
 
@@ -81,6 +81,39 @@ def test_bfloat16_keys_are_scored_in_float32_also_under_autocast() -> None:
         found = Memory(key_ND, ID_N).logsumexp(z_QD, ID_Q, temperature=0.07)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_ring_holds_the_newest_keys_and_no_empty_row_counts() -> None:
+    """A loop that drops the oldest of a list, in parts of all sizes, beyond the end and around."""
+    ring = KeyRing(N, D, dtype=torch.float64)
+    held: list[tuple[Tensor, int]] = []
+    z_QD = unit(Q, 1)
+    for push, size in enumerate((3, 1, 20, 16, 40, 7, 39)):
+        key_MD = unit(size, 10 + push)
+        id_M = (torch.arange(size) + push) % 11
+        ring.push(key_MD, id_M)
+        held = [*held, *zip(key_MD, id_M.tolist(), strict=True)][-N:]
+        found = ring.memory().logsumexp(z_QD, ID_Q, temperature=0.1, rows=9)
+        whole = Memory(ring.key_ND, ring.id_N, ring.pushed).logsumexp(z_QD, ID_Q, temperature=0.1)
+        for q in range(Q):
+            scores = [z_QD[q] @ key / 0.1 for key, id in held if id != q]
+            expected = torch.stack(scores).logsumexp(0) if scores else torch.tensor(-torch.inf)
+            assert found[q].item() == pytest.approx(expected.item(), abs=1e-12)
+        torch.testing.assert_close(found, whole)  # as on a GPU, where empty rows are masked
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_a_push_is_undone_where_it_was_bad(bad: bool) -> None:
+    ring = KeyRing(N, D, dtype=torch.float16)
+    ring.push(unit(35, 1), torch.arange(35))
+    before = {name: value.clone() for name, value in ring.state_dict().items()}
+    ring.push(unit(9, 2), torch.arange(9), undoable=True)  # around the end
+    after = {name: value.clone() for name, value in ring.state_dict().items()}
+    for _ in range(2):  # there is no more than one to undo
+        ring.put_back(torch.tensor(bad))
+        for name in ("key_ND", "id_N"):
+            assert not torch.equal(before[name], after[name])
+            assert torch.equal(ring.state_dict()[name], before[name] if bad else after[name])
 
 
 class Largest(TorchDispatchMode):

@@ -15,7 +15,7 @@ from model.method import BYOL, DINO, JointEmbedding, Method, MoCo, SimSiam, SwAV
 from model.method.swav import sinkhorn, swapped_prediction
 from model.method.view_prediction import agreement, spread
 from model.objective import SmoothAP
-from training.optimizer import build_optimizer, set_learning_rate
+from model.optimizer import build_optimizer, set_learning_rate
 
 every_method = pytest.mark.parametrize("name", MAKE)
 

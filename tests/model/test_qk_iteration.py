@@ -10,7 +10,7 @@ from torch import Tensor
 from model.encoder import SmallResNet
 from model.method import JointEmbedding, QKIteration
 from model.objective import NTXent
-from training.optimizer import build_optimizer
+from model.optimizer import build_optimizer
 
 B, V, W = 6, 2, 3  # samples, views of the queries, views of the keys
 
@@ -126,6 +126,112 @@ def test_a_continued_phase_has_the_same_memory_and_no_step_saves_it() -> None:
     assert not any(len(value) == 50 for value in made.state_dict().values() if value.ndim)
 
 
+def steps_of(made: QKIteration, first: int, last: int) -> list[float]:
+    """Train from one step to before another, as the program does."""
+    optimizer = build_optimizer(made, name="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0)
+    losses = []
+    for step in range(first, last):
+        request = made.memory_due(step)
+        if request is not None:
+            made.remember(request, shown())
+        output = made((batch(step), batch(step + 50, W)), (torch.arange(B) + step) % 20)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        made.after_step(0.5)
+        losses.append(output.loss.item())
+    return losses
+
+
+CHEAPER = (
+    {"fill_parts": 4},
+    {"fill_parts": 0, "step_keys": True},
+    {"fill_parts": 3, "step_keys": True},
+    {"fill_parts": 1, "step_keys": True},
+)
+
+
+@pytest.mark.parametrize("settings", CHEAPER)
+@pytest.mark.parametrize("memory_type", ["float32", "float16"])
+def test_a_run_with_lasting_memories_goes_on_from_its_state(
+    settings: dict, memory_type: str
+) -> None:
+    settings = settings | {"start_steps": 1, "phase_steps": 3, "memory_type": memory_type}
+    for cut in (1, 5, 7):  # as the first phase begins, within the second, as the third begins
+        whole = method(**settings)
+        losses = steps_of(whole, 0, cut)
+        continued = method(**settings)
+        continued.load_state_dict({name: v.clone() for name, v in whole.state_dict().items()})
+        losses += steps_of(whole, cut, 11)
+        assert steps_of(continued, cut, 11) == losses[cut:]
+        state = continued.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+    assert len({*losses}) == 11
+
+
+def test_a_fill_in_parts_renews_the_oldest_keys() -> None:
+    """Against a list: the first phase of each side takes 50 keys, later ones a third of them."""
+    made = method(fill_parts=3)
+    lists: dict[bool, list[Tensor]] = {True: [], False: []}
+    for step in range(10):
+        request = made.memory_due(step)
+        assert (request is None) == (step % 2 == 1)
+        if request is None:
+            continue
+        assert request.keys == (50 if step < 4 else 17)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter += 0.02
+        begin(made, step)
+        of_queries = step % 4 == 2
+        embed = made.embed if of_queries else made.embed_reference
+        seen: list[Tensor] = []
+        for views_VBCHW, _ in shown():
+            if len(seen) >= request.keys:
+                break
+            with torch.no_grad():
+                seen += list(embed(views_VBCHW)[0])
+        lists[of_queries] = [*lists[of_queries], *seen[: request.keys]][-50:]
+        ring = made.query_ring if of_queries else made.key_ring
+        assert ring is not None
+        oldest = int(ring.pushed) % 50
+        torch.testing.assert_close(
+            torch.cat([ring.key_ND[oldest:], ring.key_ND[:oldest]]), torch.stack(lists[of_queries])
+        )
+
+
+@torch.no_grad()
+def test_keys_of_steps_are_negatives_of_later_steps_and_never_of_their_own() -> None:
+    """Both sides' memories, against lists of what the steps have embedded."""
+    made = method(fill_parts=0, step_keys=True, start_steps=2, phase_steps=3, keys=70)
+    lists: dict[str, list[tuple[Tensor, int]]] = {"query": [], "key": []}
+    for step in range(9):
+        request = made.memory_due(step)
+        if request is not None:
+            assert request.keys == 0
+            made.remember(request, iter(()))
+        views, ids = (batch(step), batch(step + 50, W)), (torch.arange(B) + step) % 20
+        queries_train = step < 5 or step == 8
+        q_VBD, k_WBD = made.embed(views[0]), made.embed_reference(views[1])
+        z_VBD, own_WBD = (q_VBD, k_WBD) if queries_train else (k_WBD, q_VBD)
+        loss = made(views, ids).loss
+        if step >= 2:
+            losses = []
+            for z_BD in z_VBD:
+                for own_BD in own_WBD:
+                    for b in range(B):
+                        keys = lists["key" if queries_train else "query"]
+                        others = [z_BD[b] @ key for key, id in keys if id != ids[b]]
+                        logits = torch.stack([z_BD[b] @ own_BD[b], *others]) / made.temperature
+                        losses.append(-logits.log_softmax(0)[0])
+            assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+        made.after_step(0.5)
+        k_WBD = made.embed(views[1]) if step < 2 else k_WBD  # one model at the start
+        for name, rows in (("query", q_VBD), ("key", k_WBD)):
+            pairs = [(z, id) for z_BD in rows for z, id in zip(z_BD, ids.tolist(), strict=True)]
+            lists[name] = [*lists[name], *pairs][-70:]
+
+
 def test_the_frozen_side_is_in_eval_mode_and_evaluation_leaves_it_so() -> None:
     made = method()
     for step, (query, key) in ((0, (True, False)), (2, (False, True))):
@@ -144,16 +250,18 @@ def test_with_one_group_the_first_view_asks_and_the_last_is_the_key() -> None:
     assert torch.equal(one, made((views[:1], views[1:]), ids).loss)
 
 
-def test_bfloat16_takes_half_and_moves_the_loss_little() -> None:
+@pytest.mark.parametrize(("half", "by"), [("bfloat16", 0.02), ("float16", 0.002)])
+def test_half_precision_takes_half_and_moves_the_loss_little(half: str, by: float) -> None:
     losses = []
-    for memory_type in ("float32", "bfloat16"):
+    for memory_type in ("float32", half):
         made = method(memory_type=memory_type)
         begin(made, 0)
         assert made._memory is not None
         assert made._memory.key_ND.element_size() == (4 if memory_type == "float32" else 2)
         with torch.autocast("cpu", torch.bfloat16, enabled=memory_type == "bfloat16"):
             losses.append(made((batch(1), batch(2, W)), torch.arange(B)).loss.item())
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] == pytest.approx(losses[1], rel=by)
+    assert losses[0] != losses[1]
 
 
 def test_at_the_start_one_model_trains_as_simclr_does_and_the_other_follows() -> None:
@@ -195,6 +303,8 @@ def test_at_the_start_one_model_trains_as_simclr_does_and_the_other_follows() ->
         ({"phase_steps": 0}, ["phase_steps=0", "1 or more"]),
         ({"start_steps": -1}, ["start_steps=-1", "no negative start"]),
         ({"keys": 0}, ["keys=0", "1 or more"]),
+        ({"fill_parts": 0}, ["fill_parts=0", "--method.step_keys true"]),
+        ({"fill_parts": 51}, ["fill_parts=51", "1 to keys=50"]),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, words: list[str]) -> None:
@@ -212,5 +322,7 @@ def test_impossible_views_and_sizes_are_refused() -> None:
             method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)
     with pytest.raises(ValueError, match="batch_size=1"):
         method().refuse(counts=(2,), sizes=(16,), batch_size=1)
+    with pytest.raises(ValueError, match="keys=50 is less than the 52 views of a step"):
+        method(step_keys=True).refuse(counts=(1, 4), sizes=(16, 16), batch_size=13)
     for counts in ((2,), (1, 1), (4, 2)):
         method().refuse(counts=counts, sizes=(16,) * len(counts), batch_size=4)

@@ -61,14 +61,17 @@ def test_what_timm_does_inside_its_batch_norm_is_still_done() -> None:
         synchronise(Own(3))
 
 
-def by_ranks(x: Tensor, dy: Tensor, layer: nn.BatchNorm2d) -> list[Tensor]:
-    """Let two ranks normalise half of the rows each, their collectives written out."""
+def by_ranks(x: Tensor, dy: Tensor, layer: nn.BatchNorm2d, *, first: int = 4) -> list[Tensor]:
+    """Let two ranks normalise a part of the rows each, their collectives written out."""
     mean_C, var_C = layer.running_mean, layer.running_var
     assert mean_C is not None and var_C is not None
-    parts, dparts, eps = x.chunk(2), dy.chunk(2), layer.eps
+    sizes, eps = [first, len(x) - first], layer.eps
+    parts, dparts = x.split(sizes), dy.split(sizes)
     all_R2C = torch.stack([torch.stack(sync_batch_norm.statistics(p, eps)) for p in parts])
-    count_R = all_R2C.new_full((2,), parts[0].numel() // x.shape[1])
-    shared = sync_batch_norm.combined(parts[0], all_R2C, count_R, mean_C, var_C, 0.1, eps)
+    count_R = all_R2C.new_tensor([part.numel() // x.shape[1] for part in parts])
+    shared = sync_batch_norm.combined(
+        parts[0], all_R2C, count_R, mean_C, var_C, 0.1, eps, uneven=first != 4
+    )
     y = [sync_batch_norm.normalised(p, layer.weight, layer.bias, *shared, eps) for p in parts]
     sums = [
         sync_batch_norm.gradient_sums(d, p, layer.weight, *shared)
@@ -93,9 +96,10 @@ def expected_of(x: Tensor, dy: Tensor, layer: nn.BatchNorm2d) -> list[Tensor]:
     return [t.detach() for t in found if t is not None] + [layer.running_mean, layer.running_var]
 
 
+@pytest.mark.parametrize("first", [4, 1, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_arithmetic_is_that_of_batch_norm(device: str, dtype: torch.dtype) -> None:
+def test_the_arithmetic_is_that_of_batch_norm(device: str, dtype: torch.dtype, first: int) -> None:
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(6).to(device)
     nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -103,7 +107,7 @@ def test_the_arithmetic_is_that_of_batch_norm(device: str, dtype: torch.dtype) -
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     expected = expected_of(x, dy, copy.deepcopy(layer))
     with torch.no_grad():
-        found = by_ranks(x, dy, layer)
+        found = by_ranks(x, dy, layer, first=first)
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=bound, atol=10 * bound)

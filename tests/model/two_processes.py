@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from methods import MAKE, batch, made
 from torch import Tensor, nn
 
-from model.gather import gather, gather_rows, own_samples
+from model.gather import gather, gather_equal_rows, gather_rows, own_samples
 from model.method import JointEmbedding, Method, SwAV
 from model.objective import Objective
 from model.sync_batch_norm import synchronise
@@ -203,6 +203,7 @@ def work(rank: int, folder: str, objectives: list[type[Objective]]) -> None:
 
     for dtype in (torch.float32, torch.int64, torch.bool):
         found[f"rows {dtype}"] = gather_rows(rows_of(rank, dtype))
+    found["equal rows"] = gather_equal_rows(10 * rank + torch.arange(4))
     found["labels"] = gather_rows(rows_of(rank, torch.int64)[:, 0])
     found["none on rank 0"] = gather_rows(rows_of(rank, torch.float32)[: 0 if rank == 0 else None])
     torch.save(found, Path(folder) / f"rank{rank}.pt")

@@ -62,6 +62,7 @@ def test_what_may_be_missing_and_sizes_are_flags(class_folders, tmp_path: Path):
     [
         (["folder", "--root", "NOWHERE", "--out", "OUT"], ["NOWHERE is not a folder", "--root"]),
         (["coco", "--root", "IN", "--out", "OUT"], ["'train2017'", "it holds class_00, class_01"]),
+        (["voc", "--root", "IN", "--out", "OUT"], ["has no JPEGImages/", "it holds class_00"]),
         (["stl10", "--root", "IN", "--out", "OUT"], ["train_X.bin is missing", "--download"]),
         (["folder", "--root", "IN", "--out", "IN"], ["IN is not empty: it holds class_00"]),
         (["folder", "--root", "IN", "--out", "OUT", "--limit", "0"], ["limit=0; expected 1"]),
@@ -137,7 +138,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(class_folders, tmp_path: Path
 
 def test_help_comes_from_the_constructors():
     listed = shard("--help").stdout
-    assert set(SOURCES) >= {"stl10", "coco", "folder"}
+    assert set(SOURCES) >= {"stl10", "coco", "voc", "folder"}
     assert all(name in listed for name in SOURCES)
     shown = shard("stl10", "--help").stdout
     for flag in ("--root", "--split", "--download", "--out", "--limit", "--seed"):

@@ -208,6 +208,91 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     assert "learning_rate: 0.01 there, 0.5 here" in capsys.readouterr().err
 
 
+EVALUATED = """
+import json, pathlib, sys
+calls = pathlib.Path(sys.argv[2])
+calls.write_text((calls.read_text() if calls.exists() else "") + sys.argv[1] + "\\n")
+if calls.with_name("broken").exists():
+    sys.exit("error: no such thing")
+seed = 0.1 if "seed1" in sys.argv[1] else 0.0
+of = {"few_shot_1_top1": 0.3 + seed + 0.2 * ("ap" in sys.argv[1]), "few_shot_1_ci": 0.01}
+record = {"run": "x", "step": 9, **of, "sets": {"pets": {"knn_top1": 0.7 + seed, "test": "p"}}}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(record))
+"""
+
+
+def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
+    pretended: list[str],
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = tmp_path / "calls"
+
+    def command(self: Plan, variant: Variant, seed: int, *, random: bool = False) -> list[str]:
+        assert list(self.evaluate) == ["--protocol", "few_shot"]
+        assert random or (self.run(variant, seed) / "checkpoints").exists()
+        out = str(self.evaluation(variant, seed, random=random))
+        return [sys.executable, "-c", EVALUATED, out, str(calls)]
+
+    monkeypatch.setattr(Plan, "evaluate_command", command)
+    out = tmp_path / "out"
+    words = [*pretended, "--evaluate", "--protocol few_shot", "--best_by", "few_shot_1_top1"]
+    words += ["--out", str(out), "--", *more]
+    (tmp_path / "broken").touch()
+    assert start(words, monkeypatch) == 1
+    said = capsys.readouterr().out
+    assert "FAILED run 1 of 4: evaluation of tiny_ap, seed 0: exit status 1: error: no such" in said
+    assert "- ap, seed 0: its evaluation: exit status 1" in said
+    (tmp_path / "broken").unlink()
+    calls.unlink()
+    assert start(words, monkeypatch) == 0
+    assert len(calls.read_text().splitlines()) == 2 + 4
+    assert start(words, monkeypatch) == 0
+    assert len(calls.read_text().splitlines()) == 2 + 4, "done is done"
+    assert not list((out / "runs").glob("*/checkpoints"))
+    said = capsys.readouterr().out
+    assert "few-shot, 1 image a class % | k-NN % on pets |" in said
+    assert "| **55.0 ± 7.1** | **75.0 ± 7.1** |" in said and "interval" not in said
+    assert "tiny_ap.yaml  # few_shot_1_top1 0.5500, the best of 1" in said
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["runs"][0]["evaluated"]["knn_top1 on pets"] == 0.7
+    assert record["random"][1]["evaluated"]["few_shot_1_top1"] == pytest.approx(0.6)
+    assert "which figures without labels predict" in said, "four runs"
+    assert "| view mAP | " in said and "| loss | " not in said, "all losses are equal"
+
+
+def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
+    recipes: list[Path], more: list[str], tmp_path: Path
+) -> None:
+    (variant,) = variants(recipes[:1], [], more, where_known=False)
+    plan = Plan(
+        out=tmp_path,
+        compared=[variant],
+        samples={},
+        seeds=[0],
+        budget=Budget(seconds=1),
+        points=1,
+        processes=1,
+        more=more,
+        allowed={},
+        command="",
+        evaluate=["--protocol", "few_shot"],
+    )
+    run = plan.run(variant, 0)
+    (run / "checkpoints").mkdir(parents=True)
+    words = plan.evaluate_command(variant, 0)
+    assert words[3:6] == [str(run), "--protocol", "few_shot"] and "--test" not in words
+    (run / "checkpoints").rmdir()
+    words = plan.evaluate_command(variant, 0)
+    assert words[3] == str(run / "encoder.safetensors")
+    assert words[words.index("--test") + 1] == more[1]
+    assert words[words.index("--keep") + 1] == str(run / "evaluations")
+    assert "--random_init" in plan.evaluate_command(variant, 0, random=True)
+    assert plan.evaluation(variant, 0) != plan.evaluation(variant, 0, random=True)
+
+
 # ── arithmetic ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -507,7 +592,12 @@ def test_a_setting_that_one_recipe_lacks_varies_where_it_is_known(
         (["--seconds", "9", "--vary", "learning_rate"], ["KEY=VALUE,VALUE"]),
         (["--seconds", "9", "--vary", "nothing=1"], ["no setting nothing", "vary_where_known"]),
         (["--seconds", "9", "--vary", "seed=1,2"], ["--seed", "--seeds instead"]),
-        (["--seconds", "9", "--best_by", "loss"], ["best_by"]),
+        (["--seconds", "9", "--best_by", "loss"], ["best_by", "knn_top1"]),
+        (["--seconds", "9", "--evaluate", "few_shot"], ["--evaluate: few_shot is no flag"]),
+        (["--seconds", "9", "--evaluate", "--protocol fewshot"], ["--evaluate: ", "few_shot"]),
+        (["--seconds", "9", "--evaluate", "--json x.json"], ["--json is what the comparison sets"]),
+        (["--seconds", "9", "--evaluate", "--sets no"], ["--evaluate: --sets no", "train"]),
+        (["--seconds", "9", "--evaluate", "--test no"], ["--evaluate: no is not a folder of sh"]),
         (["--image_views", "31"], ["tiny_ap", "32 image views", "image_views=31"]),
         (["--image_views", "64"], ["tiny_ap", "warm-up takes 2 steps", "only 2 fit"]),
         (["--seconds", "9", "--", "--steps", "5"], ["--steps", "--seconds or --image_views"]),

@@ -1,7 +1,10 @@
 """Published weights are judged as a run is."""
 
 import json
+import sys
+import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -9,8 +12,11 @@ import torch
 import torchvision
 
 from shards.layout import ShardSet
+from shards.writing.write import write
 from tests.conftest import MakeShardSet
-from tools import evaluate
+from tests.evaluation.test_suite import FOUR, Annotated
+from tests.program import BIN, ROOT, TWO, finish, kill, start
+from tools.evaluate import __main__ as evaluate
 from training import exported
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
@@ -75,6 +81,52 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
     assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
 
 
+def test_the_precision_of_each_category_is_in_the_json(tmp_path: Path) -> None:
+    annotated = write(Annotated(24, FOUR), tmp_path / "annotated")
+    named = ["--encoder", "SmallResNet", "--size", "16", "--protocol", "multi_label"]
+    found = figures(tmp_path, annotated, *named)
+    ap = found["details"]["multi_label_knn_ap"]
+    assert list(ap) == FOUR and mean(ap.values()) == pytest.approx(found["multi_label_knn_map"])
+
+
+def test_several_sets_are_one_table_and_those_that_were_trained_on_are_named(
+    run: Path,
+    shard_set: ShardSet,
+    make_shard_set: MakeShardSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_shard_set(43, height=24, width=24)  # other pixels, of another size
+    for name, sets in {"own": (other, shard_set), "strange": (other, other)}.items():
+        for role, each in zip(("train", "test"), sets, strict=True):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / role).symlink_to(each.root)
+    out = tmp_path / "figures.json"
+    words = [str(run), "--sets", str(tmp_path / "own"), str(tmp_path / "strange")]
+    words += ["--protocol", "knn", "few_shot", "--device", "cpu", "--mixed_precision", "no"]
+    call(evaluate.main, [*words, "--beside_random", "true", "--json", str(out)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("random init") == 1 and said.count("step 0") == 1, "one table"
+    assert f"own: 42 of the 42 images of {tmp_path}/own/test are in {shard_set.root}" in said
+    assert "strange: 4" not in said
+    found = json.loads(out.read_text())["sets"]
+    assert list(found) == ["own", "strange"]
+    for name, each in found.items():
+        assert each["random_init"]["knn_top1"] == each["knn_top1"], "saved before its first step"
+        assert f"{100 * each['few_shot_1_top1']:.1f} ± " in said, name
+    assert found["own"]["knn_top1"] != found["strange"]["knn_top1"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a set was evaluated before the last one was opened")
+
+    manifest = tmp_path / "strange" / "train"
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError, match="strange"):
+        patch.setattr("evaluation.suite.Suite.run", refuse)
+        call(evaluate.main, words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -88,6 +140,88 @@ def test_what_cannot_be_evaluated_is_refused(words: list[str], message: str) -> 
         call(evaluate.main, ["--device", "cpu", *words])
 
 
+QUICK = ["--protocol", "fine_tuning", "augmented_probe", "--fine_tuning.labels", "0.5", "1"]
+QUICK += ["--fine_tuning.draws", "2", "--fine_tuning.rates", "0.1", "--fine_tuning.least_steps=2"]
+QUICK += ["--fine_tuning.epochs", "1", "--augmented_probe.epochs", "1"]
+
+
+def test_protocols_that_train_are_named_with_their_settings(
+    run: Path, shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = ["--keep", str(tmp_path / "kept")]
+    found = figures(tmp_path, shard_set, *QUICK, *keep, str(run), "--beside_random", "true")
+    tuned = {f"fine_tuned_{name}" for name in ("50_top1", "50_sd", "50_rate", "100_top1")}
+    tuned |= {"fine_tuned_100_rate", "augmented_probe_top1", "augmented_probe_rate"}
+    given = {"run", "step", "remarks", "test", "train", "queries", "references"}
+    assert found.keys() - given == tuned | {"random_init"}
+    assert found["random_init"].keys() == tuned
+    assert "fine-tuned on 50 % of the labels, sd of the draws" in capsys.readouterr().out
+    left = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    assert left == {"trial.json", "found.json"}
+
+    for path in (tmp_path / "kept").glob("*/found.json"):  # it is read, not found out again
+        path.write_text(json.dumps({"figures": {"fine_tuned_50_top1": 0.125}, "remarks": []}))
+    assert figures(tmp_path, shard_set, *QUICK, *keep, str(run))["fine_tuned_50_top1"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fine_tuning.labels", "2"], r"labels=\[2.0\], but each is a share"),
+        (["--fine_tuning.labels", "0.5", "0.01"], r"labels=0.01 of .* are less than one"),
+        (["--fine_tuning.epochs", "1", "2"], r"fine_tuning.epochs=.*must be a number"),
+        (["--fine_tuning.layer", "head"], r"The nearest (is|flag is).*layers"),
+    ],
+)
+def test_settings_of_a_protocol_that_are_wrong_are_refused(
+    run: Path, shard_set: ShardSet, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        figures(tmp_path, shard_set, str(run), "--protocol", "fine_tuning", *words)
+    with pytest.raises(ValueError, match="without its protocol; add --protocol fine_tuning"):
+        figures(tmp_path, shard_set, str(run), *words)
+
+
+EVERY_STEP = """
+from evaluation import resumption
+from tools.evaluate.__main__ import main
+from training.command_line import run_function
+
+resumption.SAVE_SECONDS = 0.0
+run_function(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_protocols_that_are_killed_end_bit_for_bit(
+    processes: int, run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    (tmp_path / "every_step.py").write_text(EVERY_STEP)
+    launch = [str(BIN / "accelerate"), *TWO] if processes > 1 else [sys.executable]
+    sets = ["--test", shard_set.root, "--train", shard_set.root, "--device", "cpu"]
+    command = [*launch, str(tmp_path / "every_step.py"), str(run), *sets, *QUICK, "--keep"]
+    here = {"PYTHONPATH": str(ROOT)}
+    code, out, err = finish([*command, str(tmp_path / "whole")], **here)
+    assert code == 0, out + err
+    killed = 0
+    for saves in (3, 8, 14):
+        process = start([*command, str(tmp_path / "kept")], **here)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "kept").glob(f"*/state.{saves:06d}.*")):
+            assert time.monotonic() < deadline
+            if process.poll() is not None:
+                break
+            time.sleep(0.002)
+        killed += process.poll() is None
+        kill(process)
+    code, out, err = finish([*command, str(tmp_path / "kept")], **here)
+    assert code == 0, out + err
+    assert killed > 1
+    whole, kept = (sorted((tmp_path / name).glob("*/found.json")) for name in ("whole", "kept"))
+    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in kept]
+
+
 def test_a_class_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         call(evaluate.main, ["--encoder.help", "Timm"])
@@ -95,3 +229,28 @@ def test_a_class_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--encoder.name NAME" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"encoder.help=Tim, .* The nearest is Timm"):
         call(evaluate.main, ["--encoder.help", "Tim"])
+
+
+def test_a_protocol_that_names_its_sets_needs_no_test_set_and_is_not_repeated(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, out, keep = tmp_path / "truth.csv", tmp_path / "figures.json", tmp_path / "kept"
+    truth.write_text("query_id,reference_id\n000003,000003\n000007,000007\n")
+    own = dict.fromkeys(("queries", "references", "training"), shard_set.root)
+    settings = own | {"ground_truth": str(truth), "dimensions": "12"}
+    words = [word for name, value in settings.items() for word in (f"--disc21.{name}", value)]
+    how = ["--device", "cpu", "--mixed_precision", "no", "--json", str(out), "--keep", str(keep)]
+    command = [str(run / exported.NAME), "--protocol", "disc21", *words, *how]
+    call(evaluate.main, command)
+    found = json.loads(out.read_text())
+    assert found["disc21_raw_r1"] == 1  # each image finds itself
+    assert "40 of the 42 queries are not in" in found["remarks"][0] and "knn_top1" not in found
+
+    monkeypatch.setattr("evaluation.disc21.DISC21.run", None)
+    call(evaluate.main, command)
+    assert json.loads(out.read_text()) == found
+    truth.write_text("000003,000003\n")  # another ground truth, so other figures
+    with pytest.raises(TypeError):
+        call(evaluate.main, command)
+    with pytest.raises(ValueError, match=r"no recipe names a test set .*--test DIR"):
+        call(evaluate.main, [*command, "--protocol", "disc21", "knn"])

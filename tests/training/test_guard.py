@@ -52,6 +52,27 @@ def test_a_bad_step_leaves_no_trace(method: str, optimizer: str, clip: str) -> N
     assert without.guard.counts() == (0, 0)
 
 
+def test_a_bad_step_leaves_no_trace_in_a_ring_of_keys() -> None:
+    flags = ["--views.count", "2", "--method.keys", "20", "--method.step_keys", "true"]
+    with_it, without = (step_of("QKIteration", "adamw", *flags) for _ in range(2))
+
+    def train(step: Any, number: int, *, spoilt: bool = False) -> None:
+        ids = torch.arange(8) + 10 * number
+        step(batch(number, spoilt=spoilt), learning_rate=0.1, progress=0.1, id_B=ids)
+
+    for step in (with_it, without):
+        for number in range(2):
+            train(step, number)
+    before = tensors_of(with_it)
+    train(with_it, 5, spoilt=True)  # would overwrite the ring's end and beginning
+    assert_equal(tensors_of(with_it), before)
+    for step in (with_it, without):
+        train(step, 2)
+    assert_equal(tensors_of(with_it), tensors_of(without))
+    assert with_it.method.state_dict()["key_ring.pushed"] == 24
+    assert with_it.method.state_dict()["query_ring.id_N"].tolist()[:4] == [24, 25, 26, 27]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_the_very_first_step_may_be_bad(optimizer: str) -> None:
     step, fresh = step_of("JointEmbedding", optimizer), step_of("JointEmbedding", optimizer)

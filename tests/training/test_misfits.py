@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.optimizer import build_optimizer, load_optimizer
 from tests.fuzz_targets import DUMP, go_on, prepare, read_dump, take_out
-from tools import evaluate
+from tools.evaluate import __main__ as evaluate
 from training.command_line import call
-from training.optimizer import build_optimizer, load_optimizer
 from training.run import checkpoint, state_file
 from training.trained import open_encoder
 

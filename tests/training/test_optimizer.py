@@ -10,7 +10,7 @@ from torch import nn
 
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from model.method import DINO
-from training.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
+from model.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
 from training.settings import parse
 from training.step import Step
 

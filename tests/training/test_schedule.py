@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.schedule import EpochStart, Schedule, learning_rate, reshaped
+from model.learning_rate import learning_rate
+from training.schedule import EpochStart, Schedule, reshaped
 from training.settings import parse
 
 

@@ -38,9 +38,6 @@ from training.command_line import Repeated, Rest, run_function
 if TYPE_CHECKING:
     from tools.compare.plan import Plan
 
-Figure = Literal[
-    "knn_top1", "linear_top1", "view_map", "label_map", "view_r1", "label_r1", "copy_map"
-]
 Term = Literal["encoder", "shards", "evaluation", "precision", "policy"]
 
 
@@ -53,7 +50,8 @@ def main(
     vary: Repeated | None = None,
     vary_where_known: bool = False,
     allow_differences: list[Term] | None = None,
-    best_by: Figure | None = None,
+    best_by: str | None = None,
+    evaluate: str | None = None,
     points: int = 6,
     processes: int = 1,
     redraw: bool = False,
@@ -76,13 +74,19 @@ def main(
             are refused.
         allow_differences: terms in which the recipes may differ, besides views, batch, method and
             optimizer.
-        best_by: print the best variant of each recipe by this figure, as flags.
+        best_by: print the best variant of each recipe by this figure, such as knn_top1 or
+            linear_top1, as flags; "FIGURE on SET" for one of several --sets.
+        evaluate: evaluate each run besides, and the random encoders, by these flags of
+            tools.evaluate: "--protocol few_shot", with the protocols' settings, or "--sets DIR
+            DIR". Their figures get columns of their own.
         points: number of evaluations in a run, the last included.
         processes: number of processes of each run, one for each GPU.
         redraw: only write tables and chart again, from OUT's JSON.
         more: flags of train.py.
     """
     console = Console(highlight=False)
+    if best_by is not None:
+        _check_figure(best_by)
     if redraw:
         _report(_read(out), out, console, best_by)
         return
@@ -95,6 +99,11 @@ def main(
     if not recipes:
         raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
     installed.require(dali.PACKAGE)  # every run would fail alike
+    words = []
+    if evaluate:
+        from tools.compare import further_evaluations  # imports torch, which --help does without
+
+        words = further_evaluations.flags(evaluate)
     compared = variants(recipes, vary or [], more, where_known=vary_where_known)
     allowed = check_terms(compared, allow_differences or [])
     samples = _check_data(compared, processes)
@@ -113,12 +122,23 @@ def main(
         processes=processes,
         more=more,
         allowed=allowed,
+        evaluate=words,
         command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
     )
     record, failed = _trained(plan, console)
     _report(record, out, console, best_by)
     if failed:
         sys.exit(1)
+
+
+def _check_figure(name: str) -> None:
+    """Refuse what is no figure of which more is better."""
+    from evaluation.figures import NAMES, NOT_SHARES  # imports torch, which --help does without
+
+    figure = name.partition(" on ")[0]
+    if figure not in NAMES or figure in NOT_SHARES:
+        known = ", ".join(each for each in NAMES if each not in NOT_SHARES)
+        raise ValueError(f"--best_by {name} is no figure of which more is better; expected {known}")
 
 
 def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:
@@ -210,7 +230,8 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
         for variant in record["variants"]:
             runs = [r for r in record["runs"] if r["variant"] == variant["name"] and "final" in r]
             whole = [run for run in runs if run["budget_used"] >= ENOUGH]
-            values = [run["final"][figure] for run in whole if figure in run["final"]]
+            known = [run["final"] | run.get("evaluated", {}) for run in whole]
+            values = [figures[figure] for figures in known if figure in figures]
             # A variant that lacks a seed, or a part of the budget, cannot be the best.
             if variant["recipe"] == recipe and len(values) == len(record["seeds"]):
                 means[variant["name"]] = sum(values) / len(values)

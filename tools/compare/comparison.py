@@ -1,6 +1,6 @@
 """A comparison from its first random encoder to its last run; what exists is not done again.
 
-random encoders ─▶ for every seed: for every variant: a run
+random encoders ─▶ for every seed: for every variant: a run, and what --evaluate asks of it
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Comparison:
                 "processes": plan.processes,
                 "agreed": {name: agreed[name] for name in agreed if name not in plan.allowed},
                 "allowed": plan.allowed,
+                "evaluate": list(plan.evaluate),
                 "surroundings": self._surroundings,
                 "variants": [self._variant(variant) for variant in plan.compared],
                 "random": [self._random(v, seed) for v in plan.encoders() for seed in plan.seeds],
@@ -104,12 +105,27 @@ class Comparison:
         whole = found.exists() and _values(found) is not None
         if found.exists() and not whole:
             self._say(f"{found} is no JSON any more; it is made again")
-        if whole and config.exists() and config.read_text() == text:
+        if not (whole and config.exists() and config.read_text() == text):
+            found.unlink(missing_ok=True)
+            self._plan.evaluation(variant, seed, random=True).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            config.write_text(text)
+            command = self._plan.random_command(variant, seed)
+            if not self._child(_random_name(variant, seed), command, None):
+                return
+        self._evaluate(variant, seed, random=True)
+
+    def _evaluate(
+        self, variant: Variant, seed: int, *, random: bool = False, number: str = ""
+    ) -> None:
+        """Do what `--evaluate` asks of a run or a random encoder, unless that is done."""
+        path = self._plan.evaluation(variant, seed, random=random)
+        if not self._plan.evaluate or (path.exists() and _values(path) is not None):
             return
-        found.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(text)
-        self._child(_random_name(variant, seed), self._plan.random_command(variant, seed), None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = (_random_name if random else _run_name)(variant, seed)
+        command = self._plan.evaluate_command(variant, seed, random=random)
+        self._child(f"evaluation of {name}", command, None, number)
 
     def _train(self, variant: Variant, seed: int, number: str) -> None:
         """Train a run, unless that is done."""
@@ -123,7 +139,9 @@ class Comparison:
             if not run.finished(folder):
                 self.errors[name] = "it ended without a final evaluation"
                 return
-        run.drop_checkpoints(folder)
+        self._evaluate(variant, seed, number=number)
+        if f"evaluation of {name}" not in self.errors:  # else it is tried again, on the same state
+            run.drop_checkpoints(folder)
         figures = self._figures(variant, seed)
         end = f"{figures['steps']:,} steps in {figures['seconds']:.1f} s"
         main = main_of(figures["final"])
@@ -178,13 +196,31 @@ class Comparison:
         elif found.exists():
             values = _values(found) or {}
             facts["figures"] = {k: v for k, v in values.items() if isinstance(v, float)}
-        return facts
+        return facts | self._evaluated(variant, seed, random=True)
+
+    def _evaluated(self, variant: Variant, seed: int, *, random: bool = False) -> dict[str, Any]:
+        """Return what `--evaluate` found out about a run or a random encoder, so far."""
+        if not self._plan.evaluate:
+            return {}
+        name = (_random_name if random else _run_name)(variant, seed)
+        if error := self.errors.get(f"evaluation of {name}"):
+            return {"error": f"its evaluation: {error}"}
+        path = self._plan.evaluation(variant, seed, random=random)
+        values = (_values(path) if path.exists() else None) or {}
+        of_sets = {"": values, **values.get("sets", {})}
+        figures = {
+            f"{figure} on {name}" if name else figure: value
+            for name, found in of_sets.items()
+            for figure, value in found.items()
+            if isinstance(value, float)
+        }
+        return {"evaluated": figures} if figures else {}
 
     def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
         facts["command"] = shown(self._plan.run_command(variant, seed))
         if run.finished(self._plan.run(variant, seed)):
-            return facts | self._figures(variant, seed)
+            return facts | self._figures(variant, seed) | self._evaluated(variant, seed)
         if error := self.errors.get(_run_name(variant, seed)):
             facts["error"] = error
         return facts

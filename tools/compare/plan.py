@@ -2,6 +2,7 @@
 
 OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
     runs/VARIANT-seed0/         as train.py leaves it, without checkpoints
+    evaluations/VARIANT-seed0-3f2a9c0d.json, and random-VARIANT-…   what --evaluate found out
     logs/*.log                  output of the child processes
     loads/VARIANT-seed0.json    what other programs took of the processor while a run was trained
     comparison.json, .md, .png  the result
@@ -9,7 +10,9 @@ OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from pathlib import Path
 from tools.compare import run
 from tools.compare.budget import Budget
 from tools.compare.variants import Variant, terms
+from training import exported
+from training.run import checkpoint
 
 CHECKPOINTS = 10  # of a run: a kill costs at most a tenth of it
 
@@ -42,6 +47,8 @@ class Plan:
     """Differences that were allowed, by name."""
     command: str
     """Command line of the comparison."""
+    evaluate: Sequence[str] = ()
+    """Flags of tools.evaluate, for what is evaluated after each run besides."""
 
     # ── files ───────────────────────────────────────────────────────────────────────────────────
 
@@ -52,6 +59,15 @@ class Plan:
     def random(self, variant: Variant, seed: int) -> Path:
         """Return the JSON with the figures of a random encoder."""
         return self.out / "random" / f"{variant.name}-seed{seed}.json"
+
+    def evaluation(self, variant: Variant, seed: int, *, random: bool = False) -> Path:
+        """Return the JSON with what `evaluate` found out about a run, or a random encoder.
+
+        Other flags have another file, so that none answers for others.
+        """
+        digest = hashlib.sha256(shlex.join(self.evaluate).encode()).hexdigest()[:8]
+        begin = "random-" if random else ""
+        return self.out / "evaluations" / f"{begin}{variant.name}-seed{seed}-{digest}.json"
 
     def load(self, variant: Variant, seed: int) -> Path:
         """Return the JSON that says how busy other programs were; see `tools.compare.load`."""
@@ -91,9 +107,32 @@ class Plan:
 
     def random_command(self, variant: Variant, seed: int) -> list[str]:
         """Return the command that evaluates the encoder with which a run begins."""
-        settings, found = variant.resolved, self.random(variant, seed)
-        words = [str(found.with_suffix("")), "--random_init", "true", "--json", str(found)]
-        words += ["--device", settings["device"], "--mixed_precision", settings["mixed_precision"]]
+        found = self.random(variant, seed)
+        return self._evaluate(variant, found.with_suffix(""), ["--random_init", "true"], found)
+
+    def evaluate_command(self, variant: Variant, seed: int, *, random: bool = False) -> list[str]:
+        """Return the command that evaluates a run, or a random encoder, as `evaluate` says.
+
+        Of a run whose checkpoints are gone, the exported encoder is evaluated.
+        """
+        folder, words = self.run(variant, seed), list(self.evaluate)
+        if random:
+            folder = self.random(variant, seed).with_suffix("")
+            words += ["--random_init", "true"]
+        elif not (folder / checkpoint.FOLDER).exists():
+            words += ["--keep", str(folder / "evaluations")]
+            if "--sets" not in words:
+                for role in ("test", "train"):
+                    given = variant.resolved[f"evaluation_{role}"]
+                    words += [f"--{role}", given] if given and f"--{role}" not in words else []
+            folder /= exported.NAME
+        found = self.evaluation(variant, seed, random=random)
+        return self._evaluate(variant, folder, words, found)
+
+    def _evaluate(self, variant: Variant, subject: Path, words: list[str], out: Path) -> list[str]:
+        settings = variant.resolved
+        how = ["--device", settings["device"], "--mixed_precision", settings["mixed_precision"]]
+        words = [str(subject), *words, "--json", str(out), *how]
         return [sys.executable, "-m", "tools.evaluate", *words]
 
     def run_command(self, variant: Variant, seed: int) -> list[str]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from tools.compare.load import DISTURBED
+from tools.compare.prediction import TITLE, prediction_columns
+from tools.compare.rendering import TableColumn, markdown_table, terminal_table
 
 RESULT = "comparison.json"
 RANDOM = "random encoder"
@@ -22,6 +22,8 @@ RANDOM = "random encoder"
 LEARNED = {
     "knn_top1": "k-NN %",
     "linear_top1": "linear %",
+    "multi_label_knn_map": "k-NN mAP %",
+    "multi_label_map": "probe mAP %",
     "view_map": "view mAP %",
     "label_map": "label mAP %",
     "copy_map": "copy µAP %",
@@ -66,15 +68,6 @@ class TableRow:
     """Remarks below the table."""
 
 
-@dataclass(frozen=True)
-class TableColumn:
-    """A heading, its cells, and which cell is the best."""
-
-    heading: str
-    cells: list[str]
-    best: int | None = None
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and standard deviation of the sample (n - 1), which one value does not have."""
     return mean(values), stdev(values) if len(values) > 1 else None
@@ -86,8 +79,9 @@ def main_figure(record: Mapping[str, Any]) -> str:
 
 
 def main_of(figures: Collection[str]) -> str:
-    """Return the most telling figure: k-NN if there are labels, else copies found, else views."""
-    return next((name for name in ("knn_top1", "copy_map") if name in figures), "view_map")
+    """Return the most telling figure: k-NN if labels or categories, else copies, else views."""
+    best = ("knn_top1", "multi_label_knn_map", "copy_map")
+    return next((name for name in best if name in figures), "view_map")
 
 
 def labels(record: Mapping[str, Any]) -> dict[str, str]:
@@ -107,17 +101,17 @@ def labels(record: Mapping[str, Any]) -> dict[str, str]:
 
 def rows(record: Mapping[str, Any]) -> list[TableRow]:
     """Return a row for each variant, the best first, and the random encoder last."""
-    names, main = labels(record), main_figure(record)
+    names, main, headings = labels(record), main_figure(record), learned(record)
     found = [_row(record, variant, names[variant["name"]]) for variant in record["variants"]]
     found.sort(key=lambda row: -row.figures.get(main, (-1.0,))[0])
     random: dict[str, list[dict[str, float]]] = {}
     for each in record["random"]:
         known = random.setdefault(each["variant"], [])
         if "figures" in each:
-            known.append(each["figures"])
+            known.append(each["figures"] | each.get("evaluated", {}))
     for name, figures in random.items():
         label = RANDOM if len(random) == 1 else f"{RANDOM} of {names[name]}"
-        found.append(TableRow(label, _spreads(figures, LEARNED), fair=True, trained=False))
+        found.append(TableRow(label, _spreads(figures, headings), fair=True, trained=False))
     return found
 
 
@@ -132,10 +126,31 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
         whole = [row.trained and row.fair for row in found]
         trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
-        if name in LEARNED and name != "effective_dimension" and len(trained) > 1:
+        if name not in COST and more_is_better(name) and len(trained) > 1:
             best = max(trained, key=lambda i: trained[i])
-        kept.append(TableColumn(heading, [FORMATS[name](v) if v else "" for v in known], best))
+        kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
+
+
+def learned(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return {figure: heading} of what an encoder learned, with what `--evaluate` has asked for."""
+    from evaluation.figures import NAMES  # imports torch, which --help does without
+
+    found = dict(LEARNED)
+    for each in (*record["runs"], *record["random"]):
+        for name in each.get("evaluated", ()):
+            figure, on, where = name.partition(" on ")
+            unit = " %" if more_is_better(name) else ""
+            short = LEARNED.get(figure, f"{NAMES.get(figure, figure)}{unit}")
+            found.setdefault(name, f"{short}{on}{where}")
+    return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
+
+
+def more_is_better(name: str) -> bool:
+    """Whether a figure, or a figure on a set, is a share of 1."""
+    from evaluation.figures import NOT_SHARES  # imports torch, which --help does without
+
+    return name.partition(" on ")[0] not in NOT_SHARES
 
 
 def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
@@ -198,25 +213,28 @@ def notes(record: Mapping[str, Any], found: Sequence[TableRow]) -> list[str]:
 def show(record: Mapping[str, Any], console: Console) -> None:
     """Print the tables: learned and cost side by side if there is room, else below each other."""
     found = rows(record)
-    learned, cost = columns(found, LEARNED), columns(found, COST)
+    gained, cost = columns(found, learned(record)), columns(found, COST)
     names = [f"{row.label}{row.marks}" for row in found]
     quiet = [not row.trained for row in found]
     console.print(Text(f"{title(record)}\n{subtitle(record)}", style="bold"))
-    whole = _table(names, quiet, [*learned, *cost])
+    whole = terminal_table(names, quiet, [*gained, *cost])
     free = console.options.update(max_width=sys.maxsize)  # else the wish is cut
     if Measurement.get(console, free, whole).maximum <= console.width:
         console.print(whole)
     else:
-        console.print(_table(names, quiet, learned))
+        console.print(terminal_table(names, quiet, gained))
         trained = sum(row.trained for row in found)
         short = [TableColumn(c.heading, c.cells[:trained]) for c in cost]
-        console.print(_table(names[:trained], quiet[:trained], short))
+        console.print(terminal_table(names[:trained], quiet[:trained], short))
     alike, apart = settings_columns(record)
     if apart:
         own = list(labels(record).values())
-        console.print(_table(own, [False] * len(own), apart))
+        console.print(terminal_table(own, [False] * len(own), apart))
     if alike:
         console.print(alike, soft_wrap=True, markup=False)
+    if predicted := prediction_columns(record):
+        console.print(Text(f"\n{TITLE}", style="bold"))
+        console.print(terminal_table(predicted[0], [False] * len(predicted[0]), predicted[1]))
     for note in notes(record, found):
         console.print(note, soft_wrap=True, markup=False)
 
@@ -228,12 +246,14 @@ def markdown(record: Mapping[str, Any], chart: str | None = None) -> str:
     alike, apart = settings_columns(record)
     parts = [
         f"**{title(record)}**  \n{subtitle(record)}",
-        _markdown(names, [*columns(found, LEARNED), *columns(found, COST)]),
+        markdown_table(names, [*columns(found, learned(record)), *columns(found, COST)]),
     ]
     if chart:
         parts.append(f"![accuracy against seconds and image views]({chart})")
     if apart:
-        parts.append(_markdown(list(labels(record).values()), apart))
+        parts.append(markdown_table(list(labels(record).values()), apart))
+    if predicted := prediction_columns(record):
+        parts += [f"**{TITLE}**", markdown_table(*predicted)]
     said = [*([alike] if alike else []), *notes(record, found)]
     if said:
         parts.append("\n".join(f"- {note}" for note in said))
@@ -270,8 +290,10 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     said += [f"{label}, seed {run['seed']}: {run['error']}" for run in mine if "error" in run]
     if "error" in variant:
         said.append(f"{label}: {variant['error']}")
-    figures = [run["final"] | {name: run[name] for name in COST} for run in done]
-    values = _spreads(figures, {**LEARNED, **COST})
+    figures = [
+        run["final"] | run.get("evaluated", {}) | {name: run[name] for name in COST} for run in done
+    ]
+    values = _spreads(figures, {**learned(record), **COST})
     fair = complete and not (short or disturbed)
     return TableRow(label, values, fair, marks=marks, notes=said)
 
@@ -297,38 +319,18 @@ def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -
     return {name: spread(values) for name, values in known.items() if values}
 
 
-def _table(names: Sequence[str], quiet: Sequence[bool], shown: Sequence[TableColumn]) -> Table:
-    table = Table(header_style="bold cyan", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
-    for column in shown:
-        number = column.heading not in ("method", "objective", "views", "optimizer")
-        table.add_column(column.heading, justify="right" if number else "left", no_wrap=number)
-    for i, name in enumerate(names):
-        cells = [
-            Text(column.cells[i], style="bold" if column.best == i else "") for column in shown
-        ]
-        table.add_row(Text(name), *cells, style="dim" if quiet[i] else None)
-    return table
-
-
-def _markdown(names: Sequence[str], shown: Sequence[TableColumn]) -> str:
-    lines = [["", *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
-    for i, name in enumerate(names):
-        cells = [
-            f"**{column.cells[i]}**" if column.best == i else column.cells[i] for column in shown
-        ]
-        lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _percent(value: Spread, scale: float = 100) -> str:
     middle, deviation = value
     return f"{scale * middle:.1f}" + ("" if deviation is None else f" ± {scale * deviation:.1f}")
 
 
+def _text(name: str, value: Spread) -> str:
+    if name in FORMATS:
+        return FORMATS[name](value)
+    return _percent(value) if more_is_better(name) else _percent(value, scale=1)
+
+
 FORMATS: dict[str, Callable[[Spread], str]] = {
-    **dict.fromkeys(LEARNED, _percent),
-    "effective_dimension": lambda value: _percent(value, scale=1),
     "steps": lambda value: f"{value[0]:,.0f}",
     "image_views": lambda value: views_text(value[0]),
     "seconds": lambda value: f"{value[0]:,.1f}",

@@ -88,6 +88,7 @@ def result(run: Path, *, batch_size: int, views: int) -> dict[str, Any]:
         "images_per_second": (last["step"] - first["step"]) * batch_size / spent,
         "data_wait": waited / spent,
         "memory_gib": max(record["memory_gib"] for record in steps),
+        "loss": last["loss"],
         "final": figures(final),
         "curve": [at(point["step"]) | figures(point) for point in [*online, final]],
     }

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,11 +103,12 @@ def main(
     # Here and not above, so that --help takes no seconds.
     from training.launch import follow_launcher
     from training.named_encoder import open_named, show_help
+    from training.processes import join
 
     show_help(encoder, program(main))
     follow_launcher()
     _check(out, batch_size=batch_size, samples_per_part=samples_per_part)
-    processes = _meet(device)
+    processes = join(device)
     trained = open_named(run, encoder, size=size, device=device, mixed_precision=mixed_precision)
     folder = out.with_name(f"{out.name}.partial")
     with kept_on_interrupt(str(out)), _locked(folder, processes):
@@ -137,29 +137,6 @@ def _check(out: Path, **numbers: int) -> None:
         )
     installed.require(dali.PACKAGE)
     durable.check_writable(out=out)
-
-
-def _meet(device: str) -> PartialState:
-    """Wait for the other processes, if a launcher started some."""
-    import torch
-    from accelerate import PartialState
-
-    from pipeline.tuning import default_threads
-    from training.config import gpu_available
-    from training.launch import meet_again
-
-    cpu = device == "cpu" or not gpu_available()
-    patience = timedelta(days=1)  # with those that still make parts, or the temporary set
-    meet_again(cpu=cpu, timeout=patience)
-    processes = PartialState(cpu=cpu, timeout=patience)
-    if cpu:
-        torch.set_num_threads(default_threads(_on_this_machine()))  # the launcher may leave one
-    return processes
-
-
-def _on_this_machine() -> int:
-    """Return how many processes of this command run here."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -249,9 +226,10 @@ def _agree(folder: Path, facts: dict[str, Any]) -> None:
 def _make(work: _Work, trained: Trained, processes: PartialState, batch_size: int) -> None:
     """Make this process's share of the parts that are not there."""
     from pipeline.tuning import Tuning, default_threads
+    from training.processes import local_world_size
 
     mine = work.left[processes.process_index :: processes.num_processes]
-    threads = Tuning(threads=default_threads(_on_this_machine()))
+    threads = Tuning(threads=default_threads(local_world_size()))
     with _progress(sum(part.samples for part in mine), processes) as told:
         maker = parts.Maker(
             trained=trained,

@@ -100,6 +100,7 @@ def _overview(shard_set: ShardSet, found: Survey) -> list[tuple[str, ...]]:
         "shards": f"{len(manifest.shards):,} of {_span(counts[0], counts[-1])} samples, {size}",
         "encoding": f"{manifest.encoding}{reduced}: {extensions}",
         "partners": "a second image in each sample: a pair set" if manifest.partners else "",
+        "categories": _categories(manifest),
         "orientation": upright.get(manifest.orientation, manifest.orientation),
         "width": f"{_span(statistics.min_width, statistics.max_width)} px",
         "height": f"{_span(statistics.min_height, statistics.max_height)} px",
@@ -114,6 +115,11 @@ def _overview(shard_set: ShardSet, found: Survey) -> list[tuple[str, ...]]:
         "written by": manifest.command,
     }
     return [(label, text) for label, text in rows.items() if text]
+
+
+def _categories(manifest: Manifest) -> str:
+    names = manifest.categories
+    return f"{len(names):,}, several in an image: {', '.join(names)}" if names else ""
 
 
 def _quarantine(shard_set: ShardSet) -> tuple[str, list[tuple[str, ...]]]:

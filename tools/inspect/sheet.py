@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.image import decode, read_header
-from shards.layout import ShardSet
+from shards.layout import CATEGORIES, PRESENT, ShardSet
 from shards.one_line import one_line
 from shards.shard_index import lines_of
 from shards.survey import Survey, by_shard, rows_of
@@ -31,7 +31,7 @@ class Picture:
 
     key: str
     name: str
-    """Of its class, "" if it has none."""
+    """Of its class, or of all categories that it shows; "" if it has none."""
     pixels: NDArray[np.uint8] | None
     """None if it does not decode."""
 
@@ -44,7 +44,8 @@ def pictures(shard_set: ShardSet, samples: int, seed: int) -> list[Picture]:
 
 def pictures_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int, Picture]:
     """Read and decode the samples at some positions, in the order of the tars."""
-    classes, shown = shard_set.manifest.classes, {}
+    classes, categories = shard_set.manifest.classes, shard_set.manifest.categories
+    shown = {}
     for shard, start, inside in by_shard(shard_set, np.unique(positions)):
         rows, lines = rows_of(shard_set, shard), lines_of(shard_set, shard)
         with shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
@@ -53,6 +54,10 @@ def pictures_at(shard_set: ShardSet, positions: NDArray[np.integer]) -> dict[int
                 data = component(tar, line, row.image) or b""
                 shape = component(tar, line, "shape.i64") if row.image == "rgb" else None
                 name = classes[row.label] if 0 <= row.label < len(classes) else ""
+                if categories:
+                    values = component(tar, line, CATEGORIES) or b""
+                    there = zip(categories, values, strict=False)
+                    name = ", ".join(each for each, value in there if value == PRESENT)
                 shown[position] = Picture(row.key, name, _pixels(data, shape))
     return shown
 

@@ -22,6 +22,7 @@ STEP_FIGURES = {
 }
 """{figure: its name, whether it is a share}, in the order in which they are shown."""
 CHARTED = ("knn_top1", "linear_top1", "label_map", "view_map", "copy_map", "effective_dimension")
+CHARTED += ("multi_label_knn_map", "multi_label_map")
 """Figures of evaluations that get a chart; the table has all of them."""
 Series = dict[str, Any]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from evaluation.figures import NAMES
 from evaluation.neighbours import Neighbours, nearest_others
-from evaluation.suite import Progressed, Suite
+from evaluation.protocol import Progressed
+from evaluation.suite import FROZEN, ONLINE, Suite
 from model.method import Method
 from shards.layout import ShardSet, open_shards
 from shards.one_line import one_line
@@ -134,7 +135,7 @@ def before_training(
         progress=progress,
     )
     method = config.method.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    evaluation = suite.run(method, probe=probe)
+    evaluation = suite.run(method, FROZEN if probe else ONLINE)
     return {k: v for k, v in evaluation.figures.items() if k in NAMES}, evaluation.remarks
 
 

@@ -19,6 +19,7 @@ from tools.report.insight import Insight
 from tools.report.run_facts import RunFacts
 
 _CARDS = ("knn_top1", "linear_top1", "label_map", "view_map", "copy_map")
+_CARDS += ("multi_label_knn_map", "multi_label_map")
 
 
 @dataclass

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shards import durable
@@ -253,21 +252,6 @@ def _refuse_impossible(read: Checkpoint, *, files: int) -> None:
         raise ValueError(f"its record says {read.world_size} processes and {files} files")
     if not (math.isfinite(read.seconds) and read.seconds >= 0):
         raise ValueError(f"its record says {read.seconds} seconds")
-
-
-def random_state() -> dict[str, Tensor]:
-    """Return the state of this process's random numbers; the loader keeps its own."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Restore what `random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _complete(run: Path) -> list[Path]:

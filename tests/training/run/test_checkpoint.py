@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.random_numbers import random_state, set_random_state
 from training.run import checkpoint, state_file
 
 
 def save(run: Path, step: int) -> dict[str, torch.Tensor]:
     method = {"weight": torch.full((3,), float(step)), "count": torch.tensor(step)}
     optimizer = {"optimizer": {"state": {0: {"momentum": torch.ones(2)}}}, "scaler": {}}
-    own = {"random": checkpoint.random_state()}
+    own = {"random": random_state()}
     parts = {checkpoint.METHOD: method, checkpoint.OPTIMIZER: optimizer}
     for name, part in {**parts, checkpoint.rank_file(0): own}.items():
         checkpoint.write_part(run, step, name, state_file.pieces(part))
@@ -37,10 +38,10 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
-    state = checkpoint.random_state()
+    state = random_state()
     expected = torch.rand(5)
     torch.rand(100)
-    checkpoint.set_random_state(state)
+    set_random_state(state)
     assert torch.equal(torch.rand(5), expected)
 
 

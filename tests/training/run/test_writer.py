@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.random_numbers import random_state
 from training.run import checkpoint
 from training.run.agreement import Agreement
 from training.run.writer import Writer
@@ -25,7 +26,7 @@ def parts(step: int) -> dict[str, Any]:
     return {
         checkpoint.METHOD: {"weight": torch.full((3,), float(step))},
         checkpoint.OPTIMIZER: {"state": {0: {"momentum": torch.ones(2)}}},
-        checkpoint.rank_file(0): {"random": checkpoint.random_state()},
+        checkpoint.rank_file(0): {"random": random_state()},
     }
 
 

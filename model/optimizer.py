@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.encoder import Encoder
-from training.lars import LARS
+from model.lars import LARS
 
 
 def build_optimizer(

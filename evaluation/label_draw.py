@@ -1,0 +1,167 @@
+"""Labels of two shard sets, and draws of a class-balanced share of those for training.
+
+A draw depends on the seed and the stable ids alone, as `tools.select`'s does: not on the shards,
+their order, or the encoder. With one seed a larger share holds a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evaluation.overlap import shared_images
+from shards.layout import ShardSet
+from shards.survey import rows_of
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Ids and classes of the samples of a shard set, in the order of its tars."""
+
+    shard_set: ShardSet
+    id_N: Tensor
+    """Stable ids, int64."""
+    class_N: Tensor
+    """Class numbers, int64: those of `label_K`; -1 without a label."""
+    label_K: Tensor
+    """Labels that occur, in increasing order: the classes."""
+
+    @classmethod
+    def read(cls, shard_set: ShardSet) -> LabelledSet:
+        """Read the tables of a shard set."""
+        pairs = [
+            (row.id, row.label)
+            for shard in shard_set.manifest.shards
+            for row in rows_of(shard_set, shard)
+        ]
+        id_N, label_N = torch.tensor(pairs, dtype=torch.int64).unbind(1)
+        label_K = label_N[label_N >= 0].unique()
+        found = cls(shard_set, id_N, label_N, label_K)
+        return cls(shard_set, id_N, found.numbers()[label_N], label_K)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that occur."""
+        return len(self.label_K)
+
+    def numbers(self) -> Tensor:
+        """Return the class number of each label; -1 of one that does not occur, and of label -1."""
+        of_label = torch.full((len(self.shard_set.manifest.classes) + 1,), -1)
+        of_label[self.label_K] = torch.arange(len(self.label_K))
+        return of_label
+
+    def draw(self, share: float, *, seed: int) -> Tensor:
+        """Return the mask [N] of a share of the samples of every class.
+
+        Raises:
+            ValueError: a class would have none.
+        """
+        count_K = torch.bincount(self.class_N[self.class_N >= 0], minlength=self.classes)
+        drawn_K = (count_K.double() * share).round().long()
+        if int(drawn_K.min()) < 1:
+            least = int(count_K.argmin())
+            name = self.shard_set.manifest.classes[int(self.label_K[least])]
+            count = int(count_K[least])
+            raise ValueError(
+                f"labels={share:g} of the {count:,} images of class {name!r} in "
+                f"{self.shard_set.root} are less than one image. Give {0.5 / count:.2g} or more "
+                f"({1 / count:.2g} is one image), or a larger training set."
+            )
+        drawn_N = torch.zeros(len(self.class_N), dtype=torch.bool)
+        labelled_N = self.class_N >= 0
+        drawn_N[labelled_N] = some_of_each_class(
+            self.class_N[labelled_N], self.id_N[labelled_N], drawn_K, seed=seed
+        )
+        return drawn_N
+
+
+def some_of_each_class(class_N: Tensor, id_N: Tensor, some_K: Tensor, *, seed: int) -> Tensor:
+    """Return the mask [N] of random rows: some_K of each class, or all that it has.
+
+    The order in which the rows came does not matter.
+
+    Args:
+        class_N: class numbers, 0 to K - 1.
+        id_N: stable ids.
+        some_K: rows of each class.
+        seed: decides which.
+    """
+    N = len(class_N)
+    shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    # Rows in random order, then sorted by class: within a class the order stays random.
+    row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
+    row_N = row_N[class_N[row_N].argsort(stable=True)]
+    count_K = class_N.bincount(minlength=len(some_K))
+    place_N = torch.arange(N, device=class_N.device) - (count_K.cumsum(0) - count_K)[class_N[row_N]]
+    some_N = torch.zeros(N, dtype=torch.bool, device=class_N.device)
+    some_N[row_N] = place_N < some_K[class_N[row_N]]
+    return some_N
+
+
+def refuse_other_classes(train: ShardSet, test: ShardSet) -> None:
+    """Refuse two sets whose labels mean different things.
+
+    Raises:
+        ValueError: both have classes, and other ones.
+    """
+    here, there = test.manifest.classes, train.manifest.classes
+    if here and there and here != there:
+        raise ValueError(
+            f"{test.root} has {len(here)} classes, {train.root} has {len(there)}, and their names "
+            f"differ ({sorted({*here} ^ {*there})[:3]}): labels would mean different things. Shard "
+            "two splits of one data set."
+        )
+
+
+def read_pair(train: ShardSet | None, test: ShardSet, what: str) -> LabelledSet:
+    """Return the samples to train on, if classes can be learned from them and asked for.
+
+    Args:
+        train: of a trial.
+        test: of a trial.
+        what: is refused otherwise, in words.
+
+    Raises:
+        ValueError: a set is missing or unlabelled, or their classes do not suit.
+    """
+    if train is None:
+        raise ValueError(f"{what} needs a labelled training set; name one with --train DIR.")
+    for shard_set in (train, test):
+        if not shard_set.manifest.classes:
+            raise ValueError(
+                f"{shard_set.root} has no labels, and {what} needs those of the training and of "
+                "the test set. Name labelled sets with --train DIR and --test DIR."
+            )
+    refuse_other_classes(train, test)
+    known = LabelledSet.read(train)
+    if known.classes < 2:
+        count = "no label" if not known.classes else "a single class"
+        raise ValueError(
+            f"the images of {train.root} have {count}, and {what} needs 2 classes or more. Give "
+            "another --train DIR."
+        )
+    if not torch.isin(LabelledSet.read(test).label_K, known.label_K).any():
+        raise ValueError(
+            f"no image of {test.root} is of one of the {known.classes} classes of {train.root}. "
+            "Give two splits of one data set."
+        )
+    return known
+
+
+def trained_on_too(train: ShardSet, test: ShardSet, what: str) -> Iterator[str]:
+    """Yield a remark if images are in both sets.
+
+    Args:
+        train: what is learned from.
+        test: what is asked about.
+        what: is not of held-out images then, such as "what k-NN says".
+    """
+    same = f"{what} is not of held-out images"
+    if train.manifest == test.manifest:
+        yield f"{test.root} is trained on too: {same}"
+        return
+    for line in filter(None, shared_images([test], train)):
+        yield f"{line} too: {same}"

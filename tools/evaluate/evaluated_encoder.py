@@ -1,0 +1,89 @@
+"""An encoder that is evaluated, and how it is run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from evaluation.bare_encoder import BareEncoder
+from evaluation.protocol import Evaluated
+from pipeline.graph import ViewGroup
+from pipeline.normalisation import Normalisation
+from pipeline.tuning import Tuning
+from training import machine_settings
+from training.config import Config
+from training.run import checkpoint, run_folder
+from training.trained import Precision, Trained, device_of, locate, recipe
+
+RANDOM = "random init"  # a column's name
+
+
+@dataclass(frozen=True)
+class EvaluatedEncoder:
+    """A network in a column of the table."""
+
+    method: Evaluated
+    group: ViewGroup
+    """Size of the images; policy of the views."""
+    normalisation: Normalisation
+    device: torch.device
+    autocast: torch.dtype | None
+    tuning: Tuning | None
+
+    def placed(self) -> EvaluatedEncoder:
+        """Return it with its network on the device, channels-last."""
+        moved = self.method.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return replace(self, method=moved)
+
+
+def of_run(
+    path: Path,
+    *,
+    size: int | None,
+    device: str,
+    mixed_precision: Precision,
+    random: bool,
+    beside: bool,
+) -> tuple[Config, int, dict[str, EvaluatedEncoder]]:
+    """Return a run's configuration, its step, and its methods by their columns' names.
+
+    Args:
+        path: folder of the run, or of one of its checkpoints.
+        size: of the images, instead of the run's.
+        device: auto, cpu or gpu.
+        mixed_precision: of the networks.
+        random: whether the weights that it began with are evaluated instead of the trained ones.
+        beside: whether they are evaluated too.
+    """
+    run, saved = locate(path)
+    if saved is None and not random:
+        raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
+    config = recipe(run, device=device, mixed_precision=mixed_precision).config
+    methods, step = {}, 0
+    if random or beside:
+        methods[RANDOM] = copy.deepcopy(config.method)
+    if not random and saved is not None:
+        step, state = saved.step, saved.method()
+        with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
+            config.method.load_state_dict(state)
+        methods[f"step {step:,}"] = config.method
+    group = config.views if size is None else replace(config.views, size=size)
+    where = device_of(config)
+    tuning = machine_settings.kept(run) if where.type == "cuda" else None
+    how = (group, config.normalisation, where, config.autocast(), tuning)
+    return config, step, {name: EvaluatedEncoder(method, *how) for name, method in methods.items()}
+
+
+def of_encoder(trained: Trained, config: Config) -> EvaluatedEncoder:
+    """Return an encoder without a projector; views are made as a configuration says."""
+    return EvaluatedEncoder(
+        BareEncoder(trained.encoder),
+        replace(config.views, size=trained.size),
+        trained.normalisation,
+        trained.device,
+        trained.autocast,
+        trained.tuning,
+    )
