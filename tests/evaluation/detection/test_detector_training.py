@@ -111,7 +111,7 @@ def alone(folder: Path) -> dict[str, Any]:
     return learned(folder)
 
 
-@pytest.mark.slow  # two processes train three detectors; tests of the classifier hold the same quickly
+@pytest.mark.slow  # classifiers hold the same quickly
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_what_one_does(
     name: str, by_ranks: list[dict[str, Any]], alone: dict[str, Any]
