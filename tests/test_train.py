@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_a_run_from_published_weights_goes_on_without_them(
     words = ["--weights", str(file), "--layer_decay", "0.7", "--encoder_rate", "0.5"]
     words += ["--method.encoder", "Timm", "--method.encoder.name", "test_vit"]
     words += ["--method.encoder.image_size", "32", "--method.encoder.drop_path", "0.2"]
-    words += ["--views.size", "32", "--steps", "12", "--checkpoint_every", "3"]
+    words += ["--views.size", "32", "--steps", "24", "--checkpoint_every", "3"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     code, out, err = train(shard_set, straight, *words)
     assert code == 0, out + err
@@ -101,8 +102,11 @@ def test_a_run_from_published_weights_goes_on_without_them(
     command = [sys.executable, *arguments(shard_set, killed, *words)]
     process = start(command)
     wait_for_step(process, killed, 4)
+    while not checkpoint.exists(killed):  # it is written beside the next steps
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     kill(process)
-    assert losses(killed)[-1][0] < 12, "the run ended before it could be killed"
+    assert losses(killed)[-1][0] < 24, "the run ended before it could be killed"
     digest = sha256(file.read_bytes()).hexdigest()
     assert run_folder.read_config(killed)["weights_sha256"] == digest
     file.unlink()
