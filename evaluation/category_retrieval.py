@@ -15,12 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features
-from evaluation.retrieval import sort_rows
+from evaluation.retrieval import QUERIES, choose_queries, sort_rows
 from evaluation.score import blocks, exact_float32
 from shards.layout import PRESENT
-
-QUERIES = 10_000
-"""How many images rank the others, at most."""
 
 
 @torch.no_grad()
@@ -46,7 +43,8 @@ def run(test: Features, *, queries: int = QUERIES, rows: int | None = None) -> d
     h_NF = F.normalize(test.h_NF.float(), dim=1)
     present_NK = (category_NK == PRESENT).float()
     possible_NK = (category_NK >= PRESENT).float()
-    row_Q = _choose((present_NK.sum(dim=0) * present_NK).amax(dim=1) > 1, test.id_N, queries)
+    shares_N = (present_NK.sum(dim=0) * present_NK).amax(dim=1) > 1
+    row_Q = choose_queries(shares_N, test.id_N, queries)
     if not len(row_Q):
         raise ValueError(
             f"No two of the {len(test)} annotated samples share a category, so there is nothing to "
@@ -111,13 +109,3 @@ def _sort_both(S_QG: Tensor, gain_QG: Tensor) -> tuple[Tensor, Tensor]:
     number_QG = bits_QG ^ (bits_QG >> 31 & 0x7FFFFFFF)  # below 0 the bits count downwards
     both_QG = sort_rows((number_QG.long() << 16) + gain_QG.long())
     return both_QG >> 16, both_QG & 0xFFFF
-
-
-def _choose(query_N: Tensor, id_N: Tensor, queries: int) -> Tensor:
-    """Return the rows [Q] that may be queries, or some of them by chance, whatever the order."""
-    row_Q = query_N.nonzero()[:, 0]
-    if len(row_Q) <= queries:
-        return row_Q
-    row_Q = row_Q[id_N[row_Q].argsort(stable=True)]
-    chance_Q = torch.randperm(len(row_Q), generator=torch.Generator().manual_seed(0))[:queries]
-    return row_Q[chance_Q.to(row_Q.device)]

@@ -186,7 +186,7 @@ def run_labels(
             "retrieve. Choose a labelled split with several samples a class."
         )
     h_NF = F.normalize(test.h_NF.float(), dim=1)
-    row_Q = _choose(query_N, test.id_N, queries)
+    row_Q = choose_queries(query_N, test.id_N, queries)
     ap, negatives = [], []
     for start, S_QG in blocks(h_NF[row_Q], h_NF, rows=rows):
         own_Q1 = row_Q[start : start + len(S_QG), None]
@@ -203,7 +203,7 @@ def run_labels(
     }
 
 
-def _choose(query_N: Tensor, id_N: Tensor, queries: int) -> Tensor:
+def choose_queries(query_N: Tensor, id_N: Tensor, queries: int) -> Tensor:
     """Return the rows [Q] that may be queries, or some of them by chance, whatever the order."""
     row_Q = query_N.nonzero()[:, 0]
     if len(row_Q) <= queries:
