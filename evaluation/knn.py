@@ -37,21 +37,38 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the labels do not allow classification.
     """
-    if neighbours < 1 or temperature <= 0:
-        raise ValueError(
-            f"neighbours={neighbours} and temperature={temperature}, but k-NN needs at least one "
-            "neighbour and a temperature above 0; the usual values are 20 and 0.07."
-        )
+    check(neighbours, temperature)
     label_K, train, test = number_classes(train, test)
     s_QK, row_QK = nearest(test.h_NF, train.h_NF, count=neighbours, rows=rows)
     class_Q = _classify(s_QK, train.label_N[row_QK], len(label_K), temperature)
     return {"knn_top1": int((class_Q == test.label_N).sum()) / len(test)}
 
 
+def check(neighbours: int, temperature: float) -> None:
+    """Refuse settings that are out of range.
+
+    Raises:
+        ValueError: one is.
+    """
+    if neighbours < 1 or temperature <= 0:
+        raise ValueError(
+            f"neighbours={neighbours} and temperature={temperature}, but k-NN needs at least one "
+            "neighbour and a temperature above 0; the usual values are 20 and 0.07."
+        )
+
+
+def weights(s_QK: Tensor, temperature: float) -> Tensor:
+    """Return the weights [Q, K] of the votes of neighbours, nearest first, by their cosines.
+
+    They are relative to the nearest, so that no temperature overflows; the largest vote is the
+    same.
+    """
+    return ((s_QK - s_QK[:, :1]) / temperature).exp()
+
+
 def _classify(s_QK: Tensor, class_QK: Tensor, classes: int, temperature: float) -> Tensor:
     """Return the class [Q] with the most votes among each query's neighbours, nearest first."""
-    # Relative to the nearest, so that no temperature overflows; the largest vote is the same.
-    weight_QK = ((s_QK - s_QK[:, :1]) / temperature).exp()
+    weight_QK = weights(s_QK, temperature)
     # C is for classes here, K for neighbours.
     votes_QC = s_QK.new_zeros(len(s_QK), classes)
     # One neighbour at a time: within a call no class is added to twice, so the order of the

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation import linear
+from evaluation import knn, linear
 from evaluation.category_precision import category_precision, mean_precision
 from evaluation.features import Features
 from evaluation.linear import GRID, Loss, Probe
 from evaluation.protocol import Evaluation
-from evaluation.score import blocks
+from evaluation.score import nearest
 from shards.layout import PRESENT, ShardSet
 
 
@@ -107,31 +107,21 @@ def run_knn(
     Raises:
         ValueError: a setting is out of range, or the categories do not allow it.
     """
-    if neighbours < 1 or temperature <= 0:
-        raise ValueError(
-            f"neighbours={neighbours} and temperature={temperature}, but k-NN needs at least one "
-            "neighbour and a temperature above 0; the usual values are 20 and 0.07."
-        )
+    knn.check(neighbours, temperature)
     (train, train_NK), (test, test_NK) = train.annotated(), test.annotated()
-    train_NF, test_NF = (
-        F.normalize(train.h_NF.float(), dim=1),
-        F.normalize(test.h_NF.float(), dim=1),
-    )
-    shares = []
-    for _, S_QG in blocks(test_NF, train_NF, rows=rows):
-        # M neighbours; K is for categories.
-        s_QM, row_QM = S_QG.topk(min(neighbours, S_QG.shape[1]), dim=1)
-        weight_QM = ((s_QM - s_QM[:, :1]) / temperature).exp()
-        present_QK = weight_QM.new_zeros(len(s_QM), train_NK.shape[1])
-        counted_QK = torch.zeros_like(present_QK)
-        # One neighbour at a time: the order of the additions is the same in every run, and memory
-        # that of two of them.
-        for weight_Q, row_Q in zip(weight_QM.T, row_QM.T, strict=True):
-            category_QK = train_NK[row_Q]
-            present_QK += weight_Q[:, None] * (category_QK == PRESENT)
-            counted_QK += weight_Q[:, None] * (category_QK <= PRESENT)
-        shares.append(torch.where(counted_QK > 0, present_QK / counted_QK, 0))
-    found = category_precision(torch.cat(shares), test_NK)
+    # M neighbours; K is for categories.
+    s_QM, row_QM = nearest(test.h_NF, train.h_NF, count=neighbours, rows=rows)
+    weight_QM = knn.weights(s_QM, temperature)
+    present_QK = weight_QM.new_zeros(len(s_QM), train_NK.shape[1])
+    counted_QK = torch.zeros_like(present_QK)
+    # One neighbour at a time: the order of the additions is the same in every run, and memory that
+    # of two of them.
+    for weight_Q, row_Q in zip(weight_QM.T, row_QM.T, strict=True):
+        category_QK = train_NK[row_Q]
+        present_QK += weight_Q[:, None] * (category_QK == PRESENT)
+        counted_QK += weight_Q[:, None] * (category_QK <= PRESENT)
+    share_QK = torch.where(counted_QK > 0, present_QK / counted_QK, 0)
+    found = category_precision(share_QK, test_NK)
     return Evaluation(
         {"multi_label_knn_map": mean_precision(found.step_K)},
         details={"multi_label_knn_ap": found.by_name(categories)},
