@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "model": {"model", "torch", "torchvision", "timm", "triton"},
     # Optional: pycocotools, COCO's own scores; h5py, the form of a benchmark's submissions.
     "evaluation": {"evaluation", "model", "pipeline", "shards", "torch", "numpy"}
-    | {"accelerate", "torchvision", "pycocotools", "h5py"},
+    | {"torchvision", "pycocotools", "h5py"},
     "training": {
         "accelerate",
         "evaluation",

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -23,7 +22,7 @@ from evaluation.detection.detection_set import BatchOrder, DetectionSet, collate
 from evaluation.detection.detector import Detector
 from evaluation.protocol import Trial
 from evaluation.resumption import Task
-from model.gather import average_gradients, gather_rows
+from model.gather import average_gradients, gather_equal_rows, gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +189,7 @@ class _Learner:
         Raises:
             ValueError: a loss was no number, on some rank.
         """
-        finite: Any = self._finite if self._world_size == 1 else reduce(self._finite, "mean")
-        if finite < 1:
+        if gather_equal_rows(self._finite[None]).mean() < 1:
             raise ValueError(
                 f"the detector's loss is no number any more, at step {self.steps:,} or before: its "
                 "training has diverged. Lower --detection.learning_rate, or raise "
@@ -211,7 +209,7 @@ class _Learner:
         loss_K, count_K = self._detector(images_BCHW, targets)
         if self._world_size > 1:
             # Gradients are averaged; a rank with more samples weighs more in the mean over all.
-            total_K: Any = reduce(count_K, "sum")
+            total_K = gather_equal_rows(count_K[None]).sum(dim=0)
             loss_K = loss_K * (count_K * self._world_size / total_K)
         loss = loss_K.sum()
         self._finite = self._finite * loss.detach().isfinite()
