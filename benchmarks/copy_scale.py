@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory_use import MIB, Peak
+from benchmarks.record import write
 
 D, TRAINING = 254, 10_000
 
@@ -80,11 +81,7 @@ def main(words: Sequence[str]) -> None:
         "figures": figures,
         "parts": rows,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(record, arguments.out)
 
 
 if __name__ == "__main__":

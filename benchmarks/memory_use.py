@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import write
+
 MIB = 2**20
 POLL = 0.002  # seconds between two looks
 # Views × size, images a batch, batches ahead.
@@ -342,11 +344,7 @@ def main(words: Sequence[str]) -> None:
     }
     stages = {"loader": loader, "budget": budget, "flat": flat, "shards": shards}
     record |= stages[arguments.stage](arguments)
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.memory_use import MIB, Peak, anonymous
+from benchmarks.record import write
 
 RECIPE = "recipes/cifar10_cpu_qk.yaml"
 WARM, STEPS = 2, 6
@@ -170,11 +171,7 @@ def main(words: Sequence[str]) -> None:
         "command": " ".join(["python -m benchmarks.qk_scale", *words]),
         "cases": rows,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(record, arguments.out)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import write
+
 PER_SHARD = 2000
 POLL = 0.05  # seconds between two looks at the memory
 CLASSES, PER_CLASS, BATCH = 20, 1000, 256
@@ -405,11 +407,7 @@ def main() -> None:
     }
     stage = {"throughput": throughput, "stl10": stl10, "shuffle": shuffle}[arguments.stage]
     record |= stage(arguments)
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.out:
-        arguments.out.write_text(text)
-    else:
-        print(text)
+    write(record, arguments.out)
 
 
 if __name__ == "__main__":

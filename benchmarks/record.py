@@ -1,0 +1,22 @@
+"""The JSON of a measurement: into a file, or shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(record: Mapping[str, Any], out: Path | None) -> None:
+    """Write what was measured.
+
+    Args:
+        record: with its surroundings and its command.
+        out: the file; None prints it.
+    """
+    text = json.dumps(record, indent=1) + "\n"
+    if out:
+        out.write_text(text)
+    else:
+        print(text)
