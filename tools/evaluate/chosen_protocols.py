@@ -24,7 +24,6 @@ from tools.evaluate.evaluated_encoder import EvaluatedEncoder
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import class_help
 from training.command_line import several_as_lists
-from training.exported import digest_of
 from training.flags import FlagParser
 from training.processes import smallest
 
@@ -120,7 +119,7 @@ def run(
     facts = {
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
-        "encoder": digest_of(column.method.state_dict()),
+        "encoder": column.digest,
         "size": column.group.size,
         "normalisation": [*column.normalisation.mean, *column.normalisation.std],
         "train": train and train.manifest.digest(),

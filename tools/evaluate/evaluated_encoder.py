@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.normalisation import Normalisation
 from pipeline.tuning import Tuning
 from training import machine_settings
 from training.config import Config
+from training.exported import digest_of
 from training.run import checkpoint, run_folder
 from training.trained import Precision, Trained, device_of, locate, recipe
 
@@ -32,6 +34,11 @@ class EvaluatedEncoder:
     device: torch.device
     autocast: torch.dtype | None
     tuning: Tuning | None
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells its weights from all others."""
+        return digest_of(self.method.state_dict())
 
     def placed(self) -> EvaluatedEncoder:
         """Return it with its network on the device, channels-last."""
