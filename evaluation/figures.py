@@ -89,33 +89,46 @@ def ordered(figures: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
         value, half = figures[figure], figures.get(figure.replace("_top1", "_ci"))
         if figure.endswith("_ci") and figure.replace("_ci", "_top1") in figures:
             continue
-        share = figure not in NOT_SHARES and not figure.endswith("_rate")
-        text = f"{100 * value:.1f} %" if share else f"{value:.4g}"
+        text = f"{100 * value:.1f} %" if is_share(figure) else f"{value:.4g}"
         if figure.endswith("_top1") and half is not None:
             text = f"{100 * value:.1f} ± {100 * half:.1f} %"
-        yield figure, _name(figure), text
+        yield figure, name_of(figure), text
+
+
+def name_of(figure: str) -> str:
+    """Return what people call a figure; one that is not known is its own name."""
+    if figure in NAMES or (family := _family(figure)) is None:
+        return NAMES.get(figure, figure)
+    return FAMILIES[family[0]].replace("#", family[1])
+
+
+def is_share(figure: str) -> bool:
+    """Whether a figure is a share of 1, which people read in percent."""
+    return figure not in NOT_SHARES and not figure.endswith("_rate")
+
+
+def more_is_better(figure: str) -> bool:
+    """Whether a figure is known, and the better the higher it is; a spread is neither."""
+    known = figure in NAMES or _family(figure) is not None
+    return known and is_share(figure) and not figure.endswith(("_sd", "_ci"))
 
 
 def _place(figure: str) -> tuple[int, float, int]:
     """Return what figures are ordered by."""
     if figure in NAMES:
         return [*NAMES].index(figure), 0.0, 0
-    family, number = _family(figure)
+    found = _family(figure)
+    assert found, figure
+    family, number = found
     place = [*FAMILIES].index(family)
     first = next(i for i, each in enumerate(FAMILIES) if each.split("#")[0] == family.split("#")[0])
     return len(NAMES) + first, float(number), place
 
 
-def _name(figure: str) -> str:
-    """Return what people call a figure."""
-    if figure in NAMES:
-        return NAMES[figure]
-    family, number = _family(figure)
-    return FAMILIES[family].replace("#", number)
-
-
-def _family(figure: str) -> tuple[str, str]:
-    """Return a figure's family and its number."""
+def _family(figure: str) -> tuple[str, str] | None:
+    """Return a figure's family and its number; None if it is of none."""
     number = _NUMBER.search(figure)
-    assert number, figure
-    return figure[: number.start()] + "#" + figure[number.end() :], number[0]
+    if number is None:
+        return None
+    family = figure[: number.start()] + "#" + figure[number.end() :]
+    return (family, number[0]) if family in FAMILIES else None

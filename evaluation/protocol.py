@@ -10,8 +10,8 @@ its `run` returns figures. `tools.evaluate` names it, reads its settings and kee
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from evaluation.bare_encoder import BareEncoder
+from evaluation.left_out import leaving_out
 from model.encoder import Encoder
 from model.method import Method
 from pipeline.normalisation import Normalisation
@@ -47,20 +48,13 @@ class Evaluation:
         self.remarks += other.remarks
         self.details |= other.details
 
-    @contextmanager
-    def leaving_out(self, what: str) -> Iterator[None]:
+    def leaving_out(self, what: str) -> AbstractContextManager[None]:
         """Go on after an error inside, with a remark that these figures are left out, and why.
-
-        A run has taken days, and these figures are not all of it: no error of them ends it.
 
         Args:
             what: the figures in words. On all ranks they fail alike, or wait for no other.
         """
-        try:
-            yield
-        except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            self.remarks.append(f"no {what}: {kind}{' '.join(str(error).split())}")
+        return leaving_out(what, self.remarks)
 
 
 class Kept(Protocol):

@@ -593,6 +593,7 @@ def test_a_setting_that_one_recipe_lacks_varies_where_it_is_known(
         (["--seconds", "9", "--vary", "nothing=1"], ["no setting nothing", "vary_where_known"]),
         (["--seconds", "9", "--vary", "seed=1,2"], ["--seed", "--seeds instead"]),
         (["--seconds", "9", "--best_by", "loss"], ["best_by", "knn_top1"]),
+        (["--seconds", "9", "--best_by", "fine_tuned_1_sd"], ["best_by", "fine_tuned_10_top1"]),
         (["--seconds", "9", "--evaluate", "few_shot"], ["--evaluate: few_shot is no flag"]),
         (["--seconds", "9", "--evaluate", "--protocol fewshot"], ["--evaluate: ", "few_shot"]),
         (["--seconds", "9", "--evaluate", "--json x.json"], ["--json is what the comparison sets"]),

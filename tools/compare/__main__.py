@@ -133,12 +133,17 @@ def main(
 
 def _check_figure(name: str) -> None:
     """Refuse what is no figure of which more is better."""
-    from evaluation.figures import NAMES, NOT_SHARES  # imports torch, which --help does without
+    # Here and not above: it imports torch, which --help does without.
+    from evaluation.figures import FAMILIES, NAMES, more_is_better
 
     figure = name.partition(" on ")[0]
-    if figure not in NAMES or figure in NOT_SHARES:
-        known = ", ".join(each for each in NAMES if each not in NOT_SHARES)
-        raise ValueError(f"--best_by {name} is no figure of which more is better; expected {known}")
+    if not more_is_better(figure):
+        known = ", ".join(filter(more_is_better, NAMES))
+        more = [each.replace("#", "10") for each in FAMILIES]
+        raise ValueError(
+            f"--best_by {name} is no figure of which more is better; expected {known}, or with any "
+            f"share of the labels {', '.join(filter(more_is_better, more))}"
+        )
 
 
 def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:

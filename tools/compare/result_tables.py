@@ -117,6 +117,8 @@ def rows(record: Mapping[str, Any]) -> list[TableRow]:
 
 def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[TableColumn]:
     """Return the columns of these figures, except those without any value."""
+    from evaluation.figures import more_is_better  # imports torch, which --help does without
+
     kept: list[TableColumn] = []
     for name, heading in figures.items():
         known = [row.figures.get(name) for row in found]
@@ -126,7 +128,7 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
         whole = [row.trained and row.fair for row in found]
         trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
-        if name not in COST and more_is_better(name) and len(trained) > 1:
+        if name not in COST and len(trained) > 1 and more_is_better(name.partition(" on ")[0]):
             best = max(trained, key=lambda i: trained[i])
         kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
@@ -134,23 +136,16 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
 
 def learned(record: Mapping[str, Any]) -> dict[str, str]:
     """Return {figure: heading} of what an encoder learned, with what `--evaluate` has asked for."""
-    from evaluation.figures import NAMES  # imports torch, which --help does without
+    from evaluation.figures import is_share, name_of  # imports torch, which --help does without
 
     found = dict(LEARNED)
     for each in (*record["runs"], *record["random"]):
         for name in each.get("evaluated", ()):
             figure, on, where = name.partition(" on ")
-            unit = " %" if more_is_better(name) else ""
-            short = LEARNED.get(figure, f"{NAMES.get(figure, figure)}{unit}")
+            unit = " %" if is_share(figure) else ""
+            short = LEARNED.get(figure, f"{name_of(figure)}{unit}")
             found.setdefault(name, f"{short}{on}{where}")
     return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
-
-
-def more_is_better(name: str) -> bool:
-    """Whether a figure, or a figure on a set, is a share of 1."""
-    from evaluation.figures import NOT_SHARES  # imports torch, which --help does without
-
-    return name.partition(" on ")[0] not in NOT_SHARES
 
 
 def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
@@ -327,7 +322,9 @@ def _percent(value: Spread, scale: float = 100) -> str:
 def _text(name: str, value: Spread) -> str:
     if name in FORMATS:
         return FORMATS[name](value)
-    return _percent(value) if more_is_better(name) else _percent(value, scale=1)
+    from evaluation.figures import is_share  # imports torch, which --help does without
+
+    return _percent(value) if is_share(name.partition(" on ")[0]) else _percent(value, scale=1)
 
 
 FORMATS: dict[str, Callable[[Spread], str]] = {

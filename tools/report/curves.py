@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.figures import NAMES, NOT_SHARES
+from evaluation.figures import NAMES, is_share
 
 POINTS = 500  # a chart has no more pixels to show them
 STEP_FIGURES = {
@@ -44,9 +44,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Series]:
         for key, (name, share) in STEP_FIGURES.items()
     ]
     found += [
-        _series(
-            key, NAMES[key], key not in NOT_SHARES, _points(evaluations, key, steps), online=True
-        )
+        _series(key, NAMES[key], is_share(key), _points(evaluations, key, steps), online=True)
         for key in CHARTED
     ]
     return [series for series in found if series["step"]]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.figures import NAMES
+from evaluation.left_out import leaving_out
 from evaluation.neighbours import Neighbours, nearest_others
 from evaluation.protocol import Progressed
 from evaluation.suite import FROZEN, ONLINE, Suite
@@ -21,7 +22,6 @@ from shards.one_line import one_line
 from shards.survey import rows_at
 from tools.preview import contact_sheet, first_batch
 from tools.report import embedding_map, findings, networks
-from tools.report.left_out import leaving_out
 from tools.report.networks import Looked, Networks
 from tools.report.pictures import data_uri, sprite
 from training import weights

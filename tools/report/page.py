@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from evaluation.figures import NOT_SHARES, ordered
+from evaluation.figures import more_is_better, ordered
 from tools.report.configuration import Change
 from tools.report.curves import curves
 from tools.report.insight import Insight
@@ -169,7 +169,7 @@ def _table(runs: Sequence[RunPart]) -> dict[str, Any]:
     for key, name, _ in ordered(everything):
         cells = [of_column.get(key, "") for of_column in texts]
         values = [found.get(key, float("-inf")) for found in figures]
-        compared = len(values) > 1 and key not in NOT_SHARES
+        compared = len(values) > 1 and more_is_better(key)
         best = max(range(len(values)), key=values.__getitem__) if compared else None
         rows.append({"name": name, "cells": cells, "best": best})
     return {"columns": columns, "rows": rows}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from evaluation.left_out import leaving_out
 from tools.report import run_facts
 from tools.report.configuration import changes
 from tools.report.insight import Insight, before_training, insight, training_views
-from tools.report.left_out import leaving_out
 from tools.report.page import RunPart
 from training import exported
 from training.run import checkpoint

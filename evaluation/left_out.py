@@ -1,4 +1,4 @@
-"""Parts of a report that cannot be made are left out and named: the rest is worth having."""
+"""What cannot be made is left out and named: a run has taken days, and the rest is worth having."""
 
 from __future__ import annotations
 
