@@ -164,4 +164,4 @@ def test_it_learns_to_find_rectangles(
         in_folder(root, ["train2017"]), clip=False, categories=images.categories
     )
     found = detect(trial(), network, test, shorter=64, longest=128, workers=0)
-    assert box_precision.voc(found, test.boxes)[0]["detection_voc_ap50"] > 0.6
+    assert box_precision.voc(found, test.boxes)[0]["detection_voc_ap50"] > 0.5
