@@ -545,6 +545,19 @@ def test_what_a_comparison_holds_fixed_is_refused_unless_allowed(
         assert list(allowed) == [name]
 
 
+def test_a_difference_is_told_once_for_all_recipes_that_have_it(
+    recipes: list[Path], more: list[str], tmp_path: Path
+) -> None:
+    text = recipes[1].read_text().replace("count: 2, size: 24", "count: 2, size: 32")
+    recipes[1].write_text(text)
+    third = tmp_path / "third.yaml"
+    third.write_text(text)
+    compared = variants([*recipes, third], [], more, where_known=False)
+    (told,) = check_terms(compared, ["policy"])["policy"]
+    first, second, last = (variant.name for variant in compared)
+    assert told.count(f"in {first}, ") == 1 and told.endswith(f"in {second} and {last}")
+
+
 def test_views_batch_method_and_optimizer_may_differ(recipes: list[Path], more: list[str]) -> None:
     text = recipes[1].read_text().replace("count: 2, size: 24", "count: 6, size: 24")
     recipes[1].write_text(text.replace("batch_size: 8", "batch_size: 4\noptimizer: sgd"))

@@ -133,12 +133,16 @@ def check_terms(compared: Sequence[Variant], allowed: Sequence[str]) -> dict[str
     first, *others = compared
     for name in TERMS:
         here = terms(first.resolved)[name]
+        apart: dict[tuple[str, str], list[str]] = {}
         for other in others:
             there = terms(other.resolved)[name]
             if here != there:
-                mine, theirs = _apart(here, there)
-                text = f"{mine} in {first.name}, {theirs} in {other.name}"
-                found.setdefault(name, []).append(text)
+                apart.setdefault(_apart(here, there), []).append(other.name)
+        if apart:
+            found[name] = [
+                f"{mine} in {first.name}, {theirs} in {' and '.join(names)}"
+                for (mine, theirs), names in apart.items()
+            ]
     refused = {name: texts for name, texts in found.items() if name not in allowed}
     if refused:
         listed = "; ".join(f"{name}: {text}" for name, texts in refused.items() for text in texts)
