@@ -135,21 +135,24 @@ def fit(
     l2: float,
     iterations: int = 200,
     start: Probe | None = None,
+    chosen_N: Tensor | None = None,
 ) -> Probe:
     """Minimise the objective above on features h [N, F] with categories [N, K].
 
     A category that the samples do not both show and lack has weights of 0: it scores all alike.
 
     Args:
-        h_NF: features; a standardised copy of them is made.
+        h_NF: features; no copy of many is made.
         category_NK: 0 absent, 1 present, more: not counted.
         l2: strength of the penalty, on each category's *mean* cross-entropy.
         iterations: L-BFGS iterations at most.
         start: begin from this probe's weight and bias, fitted on the same rows; None begins at 0.
+        chosen_N: numbers of the rows to fit; None is all of them.
     """
-    counted_K = (category_NK <= PRESENT).sum(dim=0)
+    fitted_NK = category_NK if chosen_N is None else category_NK[chosen_N]
+    counted_K = (fitted_NK <= PRESENT).sum(dim=0)
     # `linear.fit` divides by the rows; a category is to be divided by those that it counts.
-    weight_K = torch.where(_both(category_NK), len(category_NK) / counted_K, 0)
+    weight_K = torch.where(_both(fitted_NK), len(fitted_NK) / counted_K, 0)
     return linear.fit(
         h_NF,
         category_NK,
@@ -158,6 +161,7 @@ def fit(
         iterations=iterations,
         start=start,
         loss=_binary_cross_entropies(weight_K),
+        chosen_N=chosen_N,
     )
 
 
@@ -259,12 +263,14 @@ def _choose(
             f"The {len(held_NK)} of {len(train)} train samples that are held out to choose l2 show "
             "no category. Use more train samples."
         )
-    h_NF, fitted_NK = train.h_NF[~held_N], category_NK[~held_N]
+    fitted_N, h_HF = (~held_N).nonzero()[:, 0], train.h_NF[held_N]
     chosen, best, probe = l2_grid[0], -1.0, None
     # From strong to weak, each from the last one's solution: they are near to each other.
     for l2 in l2_grid:
-        probe = fit(h_NF, fitted_NK, l2=l2, iterations=iterations, start=probe)
-        found = category_precision(probe.logits(train.h_NF[held_N]), held_NK)
+        probe = fit(
+            train.h_NF, category_NK, l2=l2, iterations=iterations, start=probe, chosen_N=fitted_N
+        )
+        found = category_precision(probe.logits(h_HF), held_NK)
         if (precision := mean_precision(found.step_K)) > best:
             chosen, best = l2, precision
     return chosen

@@ -16,16 +16,22 @@ all ranks' samples: W ranks compute what one process would.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evaluation.detection.detection_set import STRIDE
+from evaluation.detection.detector_modules import (
+    InPrecision,
+    Mean,
+    PooledRegions,
+    Prepared,
+    Pyramid,
+    SeededSampler,
+    ThirdStage,
+)
 from evaluation.features import eval_mode
 from model.encoder import Encoder
 from model.sync_batch_norm import synchronise
@@ -130,17 +136,17 @@ def build(
         if kind == "c4":
             network = _c4(encoder, sizes, categories, smallest_anchor, proposals, norm_layer)
         else:
-            pyramid = _Pyramid(
+            pyramid = Pyramid(
                 encoder, sizes, _first(kind, finest_stage), channels, kind, norm_layer
             )
             make = _fpn if kind == "fpn" else _retinanet
             network = make(pyramid, categories, smallest_anchor, proposals, box_features)
     _widen(network)
-    network.transform = prepared = _Prepared(normalisation)
+    network.transform = prepared = Prepared(normalisation)
     if kind != "retinanet":
-        network.roi_heads.box_roi_pool = _PooledRegions(network.roi_heads.box_roi_pool, prepared)
+        network.roi_heads.box_roi_pool = PooledRegions(network.roi_heads.box_roi_pool, prepared)
     for owner, name in _convolutions(network):
-        setattr(owner, name, _InPrecision(getattr(owner, name), autocast))
+        setattr(owner, name, InPrecision(getattr(owner, name), autocast))
     detector = Detector(network, frozen, regions=regions)
     return detector.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -204,174 +210,8 @@ class Detector(nn.Module):
         return torch.stack([of_proposals, of_boxes]), counts.to(losses["loss_classifier"].dtype)
 
 
-class SeededSampler:
-    """Samples anchors or proposals of an image, a share of them positive, from a seed of its own.
-
-    Stands where torchvision has `BalancedPositiveNegativeSampler`, which draws from one stream for
-    all images. That would make an image's samples depend on those before it, and so on the ranks.
-
-    Args:
-        size: how many are sampled of an image, if there are enough.
-        positive: share of positive ones among them, at most.
-        salt: tells samplers with the same seeds apart.
-    """
-
-    def __init__(self, size: int, positive: float, *, salt: int) -> None:
-        self._size, self._positive, self._salt = size, int(size * positive), salt
-        self.seeds: list[int] = []
-        """Of the images of the next call."""
-        self.count: Any = torch.zeros(())
-        """How many samples the last call took of all images."""
-
-    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return masks [N] of the positive and of the negative samples of each image.
-
-        Args:
-            labels: of each image's candidates [N]: positive, 0 for background, -1 for neither.
-        """
-        positive, negative = [], []
-        for label_N, seed in zip(labels, self.seeds, strict=True):
-            generator = torch.Generator(label_N.device).manual_seed(2 * seed + self._salt)
-            key_N = torch.rand(len(label_N), generator=generator, device=label_N.device)
-            positive.append(self._lowest(key_N, label_N >= 1, self._positive))
-            left = self._size - positive[-1].sum()
-            negative.append(self._lowest(key_N, label_N == 0, left))
-        self.count = sum(p.sum() + n.sum() for p, n in zip(positive, negative, strict=True))
-        return positive, negative
-
-    def _lowest(self, key_N: Tensor, among_N: Tensor, number: Tensor | int) -> Tensor:
-        """Return a mask of those, among some, with the lowest keys; `number` of them at most."""
-        masked_N = key_N.masked_fill(~among_N, 2.0)
-        place_K = masked_N.topk(min(self._size, len(key_N)), largest=False).indices
-        chosen_N = torch.zeros_like(among_N)
-        chosen_N[place_K] = torch.arange(len(place_K), device=key_N.device) < number
-        return chosen_N & among_N
-
-
-class _Prepared(nn.Module):
-    """Stands where torchvision has `GeneralizedRCNNTransform`, which resizes and pads.
-
-    The data set has done both here, so that neither depends on the rank.
-    """
-
-    def __init__(self, normalisation: Normalisation) -> None:
-        super().__init__()
-        for name in ("mean", "std"):
-            value_C11 = 255 * torch.tensor(getattr(normalisation, name)).view(3, 1, 1)
-            self.register_buffer(name, value_C11, persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
-        self.padded: tuple[int, int] = (0, 0)
-        """Height and width of the last batch."""
-
-    def forward(self, images_BCHW: Tensor, targets: list[dict[str, Any]] | None = None) -> Any:
-        """Return normalised images, 0 where they are padded, and the targets."""
-        from torchvision.models.detection.image_list import ImageList
-
-        B, _, H, W = images_BCHW.shape
-        sizes = [tuple(each["size"]) for each in targets] if targets else [(H, W)] * B
-        x_BCHW = (images_BCHW.to(self.mean.dtype) - self.mean) / self.std
-        for x_CHW, (height, width) in zip(x_BCHW, sizes, strict=True):
-            x_CHW[:, height:] = 0
-            x_CHW[:, :, width:] = 0
-        x_BCHW = F.pad(x_BCHW, (0, -W % STRIDE, 0, -H % STRIDE))
-        self.padded = (x_BCHW.shape[2], x_BCHW.shape[3])
-        return ImageList(x_BCHW.contiguous(memory_format=torch.channels_last), sizes), targets
-
-    def postprocess(self, result: Any, *_: Any) -> Any:
-        """Return what was found, in pixels of the resized images."""
-        return result
-
-
-class _PooledRegions(nn.Module):
-    """Pools regions of maps, whose strides are those of the padded images.
-
-    torchvision's alone takes the images without padding for what the maps are of, and rounds the
-    ratio to a power of two: wrong where a third of a batch is padding.
-    """
-
-    def __init__(self, pool: nn.Module, prepared: _Prepared) -> None:
-        super().__init__()
-        self._pool = pool
-        self._padded = lambda: prepared.padded
-
-    def forward(
-        self, features: dict[str, Tensor], regions: list[Tensor], image_shapes: list[Any]
-    ) -> Tensor:
-        return self._pool(features, regions, [self._padded()] * len(image_shapes))
-
-
-class _InPrecision(nn.Module):
-    """Runs a module under autocast and returns float32, in which boxes are computed.
-
-    In bfloat16 a side of 500 pixels is known to 2.
-    """
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.module, self._dtype = module, dtype
-
-    def forward(self, *inputs: Any) -> Any:
-        device = next(self.module.parameters()).device.type
-        with torch.autocast(device, self._dtype, enabled=self._dtype is not None):
-            return _wide(self.module(*inputs))
-
-
-def _wide(x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x if x.dtype == torch.float64 else x.float()
-    if isinstance(x, dict):
-        return OrderedDict((name, _wide(each)) for name, each in x.items())
-    return type(x)(_wide(each) for each in x)
-
-
-class _Pyramid(nn.Module):
-    """Maps of an encoder's stages, joined by a feature pyramid, and one or two levels above it."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        sizes: list[int],
-        first: int,
-        channels: int,
-        kind: Kind,
-        norm_layer: Callable[..., nn.Module] | None,
-    ) -> None:
-        super().__init__()
-        from torchvision.ops import FeaturePyramidNetwork
-        from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-
-        above = LastLevelMaxPool() if kind == "fpn" else LastLevelP6P7(channels, channels)
-        self.encoder, self._first, self._stages = encoder, first, len(sizes)
-        self.pyramid = FeaturePyramidNetwork(sizes[first:], channels, above, norm_layer)
-        self.out_channels = channels
-        self.levels = len(sizes) - first
-
-    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        maps = self.encoder.feature_maps(images_BCHW, stages=self._stages)[self._first :]
-        return self.pyramid(OrderedDict((str(level), each) for level, each in enumerate(maps)))
-
-
-class _ThirdStage(nn.Module):
-    """The map of an encoder's third stage."""
-
-    def __init__(self, encoder: Encoder, channels: int) -> None:
-        super().__init__()
-        self.encoder, self.out_channels = encoder, channels
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return self.encoder.feature_maps(images_BCHW, stages=3)[-1]
-
-
-class _Mean(nn.Module):
-    """Maps [R, C, H, W] to their means [R, C]."""
-
-    def forward(self, maps_RCHW: Tensor) -> Tensor:
-        return maps_RCHW.mean((2, 3))
-
-
 def _fpn(
-    pyramid: _Pyramid, categories: int, smallest_anchor: int, proposals: int, box_features: int
+    pyramid: Pyramid, categories: int, smallest_anchor: int, proposals: int, box_features: int
 ) -> Any:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -409,16 +249,16 @@ def _c4(
     anchors = (tuple(smallest_anchor * 2**octave for octave in range(5)),)
     norm = [norm_layer(sizes[3])] if norm_layer else []
     return FasterRCNN(
-        _ThirdStage(encoder, sizes[2]),
+        ThirdStage(encoder, sizes[2]),
         rpn_anchor_generator=AnchorGenerator(anchors, ((0.5, 1.0, 2.0),)),
         **_kept_proposals(proposals, before=6),
         box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-        box_head=nn.Sequential(last, *norm, _Mean()),
+        box_head=nn.Sequential(last, *norm, Mean()),
         box_predictor=FastRCNNPredictor(sizes[3], categories + 1),
     )
 
 
-def _retinanet(pyramid: _Pyramid, categories: int, smallest_anchor: int, *_: int) -> Any:
+def _retinanet(pyramid: Pyramid, categories: int, smallest_anchor: int, *_: int) -> Any:
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 

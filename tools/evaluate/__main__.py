@@ -13,7 +13,9 @@ command was stopped. `accelerate launch` or `torchrun` starts it with several pr
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -182,12 +184,12 @@ def main(
     needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
     data = several_sets(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
-    found = _evaluated(asked, data)
+    found, seconds = _evaluated(asked, data)
     if processes.is_main_process:
         if not alone:
             for name, lines in pretrained_on(config.shards, data, all_sets=bool(sets)).items():
                 found[name][next(reversed(found[name]))].remarks += lines
-        figure_table.show(title, found)
+        figure_table.show(title, found, seconds)
         if json:
             figure_table.write(json, title, step, data, found)
     if not any(last.figures for *_, last in (each.values() for each in found.values())):
@@ -272,8 +274,14 @@ def _suites(asked: _Asked, sets: _Sets, show: Progressed) -> dict[str, Suite]:
     }
 
 
-def _evaluated(asked: _Asked, data: Mapping[str, _Sets]) -> dict[str, dict[str, Evaluation]]:
-    """Return what is found out about the columns, by their names, on some sets, by their names."""
+def _evaluated(
+    asked: _Asked, data: Mapping[str, _Sets]
+) -> tuple[dict[str, dict[str, Evaluation]], dict[str, dict[str, float]]]:
+    """Return what is found out about the columns on some sets, and how long it took.
+
+    Returns:
+        {set: {column: what is found out}}, and {column: {protocol: seconds on all sets}}.
+    """
     from evaluation.protocol import Evaluation
     from tools.evaluate import chosen_protocols
 
@@ -288,25 +296,36 @@ def _evaluated(asked: _Asked, data: Mapping[str, _Sets]) -> dict[str, dict[str, 
         # All of them first: the last set is refused before the first is evaluated.
         suites = {name: _suites(asked, sets, show) for name, sets in data.items()}
         found: dict[str, dict[str, Evaluation]] = {name: {} for name in data}
+        seconds: dict[str, dict[str, float]] = {}
         for name, each in asked.columns.items():
-            column = each.placed()
+            column, spent = each.placed(), seconds.setdefault(name, {})
             for where, of_columns in suites.items():
                 evaluation, suite = Evaluation(), of_columns.get(name)
-                if suite is not None:
-                    evaluation = suite.run(column.method, asked.frozen)
+                if suite is not None and asked.frozen:
+                    with _timed("frozen features", spent):
+                        evaluation = suite.run(column.method, asked.frozen)
                 for chosen in asked.chosen:
-                    more = chosen_protocols.run(
-                        chosen,
-                        column,
-                        suite and suite.train,
-                        suite and suite.test,
-                        keep=asked.keep,
-                        processes=asked.processes,
-                        progress=show,
-                    )
+                    with _timed(chosen.name, spent):
+                        more = chosen_protocols.run(
+                            chosen,
+                            column,
+                            suite and suite.train,
+                            suite and suite.test,
+                            keep=asked.keep,
+                            processes=asked.processes,
+                            progress=show,
+                        )
                     evaluation.add(more)
                 found[where][name] = evaluation
-    return found
+    return found, seconds
+
+
+@contextmanager
+def _timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time spent inside to that of the same kind."""
+    begin = time.perf_counter()
+    yield
+    seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - begin
 
 
 if __name__ == "__main__":

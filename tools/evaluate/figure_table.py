@@ -19,8 +19,14 @@ Found = Mapping[str, Mapping[str, Evaluation]]
 the only one."""
 
 
-def show(title: str, found: Found) -> None:
-    """Print a row for each figure on each set, and a column for each encoder; then the remarks."""
+def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a row for each figure on each set, and a column for each encoder; then the remarks.
+
+    Args:
+        title: what was evaluated.
+        found: the figures.
+        seconds: how long each column took, by protocol.
+    """
     console = Console(highlight=False)
     columns = list(dict.fromkeys(name for evaluations in found.values() for name in evaluations))
     several = len(found) > 1 or "" not in found
@@ -42,6 +48,9 @@ def show(title: str, found: Found) -> None:
         for remark in dict.fromkeys(r for e in evaluations.values() for r in e.remarks):
             line = f"{name}: {remark}" if several else remark
             console.print(line, soft_wrap=True, markup=False)
+    for name, spent in seconds.items():
+        text = ", ".join(f"{protocol} {each:.1f} s" for protocol, each in spent.items())
+        console.print(f"{name}: {text}", soft_wrap=True, markup=False, style="dim")
 
 
 def write(

@@ -12,7 +12,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 
-from evaluation.detection.detector import Detector, Kind, SeededSampler, build, refuse
+from evaluation.detection.detector import Detector, Kind, build, refuse
+from evaluation.detection.detector_modules import SeededSampler
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from pipeline.normalisation import IMAGENET
 
