@@ -67,8 +67,8 @@ class LabelledSet:
             count = int(count_K[least])
             raise ValueError(
                 f"labels={share:g} of the {count:,} images of class {name!r} in "
-                f"{self.shard_set.root} are less than one image. Give {0.5 / count:.2g} or more "
-                f"({1 / count:.2g} is one image), or a larger training set."
+                f"{self.shard_set.root} are none. Give {1 / count:.2g}, one image, or "
+                "more; or a larger training set."
             )
         drawn_N = torch.zeros(len(self.class_N), dtype=torch.bool)
         labelled_N = self.class_N >= 0

@@ -90,9 +90,7 @@ def open_run(path: Path, *, device: str = "auto", mixed_precision: Precision = "
     Raises:
         ValueError: the path holds no checkpoint, or the weights do not fit it.
     """
-    run, saved = locate(path)
-    if saved is None:
-        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
+    run, saved = newest(path)
     settings = recipe(run, device=device, mixed_precision=mixed_precision)
     state = saved.method()
     with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):
@@ -119,6 +117,22 @@ def load(path: str | Path, *, device: str = "cpu") -> tuple[Encoder, CentreCrop]
     trained = open_encoder(Path(path), device=device)
     encoder = trained.encoder.eval().requires_grad_(False)
     return encoder, CentreCrop(trained.size, trained.normalisation)
+
+
+def newest(path: Path) -> tuple[Path, checkpoint.Checkpoint]:
+    """Return the run that a folder belongs to, and its checkpoint, as `locate`, but there is one.
+
+    Raises:
+        ValueError: there is none, or the folder is neither a run's nor a checkpoint's.
+    """
+    run, saved = locate(path)
+    if saved is not None:
+        return run, saved
+    if (run / exported.NAME).exists():
+        raise ValueError(
+            f"{path} holds no checkpoint any more; its encoder is left: give {run / exported.NAME}."
+        )
+    raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
 
 
 def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:

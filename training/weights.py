@@ -30,7 +30,7 @@ from training import exported
 from training.config import Config
 from training.run import checkpoint, run_folder
 from training.settings import Settings
-from training.trained import locate
+from training.trained import newest
 
 HUB = "timm:"
 """Begins the name of weights that timm downloads."""
@@ -211,9 +211,7 @@ def _published(name: str) -> str:
 
 def _of_run(path: Path) -> Weights:
     """Return the encoder's weights in a run's newest checkpoint, or in a given one."""
-    run, saved = locate(path)
-    if saved is None:
-        raise ValueError(f"{path} holds no checkpoint yet; let the run reach its first one.")
+    run, saved = newest(path)
     tensors = {
         _published(name.removeprefix("encoder.")): tensor
         for name, tensor in saved.method().items()

@@ -1,6 +1,7 @@
 """Published weights are judged as a run is."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
     alone = figures(tmp_path, shard_set, str(run / exported.NAME))
     assert alone["step"] == 7 and "beside" not in alone
     assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
+
+
+def test_a_run_without_checkpoints_says_where_its_encoder_is(
+    run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(ValueError, match=rf"no checkpoint any more.*{exported.NAME}"):
+        figures(tmp_path, shard_set, str(bare))
+    (bare / exported.NAME).unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint yet; let the run reach"):
+        figures(tmp_path, shard_set, str(bare))
 
 
 def test_the_precision_of_each_category_is_in_the_json(tmp_path: Path) -> None:

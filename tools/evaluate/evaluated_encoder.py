@@ -18,7 +18,7 @@ from training import machine_settings
 from training.config import Config
 from training.exported import digest_of
 from training.run import checkpoint, run_folder
-from training.trained import Precision, Trained, device_of, locate, recipe
+from training.trained import Precision, Trained, device_of, locate, newest, recipe
 
 RANDOM = "random init"  # a column's name
 
@@ -65,9 +65,7 @@ def of_run(
         random: whether the weights that it began with are evaluated instead of the trained ones.
         beside: whether they are evaluated too.
     """
-    run, saved = locate(path)
-    if saved is None and not random:
-        raise ValueError(f"{run} holds no checkpoint yet; let the run reach its first one.")
+    run, saved = locate(path) if random else newest(path)
     config = recipe(run, device=device, mixed_precision=mixed_precision).config
     methods, step = {}, 0
     if random or beside:

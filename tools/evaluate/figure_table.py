@@ -43,7 +43,8 @@ def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -
             cells = [name if number == 0 else ""] if several else []
             cells += [figure_name, *(texts.get(n, {}).get(figure, "") for n in columns)]
             table.add_row(*cells, end_section=number == len(rows) - 1)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     for name, evaluations in found.items():
         for remark in dict.fromkeys(r for e in evaluations.values() for r in e.remarks):
             line = f"{name}: {remark}" if several else remark
