@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks import feed, host_operators, kernel_tables, parity
+from benchmarks import feed, host_operators, kernel_tables, parity, protocols
 from benchmarks.gpu import charts
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
@@ -372,6 +372,9 @@ SECTIONS = [
         "docs/pipeline.md",
         "host_operators",
         lambda: host_operators.markdown(read("host-operators-cpu")),
+    ),
+    ReportPart(
+        "docs/evaluation.md", "protocols", lambda: protocols.markdown(read("protocols-cpu"))
     ),
     ReportPart(
         "docs/kernels.md", "kernels", lambda: kernel_tables.tables(read("kernels-compiled"))
