@@ -68,7 +68,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """Return a row for each figure and a column for each encoder, with the seconds of the first."""
     encoders = record["encoders"]
     timed = record["timed"]
-    names = [RANDOM, *(name for name in encoders if name != RANDOM)]
+    names = sorted(encoders, key=lambda name: name != RANDOM)  # it first, the others as they are
     rows, told = [], set[str]()
     for title, (case, where, figure) in ROWS.items():
         found = [encoders[name].get(case, {}).get("sets", {}).get(where, {}) for name in names]

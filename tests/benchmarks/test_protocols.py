@@ -24,4 +24,6 @@ def test_the_table_has_a_column_for_each_encoder_and_seconds_once() -> None:
     lines = markdown({"timed": "b", "encoders": encoders}).splitlines()
     assert lines[0] == "| % | random | b | a | seconds of b |"
     assert "| k-NN, STL-10 | 25.0 | 25.0 |  | 12 |" in lines
+    without = markdown({"timed": "b", "encoders": {"b": {"frozen": frozen}}})
+    assert without.startswith("| % | b | seconds of b |")
     assert len(lines) == 2 + len(ROWS) and sum("12" in line for line in lines) == 1
