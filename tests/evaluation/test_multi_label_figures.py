@@ -87,7 +87,7 @@ def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn(
     fits: list[Tensor] = []
 
     def recorded(h_NF: Tensor, category_NK: Tensor, **settings) -> linear.Probe:
-        fits.append(h_NF)
+        fits.append(h_NF if (some := settings.get("chosen_N")) is None else h_NF[some])
         return fit(h_NF, category_NK, **settings)
 
     fit = multi_label.fit
@@ -130,7 +130,8 @@ def test_rare_categories_are_fitted_and_held_out(monkeypatch: pytest.MonkeyPatch
     fits: list[Tensor] = []
 
     def recorded(h_NF: Tensor, category_NK: Tensor, **settings) -> linear.Probe:
-        fits.append(category_NK)
+        some = settings.get("chosen_N")
+        fits.append(category_NK if some is None else category_NK[some])
         return fit(h_NF, category_NK, **settings)
 
     fit = multi_label.fit

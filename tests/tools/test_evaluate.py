@@ -119,7 +119,7 @@ def test_several_sets_are_one_table_and_those_that_were_trained_on_are_named(
     words += ["--protocol", "knn", "few_shot", "--device", "cpu", "--mixed_precision", "no"]
     call(evaluate.main, [*words, "--beside_random", "true", "--json", str(out)])
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("random init") == 1 and said.count("step 0") == 1, "one table"
+    assert said.count("┏") == 1 and said.count("random init") == 2, "one table, and its seconds"
     assert f"own: 42 of the 42 images of {tmp_path}/own/test are in {shard_set.root}" in said
     assert "strange: 4" not in said
     found = json.loads(out.read_text())["sets"]
@@ -181,7 +181,7 @@ def test_protocols_that_train_are_named_with_their_settings(
     ("words", "message"),
     [
         (["--fine_tuning.labels", "2"], r"labels=\[2.0\], but each is a share"),
-        (["--fine_tuning.labels", "0.5", "0.01"], r"labels=0.01 of .* are less than one"),
+        (["--fine_tuning.labels", "0.5", "0.01"], r"labels=0.01 of .* are none"),
         (["--fine_tuning.epochs", "1", "2"], r"fine_tuning.epochs=.*must be a number"),
         (["--fine_tuning.layer", "head"], r"The nearest (is|flag is).*layers"),
     ],
