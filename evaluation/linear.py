@@ -244,21 +244,40 @@ def _choose(
         return l2_grid[0]
     held_N = split(train.label_N, train.id_N, fraction=fraction, seed=seed)
     fitted_N, held_out_N = (~held_N).nonzero()[:, 0], held_N.nonzero()[:, 0]
-    chosen, best, probe = l2_grid[0], -1.0, None
-    # From strong to weak, each from the last one's solution: they are near to each other.
-    for l2 in l2_grid:
-        probe = fit(
+
+    def fitted(l2: float, start: Probe | None) -> Probe:
+        return fit(
             train.h_NF,
             train.label_N,
             classes=classes,
             l2=l2,
             iterations=iterations,
-            start=probe,
+            start=start,
             chosen_N=fitted_N,
         )
-        accuracy = _accuracy(probe, train.h_NF, train.label_N, held_out_N)
-        if accuracy > best:
-            chosen, best = l2, accuracy
+
+    return best_strength(
+        l2_grid, fitted, lambda probe: _accuracy(probe, train.h_NF, train.label_N, held_out_N)
+    )
+
+
+def best_strength(
+    l2_grid: Sequence[float],
+    fitted: Callable[[float, Probe | None], Probe],
+    score: Callable[[Probe], float],
+) -> float:
+    """Return the strength whose probe scores best, the first of equals.
+
+    Args:
+        l2_grid: strengths in falling order.
+        fitted: makes the probe of a strength, beginning from the last one's, which is near to it.
+        score: of a probe on held-out rows, 0 or more.
+    """
+    chosen, best, probe = l2_grid[0], -1.0, None
+    for l2 in l2_grid:
+        probe = fitted(l2, probe)
+        if (found := score(probe)) > best:
+            chosen, best = l2, found
     return chosen
 
 

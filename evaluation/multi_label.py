@@ -264,16 +264,16 @@ def _choose(
             "no category. Use more train samples."
         )
     fitted_N, h_HF = (~held_N).nonzero()[:, 0], train.h_NF[held_N]
-    chosen, best, probe = l2_grid[0], -1.0, None
-    # From strong to weak, each from the last one's solution: they are near to each other.
-    for l2 in l2_grid:
-        probe = fit(
-            train.h_NF, category_NK, l2=l2, iterations=iterations, start=probe, chosen_N=fitted_N
+
+    def fitted(l2: float, start: Probe | None) -> Probe:
+        return fit(
+            train.h_NF, category_NK, l2=l2, iterations=iterations, start=start, chosen_N=fitted_N
         )
-        found = category_precision(probe.logits(h_HF), held_NK)
-        if (precision := mean_precision(found.step_K)) > best:
-            chosen, best = l2, precision
-    return chosen
+
+    def score(probe: Probe) -> float:
+        return mean_precision(category_precision(probe.logits(h_HF), held_NK).step_K)
+
+    return linear.best_strength(l2_grid, fitted, score)
 
 
 def _rarest(category_NK: Tensor) -> Tensor:
