@@ -279,6 +279,7 @@ def _kept_proposals(proposals: int, *, before: int) -> dict[str, int]:
     }
 
 
+@torch.no_grad()
 def _widen(network: Any) -> None:
     """Draw narrow heads as if they were wide.
 
@@ -288,8 +289,7 @@ def _widen(network: Any) -> None:
     head = network.rpn.head if hasattr(network, "rpn") else network.head
     for module in head.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels < _WIDE:
-            with torch.no_grad():
-                module.weight.mul_((_WIDE / module.in_channels) ** 0.5)
+            module.weight.mul_((_WIDE / module.in_channels) ** 0.5)
 
 
 def _convolutions(network: Any) -> list[tuple[Any, str]]:

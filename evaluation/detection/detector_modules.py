@@ -127,15 +127,15 @@ class InPrecision(nn.Module):
         """Return what the module does, its half-precision tensors as float32."""
         device = next(self.module.parameters()).device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype is not None):
-            return _wide(self.module(*inputs))
+            return _in_float32(self.module(*inputs))
 
 
-def _wide(x: Any) -> Any:
+def _in_float32(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x if x.dtype == torch.float64 else x.float()
     if isinstance(x, dict):
-        return OrderedDict((name, _wide(each)) for name, each in x.items())
-    return type(x)(_wide(each) for each in x)
+        return OrderedDict((name, _in_float32(each)) for name, each in x.items())
+    return type(x)(_in_float32(each) for each in x)
 
 
 class Pyramid(nn.Module):
