@@ -30,7 +30,7 @@ from shards import durable
 from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
-from tools.compare.result_tables import ENOUGH, RESULT, markdown, show
+from tools.compare.result_tables import ENOUGH, RESULT, figure_of, markdown, show
 from tools.compare.variants import Variant, check_terms, variants
 from training import installed
 from training.command_line import Repeated, Rest, run_function
@@ -136,8 +136,7 @@ def _check_figure(name: str) -> None:
     # Here and not above: it imports torch, which --help does without.
     from evaluation.figures import FAMILIES, NAMES, more_is_better
 
-    figure = name.partition(" on ")[0]
-    if not more_is_better(figure):
+    if not more_is_better(figure_of(name)):
         known = ", ".join(filter(more_is_better, NAMES))
         more = [each.replace("#", "10") for each in FAMILIES]
         raise ValueError(

@@ -128,7 +128,7 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
         whole = [row.trained and row.fair for row in found]
         trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
-        if name not in COST and len(trained) > 1 and more_is_better(name.partition(" on ")[0]):
+        if name not in COST and len(trained) > 1 and more_is_better(figure_of(name)):
             best = max(trained, key=lambda i: trained[i])
         kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
@@ -146,6 +146,11 @@ def learned(record: Mapping[str, Any]) -> dict[str, str]:
             short = LEARNED.get(figure, f"{name_of(figure)}{unit}")
             found.setdefault(name, f"{short}{on}{where}")
     return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
+
+
+def figure_of(name: str) -> str:
+    """Return the figure of FIGURE, or of FIGURE on SET."""
+    return name.partition(" on ")[0]
 
 
 def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
@@ -324,7 +329,7 @@ def _text(name: str, value: Spread) -> str:
         return FORMATS[name](value)
     from evaluation.figures import is_share  # imports torch, which --help does without
 
-    return _percent(value) if is_share(name.partition(" on ")[0]) else _percent(value, scale=1)
+    return _percent(value) if is_share(figure_of(name)) else _percent(value, scale=1)
 
 
 FORMATS: dict[str, Callable[[Spread], str]] = {
