@@ -122,9 +122,10 @@ def main(words: Sequence[str]) -> None:
     asked = {name: [run] for name, _, run in (e.partition("=") for e in arguments.encoders)}
     if arguments.random:
         asked[RANDOM] = [arguments.random, "--random_init", "true"]
-    record = {"surroundings": surroundings("torch", "torchvision"), "encoders": {}}
     if arguments.out.exists():
         record = json.loads(arguments.out.read_text())
+    else:
+        record = {"surroundings": surroundings("torch", "torchvision"), "encoders": {}}
     for name, run in asked.items():
         found = record["encoders"].setdefault(name, {})
         record.setdefault("timed", name)

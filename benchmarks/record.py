@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shards import durable
+
 
 def write(record: Mapping[str, Any], out: Path | None) -> None:
     """Write what was measured.
@@ -17,6 +19,6 @@ def write(record: Mapping[str, Any], out: Path | None) -> None:
     """
     text = json.dumps(record, indent=1) + "\n"
     if out:
-        out.write_text(text)
+        durable.replace(out, [text.encode()])  # a kill loses none of what took hours
     else:
         print(text)
