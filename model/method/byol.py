@@ -5,7 +5,8 @@ https://arxiv.org/abs/2006.07733
 
 Differs from the paper: any number of views is allowed. Every view predicts every other large
 view, and the loss is twice the mean over these pairs; with two views that is the paper's, the sum
-of both directions. (lightly's is a quarter of it: half the sum of negative cosines.)
+of both directions. (lightly's is a quarter of it: half the sum of negative cosines.) As in the
+authors' code, batch norm sees a view at a time, in the whole network.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from model.average import MovingAverage, rising
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode, large, refuse_few
+from model.method.method import Method, Output, encode_apart, large, refuse_few
 from model.method.view_prediction import agreement, spread
 from model.projector import Projector
 
@@ -59,17 +60,16 @@ class BYOL(Method):
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
         del id_B
-        t_TBD = torch.cat([encode(self.target, group) for group in large(views)])
+        t_TBD = torch.cat([encode_apart(self.target, group) for group in large(views)])
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
-        V, B, _ = z_VBD.shape
-        p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))
+        p_VBD = encode_apart(self.predictor, z_VBD)
         loss = 2 * (2 - 2 * agreement(p_VBD, t_TBD))  # both directions are added
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """See `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
+        return encode_apart(lambda view_BCHW: self.projector(self.encoder(view_BCHW)), views_VBCHW)
 
     def after_step(self, progress: float | Tensor) -> None:
         """Move the twin."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+import torch
 from torch import Tensor, nn
 
 from model.encoder import Encoder
@@ -147,6 +148,11 @@ def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
     V, B = views_VBCHW.shape[:2]
     rows_NHWC = views_VBCHW.permute(1, 0, 3, 4, 2).flatten(0, 1)  # as they are in memory
     return network(rows_NHWC.permute(0, 3, 1, 2)).unflatten(0, (B, V)).transpose(0, 1)
+
+
+def encode_apart(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
+    """Return `network` of every view, [V, B, ...], a view at a time, for batch norm of one view."""
+    return torch.stack([network(view_BCHW) for view_BCHW in views_VBCHW])
 
 
 def large(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

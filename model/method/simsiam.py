@@ -5,7 +5,7 @@ https://arxiv.org/abs/2011.10566
 
 Differs from the authors' code (facebookresearch/simsiam, a7bc177): any number of views is allowed.
 Every view predicts every other large view, and the loss is the mean over these pairs;
-with two views it is theirs.
+with two views it is theirs. As there, batch norm sees a view at a time, in the whole network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode, large, refuse_few
+from model.method.method import Method, Output, encode_apart, large, refuse_few
 from model.method.view_prediction import agreement, spread
 from model.projector import Projector
 
@@ -58,15 +58,14 @@ class SimSiam(Method):
         """See `Method.forward`."""
         del id_B
         z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
-        V, B, _ = z_VBD.shape
-        p_VBD = self.predictor(z_VBD.flatten(0, 1)).unflatten(0, (V, B))
+        p_VBD = encode_apart(self.predictor, z_VBD)
         loss = -agreement(p_VBD, z_VBD[: sum(map(len, large(views)))].detach())
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 
     def embed(self, views_VBCHW: Tensor) -> Tensor:
         """See `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
+        return encode_apart(lambda view_BCHW: self.projector(self.encoder(view_BCHW)), views_VBCHW)
 
     def fixed_rate(self) -> list[torch.nn.Module]:
         """See `Method.fixed_rate`."""

@@ -128,7 +128,6 @@ def test_simsiam_stops_the_gradient_at_its_targets() -> None:
     method = made("SimSiam")
     assert isinstance(method, SimSiam)
     views = batch(0, counts=(2,))
-    method.eval()  # batch norm apart, views are independent
     z = [method.projector(method.encoder(view)) for view in views[0]]
     one, two = (method.predictor(each) for each in z)
     loss = -F.cosine_similarity(one, z[1].detach()).mean() / 2
@@ -146,7 +145,6 @@ def test_byol_adds_both_directions_as_its_authors_do() -> None:
     method = made("BYOL")
     assert isinstance(method, BYOL)
     views = batch(0, counts=(2,))
-    method.eval()
     one, two = (method.predictor(method.projector(method.encoder(view))) for view in views[0])
     first, second = (method.target(view).detach() for view in views[0])
 
