@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 
 from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
@@ -25,6 +26,7 @@ from tools.compare import chart, load
 from tools.compare import result_tables as tables
 from tools.compare import run as child
 from tools.compare.budget import Budget
+from tools.compare.paired_difference import paired_difference
 from tools.compare.plan import Plan
 from tools.compare.variants import Variant, check_terms, variants
 from training.command_line import run_function
@@ -208,6 +210,58 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     assert "learning_rate: 0.01 there, 0.5 here" in capsys.readouterr().err
 
 
+def test_a_comparison_in_two_parts_is_that_in_one(
+    pretended: list[str],
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def words(name: str, *flags: str) -> list[str]:
+        return [*pretended, *flags, "--out", str(tmp_path / name), "--", *more]
+
+    def record(name: str) -> dict[str, Any]:
+        return json.loads((tmp_path / name / "comparison.json").read_text())
+
+    part = str(tmp_path / "part" / "comparison.json")
+    assert start(words("whole"), monkeypatch) == 0
+    assert start(words("part", "--seeds", "1"), monkeypatch) == 0
+    assert start(words("rest", "--add", part), monkeypatch) == 0
+    trained = {run.name for run in (tmp_path / "rest" / "runs").iterdir()}
+    assert trained == {"tiny_ap-seed0", "tiny_xent-seed0"}, "the others were finished"
+    found = record("rest")
+    made_on = [run.pop("made_on", None) for run in found["runs"]]
+    assert [bool(each) for each in made_on] == [False, True, False, True]
+    assert made_on[1]["cpu"] == record("part")["surroundings"]["cpu"]
+    for each in found["random"]:
+        each.pop("made_on", None)
+    assert without_times(found) == without_times(record("whole"))
+    assert f"2 of 4 runs: {len(os.sched_getaffinity(0))} core" in capsys.readouterr().out
+    # Its runs go on being taken from a result that took them.
+    again = str(tmp_path / "rest" / "comparison.json")
+    assert start(words("again", "--add", again), monkeypatch) == 0
+    assert not (tmp_path / "again" / "runs").exists()
+    assert record("again")["runs"][1]["made_on"] == made_on[1]
+    capsys.readouterr()
+
+    def refused(flags: list[str], file: str = part) -> str:
+        words = [*pretended, "--add", file, "--out", str(tmp_path / "no"), *flags]
+        assert start(words, monkeypatch) == 2
+        return capsys.readouterr().err
+
+    assert "tiny_ap with other settings: learning_rate: 0.01, not 0.5" in refused(
+        ["--", *more, "--learning_rate", "0.5"]
+    )
+    assert "has points 3, this comparison 2" in refused(["--points", "2", "--", *more])
+    assert "no comparison.json of tools.compare" in refused(["--", *more], str(recipe_of(more)))
+    assert "cannot be read: No such file" in refused(["--", *more], str(tmp_path / "none.json"))
+
+
+def recipe_of(more: list[str]) -> Path:
+    """Return a JSON file that is no comparison's: a shard set's manifest."""
+    return next(Path(more[1]).glob("*.json"))
+
+
 EVALUATED = """
 import json, pathlib, sys
 calls = pathlib.Path(sys.argv[2])
@@ -254,7 +308,8 @@ def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
     assert not list((out / "runs").glob("*/checkpoints"))
     said = capsys.readouterr().out
     assert "few-shot, 1 image a class % | k-NN % on pets |" in said
-    assert "| **55.0 ± 7.1** | **75.0 ± 7.1** |" in said and "interval" not in said
+    # What two have alike is nobody's best.
+    assert "| **55.0 ± 7.1** | 75.0 ± 7.1 |" in said and "interval %" not in said
     assert "tiny_ap.yaml  # few_shot_1_top1 0.5500, the best of 1" in said
     record = json.loads((out / "comparison.json").read_text())
     assert record["runs"][0]["evaluated"]["knn_top1 on pets"] == 0.7
@@ -372,6 +427,39 @@ def test_the_best_is_marked_among_those_that_had_their_budget() -> None:
     assert line == "--config m.yaml --learning_rate 2  # knn_top1 0.6000, the best of 2"
 
 
+def test_nobody_is_best_within_the_interval_of_a_difference() -> None:
+    record = made_up(steps={"m-a": 100, "m-b": 100})
+    assert "| b | **60.0" in tables.markdown(record)
+    assert "| a | -10.0 ± 0.0 |" in tables.markdown(record)
+    record["runs"][3]["final"]["knn_top1"] -= 0.05  # of b; a difference is 0.1, the other 0.05
+    text = tables.markdown(record, against="a")
+    # t = 12.7062 with one degree of freedom: 12.7062 · 0.0354 / √2 = 0.318
+    assert "| b | 57.5 ± 10.6 |" in text and "| b | +7.5 ± 31.8 |" in text
+    alone = record | {"seeds": [0], "runs": [run for run in record["runs"] if run["seed"] == 0]}
+    assert "| b | 50.0 |" in tables.markdown(alone), "one seed makes nobody the best"
+    assert "differences to" not in tables.markdown(alone)
+    assert "| b | +10.0 |" in tables.markdown(alone, against="a")
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 7, 31, 200])
+def test_a_difference_has_scipys_interval_of_paired_values(seeds: int) -> None:
+    random = np.random.default_rng(seeds)
+    one = dict(enumerate(random.normal(0.5, 0.1, seeds).tolist()))
+    other = dict(enumerate(random.normal(0.4, 0.1, seeds).tolist()))
+    found = paired_difference(one | {999: 0.0}, other)
+    assert found is not None and found.half is not None and found.pairs == seeds
+    of = stats.ttest_rel(list(one.values()), list(other.values()))
+    low, high = of.confidence_interval(0.95)
+    assert found.mean == pytest.approx((low + high) / 2)
+    # Beyond 31 pairs the interval is that of 31, at most 4 % too wide.
+    rel = 1e-4 if seeds <= 31 else 0.045
+    assert found.half == pytest.approx((high - low) / 2, rel=rel)
+    assert found.above_zero == (found.mean > found.half)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    single = paired_difference({0: 1.0}, {0: 0.5})
+    assert single is not None and single.half is None and not single.above_zero
+
+
 def test_whatever_had_less_than_its_budget_is_marked_and_crowned_by_nobody() -> None:
     record = made_up(steps={"m-a": 100, "m-b": 35})
     first, second, _ = tables.rows(record)
@@ -388,7 +476,7 @@ def test_runs_beside_other_programs_are_marked_where_seconds_are_compared() -> N
     first, second, _ = tables.rows(record)
     assert first.marks == second.marks == " ‡"
     assert "other programs took 31% (seed 1) of the processor meanwhile" in first.notes[0]
-    assert "**" not in tables.markdown(record).split("\n", 3)[-1]
+    assert not [line for line in tables.markdown(record).splitlines() if "| **" in line]
     record["budget"] = {"image_views": 100}  # of which a busy machine gives as many
     assert all(row.marks == "" for row in tables.rows(record))
 

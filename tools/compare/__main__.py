@@ -30,7 +30,7 @@ from shards import durable
 from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
-from tools.compare.result_tables import ENOUGH, RESULT, figure_of, markdown, show
+from tools.compare.result_tables import ENOUGH, RESULT, figure_of, labels, markdown, show
 from tools.compare.variants import Variant, check_terms, variants
 from training import installed
 from training.command_line import Repeated, Rest, run_function
@@ -51,9 +51,11 @@ def main(
     vary_where_known: bool = False,
     allow_differences: list[Term] | None = None,
     best_by: str | None = None,
+    against: str | None = None,
     evaluate: str | None = None,
     points: int = 6,
     processes: int = 1,
+    add: list[Path] | None = None,
     redraw: bool = False,
     more: Rest,
 ) -> None:
@@ -76,11 +78,15 @@ def main(
             optimizer.
         best_by: print the best variant of each recipe by this figure, such as knn_top1 or
             linear_top1, as flags; "FIGURE on SET" for one of several --sets.
+        against: show by how much each variant differs from this one, by its name in the table; by
+            default, with two seeds or more, from the best.
         evaluate: evaluate each run besides, and the random encoders, by these flags of
             tools.evaluate: "--protocol few_shot", with the protocols' settings, or "--sets DIR
             DIR". Their figures get columns of their own.
         points: number of evaluations in a run, the last included.
         processes: number of processes of each run, one for each GPU.
+        add: comparison.json of earlier parts of this comparison, or of other machines: the finished
+            runs in it are not trained again.
         redraw: only write tables and chart again, from OUT's JSON.
         more: flags of train.py.
     """
@@ -88,7 +94,9 @@ def main(
     if best_by is not None:
         _check_figure(best_by)
     if redraw:
-        _report(_read(out), out, console, best_by)
+        record = _read(out)
+        _check_against(against, record)
+        _report(record, out, console, best_by, against)
         return
     budget = Budget(seconds=seconds, image_views=image_views)
     if len(set(seeds)) < len(seeds) or min(seeds) < 0 or points < 1:
@@ -105,6 +113,9 @@ def main(
 
         words = further_evaluations.flags(evaluate)
     compared = variants(recipes, vary or [], more, where_known=vary_where_known)
+    _check_against(
+        against, {"variants": [{"name": v.name, "recipe_name": v.recipe.stem} for v in compared]}
+    )
     allowed = check_terms(compared, allow_differences or [])
     samples = _check_data(compared, processes)
     if not chart.available():
@@ -125,8 +136,8 @@ def main(
         evaluate=words,
         command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
     )
-    record, failed = _trained(plan, console)
-    _report(record, out, console, best_by)
+    record, failed = _trained(plan, add or [], console)
+    _report(record, out, console, best_by, against)
     if failed:
         sys.exit(1)
 
@@ -145,9 +156,17 @@ def _check_figure(name: str) -> None:
         )
 
 
-def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:
+def _check_against(against: str | None, record: dict[str, Any]) -> None:
+    """Refuse what is no variant's name in the table."""
+    known = labels(record).values()
+    if against is not None and against not in known:
+        raise ValueError(f"--against {against} is none of the variants: {', '.join(known)}.")
+
+
+def _trained(plan: Plan, add: Sequence[Path], console: Console) -> tuple[dict[str, Any], bool]:
     """Train what is missing; return the record, and whether a run failed."""
     from tools.compare.comparison import Comparison
+    from tools.compare.earlier import Earlier
     from tools.compare.run import Stopped
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -157,7 +176,7 @@ def _trained(plan: Plan, console: Console) -> tuple[dict[str, Any], bool]:
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, stop) for number in signals}
         try:
-            comparison = Comparison(plan, console)
+            comparison = Comparison(plan, console, Earlier(add, plan))
             comparison.run()
             return comparison.write(), bool(comparison.errors)
         except Stopped as stopped:
@@ -207,16 +226,18 @@ def _read(out: Path) -> dict[str, Any]:
         ) from None
 
 
-def _report(record: dict[str, Any], out: Path, console: Console, best_by: str | None) -> None:
+def _report(
+    record: dict[str, Any], out: Path, console: Console, best_by: str | None, against: str | None
+) -> None:
     """Print the tables, and write them and the chart."""
     drawn = None
     if chart.available() and any("final" in run for run in record["runs"]):
         chart.draw(record, out / "comparison.png")
         drawn = "comparison.png"
-    text = markdown(record, drawn)
+    text = markdown(record, drawn, against)
     durable.replace(out / "comparison.md", [text.encode()])
     if console.is_terminal:
-        show(record, console)
+        show(record, console, against)
     else:
         print(text)
     files = [RESULT, "comparison.md", *([drawn] if drawn else [])]

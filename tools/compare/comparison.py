@@ -20,6 +20,7 @@ from rich.status import Status
 
 from shards import durable
 from tools.compare import load, run
+from tools.compare.earlier import Earlier
 from tools.compare.plan import Plan
 from tools.compare.result_tables import LEARNED, RANDOM, RESULT, main_of
 from tools.compare.run import Failed
@@ -38,15 +39,16 @@ class Comparison:
     Args:
         plan: what to do.
         console: where to report progress.
+        earlier: finished runs of other comparisons, which are not trained again.
 
     Raises:
         ValueError: the folder holds another comparison, or runs with other settings.
     """
 
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, plan: Plan, console: Console, earlier: Earlier) -> None:
         self.errors: dict[str, str] = {}
         """{what failed in this call: why}."""
-        self._plan, self._console = plan, console
+        self._plan, self._console, self._earlier = plan, console, earlier
         self._status: Status | None = None
         check(plan)
         self._surroundings = _machine()  # before the runs: it includes the load of other programs
@@ -98,6 +100,8 @@ class Comparison:
 
     def _evaluate_random(self, variant: Variant, seed: int) -> None:
         """Evaluate the weights that a variant begins with, unless that is done."""
+        if self._earlier.random(variant, seed):
+            return
         found = self._plan.random(variant, seed)
         folder = found.with_suffix("")
         text = with_values(variant, seed=seed, run=str(folder)).yaml()
@@ -129,6 +133,8 @@ class Comparison:
 
     def _train(self, variant: Variant, seed: int, number: str) -> None:
         """Train a run, unless that is done."""
+        if self._earlier.run(variant, seed):
+            return
         folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
         if not run.finished(folder):
             command = self._plan.run_command(variant, seed)
@@ -188,6 +194,8 @@ class Comparison:
         return facts
 
     def _random(self, variant: Variant, seed: int) -> dict[str, Any]:
+        if known := self._earlier.random(variant, seed):
+            return known
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
         facts["command"] = shown(self._plan.random_command(variant, seed))
         found = self._plan.random(variant, seed)
@@ -217,6 +225,8 @@ class Comparison:
         return {"evaluated": figures} if figures else {}
 
     def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
+        if known := self._earlier.run(variant, seed):
+            return known
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
         facts["command"] = shown(self._plan.run_command(variant, seed))
         if run.finished(self._plan.run(variant, seed)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
@@ -13,6 +14,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from tools.compare.load import DISTURBED
+from tools.compare.paired_difference import PairedDifference, paired_difference
 from tools.compare.prediction import TITLE, prediction_columns
 from tools.compare.rendering import TableColumn, markdown_table, terminal_table
 
@@ -62,6 +64,8 @@ class TableRow:
     figures: dict[str, Spread]
     fair: bool
     """Whether it has figures of every seed, each from the whole budget and an idle machine."""
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{figure: {seed: value}}."""
     trained: bool = True
     marks: str = ""
     notes: list[str] = field(default_factory=list)
@@ -124,14 +128,22 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
         known = [row.figures.get(name) for row in found]
         if not any(known):
             continue
-        # Another one cannot be the best.
-        whole = [row.trained and row.fair for row in found]
-        trained = {i: v[0] for i, v in enumerate(known) if v and whole[i]}
         best = None
-        if name not in COST and len(trained) > 1 and more_is_better(figure_of(name)):
-            best = max(trained, key=lambda i: trained[i])
+        if name not in COST and more_is_better(figure_of(name)):
+            best = _best(found, name)
         kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
+
+
+def _best(found: Sequence[TableRow], figure: str) -> int | None:
+    """Return the row that is better than each other one, beyond the interval of the difference."""
+    rows = {i: row.by_seed[figure] for i, row in enumerate(found) if figure in row.by_seed}
+    fair = {i: found[i].figures[figure][0] for i in rows if found[i].trained and found[i].fair}
+    if len(fair) < 2:
+        return None
+    best = max(fair, key=lambda i: fair[i])
+    others = [paired_difference(rows[best], rows[i]) for i in fair if i != best]
+    return best if all(each is not None and each.above_zero for each in others) else None
 
 
 def learned(record: Mapping[str, Any]) -> dict[str, str]:
@@ -151,6 +163,37 @@ def learned(record: Mapping[str, Any]) -> dict[str, str]:
 def figure_of(name: str) -> str:
     """Return the figure of FIGURE, or of FIGURE on SET."""
     return name.partition(" on ")[0]
+
+
+def difference_columns(
+    found: Sequence[TableRow], figures: Mapping[str, str], against: str | None = None
+) -> tuple[str, list[str], list[TableColumn]] | None:
+    """Return what variants have more than one of them: a title, their names, and columns.
+
+    Args:
+        found: rows of the table.
+        figures: {figure: heading}.
+        against: label of the variant that the others are compared with; by default the best, and
+            then nothing is returned unless two seeds say how sure a difference is.
+    """
+    from evaluation.figures import more_is_better  # imports torch, which --help does without
+
+    trained = [row for row in found if row.trained and row.figures]
+    base = next((row for row in trained if against in (None, row.label)), None)
+    others = [row for row in trained if row is not base]
+    if base is None or not others:
+        return None
+    kept: list[TableColumn] = []
+    sure = against is not None
+    for name, heading in figures.items():
+        if not more_is_better(figure_of(name)) or name not in base.by_seed:
+            continue
+        known = [paired_difference(row.by_seed.get(name, {}), base.by_seed[name]) for row in others]
+        sure = sure or any(each and each.half is not None for each in known)
+        kept.append(TableColumn(heading, [_signed(each) if each else "" for each in known]))
+    words = "paired by seed, ± half of the 95 % interval"
+    named = [f"{row.label}{row.marks}" for row in others]
+    return (f"differences to {base.label}, {words}", named, kept) if sure and kept else None
 
 
 def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
@@ -202,15 +245,24 @@ def notes(record: Mapping[str, Any], found: Sequence[TableRow]) -> list[str]:
             f"view mAP and dim. are of each recipe's own number of views ({listed}): compare them "
             "between equal numbers only"
         )
+    places = Counter(_place(run["made_on"]) for run in record["runs"] if "made_on" in run)
+    said += [f"{n} of {len(record['runs'])} runs: {place}" for place, n in places.items()]
     if any(not row.trained for row in found):
         said.append(f"{RANDOM}: the weights that the runs of these seeds began with")
     return said
 
 
+def _place(made_on: Mapping[str, Any]) -> str:
+    """Return where and when an earlier run was trained."""
+    cores = f"{made_on['cores']} core{'s' * (made_on['cores'] != 1)} of {made_on.get('cpu')}"
+    when = [str(made_on.get("date"))[:10], f"commit {str(made_on.get('commit'))[:7]}"]
+    return ", ".join([made_on.get("gpu") or cores, *when])
+
+
 # ── for a terminal and for Markdown ───────────────────────────────────────────────────────────────
 
 
-def show(record: Mapping[str, Any], console: Console) -> None:
+def show(record: Mapping[str, Any], console: Console, against: str | None = None) -> None:
     """Print the tables: learned and cost side by side if there is room, else below each other."""
     found = rows(record)
     gained, cost = columns(found, learned(record)), columns(found, COST)
@@ -226,6 +278,10 @@ def show(record: Mapping[str, Any], console: Console) -> None:
         trained = sum(row.trained for row in found)
         short = [TableColumn(c.heading, c.cells[:trained]) for c in cost]
         console.print(terminal_table(names[:trained], quiet[:trained], short))
+    if differences := difference_columns(found, learned(record), against):
+        named, own, cells = differences
+        console.print(Text(named, style="bold"))
+        console.print(terminal_table(own, [False] * len(own), cells))
     alike, apart = settings_columns(record)
     if apart:
         own = list(labels(record).values())
@@ -239,7 +295,9 @@ def show(record: Mapping[str, Any], console: Console) -> None:
         console.print(note, soft_wrap=True, markup=False)
 
 
-def markdown(record: Mapping[str, Any], chart: str | None = None) -> str:
+def markdown(
+    record: Mapping[str, Any], chart: str | None = None, against: str | None = None
+) -> str:
     """Return the same as Markdown."""
     found = rows(record)
     names = [f"{row.label}{row.marks}" for row in found]
@@ -248,6 +306,9 @@ def markdown(record: Mapping[str, Any], chart: str | None = None) -> str:
         f"**{title(record)}**  \n{subtitle(record)}",
         markdown_table(names, [*columns(found, learned(record)), *columns(found, COST)]),
     ]
+    if differences := difference_columns(found, learned(record), against):
+        named, own, cells = differences
+        parts += [f"**{named}**", markdown_table(own, cells)]
     if chart:
         parts.append(f"![accuracy against seconds and image views]({chart})")
     if apart:
@@ -294,8 +355,13 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
         run["final"] | run.get("evaluated", {}) | {name: run[name] for name in COST} for run in done
     ]
     values = _spreads(figures, {**learned(record), **COST})
+    seeds = [run["seed"] for run in done]
+    by_seed = {
+        name: {seed: each[name] for seed, each in zip(seeds, figures, strict=True) if name in each}
+        for name in values
+    }
     fair = complete and not (short or disturbed)
-    return TableRow(label, values, fair, marks=marks, notes=said)
+    return TableRow(label, values, fair, by_seed=by_seed, marks=marks, notes=said)
 
 
 def _short(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
@@ -317,6 +383,12 @@ def _disturbed(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
 def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:
     known = {name: [f[name] for f in figures if name in f] for name in names}
     return {name: spread(values) for name, values in known.items() if values}
+
+
+def _signed(value: PairedDifference) -> str:
+    """Return a difference of shares, in points of a percent."""
+    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
+    return f"{100 * value.mean:+.1f}{half}"
 
 
 def _percent(value: Spread, scale: float = 100) -> str:
