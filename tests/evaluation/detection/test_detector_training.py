@@ -148,15 +148,16 @@ def test_what_is_found_is_in_the_frame_of_the_annotations(images: DetectionSet) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "iterations", "rate"),
-    [("fpn", 400, 0.02), ("c4", 400, 0.02), ("retinanet", 800, 0.05)],
+    ("kind", "iterations", "rate", "warmup"),
+    # RetinaNet found 91 % at this rate, 77 and 87 % at twice and three times as much.
+    [("fpn", 400, 0.02, 10), ("c4", 400, 0.02, 10), ("retinanet", 1600, 0.01, 100)],
 )
 def test_it_learns_to_find_rectangles(
-    kind: Any, iterations: int, rate: float, tmp_path: Path
+    kind: Any, iterations: int, rate: float, warmup: int, tmp_path: Path
 ) -> None:
     images = rectangles(coco_folder(tmp_path, range(60)))
     drops = (iterations * 4 // 5,)
-    how = schedule(iterations=iterations, batch_size=8, shorter=(64,), drops=drops, warmup=10)
+    how = schedule(iterations=iterations, batch_size=8, shorter=(64,), drops=drops, warmup=warmup)
     network = detector(kind)
     train(trial(), Saves(every=1000).task(), network, images, replace(how, learning_rate=rate))
     root = coco_folder(tmp_path / "test", range(100, 140))
