@@ -4,7 +4,8 @@
 
 The offline half of SPP (see `evaluation.neighbours`): every image is embedded once, un-augmented,
 gets one of its most similar others as a partner, and is stored with it. Training on the pair set
-cuts views from image and partner in turn, under any method.
+cuts views from image and partner in turn, under any method. With --added true the pairs stand
+beside all images by themselves, as in the paper.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main(
     upper: float = 0.999,
     candidates: int = 5,
     pick: Pick = "uniform",
+    added: bool = False,
     seed: int = 0,
     sheet: Path | None = None,
     size: int | None = None,
@@ -79,6 +81,8 @@ def main(
         candidates: K; a partner is one of the K most similar images within the thresholds.
         pick: which of the candidates: any of them, each with the same probability, or the most
             similar one.
+        added: write pairs as further samples beside every image by itself, as the paper has them;
+            by default, half of the views of an image with a partner are the partner's.
         seed: seed of the choice, and of the order of the pair set.
         sheet: PNG of some pairs; default: OUT.png.
         size: height and width of the images, in pixels; by default, what the encoder was trained
@@ -122,7 +126,7 @@ def main(
     mined = time.monotonic()
 
     partners, scores = (each.cpu().numpy() for each in chosen)
-    source = Pairs(shard_set=shard_set, partners=partners, scores=scores)
+    source = Pairs(shard_set=shard_set, partners=partners, scores=scores, added=added)
     if not np.array_equal(source.ids, features.id_N.cpu().numpy()):
         raise ValueError(f"{shard_set.root} changed while it was read; mine again.")
     pair_set = _write(

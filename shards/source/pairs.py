@@ -31,6 +31,10 @@ class Pairs(Source):
     Images are the stored bytes, which their CRC vouches for; categories stay. The metadata gain
     "partner": its id, its key, and the score that it was chosen for. A sample may be its own
     partner. 44 bytes a sample are held.
+
+    With `added`, every sample is its own partner, and the pairs are further samples behind them,
+    with ids of their own above all others: the training set of the paper, {(i, i)} ∪ pairs, whose
+    own views are not fewer than without pairs.
     """
 
     name = "pairs"
@@ -42,6 +46,7 @@ class Pairs(Source):
         shard_set: ShardSet,
         partners: NDArray[np.integer],
         scores: NDArray[np.floating],
+        added: bool = False,
     ) -> None:
         """Read where the samples are.
 
@@ -49,6 +54,7 @@ class Pairs(Source):
             shard_set: Where all images come from; subsets and pair sets will do.
             partners: Position of each sample's partner, in the order of the tars.
             scores: How similar the two are.
+            added: Whether pairs are further samples.
 
         Raises:
             ValueError: There are not as many partners and scores as samples, or a partner is none
@@ -77,6 +83,8 @@ class Pairs(Source):
         self._tars = [f"{shard.name}.tar" for shard in shards]
         self._first = np.cumsum([0, *(shard.samples for shard in shards)])
         self.ids, self._starts, self._spans = (np.empty(samples, np.int64) for _ in range(3))
+        self._paired = np.flatnonzero(partners != np.arange(samples)) if added else np.arange(0)
+        self._added = added
         self._labels, self._crcs = np.empty(samples, np.int64), np.empty(samples, np.uint32)
         for shard, first in zip(shards, self._first, strict=False):
             part, rows = slice(first, first + shard.samples), rows_of(shard_set, shard)
@@ -90,21 +98,29 @@ class Pairs(Source):
                     self._lines.append(line)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) + len(self._paired)
 
     def __getitem__(self, index: int) -> Sample:
-        at = int(self._partners[index])
+        further = index - len(self.ids)
+        if further >= 0:
+            index = int(self._paired[further])
+        alone = self._added and further < 0
+        at = index if alone else int(self._partners[index])
         key, files = self._files(index)
         partner_key, partner = (key, files) if at == index else self._files(at)
         extension, image = _image(files)
-        score = round(float(self._scores[index]), 4)
+        score = 1.0 if alone else round(float(self._scores[index]), 4)
+        sample_id = int(self.ids[index])
+        if further >= 0:
+            sample_id = int(self.ids.max()) + 1 + further
+            key = f"{key}-pair{sample_id}"
         metadata: dict[str, Any] = json.loads(files.get("json", b"{}"))
         metadata["partner"] = {"id": int(self.ids[at]), "key": partner_key, "score": score}
         return Sample(
             key=key_from(key, longest=_KEY_LENGTH),
             image=image,
             label=int(self._labels[index]),
-            id=int(self.ids[index]),
+            id=sample_id,
             metadata=metadata,
             extension="" if extension == "rgb" else extension,
             partner=_image(partner)[1],
@@ -113,7 +129,8 @@ class Pairs(Source):
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the set or its pairs differ."""
-        return self._digest + self._partners.tobytes() + self._scores.tobytes()
+        pairs = self._partners.tobytes() + self._scores.tobytes()
+        return self._digest + pairs + (b"added" if self._added else b"")
 
     def _files(self, index: int) -> tuple[str, dict[str, bytes]]:
         """Return a sample's key and components as they are in the tar."""

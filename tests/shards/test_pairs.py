@@ -47,11 +47,13 @@ def some_partners(samples: int) -> NDArray[np.integer]:
     return partners
 
 
-def pairs_of(shard_set: ShardSet, out: Path, partners: NDArray[np.integer]) -> ShardSet:
+def pairs_of(
+    shard_set: ShardSet, out: Path, partners: NDArray[np.integer], *, added: bool = False
+) -> ShardSet:
     scores = np.linspace(0.5, 1, len(partners))
     encoding = "raw" if shard_set.manifest.raw else "original"
     return write(
-        Pairs(shard_set=shard_set, partners=partners, scores=scores),
+        Pairs(shard_set=shard_set, partners=partners, scores=scores, added=added),
         out,
         samples_per_shard=8,
         preparation=Preparation(encoding=encoding),
@@ -84,6 +86,34 @@ def test_a_pair_is_the_stored_bytes_of_two_samples(both: tuple[ShardSet, ShardSe
         assert theirs and all(before[partner_of[sample]][n] == d for n, d in theirs.items())
     assert pair_set.manifest.partners and not shard_set.manifest.partners
     assert pair_set.manifest.classes == shard_set.manifest.classes
+
+
+def test_added_pairs_stand_beside_all_samples_by_themselves(
+    both: tuple[ShardSet, ShardSet], tmp_path: Path
+) -> None:
+    """The paper's training set, {(i, i)} ∪ pairs, against one made of the pair set's own files."""
+    shard_set, pair_set = both
+    partners = some_partners(20)
+    added = pairs_of(shard_set, tmp_path / "added", partners, added=True)
+    before, replaced, after = map(files_by_id, (shard_set, pair_set, added))
+    paired = [i for i in range(20) if partners[i] != i]
+    assert len(added) == 20 + len(paired) == len(after), "ids are different"
+    for sample, files in before.items():
+        alone = after.pop(sample)
+        own = {n: d for n, d in alone.items() if not n.startswith("partner.")}
+        theirs = {n[8:]: d for n, d in alone.items() if n.startswith("partner.")}
+        told = json.loads(own.pop("json"))["partner"]
+        assert own == {n: d for n, d in files.items() if n != "json"}
+        assert theirs and all(files[name] == data for name, data in theirs.items())
+        assert (told["id"], told["score"]) == (sample, 1)
+    assert min(after) > max(before)
+    # What is left are the pairs, but for their ids.
+    order = ids(shard_set)
+    for files, i in zip((after[key] for key in sorted(after)), paired, strict=True):
+        pair = replaced[order[i]]
+        assert files.pop("id.i64") != pair.pop("id.i64")
+        assert files == pair
+    assert verify(added.root, deep=True).problems == []
 
 
 def test_a_pair_set_verifies_survives_repair_and_has_subsets(
