@@ -209,3 +209,15 @@ def test_null_is_no_value_of_a_field_that_needs_one(tmp_path: Path) -> None:
         recipe.write_text(yaml.safe_dump({"shards": "x", "run": "r", "steps": 5, name: None}))
         with pytest.raises(ValueError):
             parse(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16"), ("avx512f avx512_bf16x", "no")],
+)
+def test_a_cpu_that_multiplies_bf16_is_meant_to(
+    flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse([*LEAST, "--device", "cpu"]).config
+    monkeypatch.setattr(Path, "read_text", lambda _: f"flags\t\t: {flags}\n")
+    assert config.precision() == precision
