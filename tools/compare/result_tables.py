@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 from tools.compare.load import DISTURBED
-from tools.compare.paired_difference import PairedDifference, paired_difference
+from tools.compare.paired_difference import best_of, difference_columns
 from tools.compare.prediction import TITLE, prediction_columns
 from tools.compare.rendering import TableColumn, markdown_table, terminal_table
 
@@ -121,29 +121,18 @@ def rows(record: Mapping[str, Any]) -> list[TableRow]:
 
 def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[TableColumn]:
     """Return the columns of these figures, except those without any value."""
-    from evaluation.figures import more_is_better  # imports torch, which --help does without
-
     kept: list[TableColumn] = []
+    fair = {i: row.by_seed for i, row in enumerate(found) if row.trained and row.fair}
+    wished = better(figures)
     for name, heading in figures.items():
         known = [row.figures.get(name) for row in found]
         if not any(known):
             continue
         best = None
-        if name not in COST and more_is_better(figure_of(name)):
-            best = _best(found, name)
+        if name in wished:
+            best = best_of({i: of[name] for i, of in fair.items() if name in of})
         kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
-
-
-def _best(found: Sequence[TableRow], figure: str) -> int | None:
-    """Return the row that is better than each other one, beyond the interval of the difference."""
-    rows = {i: row.by_seed[figure] for i, row in enumerate(found) if figure in row.by_seed}
-    fair = {i: found[i].figures[figure][0] for i in rows if found[i].trained and found[i].fair}
-    if len(fair) < 2:
-        return None
-    best = max(fair, key=lambda i: fair[i])
-    others = [paired_difference(rows[best], rows[i]) for i in fair if i != best]
-    return best if all(each is not None and each.above_zero for each in others) else None
 
 
 def learned(record: Mapping[str, Any]) -> dict[str, str]:
@@ -160,40 +149,16 @@ def learned(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
 
 
+def better(figures: Mapping[str, str]) -> dict[str, str]:
+    """Return those of {figure: heading} of which more is better."""
+    from evaluation.figures import more_is_better  # imports torch, which --help does without
+
+    return {name: text for name, text in figures.items() if more_is_better(figure_of(name))}
+
+
 def figure_of(name: str) -> str:
     """Return the figure of FIGURE, or of FIGURE on SET."""
     return name.partition(" on ")[0]
-
-
-def difference_columns(
-    found: Sequence[TableRow], figures: Mapping[str, str], against: str | None = None
-) -> tuple[str, list[str], list[TableColumn]] | None:
-    """Return what variants have more than one of them: a title, their names, and columns.
-
-    Args:
-        found: rows of the table.
-        figures: {figure: heading}.
-        against: label of the variant that the others are compared with; by default the best, and
-            then nothing is returned unless two seeds say how sure a difference is.
-    """
-    from evaluation.figures import more_is_better  # imports torch, which --help does without
-
-    trained = [row for row in found if row.trained and row.figures]
-    base = next((row for row in trained if against in (None, row.label)), None)
-    others = [row for row in trained if row is not base]
-    if base is None or not others:
-        return None
-    kept: list[TableColumn] = []
-    sure = against is not None
-    for name, heading in figures.items():
-        if not more_is_better(figure_of(name)) or name not in base.by_seed:
-            continue
-        known = [paired_difference(row.by_seed.get(name, {}), base.by_seed[name]) for row in others]
-        sure = sure or any(each and each.half is not None for each in known)
-        kept.append(TableColumn(heading, [_signed(each) if each else "" for each in known]))
-    words = "paired by seed, ± half of the 95 % interval"
-    named = [f"{row.label}{row.marks}" for row in others]
-    return (f"differences to {base.label}, {words}", named, kept) if sure and kept else None
 
 
 def settings_columns(record: Mapping[str, Any]) -> tuple[str, list[TableColumn]]:
@@ -278,7 +243,7 @@ def show(record: Mapping[str, Any], console: Console, against: str | None = None
         trained = sum(row.trained for row in found)
         short = [TableColumn(c.heading, c.cells[:trained]) for c in cost]
         console.print(terminal_table(names[:trained], quiet[:trained], short))
-    if differences := difference_columns(found, learned(record), against):
+    if differences := difference_columns(found, better(learned(record)), against):
         named, own, cells = differences
         console.print(Text(named, style="bold"))
         console.print(terminal_table(own, [False] * len(own), cells))
@@ -306,7 +271,7 @@ def markdown(
         f"**{title(record)}**  \n{subtitle(record)}",
         markdown_table(names, [*columns(found, learned(record)), *columns(found, COST)]),
     ]
-    if differences := difference_columns(found, learned(record), against):
+    if differences := difference_columns(found, better(learned(record)), against):
         named, own, cells = differences
         parts += [f"**{named}**", markdown_table(own, cells)]
     if chart:
@@ -383,12 +348,6 @@ def _disturbed(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
 def _spreads(figures: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, Spread]:
     known = {name: [f[name] for f in figures if name in f] for name in names}
     return {name: spread(values) for name, values in known.items() if values}
-
-
-def _signed(value: PairedDifference) -> str:
-    """Return a difference of shares, in points of a percent."""
-    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
-    return f"{100 * value.mean:+.1f}{half}"
 
 
 def _percent(value: Spread, scale: float = 100) -> str:
