@@ -83,8 +83,8 @@ LASTING = ["--method.fill_parts", "3", "--method.step_keys", "true"]
 @pytest.mark.parametrize(
     ("processes", "more"),
     [
-        pytest.param(1, [], marks=pytest.mark.slow),
-        (2, []),
+        (1, []),
+        pytest.param(2, [], marks=pytest.mark.slow),
         pytest.param(1, LASTING, marks=pytest.mark.slow),
         pytest.param(2, LASTING, marks=pytest.mark.slow),
     ],

@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
 
 from tools.compare.rendering import TableColumn
-
-if TYPE_CHECKING:
-    from tools.compare.result_tables import TableRow
+from tools.compare.table_row import TableRow
 
 # 97.5 % quantiles of Student's t with 1 to 30 degrees of freedom; beyond, the bound of the last.
 T = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,6 +16,7 @@ from tools.compare.load import DISTURBED
 from tools.compare.paired_difference import best_of, difference_columns
 from tools.compare.prediction import TITLE, prediction_columns
 from tools.compare.rendering import TableColumn, markdown_table, terminal_table
+from tools.compare.table_row import Spread, TableRow
 
 RESULT = "comparison.json"
 RANDOM = "random encoder"
@@ -53,23 +53,6 @@ SETTINGS = {
 }
 ENOUGH = 0.95
 """Share of the budget that a run must have had to be the best."""
-Spread = tuple[float, float | None]
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A variant, or the random encoder, over its seeds."""
-
-    label: str
-    figures: dict[str, Spread]
-    fair: bool
-    """Whether it has figures of every seed, each from the whole budget and an idle machine."""
-    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
-    """{figure: {seed: value}}."""
-    trained: bool = True
-    marks: str = ""
-    notes: list[str] = field(default_factory=list)
-    """Remarks below the table."""
 
 
 def spread(values: Sequence[float]) -> Spread:
