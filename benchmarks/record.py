@@ -17,7 +17,9 @@ def write(record: Mapping[str, Any], out: Path | None) -> None:
         record: with its surroundings and its command.
         out: the file; None prints it.
     """
-    text = json.dumps(record, indent=1) + "\n"
+    from training.surroundings import without_absolute_paths  # here: it imports torch
+
+    text = json.dumps(without_absolute_paths(dict(record)), indent=1) + "\n"
     if out:
         durable.replace(out, [text.encode()])  # a kill loses none of what took hours
     else:
