@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader
 
-from training import yaml_text
+from training import class_names, yaml_text
+from training.own_modules import MODULES
 
 NONE = ("none", "None", "NONE")
 """What people type where YAML has null."""
@@ -137,7 +138,7 @@ class FlagParser(ArgumentParser):
 
 def import_class(path: str) -> Any:
     """Return the class that a dotted path names; jsonargparse has allowed it."""
-    module, _, name = path.rpartition(".")
+    module, _, name = class_names.here(path).rpartition(".")
     return getattr(import_module(module), name)
 
 
@@ -152,7 +153,8 @@ def _no_class(name: str, line: str, names: Iterable[str]) -> str:
     """Return what is wrong with a class that is not one of some."""
     given = re.findall(r"(?:string: |class_path '|, but |Importing ')([\w.]+)", line)
     wrong = given[-1] if given else line
-    return f"{name}={wrong}, {one_of(wrong.rpartition('.')[2], names)}"
+    own = f" A class of your own: {MODULES} names its module." if "is not allowed" in line else ""
+    return f"{name}={wrong}, {one_of(wrong.rpartition('.')[2], names)}{own}"
 
 
 def _wrong_value(name: str, line: str) -> str:

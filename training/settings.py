@@ -20,7 +20,7 @@ from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.setting import Resume, settings_of
 from shards.storage import is_remote
-from training import class_help, recipe_commands
+from training import class_help, class_names, own_modules, packaged_recipes, recipe_commands
 from training.config import Config
 from training.flags import NONE, FlagParser, import_class, load, null, one_of
 
@@ -51,8 +51,12 @@ def _load_recipe(text: str) -> Any:
 
 def _nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: each if k in _TEXT else _nulls(each) for k, each in value.items()}
+        return {k: each if k in _TEXT else _nulls(_class(k, each)) for k, each in value.items()}
     return [_nulls(each) for each in value] if isinstance(value, list) else null(value)
+
+
+def _class(key: str, value: Any) -> Any:
+    return class_names.here(value) if key == "class_path" and isinstance(value, str) else value
 
 
 set_loader(MODE, _load_recipe, (yaml.YAMLError,))
@@ -72,7 +76,11 @@ def parser(
         description: what it does.
         own: adds a tool's own arguments, which stand first in its help.
         usage: the first line of its help.
+
+    Raises:
+        ValueError: a module of the user's own cannot be imported; see `own_modules`.
     """
+    own_modules.import_own()
     # The strings below the fields become their help.
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
@@ -170,7 +178,7 @@ def parse(
     if (asked := class_help.asked(arguments)) is not None:
         _print_class_help(asked, command_line.prog)
     switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
-    arguments = [switches.get(word, word) for word in arguments]
+    arguments = packaged_recipes.located([switches.get(word, word) for word in arguments])
     arguments += _without_others(arguments)
     namespace = command_line.read(arguments, choices=_choices)
     if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
@@ -183,7 +191,7 @@ def parse(
             command_line.set_defaults(DEFAULT_CLASSES)
     recipes = tuple(Path(str(each)) for each in namespace.pop("config", None) or () if each)
     _refuse_nulls(namespace)
-    resolved = yaml.safe_load(command_line.dump(namespace, skip_none=False))
+    resolved = class_names.stored(yaml.safe_load(command_line.dump(namespace, skip_none=False)))
     try:
         _refuse_giants(command_line, namespace)
         torch.manual_seed(namespace.seed)
