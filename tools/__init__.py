@@ -1,3 +1,3 @@
 """One file or package a command; `python -m tools` lists them."""
 
-import training.installed
+from training import installed

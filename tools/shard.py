@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import shards.source
+from shards import source as sources
 from shards.engine import Engine, LocalWorkers, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
 from shards.one_line import one_line
@@ -40,7 +40,7 @@ from training.flags import FlagParser, one_of
 
 SOURCES: dict[str, type[Source]] = {
     source.name: source
-    for source in vars(shards.source).values()
+    for source in vars(sources).values()
     if isinstance(source, type) and issubclass(source, Source) and source is not Source
 }
 LINE_SECONDS = 5  # between progress lines where there is no terminal

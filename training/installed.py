@@ -11,7 +11,7 @@ import os
 import sys
 from types import TracebackType
 
-OWN = ("shards", "pipeline", "model", "training", "evaluation", "tools", "train")
+OWN = ("shards", "pipeline", "model", "training", "evaluation", "tools", "train", "viewrank")
 EXTRAS = {
     "report": ("jinja2", "plotly", "umap"),
     "disc21": ("h5py",),

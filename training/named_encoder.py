@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-import model.encoder
+from model import encoder as encoders
 from model.encoder import Encoder
 from shards.one_line import one_line
 from training import class_help, weights
@@ -28,7 +28,7 @@ from training.trained import NO_RUN, Precision, Trained, here, open_encoder, rea
 FLAG = "encoder"
 CLASSES: dict[str, type[Encoder]] = {
     name: each
-    for name, each in vars(model.encoder).items()
+    for name, each in vars(encoders).items()
     if isinstance(each, type) and issubclass(each, Encoder) and each is not Encoder
 }
 _WEIGHTS = f"--{FLAG}.weights"

@@ -1,26 +1,27 @@
 """The commands in a recipe's head that make what it reads.
 
-They are lines of the comment that begin with three spaces and python or accelerate; the last one
-trains with the recipe itself.
+They are lines of the comment that begin with three spaces and python, accelerate or, in a wheel,
+viewrank; the last one trains with the recipe itself.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
 from shards.layout import SUBSETS
 
-TRAIN = "train.py"
-_COMMANDS = ("#   python ", "#   accelerate ")
+_TRAINS = re.compile(r"\b(train\.py|viewrank train) ")
+_COMMANDS = ("#   python ", "#   accelerate ", "#   viewrank ")
 
 
 def of(recipe: Path) -> list[str]:
     """Return the commands that come before the recipe's own training, as they stand there."""
     head = recipe.read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     commands = [line.removeprefix("#").strip() for line in head if line.startswith(_COMMANDS)]
-    own = [n for n, line in enumerate(commands) if TRAIN in line and recipe.name in line]
+    own = [n for n, c in enumerate(commands) if _TRAINS.search(c) and recipe.name in c]
     return commands[: own[-1]] if own else commands
 
 
@@ -31,8 +32,8 @@ def made(command: str) -> list[str]:
     except ValueError:  # an open quotation mark: a sentence
         return []
     values = dict(pairwise(words))
-    if "tools.select" in words:
-        place, name = words[words.index("tools.select") + 1 :][:2]
+    if found := {"tools.select", "select"} & set(words):
+        place, name = words[words.index(found.pop()) + 1 :][:2]
         names = [name, *([values["--rest"]] if "--rest" in values else [])]
         return [f"{place}/{SUBSETS}/{each}" for each in names]
     return [values["--out"]] if "--out" in values else []

@@ -15,7 +15,7 @@ from pipeline.centre_crop import CentreCrop
 from pipeline.normalisation import Normalisation
 from pipeline.tuning import Tuning
 from shards import durable
-from training import exported, machine_settings
+from training import class_names, exported, machine_settings
 from training.config import Config
 from training.run import checkpoint, run_folder
 from training.settings import Settings, parse
@@ -215,7 +215,11 @@ def ready(
     config = settings.config
     device = device_of(config)
     encoder = encoder or config.method.encoder
-    of_class = chosen or dict(settings.resolved["method"]["init_args"]["encoder"])
+    of_class = (
+        class_names.stored(chosen)
+        if chosen
+        else dict(settings.resolved["method"]["init_args"]["encoder"])
+    )
     return Trained(
         encoder=encoder.to(device).to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
         size=config.views.size,

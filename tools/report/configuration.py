@@ -10,17 +10,19 @@ from typing import Any
 
 from pipeline.graph import ViewGroup
 from pipeline.tuning import Tuning
+from training import class_names
 from training.config import Config
 from training.flags import import_class
 from training.settings import DEFAULT_CLASSES
 
 NO_DEFAULT = "–"
 _PARTS: dict[str, type] = {"views": ViewGroup, "more_views": ViewGroup, "tuning": Tuning}
+_DEFAULTS = class_names.stored(DEFAULT_CLASSES)
 _CLASSES: dict[str, str] = {
-    "views.policy": DEFAULT_CLASSES["views.policy"]["class_path"],
-    "more_views.policy": DEFAULT_CLASSES["views.policy"]["class_path"],
-    "method": DEFAULT_CLASSES["method"]["class_path"],
-} | {f"method.{k}": v["class_path"] for k, v in DEFAULT_CLASSES["method"]["init_args"].items()}
+    "views.policy": _DEFAULTS["views.policy"]["class_path"],
+    "more_views.policy": _DEFAULTS["views.policy"]["class_path"],
+    "method": _DEFAULTS["method"]["class_path"],
+} | {f"method.{k}": v["class_path"] for k, v in _DEFAULTS["method"]["init_args"].items()}
 # Of these alone signatures are read: a configuration may be anybody's, and importing runs code.
 _PACKAGES = ("model", "pipeline")
 
