@@ -3,9 +3,10 @@
     viewrank --help
     viewrank shard folder --root my/images --out data/mine
     viewrank train --config recipes/sample_s2r2.yaml
+    viewrank train my/images                  # of a folder, all in one: viewrank train_folder
 
 Only the command's own module is imported. For several processes a launcher starts training:
-`accelerate launch train.py …`, or the same with `-m tools train …`.
+`accelerate launch train.py …`, or the same with `-m viewrank train …`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def _start() -> None:
             f"{name} is no command of {PROGRAM}; the nearest are {', '.join(nearest)}. "
             f"{PROGRAM} --help lists all."
         )
+    if name == "train" and sys.argv[2:] and not sys.argv[2].startswith("-"):
+        name = "train_folder"
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
     if name == "train":
         import train
@@ -62,7 +65,7 @@ def _start() -> None:
 
 
 def _module(name: str) -> str:
-    return f"tools.{name}.__main__" if (TOOLS / name).is_dir() else f"tools.{name}"
+    return f"{__package__}.{name}" + ".__main__" * (TOOLS / name).is_dir()
 
 
 def _list() -> str:

@@ -6,10 +6,6 @@ runs/demo to start over.
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from training import installed
 from training.command import run_command
 from training.command_line import program
 from training.flags import FlagParser
+from training.shown_commands import run
 
 DATA, RUN, REPORT = Path("data"), Path("runs/demo"), Path("runs/demo.html")
 RECIPE = "recipes/sample_s2r2.yaml"
@@ -39,18 +36,18 @@ def main() -> None:
             # The first call draws the set and stores it as STL-10 is stored; the others read that.
             source = "sample" if split == "unlabeled" else "stl10"
             where = ["--root", f"{DATA}/sample", "--split", split, "--out", str(out)]
-            _python("-m", "tools.shard", source, *where)
+            run("shard", source, *where)
     sheet = DATA / "sample-views.png"
     if not sheet.exists():
         train = str(DATA / "sample-unlabeled")
-        _python("-m", "tools.preview", train, "--config", RECIPE, "--out", str(sheet))
+        run("preview", train, "--config", RECIPE, "--out", str(sheet))
 
-    _python("train.py", "--config", RECIPE, "--run", str(RUN))
-    _python("-m", "tools.evaluate", str(RUN), "--beside_random", "true")
+    run("train", "--config", RECIPE, "--run", str(RUN))
+    run("evaluate", str(RUN), "--beside_random", "true")
     report = str(REPORT)
     try:
         installed.require(*installed.EXTRAS["report"])
-        _python("-m", "tools.report", str(RUN), "--out", report)
+        run("report", str(RUN), "--out", report)
     except ModuleNotFoundError as error:
         report = f"none: {installed.remedy(error)}"
     made = {
@@ -62,25 +59,6 @@ def main() -> None:
     }
     for name, text in made.items():
         console.print(f"{name:10}{text}", markup=False)
-
-
-def _python(*arguments: str) -> None:
-    _call([sys.executable, *arguments])
-
-
-def _call(command: list[str]) -> None:
-    """Show a command as a person would type it, and run it; exit with its code if it fails."""
-    shown = [Path(command[0]).name, *command[1:]]
-    sys.stdout.write(f"\n$ {shlex.join(shown)}\n")
-    sys.stdout.flush()
-    with subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # it got the same, and may be saving
-            process.wait()
-            raise
-    if code:
-        sys.exit(code)
 
 
 if __name__ == "__main__":

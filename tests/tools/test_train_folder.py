@@ -1,0 +1,126 @@
+"""One command for a folder of images: what it chooses, starts and refuses."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from shards.layout import open_shards
+from tools import select, shard, train_folder
+from training import shown_commands
+from training.command_line import call
+from training.settings import parse
+
+Started = list[list[str]]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """The commands that are started; those that make data are run here."""
+    monkeypatch.chdir(tmp_path)
+    words: Started = []
+
+    def run(name: str, *more: str) -> None:
+        words.append([name, *more])
+        if name == "shard":
+            monkeypatch.setattr("sys.argv", ["shard", *more, "--workers", "1"])
+            shard.main()
+        if name == "select":
+            call(select.main, more)
+
+    monkeypatch.setattr(shown_commands, "run", run)
+    return words
+
+
+def images(folder: str, count: int, *, side: int) -> str:
+    Path(folder).mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        pixels = random.integers(0, 256, (side, side + 9, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(f"{folder}/{number}.jpg")
+    return folder
+
+
+def test_photographs_are_made_smaller_and_a_share_is_held_out(started: Started) -> None:
+    call(train_folder.main, [images("my photos", 24, side=200), "--hold_out", "0.25"])
+    assert [words[0] for words in started] == ["shard", "select", "train", "embed", "report"]
+    whole = open_shards("data/my_photos")
+    assert whole.manifest.resize_shorter == 128  # twice the CPU recipe's largest view
+    held, trained = (open_shards(f"data/my_photos/subsets/{each}") for each in ("test", "train"))
+    assert (len(held), len(trained)) == (6, 18)
+    words = shlex.join(started[2])
+    assert "--config own_cpu --shards data/my_photos/subsets/train --run runs/my_photos" in words
+    assert "--batch_size 4" in words  # so that 18 images are some steps
+
+
+def test_what_it_starts_is_a_run_as_the_recipe_s_but_for_what_was_chosen(started: Started) -> None:
+    call(
+        train_folder.main, [images("tiny", 32, side=32), "--max_seconds", "60", "--", "--seed", "7"]
+    )
+    found = parse(started[2][1:]).flat()
+    recipe = parse(["--config", "own_cpu"]).flat()
+    changed = {name: found[name] for name in found if found[name] != recipe.get(name)}
+    groups = changed.pop("more_views")
+    assert [(each["count"], each["size"]) for each in groups] == [(6, 20)]
+    data = "data/tiny/subsets"
+    assert changed == {
+        "shards": f"{data}/train",
+        "evaluation_train": f"{data}/train",
+        "evaluation_test": f"{data}/test",
+        "run": "runs/tiny",
+        "views.size": 32,
+        "batch_size": 4,
+        "max_seconds": 60.0,
+        "epochs": None,
+        "warmup_epochs": 0.2,
+        "evaluate_every": None,
+        "evaluations": 4,
+        "seed": 7,
+    }
+    assert open_shards("data/tiny").manifest.resize_shorter == 0
+
+
+def test_the_same_command_makes_nothing_twice(started: Started) -> None:
+    folder = images("twice", 24, side=40)
+    call(train_folder.main, [folder, "--report", "false"])
+    Path("runs/twice").mkdir(parents=True)
+    Path("runs/twice/features.npz").touch()
+    started.clear()
+    call(train_folder.main, [folder, "--report", "false"])
+    assert [words[0] for words in started] == ["train"]
+    Path(folder, "23.jpg").unlink()
+    with pytest.raises(
+        ValueError, match=r"data/twice is a shard set of 24 images, but twice has 23"
+    ):
+        call(train_folder.main, [folder])
+
+
+def test_what_cannot_be_trained_on_is_refused_before_it_is_tried(started: Started) -> None:
+    few = images("few", 5, side=40)
+    for words, message in (
+        (["nothing"], "nothing is not a folder"),
+        ([few, "--recipe", "none_such"], "recipe=none_such: there is no such file"),
+        ([few, "--hold_out", "1"], "hold_out=1.0; expected a share"),
+        ([few], "few has 5 images; expected 20 or more"),
+        (["data/few"], "data/few is a shard set already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(train_folder.main, words)
+    assert [words[0] for words in started] == ["shard"]
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_an_encoder_its_features_and_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = images("mine", 40, side=64)
+    call(train_folder.main, [folder, "--", "--epochs", "1", "--warmup_epochs", "0"])
+    run = Path("runs/mine")
+    assert (run / "encoder.safetensors").exists() and (run / "report.html").exists()
+    assert len(np.load(run / "features.npz")["key"]) == 40
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert any("view_map" in json.loads(line) for line in lines)

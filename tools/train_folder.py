@@ -1,0 +1,236 @@
+"""Train on a folder of images: from photographs to an encoder, a page about it, and their features.
+
+    viewrank train my/photos                  # the same as python -m tools.train_folder my/photos
+    viewrank train my/photos --max_seconds 600 -- --seed 1
+
+It chooses a recipe by the device and by the images' size, and starts other commands, each of which
+is shown and can be run alone. The same command again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from rich.console import Console
+
+from pipeline import dali
+from shards.layout import MANIFEST, SUBSETS, ShardSet, open_shards
+from shards.source import ImageFolder
+from shards.storage import is_remote
+from training import installed, packaged_recipes, shown_commands, yaml_text
+from training.command_line import Rest, run_function
+from training.terminal import Section, show
+
+CPU, GPU = "own_cpu", "own_gpu"
+TEST, TRAIN = "test", "train"
+LOOKED_AT = 64  # images whose size is read before they are sharded
+LEAST = 20  # images with which anything can be learnt and held out
+STORED = 2  # an image's stored shorter side, in those of the largest view
+STEP = 4  # pixels: sizes of views are its multiples
+SMALLEST = 16  # pixels: below, the encoders see nothing
+
+
+def main(
+    images: str,
+    *,
+    data: Path | None = None,
+    run: Path | None = None,
+    recipe: str | None = None,
+    hold_out: float = 0.1,
+    resize_shorter: int | None = None,
+    max_seconds: float | None = None,
+    report: bool = True,
+    features: bool = True,
+    more: Rest,
+) -> None:
+    """Train on a folder of images, and say what was chosen.
+
+    Flags of train.py follow --, at the end.
+
+    Args:
+        images: folder of images or of class folders, local or such as s3://….
+        data: shard set to make of them, or to use again; by default, data/NAME of the folder.
+        run: folder of the run; by default, runs/NAME.
+        recipe: YAML file or name; by default, own_gpu with a GPU, and own_cpu without.
+        hold_out: share of the images that is not trained on, and evaluated.
+        resize_shorter: shorter side to which larger images are reduced when they are sharded, in
+            pixels; 0 leaves them. By default, twice the largest view where that saves decoding.
+        max_seconds: training seconds; by default, the recipe's epochs.
+        report: write a page about the run.
+        features: write the features of all images.
+        more: flags of train.py.
+    """
+    began = time.monotonic()
+    installed.require("torch", dali.PACKAGE)
+    if not 0 < hold_out < 1:
+        raise ValueError(f"hold_out={hold_out}; expected a share above 0 and below 1, such as 0.1.")
+    if not is_remote(images):
+        _refuse_no_folder(images)
+    name = _name(images)
+    data, run = data or Path("data", name), run or Path("runs", name)
+    console = Console(highlight=False)
+    import torch  # here, so that --help takes no seconds
+
+    devices = torch.cuda.device_count()
+    path = _recipe(recipe or (GPU if devices else CPU))
+    largest = int(yaml_text.load(path.read_text(encoding="utf-8"))["views"]["size"])
+    if (data / MANIFEST).exists():
+        _refuse_others(data, images)
+    else:
+        _shard(images, data, _stored_side(images, largest, resize_shorter))
+    whole = open_shards(str(data))
+    if len(whole) < LEAST:
+        raise ValueError(f"{images} has {len(whole)} images; expected {LEAST} or more.")
+    train, test = (f"{data}/{SUBSETS}/{each}" for each in (TRAIN, TEST))
+    if not Path(test, MANIFEST).exists():
+        shown_commands.run(
+            "select", str(data), TEST, "--fraction", f"{hold_out:g}", "--rest", TRAIN
+        )
+
+    chosen = _chosen(path, whole, len(open_shards(train)))
+    words = ["--config", recipe or path.stem, "--shards", train, "--run", str(run), *chosen]
+    words += ["--evaluation_train", train, "--evaluation_test", test]
+    if max_seconds is not None:
+        words += ["--max_seconds", f"{max_seconds:g}", "--epochs", "none"]
+        words += ["--evaluate_every", "none", "--evaluations", "4", "--warmup_epochs", "0.2"]
+    _train([*words, *more], devices)
+    made = {"images": f"{len(whole):,} in {data}, {len(open_shards(test)):,} held out"}
+    made["encoder"] = f"{run}/encoder.safetensors"
+    if features:
+        made["features"] = f"{run}/features.npz"
+        if not Path(made["features"]).exists():
+            shown_commands.run("embed", str(run), str(data), "--out", made["features"])
+    if report:
+        made["page"] = _report(run)
+    made["seconds"] = f"{time.monotonic() - began:.0f} in all"
+    show([Section(f"{images}", list(made.items()))], console)
+
+
+def _refuse_no_folder(images: str) -> None:
+    """Refuse what is no folder of images before anything is made.
+
+    Raises:
+        ValueError: what it is, and what to give.
+    """
+    if not Path(images).is_dir():
+        raise ValueError(
+            f"{images} is not a folder. Give the folder of images or of class folders; or --config "
+            "RECIPE, to train on shard sets that a recipe names."
+        )
+    if Path(images, MANIFEST).exists():
+        raise ValueError(
+            f"{images} is a shard set already: viewrank train --config {CPU} --shards {images} "
+            "trains on it, and --help lists all settings."
+        )
+
+
+def _name(images: str) -> str:
+    """Return what a folder's shard set and run are called."""
+    last = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(images).resolve().name).strip("_.-")
+    return last or "images"
+
+
+def _recipe(name: str) -> Path:
+    """Return a recipe's file."""
+    path = Path(packaged_recipes.located(["--config", name])[1])
+    if not path.is_file():
+        raise ValueError(
+            f"recipe={name}: there is no such file, and viewrank brings no such recipe."
+        )
+    return path
+
+
+def _stored_side(images: str, largest: int, wanted: int | None) -> int:
+    """Return the shorter side to reduce images to, 0 to leave them, from a look at some."""
+    if wanted is not None:
+        return wanted
+    source = ImageFolder(root=images)
+    sides: list[int] = []
+    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+        try:
+            image = source[index].image
+            assert isinstance(image, bytes)
+            with PIL.Image.open(BytesIO(image)) as opened:
+                sides.append(min(opened.size))
+        except (OSError, ValueError, PIL.Image.DecompressionBombError):
+            continue  # sharding says which, and why
+    stored = STORED * largest
+    return stored if sides and median(sides) >= 1.5 * stored else 0
+
+
+def _shard(images: str, data: Path, side: int) -> None:
+    reduced = ["--resize_shorter", str(side), "--encoding", "jpeg:90"] if side else []
+    shown_commands.run("shard", "folder", "--root", images, "--out", str(data), *reduced)
+
+
+def _refuse_others(data: Path, images: str) -> None:
+    """Refuse a shard set that is not of these images.
+
+    Raises:
+        ValueError: what it is of.
+    """
+    found, now = open_shards(str(data)).manifest.account.found, len(ImageFolder(root=images))
+    if found != now:
+        raise ValueError(
+            f"{data} is a shard set of {found:,} images, but {images} has {now:,}. Remove it, and "
+            "it is made again; or give another --data."
+        )
+
+
+def _chosen(path: Path, whole: ShardSet, samples: int) -> list[str]:
+    """Return the flags by which a recipe fits small images and few of them."""
+    recipe = yaml_text.load(path.read_text(encoding="utf-8"))
+    views, groups = recipe["views"], recipe.get("more_views", [])
+    shorter = whole.manifest.statistics.median_shorter_side
+    words: list[str] = []
+    if shorter < views["size"]:
+        share = shorter / views["size"]
+        words += ["--views.size", str(_rounded(views["size"] * share))]
+        smaller: list[dict[str, Any]] = [
+            {**group, "size": _rounded(group["size"] * share)} for group in groups
+        ]
+        words += ["--more_views", json.dumps(smaller)] if smaller else []
+    batch = int(recipe["batch_size"])
+    while batch > 2 and batch > samples // 4:  # an epoch has some steps
+        batch //= 2
+    return words + (["--batch_size", str(batch)] if batch != recipe["batch_size"] else [])
+
+
+def _rounded(pixels: float) -> int:
+    return max(SMALLEST, STEP * round(pixels / STEP))
+
+
+def _train(words: list[str], devices: int) -> None:
+    """Train in this machine's processes, one for each GPU."""
+    if devices < 2:
+        shown_commands.run("train", *words)
+        return
+    launcher = ["--multi_gpu", "--num_processes", str(devices), "-m", "viewrank", "train", *words]
+    shown_commands.start(
+        [sys.executable, "-m", "accelerate.commands.launch", *launcher],
+        shown=["accelerate", "launch", *launcher],
+    )
+
+
+def _report(run: Path) -> str:
+    """Write the page; return where it is, or why there is none."""
+    page = run / "report.html"
+    try:
+        installed.require(*installed.EXTRAS["report"])
+    except ModuleNotFoundError as error:
+        return f"none: {installed.remedy(error)}"
+    shown_commands.run("report", str(run), "--out", str(page))
+    return str(page)
+
+
+if __name__ == "__main__":
+    run_function(main)
