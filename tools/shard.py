@@ -2,7 +2,8 @@
 
     python -m tools.shard folder --root my/images --out data/mine
 
-Sources are the classes that `shards.source` imports; their flags are their constructors' arguments.
+Sources are the classes that `shards.source` imports, and those of a user's own modules, which
+VIEWRANK_MODULES names; their flags are their constructors' arguments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Literal
 
 import rich.progress
@@ -34,36 +36,47 @@ from shards.writing.missing import MAX_MISSING
 from shards.writing.output import refuse_occupied
 from shards.writing.prepare import Preparation
 from shards.writing.write import SAMPLES_PER_SHARD, Progress, write
+from training import own_modules
 from training.command import run_command
 from training.command_line import add_parameters, described, program
 from training.flags import FlagParser, one_of
 
-SOURCES: dict[str, type[Source]] = {
-    source.name: source
-    for source in vars(sources).values()
-    if isinstance(source, type) and issubclass(source, Source) and source is not Source
-}
+
+def _sources_in(module: ModuleType) -> dict[str, type[Source]]:
+    """Return {name: class} of a module's sources."""
+    return {
+        source.name: source
+        for source in vars(module).values()
+        if isinstance(source, type)
+        and issubclass(source, Source)
+        and not inspect.isabstract(source)
+    }
+
+
+SOURCES = _sources_in(sources)
 LINE_SECONDS = 5  # between progress lines where there is no terminal
 
 
 def main() -> None:
     """Parse the flags of the source that is named, and write its shard set."""
-    words = sys.argv[1:]
+    words, known = sys.argv[1:], dict(SOURCES)
+    for module in own_modules.import_own():
+        known |= _sources_in(module)
     if words[:1] in (["-h"], ["--help"]):
-        print(_list())
+        print(_list(known))
         return
     name = words[0] if words else ""
-    if name not in SOURCES:
+    if name not in known:
         raise ValueError(
-            f"the first word names the source: it is {name or 'missing'}, {one_of(name, SOURCES)} "
+            f"the first word names the source: it is {name or 'missing'}, {one_of(name, known)} "
             f"{program(main)} SOURCE --help explains it."
         )
-    flags = _parser(name, SOURCES[name]).read(words[1:]).as_dict()
+    flags = _parser(name, known[name]).read(words[1:]).as_dict()
     fields = Preparation.__dataclass_fields__
     preparation = Preparation(**{field: flags.pop(field) for field in fields})
     own = inspect.signature(shard).parameters
     settings = {name: flags.pop(name) for name in own if name in flags}
-    shard(SOURCES[name], flags, preparation, **settings)
+    shard(known[name], flags, preparation, **settings)
 
 
 def shard(
@@ -149,12 +162,12 @@ def _engine(name: str, workers: int | None, address: str | None) -> Engine:
     return LocalWorkers(workers if workers is not None else len(os.sched_getaffinity(0)))
 
 
-def _list() -> str:
+def _list(known: dict[str, type[Source]]) -> str:
     """Return the help without a source: all of them, with what they are."""
-    width = max(map(len, SOURCES)) + 2
+    width = max(map(len, known)) + 2
     lines = [f"usage: {program(main)} SOURCE …, or {program(main)} SOURCE --help", ""]
     lines += [described(shard)[0], ""]
-    return "\n".join([*lines, *(f"  {n:{width}}{_summary(s)}" for n, s in sorted(SOURCES.items()))])
+    return "\n".join([*lines, *(f"  {n:{width}}{_summary(s)}" for n, s in sorted(known.items()))])
 
 
 def _summary(source: type[Source]) -> str:

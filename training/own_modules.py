@@ -13,22 +13,23 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 MODULES = "VIEWRANK_MODULES"
 """The environment variable: files ending in .py, or modules' dotted names, parted by commas."""
 
 
-def import_own() -> None:
-    """Import the modules that the environment names, once.
+def import_own() -> list[ModuleType]:
+    """Import the modules that the environment names, once, and return them.
 
     Raises:
         ValueError: one cannot be imported; why.
     """
-    for name in filter(None, (each.strip() for each in os.environ.get(MODULES, "").split(","))):
-        _import(name)
+    names = (each.strip() for each in os.environ.get(MODULES, "").split(","))
+    return [_import(name) for name in names if name]
 
 
-def _import(name: str) -> None:
+def _import(name: str) -> ModuleType:
     module = name
     if name.endswith(".py"):
         path = Path(name).resolve()
@@ -44,7 +45,7 @@ def _import(name: str) -> None:
                 "Give the file another one."
             )
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
         raise ValueError(
             f"{MODULES} names {name}, which cannot be imported: {type(error).__name__}: {error}. "
