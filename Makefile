@@ -11,10 +11,12 @@ CONSTRAINTS := constraints$(if $(LOWEST),-lowest).txt
 VENV := .venv$(if $(LOWEST),-lowest)$(if $(filter 12,$(CUDA)),-cuda12)
 TORCH := $(if $(filter 12,$(CUDA)),--torch-backend=cu126)
 READY := $(VENV)/ready
+# The demo needs a part of what the tests need; where these have run, it uses theirs.
+DEMO := $(if $(wildcard $(READY)),$(READY),$(VENV)/demo-ready)
 
 .PHONY: demo test torture lint clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(VENV)/bin/python -m tools.demo
 
 # Types are those of the newest versions: older NumPy, Pillow and torch declare theirs otherwise.
@@ -35,11 +37,14 @@ lint: $(READY)
 # Compiled here once, because with PYTHONDONTWRITEBYTECODE set, as in many containers, every start
 # would compile torch again, for ten seconds. The mark is written last: an installation that was
 # interrupted is taken up again.
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(VENV)/ready: EXTRAS := dev
+$(VENV)/demo-ready: EXTRAS := report
+$(VENV)/ready $(VENV)/demo-ready: pyproject.toml $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python \
-	    $(TORCH) --constraint $(CONSTRAINTS) --editable '.[cuda$(CUDA),dev]'
+	@echo "installing PyTorch, DALI and what else is needed into $(VENV): some gigabytes, a minute or two"
+	$(VENV)/bin/uv pip install $(if $(CI),--quiet) --compile-bytecode --python $(VENV)/bin/python \
+	    $(TORCH) --constraint $(CONSTRAINTS) --editable '.[cuda$(CUDA),$(EXTRAS)]'
 	touch $@
 
 clean:

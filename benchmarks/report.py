@@ -1,4 +1,4 @@
-"""Render what was measured: tables of README and docs, from the JSON in benchmarks/results.
+"""Render what was measured: tables of docs, from the JSON in benchmarks/results.
 
     python -m benchmarks.report             write them all again
     python -m benchmarks.report --check     say which are not what the JSON says; the suite does too
@@ -54,7 +54,7 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-# ── README.md ─────────────────────────────────────────────────────────────────────────────────────
+# ── docs/benchmarks.md ────────────────────────────────────────────────────────────────────────────
 
 
 def measured() -> str:
@@ -243,7 +243,7 @@ def methods() -> str:
         f"{record['budget']['seconds']:.0f} s of training on {around['cores']} CPU cores, "
         f"{len(record['seeds'])} seeds, mean ± sd in %\n(the dimension as it is); rates, "
         "temperatures, batch and views of each method from a [search on a validation "
-        "split](docs/methods.md#which-form-of-ap).\n\n" + table(["method", *FIGURES.values()], rows)
+        "split](methods.md#which-form-of-ap).\n\n" + table(["method", *FIGURES.values()], rows)
     )
 
 
@@ -363,10 +363,10 @@ def _overhead(found: Mapping[str, Any]) -> str:
 
 
 SECTIONS = [
-    ReportPart("README.md", "measured", measured),
-    ReportPart("README.md", "feed", lambda: feed.table(RESULTS)),
-    ReportPart("README.md", "methods", methods),
-    ReportPart("README.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
+    ReportPart("docs/benchmarks.md", "measured", measured),
+    ReportPart("docs/benchmarks.md", "feed", lambda: feed.table(RESULTS)),
+    ReportPart("docs/benchmarks.md", "methods", methods),
+    ReportPart("docs/benchmarks.md", "gpu", lambda: gpu.markdown(RESULTS / "gpu")),
     ReportPart("docs/augmentation.md", "parity", lambda: parity.tables(read("parity-cpu"))),
     ReportPart(
         "docs/pipeline.md",

@@ -1,4 +1,4 @@
-"""README's commands and lines of code are such as work."""
+"""The commands and lines of code of README and docs are such as work."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from training.flags import FlagParser
 from training.settings import parser
 
 ROOT = Path(__file__).parent.parent
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 TEXTS += sorted((ROOT / "recipes").rglob("*.yaml"))
 CLASSES = ("--method.", "--views.policy.", "--encoder.")  # their settings differ
 # Without them Accelerate warns that it had to choose.
@@ -52,7 +52,7 @@ def flags_of(words: list[str]) -> list[str] | None:
         return parser().flags()
     name = next((word.removeprefix("tools.") for word in words if word.startswith("tools.")), "")
     if name == "shard":
-        source = words[words.index("tools.shard") + 1]
+        (source, *_) = [*words[words.index("tools.shard") + 1 :], ""]
         return parser_of_source(source, SOURCES[source]).flags() if source in SOURCES else None
     if name not in viewrank.commands() or name == "demo":
         return None
@@ -101,7 +101,7 @@ def test_launchers_are_for_several_processes_and_get_what_they_would_warn_about(
         (file, command)
         for file, command in commands()
         if command.partition("train.py")[0].count("accelerate launch") and "train.py --" in command
-        if file == "README.md" or file.endswith(".yaml")
+        if file == "launching.md" or file.endswith(".yaml")
     ]
     assert len(launches) > 8
     for file, command in launches:
@@ -110,9 +110,11 @@ def test_launchers_are_for_several_processes_and_get_what_they_would_warn_about(
         assert int(words[words.index("--num_processes") + 1]) > 1, f"{file}: {command}"
 
 
-def test_the_launcher_of_readme_warns_of_nothing(tmp_path: Path) -> None:
+def test_the_launcher_of_the_guide_warns_of_nothing(tmp_path: Path) -> None:
     """As it is written there, with another program than train.py."""
-    (line,) = (c for f, c in commands() if f == "README.md" and c.startswith("ACCELERATE_USE_CPU"))
+    (line,) = (
+        c for f, c in commands() if f == "launching.md" and c.startswith("ACCELERATE_USE_CPU")
+    )
     program = tmp_path / "said.py"
     program.write_text("import os; os.write(1, f'rank {os.environ[\"RANK\"]}\\n'.encode())")
     launcher = shlex.split(line.partition(" ")[2].partition("train.py")[0])

@@ -1,4 +1,4 @@
-"""What README and docs say is what was measured."""
+"""What docs say is what was measured."""
 
 import pytest
 

@@ -1,0 +1,62 @@
+"""The documentation is built strictly: all links lead somewhere, and no page asks another host."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import __main__ as viewrank
+from training.config import Config
+from training.settings import CLASSES, _concrete
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return out
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    named = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = str(page.relative_to(ROOT / "docs"))
+        assert f"- {name}\n" in named, name
+        assert (site / name).with_suffix(".html").exists()
+
+
+def test_no_page_asks_another_host(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*", page.read_text())
+        assert not [tag for tag in loaded if re.search(r"(?:src|href)=\"?(?:https?:)?//", tag)], (
+            page
+        )
+
+
+def test_the_reference_has_every_command_setting_and_class(site: Path) -> None:
+    commands, settings, classes = (
+        (site / "reference" / f"{name}.html").read_text()
+        for name in ("commands", "settings", "classes")
+    )
+    assert all(f'id="{name}"' in commands for name in viewrank.commands())
+    assert all(f"--{name}" in settings for name in Config.__dataclass_fields__)
+    for base in CLASSES.values():
+        own = {
+            each
+            for each in _concrete(base)
+            if each.__module__.split(".")[0] in ("model", "pipeline")
+        }
+        assert own and all(f'id="{each.__name__.lower()}"' in classes for each in own)
