@@ -11,6 +11,33 @@ from shards.engine.workers import LocalWorkers
 _RETRIES = 3  # of a task whose worker or machine was lost
 
 
+def connected(address: str | None) -> Any:
+    """Return the package ray, connected to a cluster.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it; None starts one on this machine.
+
+    Raises:
+        ValueError: it is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            "engine=ray needs the package ray. Install it with uv pip install ray, "
+            "or use --engine local."
+        ) from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address}: {error}. Start one with ray start "
+                "--head, or leave the address out."
+            ) from None
+    return ray
+
+
 class Ray(Engine):
     """Tasks of one CPU each on a Ray cluster (https://docs.ray.io), an optional package.
 
@@ -22,22 +49,7 @@ class Ray(Engine):
     """
 
     def __init__(self, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise ValueError(
-                "engine=ray needs the package ray. Install it with uv pip install ray, "
-                "or use --engine local."
-            ) from None
-        self._ray: Any = ray
-        if not ray.is_initialized():
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except ConnectionError as error:
-                raise ValueError(
-                    f"no Ray cluster answers at {address}: {error}. Start one with ray start "
-                    "--head, or leave the address out."
-                ) from None
+        self._ray = connected(address)
 
     def run(self, job: Job, tasks: Sequence[Any], progress: Progress) -> Iterator[tuple[int, Any]]:
         ray = self._ray

@@ -36,6 +36,7 @@ from training import installed
 from training.command_line import Repeated, Rest, run_function
 
 if TYPE_CHECKING:
+    from tools.compare.cluster import Cluster
     from tools.compare.plan import Plan
 
 Term = Literal["encoder", "shards", "evaluation", "precision", "policy"]
@@ -55,6 +56,10 @@ def main(
     evaluate: str | None = None,
     points: int = 6,
     processes: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    cpus_per_run: int = 1,
+    gpus_per_run: int = 0,
     add: list[Path] | None = None,
     redraw: bool = False,
     more: Rest,
@@ -85,6 +90,11 @@ def main(
             DIR". Their figures get columns of their own.
         points: number of evaluations in a run, the last included.
         processes: number of processes of each run, one for each GPU.
+        engine: this machine, one run after the other, or a Ray cluster, several at a time: each
+            machine must see OUT and the data under the same paths.
+        ray_address: address of a cluster, such as auto; by default, a local cluster is started.
+        cpus_per_run: cores of a run on a Ray cluster.
+        gpus_per_run: GPUs of a run on a Ray cluster.
         add: comparison.json of earlier parts of this comparison, or of other machines: the finished
             runs in it are not trained again.
         redraw: only write tables and chart again, from OUT's JSON.
@@ -106,6 +116,13 @@ def main(
         )
     if not recipes:
         raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
+    if engine == "local" and (ray_address, cpus_per_run, gpus_per_run) != (None, 1, 0):
+        raise ValueError("ray_address, cpus_per_run and gpus_per_run are for --engine ray.")
+    if cpus_per_run < 1 or gpus_per_run < 0 or (engine == "ray" and processes != 1):
+        raise ValueError(
+            f"cpus_per_run={cpus_per_run}, gpus_per_run={gpus_per_run}, processes={processes}; "
+            "give 1 core or more, and on a Ray cluster one process a run."
+        )
     installed.require(dali.PACKAGE)  # every run would fail alike
     words = []
     if evaluate:
@@ -136,7 +153,13 @@ def main(
         evaluate=words,
         command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
     )
-    record, failed = _trained(plan, add or [], console)
+    cluster = None
+    if engine == "ray":
+        from tools.compare.cluster import Cluster
+
+        cluster = Cluster(ray_address, cpus=cpus_per_run, gpus=gpus_per_run)
+        console.print(f"{cluster.at_once} runs at a time on the Ray cluster")
+    record, failed = _trained(plan, add or [], console, cluster)
     _report(record, out, console, best_by, against)
     if failed:
         sys.exit(1)
@@ -163,7 +186,9 @@ def _check_against(against: str | None, record: dict[str, Any]) -> None:
         raise ValueError(f"--against {against} is none of the variants: {', '.join(known)}.")
 
 
-def _trained(plan: Plan, add: Sequence[Path], console: Console) -> tuple[dict[str, Any], bool]:
+def _trained(
+    plan: Plan, add: Sequence[Path], console: Console, cluster: Cluster | None
+) -> tuple[dict[str, Any], bool]:
     """Train what is missing; return the record, and whether a run failed."""
     from tools.compare.comparison import Comparison
     from tools.compare.earlier import Earlier
@@ -176,7 +201,7 @@ def _trained(plan: Plan, add: Sequence[Path], console: Console) -> tuple[dict[st
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, stop) for number in signals}
         try:
-            comparison = Comparison(plan, console, Earlier(add, plan))
+            comparison = Comparison(plan, console, Earlier(add, plan), cluster)
             comparison.run()
             return comparison.write(), bool(comparison.errors)
         except Stopped as stopped:

@@ -9,9 +9,11 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from rich.status import Status
 
 from shards import durable
 from tools.compare import load, run
+from tools.compare.cluster import Cluster
 from tools.compare.earlier import Earlier
 from tools.compare.plan import Plan
 from tools.compare.result_tables import LEARNED, RANDOM, RESULT, main_of
@@ -40,15 +43,19 @@ class Comparison:
         plan: what to do.
         console: where to report progress.
         earlier: finished runs of other comparisons, which are not trained again.
+        cluster: where the runs are trained; None is this machine, one after the other.
 
     Raises:
         ValueError: the folder holds another comparison, or runs with other settings.
     """
 
-    def __init__(self, plan: Plan, console: Console, earlier: Earlier) -> None:
+    def __init__(
+        self, plan: Plan, console: Console, earlier: Earlier, cluster: Cluster | None = None
+    ) -> None:
         self.errors: dict[str, str] = {}
         """{what failed in this call: why}."""
         self._plan, self._console, self._earlier = plan, console, earlier
+        self._cluster, self._writing = cluster, Lock()
         self._status: Status | None = None
         check(plan)
         self._surroundings = _machine()  # before the runs: it includes the load of other programs
@@ -69,9 +76,15 @@ class Comparison:
                     self._evaluate_random(variant, seed)
             # Recipes alternate, so that a busy hour of the machine slows all of them.
             todo = [(variant, seed) for seed in plan.seeds for variant in plan.compared]
-            for number, (variant, seed) in enumerate(todo, start=1):
+
+            def train(numbered: tuple[int, tuple[Variant, int]]) -> None:
+                number, (variant, seed) = numbered
                 self._train(variant, seed, f"run {number} of {len(todo)}: ")
-                self.write()
+                with self._writing:
+                    self.write()
+
+            each = self._cluster.each if self._cluster else _one_by_one
+            each(train, enumerate(todo, start=1))
 
     def write(self) -> dict[str, Any]:
         """Write all that is known to OUT/comparison.json, without absolute paths; return it."""
@@ -138,7 +151,8 @@ class Comparison:
         folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
         if not run.finished(folder):
             command = self._plan.run_command(variant, seed)
-            with load.measured(self._plan.load(variant, seed)):
+            here = load.measured(self._plan.load(variant, seed))
+            with here if self._cluster is None else nullcontext():
                 trained = self._child(name, command, folder, number)
             if not trained:
                 return
@@ -169,7 +183,10 @@ class Comparison:
 
         tick()
         try:
-            run.call(command, log, tick)
+            if self._cluster is not None and folder is not None:
+                self._cluster.call(command, log)
+            else:
+                run.call(command, log, tick)
         except Failed as failed:
             self.errors[name] = str(failed)
             self._say(f"FAILED {number}{name}: {failed} (its whole output: {log})")
@@ -244,6 +261,11 @@ class Comparison:
         found["budget_used"] = used / whole
         found["other_programs"] = load.others(self._plan.load(variant, seed))
         return found
+
+
+def _one_by_one(do: Callable[[Any], None], work: Iterable[Any]) -> None:
+    for piece in work:
+        do(piece)
 
 
 def check(plan: Plan) -> None:
