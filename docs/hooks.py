@@ -63,7 +63,7 @@ def _outside(page: str, target: str) -> str:
 
 def _copy(path: str) -> str:
     """Return where a copy is: text files that are no pages here."""
-    return f"{COPIES}/{path}" + ("" if path.endswith((".json", ".yaml", ".py")) else ".txt")
+    return f"{COPIES}/{path}" + ("" if path.endswith((".json", ".yaml", ".py", ".ipynb")) else ".txt")
 
 
 def _listing(folder: Path) -> bytes:

@@ -1,11 +1,13 @@
 """The programs in examples/ do what their heads say, as a user starts them."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +85,19 @@ def test_the_own_objective_is_its_formula() -> None:
             losses.append(max(0.0, 0.3 + max(rest) - min(same)))
     found = module.HardestTriplet(margin=0.3)(z_VAD, gallery_views=2)
     assert float(found) == pytest.approx(sum(losses) / len(losses))
+
+
+@pytest.mark.slow
+def test_the_notebook_ends_with_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cells = json.loads((EXAMPLES / "first_steps.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for text in code:
+        exec(text.replace("SECONDS = Path(\"first_steps\"), 60", "SECONDS = Path(\"x\"), 10"), names)
+    assert names["SECONDS"] == 10 and names["found"].size == (8 * 64, 6 * 64)
+    assert names["nearest"][:, 0].tolist() == list(range(6))  # each finds itself first
