@@ -23,6 +23,7 @@ os.environ["COLUMNS"] = "84"  # help fits the page
 
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 COPIES = "files"
+KINDS = (".json", ".yaml", ".py", ".ipynb")
 BASES = ("method", "encoder", "objective", "policy", "augments")
 
 
@@ -63,7 +64,7 @@ def _outside(page: str, target: str) -> str:
 
 def _copy(path: str) -> str:
     """Return where a copy is: text files that are no pages here."""
-    return f"{COPIES}/{path}" + ("" if path.endswith((".json", ".yaml", ".py", ".ipynb")) else ".txt")
+    return f"{COPIES}/{path}" + ("" if path.endswith(KINDS) else ".txt")
 
 
 def _listing(folder: Path) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shards.layout import ShardSet
+from tests.forked import Forked
 from training.monitor import records
 from training.run import checkpoint
 
@@ -50,6 +51,9 @@ def arguments(shard_set: ShardSet, run: Path, *more: str) -> list[str]:
 
 
 def start(program: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a program; one of ours, with the usual environment, without its seconds of imports."""
+    if program[0] == sys.executable and not environment:
+        return Forked(program[1:], {**os.environ, **CPU})
     return subprocess.Popen(
         program,
         cwd=ROOT,

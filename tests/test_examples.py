@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -57,14 +59,29 @@ def test_an_own_data_set_is_trained_on_with_an_own_objective_and_own_views(train
     assert (trained / "run" / "encoder.safetensors").exists()
 
 
-def test_an_own_evaluation_reads_encoder_and_shards(trained: Path) -> None:
-    printed = ran(trained, str(EXAMPLES / "own_evaluation.py"), ENCODER, "digits", "--images", "40")
+@pytest.fixture
+def printed_by(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """A function that runs an example on that run, in this process, which has torch already."""
+
+    def run(name: str, *words: str) -> str:
+        monkeypatch.chdir(trained)
+        monkeypatch.setattr("sys.argv", [name, ENCODER, "digits", *words])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_an_own_evaluation_reads_encoder_and_shards(printed_by: Callable[..., str]) -> None:
+    printed = printed_by("own_evaluation.py", "--images", "40")
     own, other = (float(each) for each in re.findall(r" (-?\d\.\d{3})", printed))
     assert "40 images" in printed and own > other
 
 
-def test_plain_pytorch_reads_encoder_and_shards(trained: Path) -> None:
-    printed = ran(trained, str(EXAMPLES / "outside.py"), ENCODER, "digits")
+def test_plain_pytorch_reads_encoder_and_shards(printed_by: Callable[..., str]) -> None:
+    printed = printed_by("outside.py", "--epochs", "20")
     (right,) = re.findall(r"([\d.]+)% of the training images", printed)
     assert "256 images" in printed and float(right) > 50  # ten classes
 
@@ -88,9 +105,7 @@ def test_the_own_objective_is_its_formula() -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_ends_with_neighbours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_notebook_ends_with_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -98,6 +113,6 @@ def test_the_notebook_ends_with_neighbours(
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names: dict[str, Any] = {}
     for text in code:
-        exec(text.replace("SECONDS = Path(\"first_steps\"), 60", "SECONDS = Path(\"x\"), 10"), names)
+        exec(text.replace('SECONDS = Path("first_steps"), 60', 'SECONDS = Path("x"), 10'), names)
     assert names["SECONDS"] == 10 and names["found"].size == (8 * 64, 6 * 64)
     assert names["nearest"][:, 0].tolist() == list(range(6))  # each finds itself first
