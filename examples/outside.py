@@ -28,7 +28,7 @@ def main() -> None:
     def prepared(sample: dict[str, Any]) -> tuple[Tensor, int]:
         return prepare(sample["image"]), sample["label"]
 
-    images = viewrank.as_webdataset(given.shards).map(prepared)
+    images: Any = viewrank.as_webdataset(given.shards).map(prepared)
     with torch.inference_mode():
         batches = [(encoder(image), label) for image, label in DataLoader(images, batch_size=64)]
     h_NF = torch.cat([h_BF for h_BF, _ in batches]).clone()

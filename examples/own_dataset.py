@@ -6,6 +6,8 @@
 Whatever has a length and gives a sample by its position will do: a database, an archive, an API.
 """
 
+from typing import Any
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -26,7 +28,7 @@ class Digits(Source):
         """
         if not 1 <= scale <= 64:
             raise ValueError(f"scale={scale}; expected 1 to 64.")
-        held = load_digits()
+        held: Any = load_digits()
         self._pixels_NHW = (held.images * (255 / 16)).astype(np.uint8)
         self._label_N = held.target
         self._scale = scale

@@ -10,6 +10,7 @@ def test_each_is_the_one_whose_nearest_chosen_image_is_farthest() -> None:
     h_NF = np.random.default_rng(0).normal(size=(60, 5))
     chosen, cosine = farthest_points(h_NF, 12)
     unit_NF = h_NF / np.linalg.norm(h_NF, axis=1, keepdims=True)
+    nearest: dict[int, float] = {}
     for n in range(1, 12):
         nearest = {
             other: max(float(unit_NF[other] @ unit_NF[each]) for each in chosen[:n])
