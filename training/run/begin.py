@@ -7,7 +7,7 @@ from dataclasses import asdict
 from training import machine_settings
 from training.data import Data
 from training.processes import Processes
-from training.run import checkpoint, failure, run_folder
+from training.run import checkpoint, equal_ranks, failure, run_folder
 from training.run.origin import commit, versions
 from training.run.writer import Writer
 from training.settings import Settings
@@ -24,6 +24,9 @@ def begin(
         processes: wait for each other here.
         phase: learns that the folder is this run's.
         taken: what `run_folder.take` returned.
+
+    Raises:
+        ValueError: the folder is another one on some machine.
     """
     run = settings.config.run
     killed: list[str] = []
@@ -33,6 +36,7 @@ def begin(
         killed = failure.silent_ends(run)
         machine_settings.write(run / machine_settings.NAME, data.loader.tuning)
     processes.accelerator.wait_for_everyone()
+    equal_ranks.refuse_other_disks(run, processes)
     phase.prepared = True
     failure.keep_stderr(run, processes.rank)
     return killed

@@ -1,12 +1,16 @@
 """All processes of a run read the same data with the same settings, code and libraries.
 
 They are started by a launcher on each machine, from files of that machine: a rank of another seed,
-or of another shuffle of the images, would train on, and nothing would look wrong.
+or of another shuffle of the images, would train on, and nothing would look wrong. And all of them
+write into one folder.
 """
 
 from __future__ import annotations
 
+import platform
+import secrets
 import sys
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +28,7 @@ LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 # Machines may have sets, weights and the run's folder at different places; content tells them.
 PLACES = ("run", "weights", *SHARD_SETS)
 _NAMED = 4  # differences that a message has room for
+_LATE = 10  # seconds until a network's disk shows another machine's new file at the latest
 
 
 def refuse_differences(settings: Settings, sets: ShardSets, processes: Processes) -> None:
@@ -49,6 +54,44 @@ def refuse_differences(settings: Settings, sets: ShardSets, processes: Processes
     raise ValueError(
         f"{'; '.join(filter(None, lines))}. All ranks of a run are started with the same flags, "
         "data, code and libraries."
+    )
+
+
+def refuse_other_disks(run: Path, processes: Processes) -> None:
+    """Refuse a run's folder that is another one on some machine: no checkpoint would be whole.
+
+    Args:
+        run: the folder, as this process finds it.
+        processes: wait for each other here.
+
+    Raises:
+        ValueError: on rank 0, which ranks do not see its folder; the others end with code 2.
+    """
+    if processes.world_size == 1:
+        return
+    name = f".seen-{secrets.token_hex(4)}"
+    if processes.first:
+        try:
+            (run / name).touch()
+        except OSError:  # a full disk, which does not end a run
+            name = ""
+    name = processes.from_first(name)
+    seen, end = not name or (run / name).exists(), time.monotonic() + _LATE
+    while not seen and time.monotonic() < end:
+        time.sleep(0.2)
+        seen = (run / name).exists()
+    who = "" if seen else f"rank {processes.rank} on {platform.node()}"
+    blind = [each for each in gather_object([who]) if each]
+    if processes.first and name:
+        (run / name).unlink(missing_ok=True)
+    if not blind:
+        return
+    if not processes.first:
+        sys.exit(2)
+    raise ValueError(
+        f"{run} is another folder for {', '.join(blind[:_NAMED])} than for rank 0 on "
+        f"{platform.node()}: each rank writes its part of a checkpoint there. Give --run on a disk "
+        "that all machines see."
     )
 
 

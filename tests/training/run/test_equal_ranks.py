@@ -127,3 +127,20 @@ def test_a_message_names_some_differences_and_counts_the_others() -> None:
     assert differences(mine, first, rank=3) == (
         "rank 3 differs from rank 0: a (none), not 1; b 2, not 1; c 2, not 1; d 2, not 1 and 3 more"
     )
+
+
+@pytest.mark.slow
+def test_ranks_that_write_into_different_folders_are_refused(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    """As where a run's folder is on a disk of each machine's own."""
+    mine, theirs = (
+        arguments(shard_set, tmp_path / name, "--steps", "3") for name in ("run", "elsewhere")
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (code, err), (later_code, later_err) = ranks(mine, theirs)
+    assert (code, later_code) == (2, 2), err + later_err
+    assert f"run is another folder for rank 1 on {socket.gethostname()} than for rank 0" in err
+    assert "Give --run on a disk that all machines see." in err
+    assert "Traceback" not in err + later_err
+    assert not list(tmp_path.glob("*/.seen-*")) and not list(tmp_path.glob("*/checkpoints/*"))
