@@ -16,7 +16,7 @@ from tests.conftest import MakeShardSet
 from tests.program import CPU, RECIPE, ROOT, losses
 
 pytestmark = pytest.mark.slow
-WORDS = ["--image_views", "12800", "--points", "2", "--seeds", "0", "1"]  # 400 steps
+WORDS = ["--image_views", "4800", "--points", "2", "--seeds", "0", "1"]  # 150 steps
 
 
 def compared(folder: Path, more: list[str], *engine: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_four_runs_on_two_workers_one_of_which_is_killed(
     begin = time.monotonic()
     process = started(compared(tmp_path / "ray", more, "--engine", "ray"))
     run = tmp_path / "ray" / "out" / "runs" / "tiny_ap-seed0"
-    while not any(step >= 60 for step, _ in losses(run)):
+    while not any(step >= 40 for step, _ in losses(run)):
         assert process.poll() is None and time.monotonic() - begin < 240, process.communicate()
         time.sleep(0.1)
     worker = worker_of(run)
@@ -72,7 +72,9 @@ def test_four_runs_on_two_workers_one_of_which_is_killed(
         in (tmp_path / "ray" / "out" / "logs" / "tiny_ap-seed-0.log").read_text()
     )
 
-    alone = started(compared(tmp_path / "here", more))
+    # On one core, as each run on the cluster: sums of two threads have another order.
+    one_core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    alone = started([*one_core, *compared(tmp_path / "here", more)])
     text, _ = alone.communicate(timeout=400)
     assert alone.returncode == 0, text
     there, here = (
