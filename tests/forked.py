@@ -45,8 +45,11 @@ class Forked(subprocess.Popen[str]):
         connection = _connected()
         request = json.dumps(self._request).encode()
         assert len(request) < _LARGEST
+        # Only now: orphans of a launcher that a test kills are to have the system's first process.
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1)
         socket.send_fds(connection, [request], [c2pwrite, errwrite])
         self.pid = int(connection.recv(32))
+        ctypes.CDLL(None).prctl(_SUBREAPER, 0)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -55,7 +58,6 @@ def _connected() -> socket.socket:
     """Return the socket of this process's server, which is started when it is first needed."""
     global _server
     if _server is None or _server[0] != os.getpid():
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1)
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         subprocess.Popen(
             [sys.executable, "-m", "tests.forked", str(there.fileno())],
