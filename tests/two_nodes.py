@@ -147,7 +147,7 @@ class Rehearsal:
         launch: Launch = how.pop("launch", accelerate)
         program = on(self.nodes[rank], launch(rank, self.words(run, *more)), **how)
         # A core each, as two processes of one machine have: more threads add up in another order.
-        program = ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[rank]), *program]
+        program = ["taskset", "-c", str(rank % (os.cpu_count() or 1)), *program]
         return start(program, GLOO_SOCKET_IFNAME=CABLE, TP_SOCKET_IFNAME=CABLE, **COMES_BACK)
 
     def check(self, run: Path) -> str:
