@@ -16,7 +16,7 @@ COPY . /src
 RUN python3.12 -m venv /opt/viewrank \
     && /opt/viewrank/bin/pip install --no-cache-dir --constraint /src/constraints.txt '/src[cuda13,report,track,s3]'
 
-USER viewrank
+USER 1001
 WORKDIR /work
 ENTRYPOINT ["viewrank"]
 CMD ["--help"]

@@ -33,6 +33,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+	$(VENV)/bin/hadolint Dockerfile
 
 # Compiled here once, because with PYTHONDONTWRITEBYTECODE set, as in many containers, every start
 # would compile torch again, for ten seconds. The mark is written last: an installation that was
