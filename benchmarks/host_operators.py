@@ -77,7 +77,6 @@ def described_for_gpu(groups: Sequence[ViewGroup], shards: str | Path, batch: in
     settings = GraphSettings(
         batch_size=batch,
         rank=0,
-        world_size=1,
         device=torch.device("cuda", 0),
         seed=0,
         dtype=torch.float16,

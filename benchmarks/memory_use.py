@@ -3,12 +3,13 @@
     python -m benchmarks.memory_use loader [--shards data/coco256] [--out FILE.json]
     python -m benchmarks.memory_use budget [--shards data/coco256] [--out FILE.json]
     python -m benchmarks.memory_use flat [--batches 5000] [--out FILE.json]
-    python -m benchmarks.memory_use shards [--counts 1000 10000] [--descriptors N] [--out FILE.json]
+    python -m benchmarks.memory_use shards [--counts 1000 10000] [--samples 2] [--ranks 1] [--out F]
 
 Every measurement has a process of its own and counts anonymous pages: mapped tars, which are the
 page cache's, are not in it. "measured" is the peak above what the process held once everything was
 imported. `loader` and `budget` compare it with the formula; `flat` looks for a leak in a long
-epoch; `shards` opens sets of very many, very small tars.
+epoch; `shards` opens sets of very many small tars, which are links to one: what the start and the
+memory of one rank cost by shards, samples and ranks.
 """
 
 from __future__ import annotations
@@ -175,12 +176,14 @@ def one_flat(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, A
 
 
 def shards(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start loaders of many tiny tars."""
+    """Start a rank's loader of many small tars."""
     rows = []
     for count in arguments.counts:
         with tempfile.TemporaryDirectory(prefix="many-", dir=arguments.scratch) as scratch:
-            _many(Path(scratch), count)
-            case = {"shards": count, "root": scratch, "descriptors": arguments.descriptors}
+            _many(Path(scratch), count, arguments.samples)
+            case = {"shards": count, "samples": count * arguments.samples}
+            case |= {"ranks": arguments.ranks, "descriptors": arguments.descriptors}
+            case["root"] = scratch
             row = _child("shards", case, arguments)
             del row["root"]
             rows.append(row)
@@ -205,7 +208,9 @@ def one_shards(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     with Peak() as peak:
         shard_set = open_shards(case["root"])
         opened = time.perf_counter()
-        with Loader(shard_set, [group], batch_size_per_rank=64) as batches:
+        with Loader(
+            shard_set, [group], batch_size_per_rank=64, world_size=case["ranks"]
+        ) as batches:
             try:
                 next(iter(batches))
             except Exception as error:  # what then appears to a user is the finding
@@ -224,25 +229,25 @@ def one_shards(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     }
 
 
-def _many(root: Path, count: int) -> None:
-    """Write a set of one shard of two images, then pretend that there are `count` of it."""
+def _many(root: Path, count: int, samples: int) -> None:
+    """Write a set of one shard of tiny images, then pretend that there are `count` of it."""
     from dataclasses import replace
 
     from shards.layout import Manifest
     from shards.source.source import Sample, Source
     from shards.writing.write import write
 
-    class Two(Source):
-        name, split, classes = "two", "", ["one"]
+    class Tiny(Source):
+        name, split, classes = "tiny", "", ["one"]
 
         def __len__(self) -> int:
-            return 2
+            return samples
 
         def __getitem__(self, index: int) -> Sample:
             pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
             return Sample(f"{index:06d}", pixels, 0, index, {})
 
-    one = write(Two(), root / "one")
+    one = write(Tiny(), root / "one", samples_per_shard=samples)
     (shard,) = one.manifest.shards
     copies = []
     for index in range(count):
@@ -254,7 +259,7 @@ def _many(root: Path, count: int) -> None:
                 os.link(root / f"{index // 50_000 * 50_000:05d}.{extension}", path)
             else:  # file systems limit the links to a file
                 shutil.copyfile(root / "one" / f"{shard.name}.{extension}", path)
-    manifest = replace(one.manifest, shards=copies, samples=2 * count)
+    manifest = replace(one.manifest, shards=copies, samples=samples * count)
     assert isinstance(manifest, Manifest)
     (root / "manifest.json").write_text(manifest.to_json())
 
@@ -332,6 +337,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--shards", default="data/coco256", help="Shard set to read.")
     parser.add_argument("--batches", type=int, default=5000, help="Of flat.")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000], help="Of shards.")
+    parser.add_argument("--samples", type=int, default=2, help="A shard, of shards.")
+    parser.add_argument("--ranks", type=int, default=1, help="The first of so many, of shards.")
     parser.add_argument("--descriptors", type=int, help="Soft limit of open files, of shards.")
     parser.add_argument("--scratch", type=Path, help="Folder for what is written meanwhile.")
     parser.add_argument("--out", type=Path, help="JSON to write.")

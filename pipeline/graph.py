@@ -85,9 +85,7 @@ class GraphSettings:
     batch_size: int
     """Samples a batch on this rank."""
     rank: int
-    """Whose part of the shard set is read."""
-    world_size: int
-    """Number of parts."""
+    """Whose random numbers are drawn."""
     device: torch.device
     """Where the views are made."""
     seed: int
@@ -108,7 +106,7 @@ class GraphSettings:
 
 
 def views_pipeline(
-    shard_set: ShardSet,
+    part: ShardSet,
     groups: Sequence[ViewGroup],
     settings: GraphSettings,
     *,
@@ -122,7 +120,7 @@ def views_pipeline(
     labels follow, int64 [B, 1]. All are on `device`.
 
     Args:
-        shard_set: where the samples come from.
+        part: the samples of this rank (see `pipeline.part`).
         groups: the views of every sample.
         settings: how they are made.
         checkpoint: the state to continue from, by `Pipeline.checkpoint`; None is the beginning.
@@ -130,13 +128,12 @@ def views_pipeline(
             decoded images too.
     """
     gpu, tuning = settings.gpu, settings.tuning
-    seed, rank, world_size = settings.seed, settings.rank, settings.world_size
-    part = -(-len(shard_set) // world_size)
-    sizes = shard_set.manifest.statistics
-    images = 2 if shard_set.manifest.partners else 1  # a sample
-    # The decoder's cache, if it is used, may grow to the whole set, because parts change every
-    # epoch. Each image is counted as large as the largest.
-    cache_mib = 1 + images * len(shard_set) * sizes.max_width * sizes.max_height * 3 // 2**20
+    seed, rank = settings.seed, settings.rank
+    sizes = part.manifest.statistics
+    images = 2 if part.manifest.partners else 1  # a sample
+    # The decoder's cache, if it is used, may hold the whole part. Each image is counted as large as
+    # the largest.
+    cache_mib = 1 + images * len(part) * sizes.max_width * sizes.max_height * 3 // 2**20
     assert tuning.threads and tuning.prefetch and tuning.minibatch, "a filled Tuning"
     pipeline = Pipeline(
         batch_size=settings.batch_size,
@@ -149,20 +146,16 @@ def views_pipeline(
     )
     with pipeline:
         stored, (id_B, label_B) = read(
-            shard_set,
+            part,
             images=images,
             name="reader",
             random_shuffle=True,
-            # A buffer larger than the part would hold samples of the epochs after it.
-            initial_fill=min(settings.shuffle_buffer, part),
+            # A larger buffer would hold samples of the epochs after it.
+            initial_fill=min(settings.shuffle_buffer, len(part)),
             seed=next_seed(np.random.SeedSequence((seed, rank, 0))),
-            # The shards' order changes every epoch, equally on all ranks: parts stay disjoint.
-            shuffle_after_epoch=True,
+            shuffle_after_epoch=True,  # the order of the tars, too
             shuffle_after_epoch_seed=seed % 2**31,
-            shard_id=rank,
-            num_shards=world_size,
-            # All ranks have the same number of batches an epoch; `Loader` drops the padded one.
-            pad_last_batch=True,
+            pad_last_batch=True,  # `Loader` drops it
         )
         draws = [
             Draw(group.count, (seed, rank, 1 + g), size=group.size)
@@ -180,7 +173,7 @@ def views_pipeline(
                 for i, share in enumerate(shares([group.count for group in groups], images))
             ]
         resamplings: list[Resampling] = [
-            group.resampling_for(shard_set, settings.device)[0] for group in groups
+            group.resampling_for(part, settings.device)[0] for group in groups
         ]
         sources = [
             _source(image, groups, crops, resamplings, gpu, tuning, cache_mib)
@@ -277,12 +270,10 @@ def scaled_shorter(size: int) -> int:
 
 
 def images_pipeline(
-    shard_set: ShardSet,
+    part: ShardSet,
     *,
     size: int,
     batch_size: int,
-    rank: int,
-    world_size: int,
     device: torch.device,
     tuning: Tuning,
     dtype: torch.dtype,
@@ -305,15 +296,7 @@ def images_pipeline(
         prefetch_queue_depth=2,
     )
     with pipeline:
-        (stored,), numbers = read(
-            shard_set,
-            categories=True,
-            name="reader",
-            shard_id=rank,
-            num_shards=world_size,
-            stick_to_shard=True,
-            pad_last_batch=True,
-        )
+        (stored,), numbers = read(part, categories=True, name="reader", pad_last_batch=True)
         image = fn.resize(
             decode(stored, gpu, tuning),
             resize_shorter=float(scaled_shorter(size)),

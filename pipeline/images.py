@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from pipeline.graph import images_pipeline
 from pipeline.loader import current_stream
 from pipeline.normalisation import IMAGENET, Normalisation
+from pipeline.part import part_of, part_size
 from pipeline.tuning import Tuning
 from pipeline.unreadable import unreadable
 from shards.layout import ShardSet
@@ -67,8 +70,7 @@ class Images:
 
     def __len__(self) -> int:
         """Samples in this rank's part."""
-        samples = len(self.shard_set)
-        return samples * (self.rank + 1) // self.world_size - samples * self.rank // self.world_size
+        return part_size(len(self.shard_set), self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[LabelledImages]:
         """Yield this rank's part.
@@ -81,18 +83,18 @@ class Images:
             return
         stream = current_stream(self.device)
         try:
-            pipeline = images_pipeline(
-                self.shard_set,
-                size=self.size,
-                batch_size=min(self.batch_size, left),
-                rank=self.rank,
-                world_size=self.world_size,
-                device=self.device,
-                tuning=self.tuning,
-                dtype=self.dtype,
-                normalisation=self.normalisation,
-            )
-            pipeline.build()
+            with TemporaryDirectory(prefix="viewrank-") as folder:
+                part = part_of(self.shard_set, self.rank, self.world_size, folder=Path(folder))
+                pipeline = images_pipeline(
+                    part,
+                    size=self.size,
+                    batch_size=min(self.batch_size, left),
+                    device=self.device,
+                    tuning=self.tuning,
+                    dtype=self.dtype,
+                    normalisation=self.normalisation,
+                )
+                pipeline.build()  # reads the indexes
             pipeline.schedule_run()
             while left > 0:
                 outputs = pipeline.share_outputs(stream)

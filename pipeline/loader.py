@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GRAPH, GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
 from pipeline.normalisation import IMAGENET, Normalisation
+from pipeline.part import part_of, part_size
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, comes_back, unreadable
+from pipeline.wait_clock import WaitClock
 from shards.layout import ShardSet
 from shards.outage import PAUSES
 
@@ -100,9 +103,7 @@ class Loader:
                 f"batch_size={world_size * batch_size_per_rank} exceeds the {samples} samples of "
                 f"{shard_set.root}; set --batch_size {samples // world_size * world_size} or lower."
             )
-        # Parts differ by one sample at most; the reader pads all of them to the largest.
-        largest_part = -(-samples // world_size)
-        self._reader_steps = -(-largest_part // batch_size_per_rank)
+        self._reader_steps = -(-part_size(samples, rank, world_size) // batch_size_per_rank)
         self.tuning = (tuning or Tuning()).filled(batch_size=batch_size_per_rank)
         self._finishes: list[Finish | None] = [None] * len(self.groups)
         self._workers: ThreadPoolExecutor | None = None
@@ -121,7 +122,6 @@ class Loader:
         self._settings = GraphSettings(
             batch_size=batch_size_per_rank,
             rank=rank,
-            world_size=world_size,
             device=device,
             seed=seed,
             # DALI has no bfloat16: networks that compute in it convert float16.
@@ -130,13 +130,15 @@ class Loader:
             tuning=self.tuning,
             normalisation=normalisation,
         )
+        self._own: ShardSet | None = None
+        self._indexes: TemporaryDirectory[str] | None = None  # of tars that it shares with another
         self.searching, self._waiting = searching, waiting
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
         self._checkpoint: bytes | None = None  # of a pipeline that has given nothing yet
         self._given = False  # whether this pipeline has given a batch
-        self._clock = _WaitClock(device)
+        self._clock = WaitClock(device)
         self._host_seconds = 0.0
 
     def __len__(self) -> int:
@@ -179,10 +181,9 @@ class Loader:
         batch_size = self.batch_size_per_rank
         if self.device.type == "cpu":  # there time grows with the batch: measure a small one
             batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
-        allow_open_files(len(self.shard_set.tars))
         # A small shuffle buffer, because the time to fill it would count too.
         settings = replace(self._settings, batch_size=batch_size, shuffle_buffer=batch_size)
-        return views_pipeline(self.shard_set, self.groups, settings, checkpoint=None, stage=stage)
+        return views_pipeline(self._part(), self.groups, settings, checkpoint=None, stage=stage)
 
     def finished(self, outputs: tuple[Tensor, ...]) -> Batch:
         """Return the batch made of the graph's outputs; see `views_pipeline`."""
@@ -212,7 +213,7 @@ class Loader:
     def differences(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return {name: value of this loader} for all that `load_state_dict` would refuse."""
         # A state that lacks a name is older than the name; its configuration was the same.
-        older = self._identity() | {"graph": 1}
+        older = self._identity() | {"graph": 1, "parts": "moving"}
         return {n: here for n, here in self._identity().items() if state.get(n, older[n]) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,11 +231,11 @@ class Loader:
                     "shard set, or a new --run, or set --reshape_data true to begin the epoch "
                     "again with this one."
                 )
-            if name == "graph":
+            if name in ("graph", "parts"):
                 raise ValueError(
                     "another version of viewrank wrote the checkpoint, and its pipeline drew other "
-                    "random numbers. Continue with that version, or set --reshape_data true to "
-                    "begin the epoch again."
+                    "random numbers or samples. Continue with that version, or set --reshape_data "
+                    "true to begin the epoch again."
                 )
             raise ValueError(
                 f"the checkpoint's loader has {name}={state.get(name)}, this run has {here}: "
@@ -253,6 +254,9 @@ class Loader:
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
         self._stop()
+        if self._indexes is not None:
+            self._indexes.cleanup()
+        self._own = self._indexes = None
         if self._workers is not None:
             self._workers.shutdown()
 
@@ -269,7 +273,9 @@ class Loader:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a state and its loader must have in common."""
-        return {
+        # In older versions a rank had another part in each epoch.
+        parts = {"parts": "kept"} if self.world_size > 1 else {}
+        return parts | {
             "samples": len(self.shard_set),
             "manifest": self.shard_set.manifest.digest(),
             "world_size": self.world_size,
@@ -283,6 +289,18 @@ class Loader:
             # Of the encoder: another version of timm may say otherwise.
             "normalisation": [*self.normalisation.mean, *self.normalisation.std],
         }
+
+    def _part(self) -> ShardSet:
+        """Return the samples of this rank; their tars may all be open."""
+        if self._own is None:
+            own = self.shard_set
+            if self.world_size > 1:
+                self._indexes = TemporaryDirectory(prefix="viewrank-")
+                folder, seed = Path(self._indexes.name), self._settings.seed
+                own = part_of(own, self.rank, self.world_size, folder=folder, seed=seed)
+            allow_open_files(len(own.tars))
+            self._own = own
+        return self._own
 
     def _saved(self) -> bytes | None:
         """Return the pipeline's state after the batch that it gave last, if it failed since too."""
@@ -309,10 +327,9 @@ class Loader:
     def _run(self) -> tuple[Any, ...]:
         """Return the next outputs of the pipeline, and let it begin another batch."""
         if self._pipeline is None:
-            allow_open_files(len(self.shard_set.tars))
             # Built at the first batch, because DALI restores a state only at construction.
             built = views_pipeline(
-                self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
+                self._part(), self.groups, self._settings, checkpoint=self._checkpoint
             )
             built.build()
             built.schedule_run()
@@ -334,37 +351,3 @@ class Loader:
 def current_stream(device: torch.device) -> Any:
     """Return the stream that batches are ordered on; None on the CPU."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-
-class _WaitClock:
-    """Adds up the time spent inside its `with` blocks, as the device sees it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds = 0.0
-        self._open: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        self._begin: Any = None
-
-    def __enter__(self) -> None:
-        self._begin = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        end = self._now()
-        if self._device.type == "cuda":
-            self._open.append((self._begin, end))
-        else:
-            self._seconds += end - self._begin
-
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def seconds(self) -> float:
-        # Only events that the device has passed: later ones would have to be waited for.
-        while self._open and self._open[0][1].query():
-            begin, end = self._open.popleft()
-            self._seconds += begin.elapsed_time(end) / 1000
-        return self._seconds

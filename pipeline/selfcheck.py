@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +23,9 @@ from pipeline.graph import ViewGroup
 from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.read import decode, read
 from pipeline.tuning import Tuning
-from pipeline.unreadable import allow_open_files, unreadable
+from pipeline.unreadable import unreadable
 from shards.layout import ShardSet
+from shards.subset.masked import span
 
 # Right decoders differ by a level or two in the inverse cosine transform, and in how they enlarge
 # colour, which most JPEGs have at half the resolution: some small images would be 4 levels apart.
@@ -101,7 +104,6 @@ def decoder_differences(
         samples: how many, at most.
     """
     gpu = device.type == "cuda"
-    allow_open_files(len(shard_set.tars))
     samples = min(samples, len(shard_set))
     pipeline = Pipeline(
         batch_size=samples,
@@ -109,12 +111,13 @@ def decoder_differences(
         device_id=device.index if gpu else None,
         prefetch_queue_depth=1,
     )
-    with pipeline:
-        (stored,), (id_B, _) = read(shard_set, name="reader")
-        here = decode(stored, gpu, tuning)
-        there = decode(stored, False, tuning)
-        pipeline.set_outputs(here, there, id_B)
     try:
+        with TemporaryDirectory(prefix="viewrank-") as folder, pipeline:
+            (stored,), (id_B, _) = read(span(shard_set, 0, samples, Path(folder)), name="reader")
+            here = decode(stored, gpu, tuning)
+            there = decode(stored, False, tuning)
+            pipeline.set_outputs(here, there, id_B)
+            pipeline.build()  # reads the indexes
         images, expected, ids = (output.as_cpu() for output in pipeline.run())
     except RuntimeError as error:
         raise unreadable(shard_set, error) from error

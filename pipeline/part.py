@@ -1,0 +1,54 @@
+"""What one rank reads of a shard set: its own tars, and of two of them a share.
+
+DALI can divide a set among ranks itself, but then each of them holds what it knows of all samples:
+450 bytes a sample, 360 GB on a machine with 8 ranks for 10^8 images, after 4 minutes of reading
+indexes. So a rank's reader is given the rank's own tars alone, for the whole run. The page cache of
+each machine then holds only what its own ranks read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from shards.layout import ShardSet
+from shards.subset.masked import span
+
+
+def part_size(samples: int, rank: int, world_size: int) -> int:
+    """Return how many of a set's samples are one rank's; those of two ranks differ by one."""
+    begin, end = _bounds(samples, rank, world_size)
+    return end - begin
+
+
+def part_of(
+    shard_set: ShardSet, rank: int, world_size: int, *, folder: Path, seed: int | None = None
+) -> ShardSet:
+    """Return the samples that are one rank's; the parts are disjoint and together complete.
+
+    Args:
+        shard_set: all samples.
+        rank: whose part.
+        world_size: number of parts.
+        folder: where indexes of the tars are written that two ranks share; of this process alone.
+        seed: deals the tars out in an order of its own, so that a set whose tars are sorted is
+            not divided by what it is sorted by; None is the set's order.
+
+    Raises:
+        ValueError: an index is not what was written.
+        OSError: it cannot be read.
+    """
+    if world_size == 1:
+        return shard_set
+    if seed is not None:
+        shards = shard_set.manifest.shards
+        order = np.random.default_rng(seed).permutation(len(shards))
+        manifest = replace(shard_set.manifest, shards=[shards[i] for i in order])
+        shard_set = replace(shard_set, manifest=manifest)
+    return span(shard_set, *_bounds(len(shard_set), rank, world_size), folder)
+
+
+def _bounds(samples: int, rank: int, world_size: int) -> tuple[int, int]:
+    return samples * rank // world_size, samples * (rank + 1) // world_size

@@ -1,0 +1,101 @@
+"""Each rank reads its own tars, and nothing of the others."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from pipeline.augment import SimCLRViews
+from pipeline.graph import ViewGroup
+from pipeline.images import Images
+from pipeline.loader import Loader
+from pipeline.part import part_of, part_size
+from shards.layout import ShardSet, open_shards
+from shards.shard_index import lines_of
+from shards.tar import key_of
+from shards.writing.write import write
+from tests.conftest import MakeShardSet, Pictures
+
+SMALL = ViewGroup(policy=SimCLRViews(), count=2, size=16)
+
+
+def keys(shard_set: ShardSet) -> list[str]:
+    return [
+        f"{shard.name}/{key_of(line)}"
+        for shard in shard_set.manifest.shards
+        for line in lines_of(shard_set, shard)
+    ]
+
+
+@pytest.mark.parametrize(("samples", "world_size"), [(40, 1), (41, 2), (50, 3), (47, 5), (9, 9)])
+def test_parts_are_even_slices_of_the_samples(
+    make_shard_set: MakeShardSet, tmp_path: Path, samples: int, world_size: int
+) -> None:
+    """A list of all samples, cut by hand, is the oracle."""
+    shard_set = make_shard_set(samples)
+    found: list[str] = []
+    for rank in range(world_size):
+        part = part_of(shard_set, rank, world_size, folder=tmp_path / str(rank))
+        assert len(part) == len(keys(part)) == part_size(samples, rank, world_size)
+        assert samples // world_size <= len(part) <= samples // world_size + 1
+        assert part.manifest.statistics == shard_set.manifest.statistics
+        found += keys(part)
+    assert found == keys(shard_set)
+
+
+def test_dealt_out_parts_are_disjoint_complete_and_of_other_tars(
+    make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    shard_set = make_shard_set(50)
+    of_seed = {}
+    for seed in range(3):
+        folders = [tmp_path / f"{seed}-{rank}" for rank in range(3)]
+        parts = [part_of(shard_set, r, 3, folder=f, seed=seed) for r, f in enumerate(folders)]
+        of_seed[seed] = [sorted(keys(part)) for part in parts]
+        assert sorted(chain(*of_seed[seed])) == sorted(keys(shard_set))
+    assert of_seed[0] != of_seed[1] != of_seed[2]
+
+
+def test_a_rank_needs_no_tar_and_no_index_of_the_others(tmp_path: Path) -> None:
+    """The files of the others are taken away once the set is open."""
+    write(Pictures(60), tmp_path / "shards", samples_per_shard=10)
+    for rank in range(2):
+        shard_set = open_shards(tmp_path / "shards")
+        loader = Loader(shard_set, [SMALL], batch_size_per_rank=5, rank=rank, world_size=2)
+        own = part_of(shard_set, rank, 2, folder=tmp_path, seed=0)
+        kept = {shard.name for shard in own.manifest.shards}
+        assert len(kept) == 3
+        others = [p for p in (tmp_path / "shards").glob("0*") if p.stem not in kept]
+        assert len(others) == 9
+        for path in others:
+            path.rename(tmp_path / path.name)
+        with loader:
+            epochs = [[i for batch in loader for i in batch.id_B.tolist()] for _ in range(3)]
+        assert [sorted(epoch) for epoch in epochs] == [sorted(epochs[0])] * 3
+        assert len(set(epochs[0])) == 30 and epochs[0] != epochs[1] != epochs[2]
+        for path in others:
+            (tmp_path / path.name).rename(path)
+
+
+def test_a_loader_leaves_no_file_behind(
+    make_shard_set: MakeShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shard_set = make_shard_set(41)
+    with Loader(shard_set, [SMALL], batch_size_per_rank=5, rank=1, world_size=4) as loader:
+        next(iter(loader))
+        assert {path.suffix for path in tmp_path.glob("*/*")} == {".idx"}
+    next(iter(Images(shard_set, size=16, rank=1, world_size=4)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_of_moving_parts_is_refused(make_shard_set: MakeShardSet) -> None:
+    """Older versions gave a rank another part in each epoch."""
+    shard_set = make_shard_set(40)
+    state = Loader(shard_set, [SMALL], batch_size_per_rank=8, world_size=2).state_dict()
+    del state["parts"]
+    with pytest.raises(ValueError, match="another version of viewrank wrote the checkpoint"):
+        Loader(shard_set, [SMALL], batch_size_per_rank=8, world_size=2).load_state_dict(state)
+    alone = Loader(shard_set, [SMALL], batch_size_per_rank=8)
+    state = alone.state_dict()
+    assert "parts" not in state and not alone.differences(state)
