@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.loader import Loader
 from pipeline.profile import Profile, milliseconds
 from pipeline.tuning import default_threads
+from shards.storage import is_remote
 
 # Shares of the time waiting for data: from the first on a run is called input-bound, below the
 # second compute-bound; in between it stays what it was.
@@ -77,9 +78,18 @@ class Bottleneck:
             if gpu:
                 tries.append("--tuning.decode cache, if the decoded images fit the GPU")
         elif stage == "read":
-            tries.append("a faster or nearer disk for the shards")
+            tries.append(_nearer(self.loader.shard_set.root))
         else:
             tries.append("fewer or smaller views, or a policy without blur")
         if self.loader.world_size == 1:  # of one process it measures
             tries.append("python -m tools.tune with this recipe")
         return "try " + ", or ".join(tries)
+
+
+def _nearer(root: str) -> str:
+    """Return what makes reading from a place faster."""
+    if is_remote(root):  # docs/scale.md
+        return (
+            "a copy of the shards on a local disk: DALI asks a store for one file after the other"
+        )
+    return "a faster or nearer disk for the shards"
