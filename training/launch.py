@@ -28,7 +28,7 @@ def follow_launcher() -> None:
         end_with_parent()
     # Set by the launchers of several processes and of one, and by nobody else.
     told = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys()
-    if os.getppid() == 1 and told and not launched():
+    if told and not launched() and _adopted():
         sys.exit(AGAIN)
 
 
@@ -81,6 +81,12 @@ def launched() -> bool:
     """Whether a launcher started this process, rather than a person's shell."""
     words = " ".join(started_with(os.getppid()))
     return "accelerate" in words or "torchrun" in words or "torch.distributed" in words
+
+
+def _adopted() -> bool:
+    """Whether this process is an orphan: process 1 takes these, or systemd, each user's its own."""
+    parent = os.getppid()
+    return parent == 1 or any(Path(word).name == "systemd" for word in started_with(parent)[:1])
 
 
 def restart() -> NoReturn:

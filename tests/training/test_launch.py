@@ -13,6 +13,8 @@ from training import launch
         ("ACCELERATE_DYNAMO_BACKEND", 1, "/sbin/init", True),
         ("TORCHELASTIC_RUN_ID", 1, "/sbin/init", True),
         ("TORCHELASTIC_RUN_ID", 1, "python accelerate launch", False),
+        ("TORCHELASTIC_RUN_ID", 7, "/lib/systemd/systemd --user", True),
+        ("TORCHELASTIC_RUN_ID", 7, "bash systemd", False),
         ("ACCELERATE_DYNAMO_BACKEND", 7, "bash", False),
         ("HOME", 1, "/sbin/init", False),
     ],
