@@ -85,7 +85,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     data = open_data(config, sets, saved, processes, phase)
     loader = data.loader
     schedule = Schedule(config, data.since, steps_per_epoch=len(loader))
-    watch = Watch(sets.train, rank=rank, world_size=world_size, enabled=config.check_shards)
+    watch = Watch(sets.train, loader.own_shards() if config.check_shards else [])
     suite = open_suite(config, sets, data, processes)
     killed = begin(settings, data, processes, phase, taken=taken)
 

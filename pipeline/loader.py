@@ -20,11 +20,11 @@ from pipeline.finish import Finish, one_threaded
 from pipeline.graph import GRAPH, GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
 from pipeline.normalisation import IMAGENET, Normalisation
-from pipeline.part import part_of, part_size
+from pipeline.part import part_of, part_size, shards_of
 from pipeline.tuning import Tuning
 from pipeline.unreadable import allow_open_files, comes_back, unreadable
 from pipeline.wait_clock import WaitClock
-from shards.layout import ShardSet
+from shards.layout import Shard, ShardSet
 from shards.outage import PAUSES
 
 
@@ -175,6 +175,11 @@ class Loader:
         queues work; the next step is queued later by this time.
         """
         return self._host_seconds
+
+    def own_shards(self) -> list[Shard]:
+        """Return the tars that this rank reads; of those that it shares, the ones it begins."""
+        shards, seed = self.shard_set.manifest.shards, self._settings.seed
+        return shards_of(shards, self.rank, self.world_size, seed=seed)
 
     def stage(self, stage: Literal["read", "decode", "augment"]) -> Pipeline:
         """Return a separate pipeline that ends after a stage, for `pipeline.profile`."""

@@ -8,12 +8,14 @@ each machine then holds only what its own ranks read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from shards.layout import ShardSet
+from shards.layout import Shard, ShardSet
 from shards.subset.masked import span
 
 
@@ -43,11 +45,22 @@ def part_of(
     if world_size == 1:
         return shard_set
     if seed is not None:
-        shards = shard_set.manifest.shards
-        order = np.random.default_rng(seed).permutation(len(shards))
-        manifest = replace(shard_set.manifest, shards=[shards[i] for i in order])
+        manifest = replace(shard_set.manifest, shards=_dealt(shard_set.manifest.shards, seed))
         shard_set = replace(shard_set, manifest=manifest)
     return span(shard_set, *_bounds(len(shard_set), rank, world_size), folder)
+
+
+def shards_of(shards: Sequence[Shard], rank: int, world_size: int, *, seed: int) -> list[Shard]:
+    """Return the tars that begin in one rank's part (see `part_of`); each begins in one."""
+    begin, end = _bounds(sum(shard.samples for shard in shards), rank, world_size)
+    dealt = _dealt(shards, seed)
+    starts = accumulate((shard.samples for shard in dealt), initial=0)
+    return [shard for shard, start in zip(dealt, starts, strict=False) if begin <= start < end]
+
+
+def _dealt(shards: Sequence[Shard], seed: int) -> list[Shard]:
+    order = np.random.default_rng(seed).permutation(len(shards))
+    return [shards[i] for i in order]
 
 
 def _bounds(samples: int, rank: int, world_size: int) -> tuple[int, int]:

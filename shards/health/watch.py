@@ -2,10 +2,11 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import IO
 
 from shards.health.verification import difference
-from shards.layout import File, ShardSet
+from shards.layout import File, Shard, ShardSet
 from shards.outage import Unreachable
 from shards.storage import Folder
 from shards.tar import hash_file
@@ -22,16 +23,11 @@ class Watch:
 
     Args:
         shard_set: the set that the run trains on.
-        rank: this process; each checks its share of the shards.
-        world_size: number of processes.
-        enabled: false checks nothing.
+        shards: those of them that this process checks; none is to check nothing.
     """
 
-    def __init__(
-        self, shard_set: ShardSet, *, rank: int = 0, world_size: int = 1, enabled: bool = True
-    ) -> None:
-        self._set = shard_set
-        self._shards = shard_set.manifest.shards[rank::world_size] if enabled else []
+    def __init__(self, shard_set: ShardSet, shards: Sequence[Shard]) -> None:
+        self._set, self._shards = shard_set, shards
         self._problems: list[str] = []
         self._told = 0
         self._stop = threading.Event()

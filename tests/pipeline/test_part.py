@@ -9,7 +9,7 @@ from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Loader
-from pipeline.part import part_of, part_size
+from pipeline.part import part_of, part_size, shards_of
 from shards.layout import ShardSet, open_shards
 from shards.shard_index import lines_of
 from shards.tar import key_of
@@ -54,6 +54,20 @@ def test_dealt_out_parts_are_disjoint_complete_and_of_other_tars(
         of_seed[seed] = [sorted(keys(part)) for part in parts]
         assert sorted(chain(*of_seed[seed])) == sorted(keys(shard_set))
     assert of_seed[0] != of_seed[1] != of_seed[2]
+
+
+@pytest.mark.parametrize(("samples", "world_size"), [(40, 1), (41, 2), (50, 3), (9, 9)])
+def test_each_tar_is_one_rank_s_to_check_and_is_one_that_it_reads(
+    make_shard_set: MakeShardSet, tmp_path: Path, samples: int, world_size: int
+) -> None:
+    shard_set = make_shard_set(samples)
+    found: list[str] = []
+    for rank in range(world_size):
+        own = shards_of(shard_set.manifest.shards, rank, world_size, seed=5)
+        part = part_of(shard_set, rank, world_size, folder=tmp_path / str(rank), seed=5)
+        assert {shard.name for shard in own} <= {shard.name for shard in part.manifest.shards}
+        found += [shard.name for shard in own]
+    assert sorted(found) == [shard.name for shard in shard_set.manifest.shards]
 
 
 def test_a_rank_needs_no_tar_and_no_index_of_the_others(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_set_that_was_away_for_a_while_is_watched_to_its_end(
 
     monkeypatch.setattr(LocalFolder, "open", sometimes)
     monkeypatch.setattr("shards.health.watch._AGAIN", 0.01)
-    with Watch(shard_set) as watch:
+    with Watch(shard_set, shard_set.manifest.shards) as watch:
         deadline = time.monotonic() + 20
         while watch.checked < watch.total and time.monotonic() < deadline:
             time.sleep(0.01)
