@@ -16,6 +16,7 @@ from PIL import Image
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from tests.program import BIN, CPU
 from tools import __main__ as viewrank
+from tools.compare.variants import TERMS, check_terms, variants
 from tools.evaluate.chosen_protocols import PROTOCOLS
 from tools.shard import SOURCES
 from tools.shard import _parser as parser_of_source
@@ -158,3 +159,30 @@ def test_readme_s_lines_load_every_encoder(encoder: Encoder, tmp_path: Path) -> 
     with Image.open(image) as opened:
         expected = encoder.eval()(names["prepare"](opened)[None])
     torch.testing.assert_close(names["feature_1F"], expected)
+
+
+def test_every_comparison_that_a_text_names_is_one() -> None:
+    """Recipes that may not be compared, as they stand there, are refused before any training."""
+    checked, refused = 0, []
+    for file, command in commands():
+        words = shlex.split(command)
+        if "tools.compare" not in words or "…" in command:
+            continue
+        words = words[words.index("tools.compare") + 1 :]
+        end = words.index("--") if "--" in words else len(words)
+        own, more = words[:end], words[end + 1 :]
+        recipes = [path for word in own if word.endswith(".yaml") for path in expanded(word)]
+        allowed = [word for word in own if word in TERMS]
+        try:
+            check_terms(variants(recipes, [], more, where_known=False), allowed)
+        except ValueError as error:
+            refused.append(f"{file}: {command}: {error}")
+        checked += 1
+    assert checked > 6 and not refused, "\n".join(refused)
+
+
+def expanded(word: str) -> list[Path]:
+    """Return the recipes that a shell makes of a word."""
+    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", word)
+    words = [f"{found[1]}{each}{found[3]}" for each in found[2].split(",")] if found else [word]
+    return [ROOT / path for each in words for path in sorted(ROOT.glob(each))]
