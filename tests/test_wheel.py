@@ -91,7 +91,15 @@ def test_a_user_shards_trains_and_evaluates_beside_modules_of_those_names(
         --views.size 32 --warmup_epochs 0 --method.encoder SmallResNet --method.hidden_size 16
         --method.embedding_size 8 --evaluation_train none --evaluation_test none
         --evaluate_every none"""
-    viewrank(built, users, "train", *words.split())
+    ended = viewrank(built, users, "train", *words.split())
+    lines = [line[4:] for line in ended.splitlines() if line.startswith("    ")][-2:]
+    assert lines[0] == "import viewrank" and ".load(" in lines[1]
+    subprocess.run(  # as the run says how its encoder is used
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=users,
+        env={**os.environ, "PYTHONPATH": str(built)},
+        check=True,
+    )
     config = (users / "run" / "config.yaml").read_text()
     assert "class_path: model.encoder.SmallResNet" in config  # as a checkout's run has it
     shown = viewrank(built, users, "evaluate", "run", "--test", "data", "--protocol", "views")

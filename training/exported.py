@@ -48,8 +48,8 @@ def usage(run: Path) -> list[str]:
     return [
         f"finished: encoder in {run / NAME}; evaluate it with python -m tools.evaluate {run}, or "
         "use it in Python:",
-        "    from training.trained import load",
-        f"    encoder, prepare = load({str(run / NAME)!r})",
+        "    import viewrank",  # so of a checkout and of a wheel
+        f"    encoder, prepare = viewrank.load({str(run / NAME)!r})",
     ]
 
 
