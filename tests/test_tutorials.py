@@ -14,6 +14,7 @@ import torch
 import torchvision.models
 from PIL import Image
 
+from shards.source.generated.generated import generate_stl10
 from tests.evaluation.detection.rectangles import coco_folder, voc_folder
 from tests.program import BIN, CPU, ROOT
 
@@ -92,7 +93,7 @@ def place(tmp_path: Path) -> Path:
     for name in ("recipes", "examples", "train.py"):
         (place / name).symlink_to(ROOT / name)
     photos(place / "my/photos", 40)
-    stl10_binaries(place / "data/raw/stl10")
+    generate_stl10(place / "data/raw/stl10", train=40, test=20, unlabeled=20)
     coco_folder(place / "data/raw/coco", range(24))
     coco_folder(place / "data/raw/coco", range(24, 40), "val2017")
     voc = place / "data/raw/VOCdevkit/VOC2007"
@@ -110,22 +111,6 @@ def photos(folder: Path, count: int) -> None:
         top = (255, 120)[number % 2]
         pixels = random.integers(top - 110, top, (90, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-
-
-def stl10_binaries(root: Path) -> None:
-    """Write images of ten classes in STL-10's layout."""
-    random = np.random.default_rng(0)
-    folder = root / "stl10_binary"
-    folder.mkdir(parents=True)
-    for split, count in {"train": 40, "test": 20, "unlabeled": 20}.items():
-        random.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(
-            folder / f"{split}_X.bin"
-        )
-        if split != "unlabeled":
-            (np.arange(count) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
-    names = [f"kind{number}" for number in range(10)]
-    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in names))
-    (folder / "fold_indices.txt").write_text("0 1 2 3 \n" * 10)
 
 
 def other_names(place: Path) -> None:

@@ -37,8 +37,13 @@ def users(tmp_path: Path) -> Path:
 
 def viewrank(built: Path, users: Path, *words: str) -> str:
     """Return what a command prints."""
+    return python(built, users, "-m", "viewrank", *words)
+
+
+def python(built: Path, users: Path, *words: str) -> str:
+    """Return what a program of the user's prints, which finds the wheel."""
     done = subprocess.run(
-        [sys.executable, "-m", "viewrank", *words],
+        [sys.executable, *words],
         cwd=users,
         env={**os.environ, "PYTHONPATH": str(built), "COLUMNS": "200"},
         capture_output=True,
@@ -94,12 +99,7 @@ def test_a_user_shards_trains_and_evaluates_beside_modules_of_those_names(
     ended = viewrank(built, users, "train", *words.split())
     lines = [line[4:] for line in ended.splitlines() if line.startswith("    ")][-2:]
     assert lines[0] == "import viewrank" and ".load(" in lines[1]
-    subprocess.run(  # as the run says how its encoder is used
-        [sys.executable, "-c", "\n".join(lines)],
-        cwd=users,
-        env={**os.environ, "PYTHONPATH": str(built)},
-        check=True,
-    )
+    python(built, users, "-c", "\n".join(lines))  # as the run says how its encoder is used
     config = (users / "run" / "config.yaml").read_text()
     assert "class_path: model.encoder.SmallResNet" in config  # as a checkout's run has it
     shown = viewrank(built, users, "evaluate", "run", "--test", "data", "--protocol", "views")
