@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -83,8 +81,7 @@ class Images:
             return
         stream = current_stream(self.device)
         try:
-            with TemporaryDirectory(prefix="viewrank-") as folder:
-                part = part_of(self.shard_set, self.rank, self.world_size, folder=Path(folder))
+            with part_of(self.shard_set, self.rank, self.world_size) as part:
                 pipeline = images_pipeline(
                     part,
                     size=self.size,

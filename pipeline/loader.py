@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Literal
 
@@ -130,8 +129,6 @@ class Loader:
             tuning=self.tuning,
             normalisation=normalisation,
         )
-        self._own: ShardSet | None = None
-        self._indexes: TemporaryDirectory[str] | None = None  # of tars that it shares with another
         self.searching, self._waiting = searching, waiting
         self.epoch = 0
         self.step = 0  # within the epoch
@@ -182,13 +179,16 @@ class Loader:
         return shards_of(shards, self.rank, self.world_size, seed=seed)
 
     def stage(self, stage: Literal["read", "decode", "augment"]) -> Pipeline:
-        """Return a separate pipeline that ends after a stage, for `pipeline.profile`."""
+        """Return a separate pipeline, built, that ends after a stage, for `pipeline.profile`."""
         batch_size = self.batch_size_per_rank
         if self.device.type == "cpu":  # there time grows with the batch: measure a small one
             batch_size = min(batch_size, 8 * (self.tuning.threads or 1))
         # A small shuffle buffer, because the time to fill it would count too.
         settings = replace(self._settings, batch_size=batch_size, shuffle_buffer=batch_size)
-        return views_pipeline(self._part(), self.groups, settings, checkpoint=None, stage=stage)
+        with self._part() as part:
+            built = views_pipeline(part, self.groups, settings, checkpoint=None, stage=stage)
+            built.build()
+        return built
 
     def finished(self, outputs: tuple[Tensor, ...]) -> Batch:
         """Return the batch made of the graph's outputs; see `views_pipeline`."""
@@ -259,9 +259,6 @@ class Loader:
     def close(self) -> None:
         """Stop the pipeline's threads and free its buffers."""
         self._stop()
-        if self._indexes is not None:
-            self._indexes.cleanup()
-        self._own = self._indexes = None
         if self._workers is not None:
             self._workers.shutdown()
 
@@ -295,17 +292,13 @@ class Loader:
             "normalisation": [*self.normalisation.mean, *self.normalisation.std],
         }
 
-    def _part(self) -> ShardSet:
-        """Return the samples of this rank; their tars may all be open."""
-        if self._own is None:
-            own = self.shard_set
-            if self.world_size > 1:
-                self._indexes = TemporaryDirectory(prefix="viewrank-")
-                folder, seed = Path(self._indexes.name), self._settings.seed
-                own = part_of(own, self.rank, self.world_size, folder=folder, seed=seed)
-            allow_open_files(len(own.tars))
-            self._own = own
-        return self._own
+    @contextmanager
+    def _part(self) -> Iterator[ShardSet]:
+        """Give the samples of this rank, to build a reader of; their tars may all be open."""
+        seed = self._settings.seed
+        with part_of(self.shard_set, self.rank, self.world_size, seed=seed) as part:
+            allow_open_files(len(part.tars))
+            yield part
 
     def _saved(self) -> bytes | None:
         """Return the pipeline's state after the batch that it gave last, if it failed since too."""
@@ -333,10 +326,11 @@ class Loader:
         """Return the next outputs of the pipeline, and let it begin another batch."""
         if self._pipeline is None:
             # Built at the first batch, because DALI restores a state only at construction.
-            built = views_pipeline(
-                self._part(), self.groups, self._settings, checkpoint=self._checkpoint
-            )
-            built.build()
+            with self._part() as part:
+                built = views_pipeline(
+                    part, self.groups, self._settings, checkpoint=self._checkpoint
+                )
+                built.build()
             built.schedule_run()
             self._pipeline = built
         outputs = self._pipeline.share_outputs(current_stream(self.device))

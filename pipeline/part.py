@@ -8,10 +8,12 @@ each machine then holds only what its own ranks read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -25,16 +27,18 @@ def part_size(samples: int, rank: int, world_size: int) -> int:
     return end - begin
 
 
+@contextmanager
 def part_of(
-    shard_set: ShardSet, rank: int, world_size: int, *, folder: Path, seed: int | None = None
-) -> ShardSet:
-    """Return the samples that are one rank's; the parts are disjoint and together complete.
+    shard_set: ShardSet, rank: int, world_size: int, *, seed: int | None = None
+) -> Iterator[ShardSet]:
+    """Give the samples that are one rank's; the parts are disjoint and together complete.
+
+    A tar that two ranks share has a temporary index meanwhile: build what reads it within.
 
     Args:
         shard_set: all samples.
         rank: whose part.
         world_size: number of parts.
-        folder: where indexes of the tars are written that two ranks share; of this process alone.
         seed: deals the tars out in an order of its own, so that a set whose tars are sorted is
             not divided by what it is sorted by; None is the set's order.
 
@@ -43,11 +47,20 @@ def part_of(
         OSError: it cannot be read.
     """
     if world_size == 1:
-        return shard_set
+        yield shard_set
+        return
     if seed is not None:
         manifest = replace(shard_set.manifest, shards=_dealt(shard_set.manifest.shards, seed))
         shard_set = replace(shard_set, manifest=manifest)
-    return span(shard_set, *_bounds(len(shard_set), rank, world_size), folder)
+    with samples_between(shard_set, *_bounds(len(shard_set), rank, world_size)) as part:
+        yield part
+
+
+@contextmanager
+def samples_between(shard_set: ShardSet, begin: int, end: int) -> Iterator[ShardSet]:
+    """Give the samples from `begin` to `end`, in the order of the tars; see `part_of`."""
+    with TemporaryDirectory(prefix="viewrank-") as folder:
+        yield span(shard_set, begin, end, Path(folder))
 
 
 def shards_of(shards: Sequence[Shard], rank: int, world_size: int, *, seed: int) -> list[Shard]:

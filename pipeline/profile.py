@@ -68,7 +68,6 @@ def _profile(loader: Loader, seconds: float) -> Profile:
     device, timed, outputs = loader.device, {}, []
     for stage in ("read", "decode", "augment"):
         pipeline = loader.stage(stage)
-        pipeline.build()
         pipeline.schedule_run()
 
         def take(pipeline: Pipeline = pipeline) -> list[Any]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +19,11 @@ from pipeline.dali import Pipeline
 from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
 from pipeline.normalisation import IMAGENET, Normalisation
+from pipeline.part import samples_between
 from pipeline.read import decode, read
 from pipeline.tuning import Tuning
 from pipeline.unreadable import unreadable
 from shards.layout import ShardSet
-from shards.subset.masked import span
 
 # Right decoders differ by a level or two in the inverse cosine transform, and in how they enlarge
 # colour, which most JPEGs have at half the resolution: some small images would be 4 levels apart.
@@ -112,8 +110,8 @@ def decoder_differences(
         prefetch_queue_depth=1,
     )
     try:
-        with TemporaryDirectory(prefix="viewrank-") as folder, pipeline:
-            (stored,), (id_B, _) = read(span(shard_set, 0, samples, Path(folder)), name="reader")
+        with samples_between(shard_set, 0, samples) as first, pipeline:
+            (stored,), (id_B, _) = read(first, name="reader")
             here = decode(stored, gpu, tuning)
             there = decode(stored, False, tuning)
             pipeline.set_outputs(here, there, id_B)

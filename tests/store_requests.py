@@ -62,7 +62,6 @@ def measure(shards: Path, *, latency: float, buffer: int) -> dict[str, Any]:
                 shard_set, [group], batch_size_per_rank=BATCH, shuffle_buffer=buffer
             ) as batches:
                 stage = batches.stage("read")
-                stage.build()
                 images = len(stage.run()[-1])
                 parts["first batch"] = counted.since()
                 steps, begin = len(shard_set) // images - 1, time.perf_counter()

@@ -359,7 +359,6 @@ def test_one_operator_makes_all_views(
         group = ViewGroup(policy=SimCLRViews(), count=count, size=16, resampling=resampling)
         with Loader(make_shard_set(16), [group], batch_size_per_rank=4) as loader:
             graph = loader.stage("augment")
-            graph.build()
             names = [op.name.strip("_").split("_")[0] for op in graph._ops or []]
         assert "Uniform" in names  # this test knows the operators' names
         pixelwise = ("WarpAffine", "Resize", "RandomResizedCrop", "Filter", "Reshape")

@@ -72,7 +72,7 @@ def fail_before_it_gives(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(self: Loader) -> tuple[Any, ...]:
         monkeypatch.setattr(Loader, "_run", real)
         self._pipeline = pipeline.loader.views_pipeline(
-            self._part(), self.groups, self._settings, checkpoint=self._checkpoint
+            self.shard_set, self.groups, self._settings, checkpoint=self._checkpoint
         )
         self._pipeline.build()
         raise lost()
