@@ -413,6 +413,8 @@ def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> Non
         (10.0, pytest.approx(0.3), 0.2, 0.4),
         (16.0, pytest.approx(0.6), 0.5, 0.7),
     ]
+    line = chart.curve([chart.with_images(run(40, 0.1, 0.5), 64)], "knn_top1", "images")
+    assert line == [(640, 0.1, 0.1, 0.1), (2560, 0.5, 0.5, 0.5)]
 
 
 def test_the_best_is_marked_among_those_that_had_their_budget() -> None:

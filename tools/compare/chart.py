@@ -1,4 +1,4 @@
-"""The chart of a comparison: accuracy against training seconds, and against image views."""
+"""The chart of a comparison: accuracy against training seconds, image views and images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ COLOURS += ("#56b4e9", "#882255", "#222222", "#999933")
 MARKERS = "osD^vPX*p"
 DASHES = ("-", "--", ":", "-.")
 INK, QUIET = "#1f2328", "#6e7781"
+ACROSS = {
+    "seconds": "training seconds",
+    "image_views": "image views",
+    "images": "images, each with all its views",
+}
+"""{what a panel's x is: how it is called}."""
 Point = tuple[float, float, float, float]
 
 
@@ -31,7 +37,7 @@ def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[P
     Args:
         runs: of one variant, one for each seed.
         figure: name of the figure, such as knn_top1.
-        across: what x is, seconds or image_views.
+        across: what x is, of `ACROSS`.
 
     Returns:
         Points (x, mean, least, most). Online evaluations are matched by step. Final ones are
@@ -62,14 +68,24 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
     figure, called = main_figure(record), labels(record)
     done = [run for run in record["runs"] if "final" in run and figure in run["final"]]
-    lines = {v["name"]: [r for r in done if r["variant"] == v["name"]] for v in record["variants"]}
+    lines = {
+        variant["name"]: [
+            with_images(run, variant["resolved"]["batch_size"])
+            for run in done
+            if run["variant"] == variant["name"]
+        ]
+        for variant in record["variants"]
+    }
     ends = {name: mean(r["final"][figure] for r in runs) for name, runs in lines.items() if runs}
     random = [f["figures"][figure] for f in record["random"] if figure in f.get("figures", {})]
 
     chart, panels = pyplot.subplots(
-        1, 2, figsize=(12, 5), dpi=150, sharey=True, layout="constrained"
+        1, len(ACROSS), figsize=(15, 5), dpi=150, sharey=True, layout="constrained"
     )
-    for axes, across in zip(panels, ("seconds", "image_views"), strict=True):
+    for axes, (across, name_of_x) in zip(panels, ACROSS.items(), strict=True):
+        axes.set_xlabel(name_of_x)
+        if across != "seconds":
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: views_text(x)))
         if random:
             axes.axhline(100 * mean(random), color=QUIET, linewidth=1, linestyle=(0, (5, 3)))
         for number, name in enumerate(lines):
@@ -88,9 +104,6 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK)
     panels[0].set_ylabel(LEARNED[figure].replace(" %", " (%)"))
-    panels[0].set_xlabel("training seconds")
-    panels[1].set_xlabel("image views")
-    panels[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: views_text(x)))
 
     handles, texts = [], []
     for name in sorted(ends, key=lambda name: -ends[name]):
@@ -115,6 +128,12 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     with durable.replaced(path) as partial:
         chart.savefig(partial, format="png")
     pyplot.close(chart)
+
+
+def with_images(run: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    """Return a run whose points say how many images it had seen."""
+    points = [point | {"images": point["step"] * batch_size} for point in run["curve"]]
+    return {**run, "curve": points}
 
 
 def style_of(number: int) -> dict[str, Any]:
