@@ -1,34 +1,47 @@
-"""The batch script of docs/reliability.md, with a stand-in for SLURM's own command."""
+"""The batch scripts of the guides: on SLURM itself where it is installed, and with a stand-in."""
 
 import os
-import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeShardSet
 from tests.program import BIN, CPU, ROOT, arguments, losses, wait_for_step
+from tests.slurm import SCENARIOS, Cluster, available, cluster, of_run, script
+from tests.two_nodes import Rehearsal
 from training.run import checkpoint
 
 pytestmark = pytest.mark.slow
+SAID = {
+    "trains": "30 losses and all weights are those of one machine, to the bit",
+    "outlives_a_node": "30 losses and all weights are those of one machine, to the bit",
+    "is_warned": "30 losses and all weights are those of one machine, to the bit",
+    "runs_out_of_time": "queued again, and went on",
+}
 
 
-def script() -> str:
-    text = (ROOT / "docs" / "reliability.md").read_text()
-    (found,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
-    return found
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Rehearsal]]:
+    with cluster(tmp_path_factory.mktemp("slurm")) as both:
+        yield both
+
+
+@pytest.mark.skipif(not available(), reason="root, SLURM, MUNGE and network namespaces are needed")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_slurm(name: str, slurm: tuple[Cluster, Rehearsal], tmp_path: Path) -> None:
+    assert SAID[name] in SCENARIOS[name](*slurm, tmp_path / "run")
 
 
 def test_a_job_that_is_told_to_end_saves_is_queued_again_and_goes_on(
     make_shard_set: MakeShardSet, tmp_path: Path
 ) -> None:
+    """With a stand-in for SLURM's own command."""
     run, told = tmp_path / "run", tmp_path / "told"
     words = arguments(make_shard_set(42), run, "--steps", "400", "--checkpoint_every", "1000")
-    batch = script().replace("train.py --config recipes/X.yaml --run runs/X", " ".join(words))
-    batch = batch.replace("runs/X", str(run))
-    assert batch.count(str(run)) == 2
+    batch = of_run(script("docs/reliability.md"), words, run)
     saved_then = f"ls {run / checkpoint.FOLDER} >> {told}"  # when it is queued, not afterwards
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {told}\n{saved_then}\n')
     (tmp_path / "scontrol").chmod(0o755)

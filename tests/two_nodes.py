@@ -207,7 +207,7 @@ def outlives_a_node(rehearsal: Rehearsal, run: Path) -> str:
     wait_for_step(both[0], run, 12)
     begin = time.monotonic()
     kill(both[1])
-    _kill_all(rehearsal.nodes[1])
+    kill_all(rehearsal.nodes[1])
     code, output = ended(both[0])
     assert code != 0, output
     seconds = time.monotonic() - begin
@@ -223,7 +223,7 @@ def comes_back(rehearsal: Rehearsal, run: Path) -> str:
     both = [rehearsal.start(rank, run, launch=elastic) for rank in (0, 1)]
     wait_for_step(both[0], run, 12)
     kill(both[1])
-    _kill_all(rehearsal.nodes[1])
+    kill_all(rehearsal.nodes[1])
     time.sleep(FORGOTTEN)
     begin = time.monotonic()
     again = rehearsal.start(1, run, launch=elastic)
@@ -242,13 +242,13 @@ def says_what_hangs(rehearsal: Rehearsal, run: Path) -> str:
     code, output = ended(both[0])
     seconds = time.monotonic() - begin
     kill(both[1])
-    _kill_all(rehearsal.nodes[1])
+    kill_all(rehearsal.nodes[1])
     assert _ip("-n", rehearsal.nodes[1], "link", "set", CABLE, "up") == 0
     assert code != 0, output
     return f"ended after {seconds:.0f} s: {said(output) or output[-300:]}"
 
 
-def _kill_all(node: str) -> None:
+def kill_all(node: str) -> None:
     found = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True)
     for process in found.stdout.split():
         with suppress(ProcessLookupError):
