@@ -1,132 +1,24 @@
-"""The commands of README, tutorials and guides are typed in their order; only smaller."""
+"""The commands of README, tutorials, guides and reference are typed in order, only smaller."""
 
-import os
-import re
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import safetensors.torch
+import timm
 import torch
 import torchvision.models
-from PIL import Image
 
-from shards.source.generated.generated import generate_stl10
-from tests.evaluation.detection.rectangles import coco_folder, voc_folder
-from tests.program import BIN, CPU, ROOT
+from tests.evaluation.detection.rectangles import coco_folder
+from tests.program import ROOT
+from tests.typed import FEW, SHORT, SMALL, STEPS, checkout, commands, link, photos, typed
 
 pytestmark = pytest.mark.slow
-
-# Flags after a command's own, which overrule those of its recipe.
-SMALL = """--warmup_epochs 0 --optimizer adamw --learning_rate 0.001
-    --views.size 32 --views.count 2 --more_views [] --batch_size 4 --method.encoder SmallResNet
-    --method.encoder.width 4 --method.hidden_size 16 --method.embedding_size 8
-    --shuffle_buffer 16 --device cpu --check_shards false"""
-SMALLER = {
-    "train.py": f"--epochs null --steps 2 {SMALL}",
-    "accelerate": "--run runs/several",  # another number of processes does not go on
-    "tools.tune": f"--seconds 1 {SMALL}",
-    "tools.bench": f"--seconds 1 {SMALL}",
-    "tools.compare": f"-- {SMALL}",
-}
-INSTEAD = {
-    "--max_seconds 240": "--max_seconds 3",
-    "--seconds 3600 --seeds 0 1 2": "--seconds 2 --seeds 0",
-    "--seconds 150 --seeds 0 1 2": "--seconds 2 --seeds 0",
-    "--download true": "",  # no network: it is there
-    "--num_processes 8": "--num_processes 2 --main_process_port 0",
-    "--fine_tuning.labels 0.01 0.1": "--fine_tuning.labels 0.5 --fine_tuning.epochs 1",
-    "recipes/detection/voc_c4.yaml": "recipes/detection/voc_cpu.yaml --detection.iterations 2",
-}
-
-
-def commands(page: str) -> Iterator[str]:
-    """Yield what a page tells to type."""
-    text = (ROOT / page).read_text()
-    for block in re.findall(r"```bash\n(.*?)```", text.replace("\\\n", " "), re.DOTALL):
-        for line in block.splitlines():
-            command = line.partition(" # ")[0].strip()
-            if command and not command.startswith("uv "):  # it is installed
-                yield command
-
-
-def small(command: str) -> list[str]:
-    """Return the words of a command, made smaller."""
-    for long, short in INSTEAD.items():
-        command = command.replace(long, short)
-    words = shlex.split(command)
-    for name, more in SMALLER.items():
-        if name in words:
-            words += shlex.split(more)
-    return words
-
-
-def typed(command: str, folder: Path) -> str:
-    """Run a command in a folder, as from a checkout there; return what it says if it fails."""
-    words = small(command)
-    environment = {**os.environ, **CPU, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf")}
-    while "=" in words[0]:
-        name, _, environment[name] = words.pop(0).partition("=")
-    programs = {
-        "python": [sys.executable],
-        "viewrank": [sys.executable, "-m", "viewrank"],
-        "accelerate": [str(BIN / "accelerate")],
-    }
-    if words[0] in programs:
-        words[0:1] = programs[words[0]]
-    else:  # of the shell's
-        words = ["sh", "-c", command]
-    done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    return f"{command}\n{done.stderr[-2000:]}" if done.returncode else ""
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder as a checkout is, with images where the pages have theirs."""
-    place = tmp_path / "place"
-    place.mkdir()
-    for name in ("recipes", "examples", "train.py"):
-        (place / name).symlink_to(ROOT / name)
-    photos(place / "my/photos", 40)
-    generate_stl10(place / "data/raw/stl10", train=40, test=20, unlabeled=20)
-    coco_folder(place / "data/raw/coco", range(24))
-    coco_folder(place / "data/raw/coco", range(24, 40), "val2017")
-    voc = place / "data/raw/VOCdevkit/VOC2007"
-    voc_folder(voc, range(24))
-    voc_folder(voc, range(24, 36), "test")
-    return place
-
-
-def photos(folder: Path, count: int) -> None:
-    """Draw images of two classes."""
-    random = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / ("light", "dark")[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        top = (255, 120)[number % 2]
-        pixels = random.integers(top - 110, top, (90, 120, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-
-
-def other_names(place: Path) -> None:
-    """Give what the tutorials made the names that the guides have for it."""
-    for name, there in {
-        "runs/mine": "own_cpu",
-        "data/stl10/train": "../stl10-train",
-        "data/stl10/test": "../stl10-test",
-        "data/cifar10": "stl10",
-        "data/cifar10-train20k": "stl10-train",
-        "data/cifar10-test4k": "stl10-test",
-    }.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).symlink_to(there)
-    torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
-
 
 # In an order in which each finds what those before it made.
 TUTORIALS = ["own_images", "own_code", "stl10_on_a_gpu", "coco_and_detection"]
@@ -134,17 +26,252 @@ PAGES = [f"docs/tutorials/{name}.md" for name in TUTORIALS]
 GUIDES = [f"docs/guides/{name}.md" for name in ("busy", "comparing", "using_a_run")]
 
 
-def test_every_command_of_the_readme_works(place: Path) -> None:
-    said = [typed(command, place) for command in commands("README.md")]
-    assert len(said) > 3 and not any(said), "\n".join(filter(None, said))
+def faults(place: Path, pages: list[str], instead: Mapping[str, str] = {}) -> list[str]:
+    """Type all commands of pages; return what the failing ones say."""
+    said = [typed(command, place, instead) for page in pages for command in commands(page)]
+    assert said
+    return [text for text in said if text]
 
 
-def test_every_command_of_tutorials_and_guides_works(place: Path) -> None:
-    said = [typed(command, place) for page in PAGES for command in commands(page)]
-    other_names(place)
-    said += [typed(command, place) for page in GUIDES for command in commands(page)]
-    assert len(said) > 28 and not any(said), "\n".join(filter(None, said))
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    found = faults(checkout(tmp_path / "place"), ["README.md"])
+    assert not found, "\n".join(found)
+
+
+def test_every_command_of_tutorials_and_guides_works(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "place")
+    found = faults(place, PAGES)
+    names = {
+        "runs/mine": "runs/own_cpu",
+        "data/stl10/train": "data/stl10-train",
+        "data/stl10/test": "data/stl10-test",
+        "data/cifar10": "data/stl10",
+        "data/cifar10-train20k": "data/stl10-train",
+        "data/cifar10-test4k": "data/stl10-test",
+    }
+    link(place, names)
+    torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
+    found += faults(place, GUIDES)
+    assert not found, "\n".join(found)
 
 
 def test_every_tutorial_is_typed() -> None:
     assert sorted(TUTORIALS) == sorted(path.stem for path in (ROOT / "docs/tutorials").glob("*.md"))
+
+
+def prepared(place: Path, *words: str) -> None:
+    """Run a command that a page takes for done."""
+    for command in words:
+        said = typed(command, place, {command: command})
+        assert not said, said
+
+
+def installed(place: Path) -> dict[str, str]:
+    """docs/index.md and docs/install.md: a wheel's commands; Docker has its own rehearsal."""
+    sets = "--evaluation_train none --evaluation_test none"
+    return {
+        "viewrank train my/photos": "viewrank train my/photos --max_seconds 3",
+        f"--config own_cpu --shards data/own {sets}": (
+            f"--config own_cpu --run runs/installed --shards data/own {sets} {STEPS} {SMALL}"
+        ),
+        "--config own_gpu": (
+            f"--config own_gpu --run runs/two --shards data/own {sets} {STEPS} {SMALL}"
+        ),
+        "docker build -t viewrank .": "true",
+        'docker run --gpus all --ipc host -v "$PWD":/work viewrank train my/photos': "true",
+    }
+
+
+def sharding(place: Path) -> dict[str, str]:
+    """docs/sharding.md: tars of others, tables, Parquet files; no cluster, no store."""
+    photos(place / "my/images", 400)
+    for folder in ("laion", "a", "b"):
+        tar_of(place / "my/images", place / "data" / folder / "0.tar")
+    rows = [(path, path.parent.name) for path in sorted((place / "my/images").rglob("*.jpg"))]
+    named = [f"{path.relative_to(place / 'my/images')},{label}\n" for path, label in rows]
+    (place / "my.csv").write_text("path,label\n" + "".join(named))
+    column = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in rows]
+    numbers = [["dark", "light"].index(label) for _, label in rows]
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": ["dark", "light"]},
+    }
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    hub = pyarrow.table({"image": column, "label": numbers}).replace_schema_metadata(about)
+    other = pyarrow.table({"photo": column, "kind": [label for _, label in rows]})
+    tables = {"food101/data/train-00000-of-00001.parquet": hub, "parts/0.parquet": other}
+    for name, table in tables.items():
+        (place / name).parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(table, place / name)
+    return {
+        "python train.py …": "python train.py --config recipes/own_cpu.yaml --run runs/tars "
+        "--evaluation_train none --evaluation_test none",
+        "--table my.csv --root my/images --out data/mine": (
+            "--table my.csv --root my/images --out data/table"
+        ),
+        "--out …": "--out data/parts",
+        "s3://in/images --out s3://out/mine --engine ray --ray_address auto": (
+            "my/images --out data/ray --engine ray"
+        ),
+        "data/mine/subsets/labelled": "data/mine/subsets/labelled --run runs/labelled",
+    }
+
+
+def tar_of(folder: Path, out: Path) -> None:
+    """Write a WebDataset tar as others do: KEY.jpg and KEY.json."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(out, "w") as tar:
+        for path in sorted(folder.rglob("*.jpg")):
+            about = json.dumps({"class": path.parent.name}).encode()
+            for suffix, content in (("jpg", path.read_bytes()), ("json", about)):
+                member = tarfile.TarInfo(f"{out.parent.name}{path.stem}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def trained(place: Path) -> None:
+    """Make what most pages take for there: runs/mine, data/mine, STL-10's sets, and a ViT."""
+    shard = "python -m tools.shard"
+    train = f"python train.py --config recipes/stl10_cpu_s2r2.yaml {STEPS}"
+    vit = "--method.encoder Timm --method.encoder.name vit_tiny_patch16_224"
+    prepared(
+        place,
+        f"{shard} stl10 --root data/raw/stl10 --split train --out data/stl10-train",
+        f"{shard} stl10 --root data/raw/stl10 --split test --out data/stl10-test",
+        f"{shard} folder --root my/photos --out data/mine",
+        f"{train} {SMALL} --run runs/mine",
+        f"{train} {SHORT} {vit} --method.encoder.image_size 32 --views.size 32 --views.count 2 "
+        "--more_views [] --run runs/vit",
+    )
+    link(place, {"data/stl10/train": "data/stl10-train", "data/stl10/test": "data/stl10-test"})
+
+
+def encoders(place: Path) -> dict[str, str]:
+    """docs/encoders.md: networks that others published; random weights stand in for theirs."""
+    trained(place)
+    torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
+    torch.save(torchvision.models.resnet50().state_dict(), place / "resnet50.pth")
+    network = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    safetensors.torch.save_file(network.state_dict(), place / "dinov2_vits14.safetensors")
+    link(place, {"data/train": "data/stl10/train", "data/test": "data/stl10/test"})
+    views = "--views.count 2 --more_views [] --shards data/mine"
+    alone = f"{STEPS} {SHORT} {views} --evaluation_train none --evaluation_test none"
+    begin = (
+        "python train.py --config recipes/own_gpu.yaml --method.encoder Timm --method.encoder.name"
+    )
+    convnext, dino = [c for c in commands("docs/encoders.md") if c.startswith(begin)]
+    return {
+        convnext: f"{convnext} {alone} --views.size 64 --run runs/convnext",
+        dino: f"{dino} {alone} --views.size 56 --run runs/dino",
+        "--test data/test": "--size 56 --test data/test",
+        "no -m tools.embed runs/mine data/mine --out features.parquet": (
+            "no -m tools.embed runs/mine data/mine --out features-of-two.parquet"
+        ),
+        "runs/mine --to huggingface": "runs/vit --to huggingface",
+    }
+
+
+def evaluation(place: Path) -> dict[str, str]:
+    """docs/evaluation.md: every protocol; benchmarks of hours have their own records."""
+    trained(place)
+    names = {
+        "VOCdevkit": "data/raw/VOCdevkit",
+        "COCO": "data/raw/coco",
+        "stl10/train": "my/photos",
+        "data/cifar10-train20k": "data/stl10-train",
+        "data/cifar10-test4k": "data/stl10-test",
+        "data/cifar10/train": "data/stl10-train",
+        "data/cifar10/test": "data/stl10-test",
+        "data/pets": "data/stl10",
+    }
+    link(place, names)
+    coco_folder(place / "coco", range(24), "train2014")
+    coco_folder(place / "coco", range(24, 40), "val2014")
+    voc = "python -m tools.shard voc --root VOCdevkit/VOC2007 --split"
+    layout = "--held_out data/stl10/test --training my/photos --out DISC21/images"
+    few = "--queries 6 --distractors 4 --backgrounds 4"
+    prepared(
+        place,
+        f"{voc} trainval --out data/voc-train",
+        f"{voc} test --out data/voc-test",
+        f"mkdir DISC21 && python -m benchmarks.disc21_layout {layout} {few}",
+        "cd DISC21 && mv images/training images/train && mv images/ground_truth.csv "
+        "dev_ground_truth.csv",
+    )
+    labels = f"--fine_tuning.labels 0.5 {FEW}"
+    tiny = "voc_cpu.yaml --detection.iterations 2"
+    compare = "python -m tools.compare recipes/stl10_cpu_{s2r2,simclr}.yaml --seconds 2 --seeds 0 "
+    return {
+        "--seconds 360 --points 1": "--seconds 2 --points 1",
+        "--queries 1000 --distractors 1000 --backgrounds 300": few,
+        "--fine_tuning.labels 0.01 0.1 1": labels,
+        "--fine_tuning.layers head": f"--fine_tuning.layers head {labels}",
+        "--fine_tuning.warmup 0.1": f"--fine_tuning.warmup 0.1 {labels}",
+        '--fine_tuning.labels 0.1"': f'{labels}"',
+        "--augmented_probe.epochs 100": "--augmented_probe.epochs 2",
+        "linear augmented_probe": "linear augmented_probe --augmented_probe.epochs 2",
+        "voc_c4.yaml --detection.root VOCdevkit": (
+            f"{tiny} --detection.root VOCdevkit --detection.train_splits VOC2007/trainval "
+            "--detection.test_splits VOC2007/test"
+        ),
+        "coco_fpn_1x.yaml --detection.root COCO": (
+            f"{tiny} --detection.root COCO --detection.train_splits train2017 "
+            "--detection.test_splits val2017"
+        ),
+        "voc_cpu.yaml --train": f"{tiny} --train",
+        "python -m tools.compare … ": f"{compare} --out runs/pets --allow_differences policy ",
+        **{c: "true" for c in commands("docs/evaluation.md") if "benchmarks.protocols" in c},
+        **{c: "true" for c in commands("docs/evaluation.md") if "benchmarks.copy_scale" in c},
+    }
+
+
+def methods(place: Path) -> dict[str, str]:
+    """docs/methods.md and docs/pipeline.md."""
+    trained(place)
+    names = {
+        "runs/miner": "runs/mine",
+        "data/coco-train": "data/mine",
+        "data/coco-val": "data/stl10-test",
+        "data/cifar10-train20k": "data/stl10-train",
+        "data/cifar10-test4k": "data/stl10-test",
+        "data/cifar10-train20k-pairs": "data/mine-pairs",  # which the page makes
+        "data/raw/cifar10/train": "my/photos",
+        "data/stl10-pretrain": "data/stl10-train",
+    }
+    link(place, names)
+    copies = "python -m tools.shard copies --root data/stl10/test"
+    few = "--queries 6 --distractors 4 --backgrounds 4"
+    prepared(
+        place,
+        f"{copies} --split queries {few} --out data/cifar10-copies-queries",
+        f"{copies} --split references {few} --out data/cifar10-copies-references",
+    )
+    network = "--method.encoder SmallResNet --method.encoder.width 4"
+    begin = "python train.py --config recipes/"
+    none = "--evaluation_test none"
+    return {
+        f"{begin}coco_dino.yaml": f"{begin}coco_dino.yaml {STEPS} {SHORT} {network} {none} "
+        "--method.prototypes 16",
+        f"{begin}cifar10_cpu_qk.yaml": f"{begin}cifar10_cpu_qk.yaml {STEPS} "
+        f"{SHORT} {network} --method.keys 8",
+        f"{begin}coco_s2r2_vit.yaml": f"{begin}coco_s2r2_vit.yaml {none} {STEPS} {SMALL}",
+        "--skip 20000 --limit 4000": "--skip 20 --limit 10",
+    }
+
+
+REFERENCE: Mapping[str, tuple[Callable[[Path], Mapping[str, str]], list[str]]] = {
+    "install": (installed, ["docs/index.md", "docs/install.md"]),
+    "sharding": (sharding, ["docs/sharding.md"]),
+    "encoders": (encoders, ["docs/encoders.md"]),
+    "evaluation": (evaluation, ["docs/evaluation.md"]),
+    "methods": (methods, ["docs/methods.md", "docs/pipeline.md"]),
+}
+"""{name: (what makes what its pages take for there, and says what is smaller; its pages)}."""
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_every_command_of_the_reference_works(name: str, tmp_path: Path) -> None:
+    prepare, pages = REFERENCE[name]
+    place = checkout(tmp_path / "place")
+    found = faults(place, pages, prepare(place))
+    assert not found, "\n".join(found)
