@@ -23,6 +23,12 @@ pytestmark = pytest.mark.slow
 # In an order in which each finds what those before it made.
 TUTORIALS = ["own_images", "own_code", "stl10_on_a_gpu", "coco_and_detection"]
 PAGES = [f"docs/tutorials/{name}.md" for name in TUTORIALS]
+ELSEWHERE = {
+    "docs/guides/launching.md": "tests.two_nodes, tests.slurm",
+    "docs/reliability.md": "tests.slurm, tests.torture",
+    "docs/ranking.md": "its JSON files have the commands that made them",
+}
+"""{page: what runs its commands}."""
 GUIDES = [f"docs/guides/{name}.md" for name in ("busy", "comparing", "using_a_run")]
 
 
@@ -53,10 +59,6 @@ def test_every_command_of_tutorials_and_guides_works(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
     found += faults(place, GUIDES)
     assert not found, "\n".join(found)
-
-
-def test_every_tutorial_is_typed() -> None:
-    assert sorted(TUTORIALS) == sorted(path.stem for path in (ROOT / "docs/tutorials").glob("*.md"))
 
 
 def prepared(place: Path, *words: str) -> None:
@@ -275,3 +277,11 @@ def test_every_command_of_the_reference_works(name: str, tmp_path: Path) -> None
     place = checkout(tmp_path / "place")
     found = faults(place, pages, prepare(place))
     assert not found, "\n".join(found)
+
+
+def test_every_page_with_commands_is_typed() -> None:
+    typed_pages = {"README.md", *PAGES, *GUIDES, *ELSEWHERE}
+    typed_pages |= {page for _, pages in REFERENCE.values() for page in pages}
+    paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    there = {str(path.relative_to(ROOT)) for path in paths}
+    assert {page for page in there if list(commands(page))} == typed_pages
