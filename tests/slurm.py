@@ -32,6 +32,7 @@ ClusterName=rehearsal
 SlurmctldHost={first}({address})
 SlurmUser=root
 AuthType=auth/munge
+# A job that is queued again waits until its first start's credentials have expired.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
@@ -50,6 +51,15 @@ SlurmdLogFile={folder}/%n.log
 {nodes}
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
+
+FILES = {
+    "key-file": "key",
+    "socket": "socket",
+    "pid-file": "pid",
+    "log-file": "log",
+    "seed-file": "seed",
+}
+"""{flag of munged: ending of the file}."""
 
 
 def available() -> bool:
@@ -100,7 +110,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start all daemons, and wait until both nodes are idle."""
-        self._key()
+        self._start_munge()
         self._daemon(self.nodes[0], ["slurmctld", "-D", "-f", str(self.configuration)])
         for node in self.nodes:
             self.node(node)
@@ -118,19 +128,19 @@ class Cluster:
         paths = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
         return "\n".join(f"{path.name}:\n{path.read_text()[-1500:]}" for path in paths)
 
-    def _key(self) -> None:
+    def _start_munge(self) -> None:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         files = [f"--{name}={self.folder}/munge.{end}" for name, end in FILES.items()]
-        log = (self.folder / "munged.out").open("a")
         program = ["munged", "--foreground", "--force", *files]
-        self.munge = subprocess.Popen(program, stdout=log, stderr=log)
+        with (self.folder / "munged.out").open("a") as log:
+            self.munge = subprocess.Popen(program, stdout=log, stderr=log)
 
     def _daemon(self, node: str, program: list[str]) -> None:
-        log = (self.folder / f"{node}.out").open("a")
         environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
-        subprocess.Popen(on(node, program), env=environment, stdout=log, stderr=log)
+        with (self.folder / f"{node}.out").open("a") as log:
+            subprocess.Popen(on(node, program), env=environment, stdout=log, stderr=log)
 
     def node(self, name: str) -> None:
         """Start a node's daemon, which has a core: more threads add up in another order."""
@@ -192,15 +202,6 @@ class Cluster:
         while not true():
             assert time.monotonic() < end, why()
             time.sleep(0.05)
-
-
-FILES = {
-    "key-file": "key",
-    "socket": "socket",
-    "pid-file": "pid",
-    "log-file": "log",
-    "seed-file": "seed",
-}
 
 
 @contextmanager
