@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks import feed, host_operators, kernel_tables, parity, protocols
+from benchmarks import feed, host_operators, kernel_tables, parity, protocols, ranking_finals
 from benchmarks.gpu import charts
 from benchmarks.gpu import tables as gpu
 from benchmarks.gpu.tables import table
@@ -379,6 +379,8 @@ SECTIONS = [
     ReportPart(
         "docs/kernels.md", "kernels", lambda: kernel_tables.tables(read("kernels-compiled"))
     ),
+    ReportPart("docs/ranking.md", "finals", ranking_finals.whole),
+    ReportPart("docs/ranking.md", "few", ranking_finals.few),
     ReportPart("docs/reliability.md", "measured", reliability),
 ]
 

@@ -417,6 +417,20 @@ def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> Non
     assert line == [(640, 0.1, 0.1, 0.1), (2560, 0.5, 0.5, 0.5)]
 
 
+def test_runs_of_equal_seconds_have_a_line_though_their_steps_differ() -> None:
+    def run(*points: tuple[int, float]) -> dict[str, Any]:
+        return {
+            "curve": [
+                {"step": step, "seconds": 10.0 * number, "knn_top1": value}
+                for number, (step, value) in enumerate(points, start=1)
+            ]
+        }
+
+    runs = [run((9, 0.1), (21, 0.3), (30, 0.5)), run((11, 0.3), (19, 0.5), (29, 0.7))]
+    line = chart.curve(runs, "knn_top1", "seconds")
+    assert [(x, pytest.approx(y)) for x, y, _, _ in line] == [(10, 0.2), (20, 0.4), (30, 0.6)]
+
+
 def test_the_best_is_marked_among_those_that_had_their_budget() -> None:
     record = made_up(steps={"m-a": 96, "m-b": 100}, busy=0.04)
     best, other, floor = tables.rows(record)

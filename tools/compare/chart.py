@@ -40,13 +40,15 @@ def curve(runs: Sequence[Mapping[str, Any]], figure: str, across: str) -> list[P
         across: what x is, of `ACROSS`.
 
     Returns:
-        Points (x, mean, least, most). Online evaluations are matched by step. Final ones are
-        matched with each other, even if a run was cut off at another step.
+        Points (x, mean, least, most). Final evaluations are matched with each other, even if a run
+        was cut off at another step; earlier ones by their number, since runs of equal seconds have
+        other steps then, or, where some are missing, by step.
     """
     groups: dict[Any, list[Mapping[str, Any]]] = {}
+    all_there = len({len(run["curve"]) for run in runs}) == 1
     for run in runs:
-        for point in run["curve"][:-1]:
-            groups.setdefault(point["step"], []).append(point)
+        for number, point in enumerate(run["curve"][:-1]):
+            groups.setdefault(number if all_there else point["step"], []).append(point)
     groups["final"] = [run["curve"][-1] for run in runs]
     found: list[Point] = []
     for points in groups.values():

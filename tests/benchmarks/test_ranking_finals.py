@@ -1,0 +1,61 @@
+"""The final tables of docs/ranking.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import ranking_finals
+from benchmarks.ranking_finals import FIGURES, ImageSet
+
+
+def comparison(seed: int, **knn: float) -> dict[str, Any]:
+    """Return a comparison of one seed: {method: k-NN}; all other figures are 0.5."""
+
+    def figures(value: float) -> dict[str, float]:
+        return dict.fromkeys(FIGURES, 0.5) | {"knn_top1": value}
+
+    def curve(value: float) -> list[dict[str, float]]:
+        return [{"step": 10 * n, "view_map": 0.5, "knn_top1": value * n / 4} for n in range(1, 5)]
+
+    names = {method: f"stl10_cpu_{method}" for method in knn}
+    return {
+        "variants": [{"name": n, "resolved": {"batch_size": 50}} for n in names.values()],
+        "random": [{"figures": figures(0.1), "evaluated": {}}],
+        "runs": [
+            {
+                "variant": names[method],
+                "seed": seed,
+                "steps": 40,
+                "final": figures(value),
+                "evaluated": {},
+                "curve": curve(value),
+            }
+            for method, value in knn.items()
+        ],
+    }
+
+
+def test_rows_are_means_of_the_seeds_that_there_are_and_differences_are_of_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking_finals, "RESULTS", tmp_path)
+    records = {
+        0: comparison(0, s2r2=0.60, simclr=0.50),
+        1: comparison(1, s2r2=0.62, simclr=0.52, swav=0.4),
+    }
+    for seed, record in records.items():
+        path = tmp_path / f"ranking-final-made-cpu-seed{seed}.json"
+        path.write_text(json.dumps(record))
+    monkeypatch.setattr(ranking_finals, "WHOLE", (ImageSet("made", "Made", 1000),))
+    text = ranking_finals.whole()
+    # Each seed's difference is 0.1, so that its interval has no width: nothing else is as sure.
+    assert "| S2R2-style, `LogAP` | 2 | 40 | **61.0** | 50.0 |" in text
+    assert "| SimCLR over the same views | 2 | 40 | 51.0 | 50.0 |" in text
+    assert "| SwAV, two and six crops | 1 | 40 | 40.0 |" in text
+    assert "| random encoder | 2 | 0 | 10.0 |" in text
+    assert "| S2R2-style, `LogAP` | 2 | +10.0 ± 0.0 | +0.0 ± 0.0 |" in text
+    assert "| SwAV, two and six crops | 1 | -12.0 | +0.0 |" in text  # of seed 1 alone
+    over_time = "| Made: S2R2-style, `LogAP` | 15.2, 50.0 | 30.5, 50.0 | 45.7, 50.0 | 61.0, 50.0 |"
+    assert f"{over_time} 2 |" in text  # 40 steps of 50 images, of 1,000
