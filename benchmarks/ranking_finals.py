@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.tables import table
 from shards import durable
-from tools.compare.chart import QUIET, curve, style_of
-from tools.compare.paired_difference import best_of, paired_difference
+from training.paired_difference import best_of, paired_difference
 
 RESULTS = Path(__file__).parent / "results"
 CHART = Path(__file__).parent.parent / "docs" / "ranking.png"
@@ -31,6 +30,8 @@ METHODS = {
     "simsiam": "SimSiam",
 }
 BASE = "simclr"
+# Seven that colour-blind people can distinguish (Okabe and Ito; Tol).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 FIGURES = {
     "knn_top1": "k-NN, STL-10",
     "linear_top1": "linear probe, STL-10",
@@ -182,19 +183,20 @@ def draw(path: Path) -> None:
     )
     for axes, images in zip(panels, WHOLE, strict=True):
         random = 100 * mean(each["knn_top1"] for each in images.random())
-        axes.axhline(random, color=QUIET, linewidth=1, linestyle=(0, (5, 3)), label="random")
+        axes.axhline(random, color="#6e7781", linewidth=1, linestyle=(0, (5, 3)), label="random")
         for method, runs in images.runs().items():
-            style = style_of(list(METHODS).index(method))
+            number = list(METHODS).index(method)
+            color, marker = COLOURS[number], "osD^vPX"[number]
             of_pass = _batch(images, runs[0]) / images.images
-            points = [
-                {**run, "curve": [p | {"passes": p["step"] * of_pass} for p in run["curve"]]}
-                for run in runs
-            ]
-            x, middle, least, most = zip(*curve(points, "knn_top1", "passes"), strict=True)
-            low, high = ([100 * y for y in side] for side in (least, most))
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            # The evaluations of equal seconds are at other steps in each run.
+            together = list(zip(*(run["curve"] for run in runs), strict=True))
+            x = [of_pass * mean(point["step"] for point in points) for points in together]
+            knn = [[100 * point["knn_top1"] for point in points] for points in together]
+            low, high = [min(values) for values in knn], [max(values) for values in knn]
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
             name = METHODS[method].replace("`", "")
-            axes.plot(x, [100 * y for y in middle], linewidth=1.6, label=name, **style)
+            middle = [mean(values) for values in knn]
+            axes.plot(x, middle, linewidth=1.6, label=name, color=color, marker=marker)
         axes.set_title(f"pretrained on {images.called}", loc="left", size=10)
         axes.set_xlabel("passes over the 5,000 images (600 s at the end)")
         axes.set_xlim(left=0)

@@ -84,7 +84,7 @@ def of_run(batch: str, words: list[str], run: Path) -> str:
     return batch
 
 
-class Cluster:
+class SlurmCluster:
     """SLURM on two nodes.
 
     Args:
@@ -205,10 +205,10 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[tuple[Cluster, Rehearsal]]:
+def cluster(folder: Path) -> Iterator[tuple[SlurmCluster, Rehearsal]]:
     """Give a cluster, and the runs to compare with; all of it ends afterwards."""
     with two_nodes() as nodes:
-        slurm = Cluster(nodes, folder)
+        slurm = SlurmCluster(nodes, folder)
         try:
             slurm.start()
             yield slurm, Rehearsal(nodes, folder)
@@ -216,7 +216,7 @@ def cluster(folder: Path) -> Iterator[tuple[Cluster, Rehearsal]]:
             slurm.stop()
 
 
-def trains(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
+def trains(slurm: SlurmCluster, rehearsal: Rehearsal, run: Path) -> str:
     """The script of two machines."""
     batch = of_run(script("docs/guides/launching.md"), rehearsal.words(run), run)
     job = slurm.submit(batch)
@@ -224,7 +224,7 @@ def trains(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
     return rehearsal.check(run)
 
 
-def outlives_a_node(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
+def outlives_a_node(slurm: SlurmCluster, rehearsal: Rehearsal, run: Path) -> str:
     """The second machine loses its power and comes back: SLURM queues the job again."""
     batch = of_run(script("docs/guides/launching.md"), rehearsal.words(run), run)
     job = slurm.submit(batch)
@@ -238,7 +238,7 @@ def outlives_a_node(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
     return f"queued again after {seconds:.0f} s: {rehearsal.check(run)}"
 
 
-def is_warned(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
+def is_warned(slurm: SlurmCluster, rehearsal: Rehearsal, run: Path) -> str:
     """The two machines are told that their time ends: the run saves, and goes on."""
     batch = of_run(script("docs/guides/launching.md"), rehearsal.words(run), run)
     job = slurm.submit(batch)
@@ -251,7 +251,7 @@ def is_warned(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
     return f"saved at step {saved.step}: {rehearsal.check(run)}"
 
 
-def runs_out_of_time(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
+def runs_out_of_time(slurm: SlurmCluster, rehearsal: Rehearsal, run: Path) -> str:
     """One machine's script, and a job of two minutes: SLURM's own warning."""
     words = rehearsal.words(run, "--steps", "100000", "--checkpoint_every", "100000")
     job = slurm.submit(of_run(script("docs/reliability.md"), words, run), "--time=2")
@@ -265,7 +265,7 @@ def runs_out_of_time(slurm: Cluster, rehearsal: Rehearsal, run: Path) -> str:
     return "saved at the last step, queued again, and went on"
 
 
-SCENARIOS: Mapping[str, Callable[[Cluster, Rehearsal, Path], str]] = {
+SCENARIOS: Mapping[str, Callable[[SlurmCluster, Rehearsal, Path], str]] = {
     "trains": trains,
     "outlives_a_node": outlives_a_node,
     "is_warned": is_warned,

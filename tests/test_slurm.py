@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import MakeShardSet
 from tests.program import BIN, CPU, ROOT, arguments, losses, wait_for_step
-from tests.slurm import SCENARIOS, Cluster, available, cluster, of_run, script
+from tests.slurm import SCENARIOS, SlurmCluster, available, cluster, of_run, script
 from tests.two_nodes import Rehearsal
 from training.run import checkpoint
 
@@ -24,14 +24,14 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Rehearsal]]:
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SlurmCluster, Rehearsal]]:
     with cluster(tmp_path_factory.mktemp("slurm")) as both:
         yield both
 
 
 @pytest.mark.skipif(not available(), reason="root, SLURM, MUNGE and network namespaces are needed")
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_slurm(name: str, slurm: tuple[Cluster, Rehearsal], tmp_path: Path) -> None:
+def test_slurm(name: str, slurm: tuple[SlurmCluster, Rehearsal], tmp_path: Path) -> None:
     assert SAID[name] in SCENARIOS[name](*slurm, tmp_path / "run")
 
 

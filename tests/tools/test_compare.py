@@ -26,11 +26,11 @@ from tools.compare import chart, load
 from tools.compare import result_tables as tables
 from tools.compare import run as child
 from tools.compare.budget import Budget
-from tools.compare.paired_difference import paired_difference
 from tools.compare.plan import Plan
 from tools.compare.variants import Variant, check_terms, variants
 from training.command_line import run_function
 from training.monitor import records
+from training.paired_difference import paired_difference
 
 BATCH_SIZE, VIEWS, SAMPLES = 8, 4, 42  # of RECIPE, and of the shard set
 TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "loader_host"}

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
+from tools.compare.difference_columns import difference_columns
 from tools.compare.load import DISTURBED
-from tools.compare.paired_difference import best_of, difference_columns
 from tools.compare.prediction import TITLE, prediction_columns
 from tools.compare.rendering import TableColumn, markdown_table, terminal_table
 from tools.compare.table_row import Spread, TableRow
+from training.paired_difference import best_of
 
 RESULT = "comparison.json"
 RANDOM = "random encoder"
