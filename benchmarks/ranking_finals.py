@@ -9,7 +9,7 @@ Its parts are results/ranking-final-SET-cpu-seedN.json, each a comparison.json o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -42,7 +42,6 @@ FIGURES = {
     "rank_me_h": "RankMe",
 }
 UNRANKED = {"rank_me_h"}  # more of it is not better, and it is no percentage
-BySeed = Mapping[int, float]
 
 
 class ImageSet(NamedTuple):
@@ -61,12 +60,18 @@ class ImageSet(NamedTuple):
         return [json.loads(path.read_text()) for path in self.paths()]
 
     def runs(self) -> dict[str, list[dict[str, Any]]]:
-        """Return {method: its runs}, of each method that has one."""
+        """Return {method: its runs, each with its batch size}, of each method that has one."""
         found: dict[str, list[dict[str, Any]]] = {}
+        records = self.records()
         for method in METHODS:
-            variant = f"stl10_cpu_{method}"
-            runs = [run for record in self.records() for run in record["runs"]]
-            mine = [run for run in runs if run["variant"] == variant and "final" in run]
+            name = f"stl10_cpu_{method}"
+            mine = [
+                run | {"batch_size": variant["resolved"]["batch_size"]}
+                for record in records
+                for variant in record["variants"]
+                for run in record["runs"]
+                if variant["name"] == run["variant"] == name and "final" in run
+            ]
             if mine:
                 found[method] = mine
         return found
@@ -127,10 +132,9 @@ def _of(images: ImageSet) -> Iterator[str]:
     for method, of in seeds.items():
         if method != BASE and BASE in seeds:
             pairs = [paired_difference(of[figure], seeds[BASE][figure]) for figure in shown]
-            halves = [p and (f" ± {100 * p.half:.1f}" if p.half is not None else "") for p in pairs]
-            cells = [p and f"{100 * p.mean:+.1f}{h}" for p, h in zip(pairs, halves, strict=True)]
-            pairs_of = max((p.pairs for p in pairs if p), default=0)
-            rows.append([METHODS[method], str(pairs_of), *(cell or "" for cell in cells)])
+            count = max((pair.pairs for pair in pairs if pair), default=0)
+            cells = [pair.points() if pair else "" for pair in pairs]
+            rows.append([METHODS[method], str(count), *cells])
     heading = [f"{images.called}: less {METHODS[BASE]}", "pairs"]
     yield table([*heading, *shown.values()], rows)
 
@@ -163,12 +167,7 @@ def _over_time(sets: tuple[ImageSet, ...]) -> str:
 
 
 def _passes(images: ImageSet, runs: list[dict[str, Any]]) -> int:
-    return round(mean(_batch(images, run) * run["steps"] for run in runs) / images.images)
-
-
-def _batch(images: ImageSet, run: Mapping[str, Any]) -> int:
-    variants = [variant for record in images.records() for variant in record["variants"]]
-    return next(v for v in variants if v["name"] == run["variant"])["resolved"]["batch_size"]
+    return round(mean(run["batch_size"] * run["steps"] for run in runs) / images.images)
 
 
 def draw(path: Path) -> None:
@@ -187,7 +186,7 @@ def draw(path: Path) -> None:
         for method, runs in images.runs().items():
             number = list(METHODS).index(method)
             color, marker = COLOURS[number], "osD^vPX"[number]
-            of_pass = _batch(images, runs[0]) / images.images
+            of_pass = runs[0]["batch_size"] / images.images
             # The evaluations of equal seconds are at other steps in each run.
             together = list(zip(*(run["curve"] for run in runs), strict=True))
             x = [of_pass * mean(point["step"] for point in points) for points in together]

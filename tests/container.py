@@ -24,7 +24,7 @@ from tests.program import ROOT
 from tests.typed import photos
 
 PROGRAMS = ("buildah", "debootstrap", "dpkg-deb", "dpkg-scanpackages")
-RELEASE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+RELEASE = "bookworm"
 PACKAGES = ("python3.12", "python3.12-dev", "python3.12-venv")
 LIBRARIES = "libbz2-1.0, libffi8, liblzma5, libreadline8, libsqlite3-0, libssl3, zlib1g"
 OF_THIS_MACHINE = ("etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
@@ -33,7 +33,7 @@ IMAGE = "viewrank"
 
 def python() -> Path | None:
     """Return the folder of a Python 3.12 that may be copied."""
-    found = sorted(Path("/root/.pyenv/versions").glob("3.12.*"))
+    found = sorted(Path.home().glob(".pyenv/versions/3.12.*"))
     return found[-1] if found else None
 
 
@@ -46,7 +46,7 @@ def base_of_dockerfile() -> str:
 def debian(folder: Path) -> Path:
     """Make Debian's smallest system, with a repository of its own that has Python 3.12."""
     root = folder / "debian"
-    run(["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE, root, MIRROR])
+    run(["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE, root])
     there = python()
     assert there is not None
     repository = root / "packages"

@@ -31,6 +31,14 @@ ELSEWHERE = {
 """{page: what runs its commands}."""
 GUIDES = [f"docs/guides/{name}.md" for name in ("busy", "comparing", "using_a_run")]
 
+STL10_FOR_ALL = {
+    "data/stl10/train": "data/stl10-train",
+    "data/stl10/test": "data/stl10-test",
+    "data/cifar10-train20k": "data/stl10-train",
+    "data/cifar10-test4k": "data/stl10-test",
+}
+"""{name of a set in the pages: the one of STL-10 that stands for it}."""
+
 
 def faults(place: Path, pages: list[str], instead: Mapping[str, str] = {}) -> list[str]:
     """Type all commands of pages; return what the failing ones say."""
@@ -47,15 +55,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
 def test_every_command_of_tutorials_and_guides_works(tmp_path: Path) -> None:
     place = checkout(tmp_path / "place")
     found = faults(place, PAGES)
-    names = {
-        "runs/mine": "runs/own_cpu",
-        "data/stl10/train": "data/stl10-train",
-        "data/stl10/test": "data/stl10-test",
-        "data/cifar10": "data/stl10",
-        "data/cifar10-train20k": "data/stl10-train",
-        "data/cifar10-test4k": "data/stl10-test",
-    }
-    link(place, names)
+    link(place, {**STL10_FOR_ALL, "runs/mine": "runs/own_cpu", "data/cifar10": "data/stl10"})
     torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
     found += faults(place, GUIDES)
     assert not found, "\n".join(found)
@@ -145,7 +145,7 @@ def trained(place: Path) -> None:
         f"{train} {SHORT} {vit} --method.encoder.image_size 32 --views.size 32 --views.count 2 "
         "--more_views [] --run runs/vit",
     )
-    link(place, {"data/stl10/train": "data/stl10-train", "data/stl10/test": "data/stl10-test"})
+    link(place, STL10_FOR_ALL)
 
 
 def encoders(place: Path) -> dict[str, str]:
@@ -180,8 +180,6 @@ def evaluation(place: Path) -> dict[str, str]:
         "VOCdevkit": "data/raw/VOCdevkit",
         "COCO": "data/raw/coco",
         "stl10/train": "my/photos",
-        "data/cifar10-train20k": "data/stl10-train",
-        "data/cifar10-test4k": "data/stl10-test",
         "data/cifar10/train": "data/stl10-train",
         "data/cifar10/test": "data/stl10-test",
         "data/pets": "data/stl10",
@@ -234,8 +232,6 @@ def methods(place: Path) -> dict[str, str]:
         "runs/miner": "runs/mine",
         "data/coco-train": "data/mine",
         "data/coco-val": "data/stl10-test",
-        "data/cifar10-train20k": "data/stl10-train",
-        "data/cifar10-test4k": "data/stl10-test",
         "data/cifar10-train20k-pairs": "data/mine-pairs",  # which the page makes
         "data/raw/cifar10/train": "my/photos",
         "data/stl10-pretrain": "data/stl10-train",

@@ -28,6 +28,11 @@ class PairedDifference:
     """Half of the interval's width; None with a single pair, which says nothing of it."""
     pairs: int
 
+    def points(self) -> str:
+        """Return a difference of shares, in points of a percent."""
+        half = "" if self.half is None else f" ± {100 * self.half:.1f}"
+        return f"{100 * self.mean:+.1f}{half}"
+
     @property
     def above_zero(self) -> bool:
         """Whether the whole interval is."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tools.compare.rendering import TableColumn
 from tools.compare.table_row import TableRow
-from training.paired_difference import PairedDifference, paired_difference
+from training.paired_difference import paired_difference
 
 
 def difference_columns(
@@ -32,13 +32,7 @@ def difference_columns(
             continue
         known = [paired_difference(row.by_seed.get(name, {}), base.by_seed[name]) for row in others]
         sure = sure or any(each and each.half is not None for each in known)
-        kept.append(TableColumn(heading, [_signed(each) if each else "" for each in known]))
+        kept.append(TableColumn(heading, [each.points() if each else "" for each in known]))
     words = "paired by seed, ± half of the 95 % interval"
     named = [f"{row.label}{row.marks}" for row in others]
     return (f"differences to {base.label}, {words}", named, kept) if sure and kept else None
-
-
-def _signed(value: PairedDifference) -> str:
-    """Return a difference of shares, in points of a percent."""
-    half = "" if value.half is None else f" ± {100 * value.half:.1f}"
-    return f"{100 * value.mean:+.1f}{half}"
