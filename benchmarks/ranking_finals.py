@@ -3,7 +3,8 @@
     python -m benchmarks.report              writes the tables
     python -m benchmarks.ranking_finals      draws docs/ranking.png
 
-Its parts are results/ranking-final-SET-cpu-seedN.json, each a comparison.json of tools.compare.
+Its parts are results/ranking-final-SET-cpu-seedN.json, each a comparison.json of tools.compare, and
+results/ranking-labels-SET-cpu-seedN.json of benchmarks.few_labels.
 """
 
 from __future__ import annotations
@@ -97,6 +98,40 @@ def whole() -> str:
 def few() -> str:
     """Return the tables of 1,000 images."""
     return _all_of(FEW)
+
+
+def labels() -> str:
+    """Return the table of linear probes of few labels, and what differs."""
+    rows, differences, shares = [], [], ("0.01", "0.1", "1")
+    for images in WHOLE:
+        seeds = _by_share(images.name)
+        for method, of in seeds.items():
+            name = f"{images.called}: {METHODS[method]}"
+            cells = [f"{100 * mean(of[share].values()):.1f}" for share in shares]
+            rows.append([name, str(len(of["1"])), *cells])
+            if method != BASE and BASE in seeds:
+                pairs = [paired_difference(of[share], seeds[BASE][share]) for share in shares]
+                cells = [pair.points() if pair else "" for pair in pairs]
+                count = max((pair.pairs for pair in pairs if pair), default=0)
+                differences.append([f"{name}, less {METHODS[BASE]}", str(count), *cells])
+    heading = ["1 % (50)", "10 % (500)", "all (5,000)"]
+    return "\n\n".join(
+        [
+            table(["pretrained on", "seeds", *heading], rows),
+            table(["difference", "pairs", *heading], differences),
+        ]
+    )
+
+
+def _by_share(name: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Return {method: {share of the labels: {seed: accuracy, the mean over draws}}}."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    paths = sorted(RESULTS.glob(f"ranking-labels-{name}-cpu-seed*.json"))
+    for run in (run for path in paths for run in json.loads(path.read_text())["runs"]):
+        of = found.setdefault(run["variant"].removeprefix("stl10_cpu_"), {})
+        for share, values in run["top1"].items():
+            of.setdefault(share, {})[run["seed"]] = mean(values)
+    return {method: found[method] for method in METHODS if method in found}
 
 
 def _all_of(sets: tuple[ImageSet, ...]) -> str:

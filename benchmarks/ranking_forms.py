@@ -14,7 +14,7 @@ from model.average import MovingAverage
 from model.encoder import Encoder
 from model.method.joint_embedding import JointEmbedding
 from model.method.method import Output, encode, large
-from model.objective import LogAP, Objective
+from model.objective import LogAP, Objective, SmoothAP
 from model.objective.queries import PerQuery
 
 
@@ -79,6 +79,27 @@ class WarmingAP(LogAP):
         )
         self.step += 1
         return super().loss(z_VAD, gallery_views, samples)
+
+
+class Mixture(Objective):
+    """A weighted mean of LogAP, which never lets go of a positive, and SmoothAP, which does.
+
+    Args:
+        temperature: of both.
+        share: of SmoothAP.
+    """
+
+    def __init__(self, *, temperature: float = 0.1, share: float = 0.5) -> None:
+        super().__init__()
+        self.share = share
+        self.log_ap = LogAP(temperature=temperature)
+        self.smooth_ap = SmoothAP(temperature=temperature)
+
+    def loss(self, z_VAD: Tensor, gallery_views: int, samples: slice) -> Tensor:
+        """See `Objective.loss`."""
+        firm = self.log_ap.loss(z_VAD, gallery_views, samples)
+        yielding = self.smooth_ap.loss(z_VAD, gallery_views, samples)
+        return (1 - self.share) * firm + self.share * yielding
 
 
 class CentroidAP(Objective):

@@ -380,6 +380,7 @@ SECTIONS = [
         "docs/kernels.md", "kernels", lambda: kernel_tables.tables(read("kernels-compiled"))
     ),
     ReportPart("docs/ranking.md", "finals", ranking_finals.whole),
+    ReportPart("docs/ranking.md", "labels", ranking_finals.labels),
     ReportPart("docs/ranking.md", "few", ranking_finals.few),
     ReportPart("docs/reliability.md", "measured", reliability),
 ]

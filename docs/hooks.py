@@ -124,7 +124,7 @@ def settings() -> str:
 def classes() -> str:
     """Return every class that a recipe can name, with its flags."""
     from training import class_help
-    from training.settings import CLASSES, _concrete
+    from training.settings import CLASSES, concrete
 
     where = {
         "method": "method",
@@ -135,7 +135,7 @@ def classes() -> str:
     }
     parts = ["# Classes", "", "What stands for a class in a recipe, with its settings.", ""]
     for base in BASES:
-        own = sorted(_concrete(CLASSES[base]), key=lambda each: each.__name__)
+        own = sorted(concrete(CLASSES[base]), key=lambda each: each.__name__)
         parts += [f"## --{where[base]}", ""]
         for each in own:
             parts += [f"### {each.__name__}", "", "```text"]

@@ -10,7 +10,7 @@ import pytest
 
 from tools import __main__ as viewrank
 from training.config import Config
-from training.settings import CLASSES, _concrete
+from training.settings import CLASSES, concrete
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +56,7 @@ def test_the_reference_has_every_command_setting_and_class(site: Path) -> None:
     for base in CLASSES.values():
         own = {
             each
-            for each in _concrete(base)
+            for each in concrete(base)
             if each.__module__.split(".")[0] in ("model", "pipeline")
         }
         assert own and all(f'id="{each.__name__.lower()}"' in classes for each in own)

@@ -21,6 +21,7 @@ from training.own_modules import MODULES
 
 NONE = ("none", "None", "NONE")
 """What people type where YAML has null."""
+OWN = f"A class of your own: {MODULES} names its module."
 MODE = "flags"
 SIMPLE = {
     "int": "a whole number",
@@ -153,7 +154,7 @@ def _no_class(name: str, line: str, names: Iterable[str]) -> str:
     """Return what is wrong with a class that is not one of some."""
     given = re.findall(r"(?:string: |class_path '|, but |Importing ')([\w.]+)", line)
     wrong = given[-1] if given else line
-    own = f" A class of your own: {MODULES} names its module." if "is not allowed" in line else ""
+    own = f" {OWN}" if "is not allowed" in line else ""
     return f"{name}={wrong}, {one_of(wrong.rpartition('.')[2], names)}{own}"
 
 

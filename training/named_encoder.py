@@ -4,6 +4,7 @@
     --encoder RUN                                        the same
     --encoder Timm --encoder.name NAME                   a network with random weights
     --encoder ResNet --encoder.weights resnet18.pth      with published ones, or a run's
+    --encoder mine.Network                               a user's own class; see `own_modules`
 
 Images have the size that it was trained on or is published for, unless another one is asked for.
 """
@@ -17,20 +18,14 @@ from pathlib import Path
 
 import torch
 
-from model import encoder as encoders
 from model.encoder import Encoder
 from shards.one_line import one_line
-from training import class_help, weights
-from training.flags import FlagParser, one_of
-from training.settings import parse
+from training import class_help, own_modules, weights
+from training.flags import OWN, FlagParser, one_of
+from training.settings import concrete, parse
 from training.trained import NO_RUN, Precision, Trained, here, open_encoder, ready
 
 FLAG = "encoder"
-CLASSES: dict[str, type[Encoder]] = {
-    name: each
-    for name, each in vars(encoders).items()
-    if isinstance(each, type) and issubclass(each, Encoder) and each is not Encoder
-}
 _WEIGHTS = f"--{FLAG}.weights"
 _SMALL = ["--method.encoder", "SmallResNet"]  # quickly built; of these settings it is not used
 
@@ -64,12 +59,14 @@ def open_named(
     if run is None:
         flags = _flags(words)
         named = flags[f"--{FLAG}"]
-        if named in CLASSES:
+        classes = _classes()
+        if named.rpartition(".")[2] in classes and "/" not in named:
             return _of_class(flags, size, device, mixed_precision)
         run = Path(named)
         if not run.exists():
-            choices = one_of(named, CLASSES).removeprefix("but ")
-            raise ValueError(f"{named} does not exist, so --{FLAG} is no run; else {choices}")
+            choices = one_of(named.rpartition(".")[2], classes).removeprefix("but ")
+            own = f" {OWN}" if "." in named else ""
+            raise ValueError(f"{named} does not exist, so --{FLAG} is no run; else {choices}{own}")
         if len(flags) > 1:
             raise ValueError(f"{list(flags)[1]} is of a class, but --{FLAG} {named} is a run.")
     trained = open_encoder(run, device=device, mixed_precision=mixed_precision)
@@ -85,7 +82,7 @@ def _of_class(
     parser = FlagParser()
     parser.add_argument(f"--{FLAG}", type=Encoder, required=True)
     words = [word for flag in flags.items() for word in flag]
-    chosen = parser.read(words, choices=lambda _: CLASSES)
+    chosen = parser.read(words, choices=lambda _: _classes())
     torch.manual_seed(0)
     try:
         encoder: Encoder = parser.instantiate(chosen).encoder
@@ -148,10 +145,17 @@ def show_help(words: Sequence[str], program: str) -> None:
     if flag not in {word.partition("=")[0] for word in words}:
         return
     name = _flags([*words, f"--{FLAG}", ""])[flag]
-    if name not in CLASSES:
-        raise ValueError(f"{flag}={name}, {one_of(name, CLASSES)}")
-    sys.stdout.write(class_help.text(CLASSES[name], FLAG, program))
+    classes, name = _classes(), name.rpartition(".")[2]
+    if name not in classes:
+        raise ValueError(f"{flag}={name}, {one_of(name, classes)}")
+    sys.stdout.write(class_help.text(classes[name], FLAG, program))
     sys.exit(0)
+
+
+def _classes() -> dict[str, type[Encoder]]:
+    """Return the encoders that can be named, by their classes' names."""
+    own_modules.import_own()
+    return {each.__name__: each for each in sorted(concrete(Encoder), key=lambda c: c.__name__)}
 
 
 def _flags(words: Sequence[str]) -> dict[str, str]:
@@ -170,6 +174,6 @@ def _flags(words: Sequence[str]) -> dict[str, str]:
     if f"--{FLAG}" not in found:
         raise ValueError(
             f"{words[0]} is given, but not of which class: --{FLAG} CLASS is missing; a CLASS is "
-            f"one of {', '.join(CLASSES)}."
+            f"one of {', '.join(_classes())}."
         )
     return {f"--{FLAG}": found.pop(f"--{FLAG}"), **found}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
@@ -41,6 +41,7 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
 EITHER_OR = (("epochs", "steps"), ("evaluate_every", "evaluations"))
 """Settings of which one at most is given: a flag replaces a recipe's other one."""
 MODE = "recipe"
+_Class = TypeVar("_Class")
 _TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
 
 
@@ -227,7 +228,7 @@ def _print_class_help(asked: class_help.Asked, prog: str) -> NoReturn:
         here = inside.get(part) if isinstance(inside, Namespace) else None
     if not isinstance(here, Namespace) or "class_path" not in here or parts[-1] not in CLASSES:
         raise ValueError(f"{asked.setting} is no class with help of its own; --help explains it.")
-    classes = {each.__name__: each for each in _concrete(CLASSES[parts[-1]])}
+    classes = {each.__name__: each for each in concrete(CLASSES[parts[-1]])}
     name = asked.name or here.class_path.rpartition(".")[2]
     if name not in classes:
         raise ValueError(f"{asked.setting}={name}, {one_of(name, classes)}")
@@ -319,7 +320,7 @@ CLASSES = {
 
 def _choices(name: str) -> set[str]:
     """Return the names of the classes that a setting takes, by the last part of its name."""
-    return {each.__name__ for each in _concrete(CLASSES[name])} if name in CLASSES else set()
+    return {each.__name__ for each in concrete(CLASSES[name])} if name in CLASSES else set()
 
 
 def _packages() -> set[str]:
@@ -332,7 +333,7 @@ def _packages() -> set[str]:
     return found
 
 
-def _concrete(base: type) -> set[type]:
-    """Return the classes that can stand where `base` is asked for."""
+def concrete(base: type[_Class]) -> set[type[_Class]]:
+    """Return the classes that can stand where `base` is asked for, a user's own among them."""
     own = set() if inspect.isabstract(base) else {base}
-    return own.union(*(_concrete(child) for child in base.__subclasses__()))
+    return own.union(*(concrete(child) for child in base.__subclasses__()))

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.tuning import Tuning
 from training.config import Config
-from training.settings import CLASSES, _concrete, parse, parser
+from training.settings import CLASSES, concrete, parse, parser
 
 LEAST = ["--shards", "x", "--run", "r"]
 OPTIONAL = [each.name for each in fields(Config) if "None" in str(each.type)]
@@ -128,7 +128,7 @@ SETTINGS = ["method", "method.encoder", "method.objective", "views.policy"]
 def test_help_of_a_class_names_its_settings_by_the_flags_that_set_them(
     setting: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for each in _concrete(CLASSES[setting.rpartition(".")[2]]):
+    for each in concrete(CLASSES[setting.rpartition(".")[2]]):
         if not each.__module__.startswith(("model.", "pipeline.")):  # another test's
             continue
         text = shown(capsys, f"--{setting}.help", each.__name__)

@@ -8,6 +8,7 @@ import torch
 
 from model.method import JointEmbedding
 from model.objective import NTXent
+from training.named_encoder import open_named, show_help
 from training.own_modules import MODULES
 from training.settings import Settings, parse
 
@@ -23,6 +24,25 @@ class {name}(NTXent):
 
     def loss(self, z_VAD, gallery_views, samples):
         return self.share * super().loss(z_VAD, gallery_views, samples)
+"""
+ENCODER = """
+from torch import nn
+from model.encoder import Encoder
+
+class Colours(Encoder):
+    '''Mean colours, scaled.
+
+    Args:
+        scale: what they are multiplied by.
+    '''
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.feature_size = scale, 3
+        self.network = nn.Identity()
+
+    def forward(self, images_NCHW):
+        return self.scale * self.network(images_NCHW).mean((2, 3))
 """
 RUN = ["--shards", ".", "--run", ".", "--epochs", "1", "--device", "cpu"]
 
@@ -77,3 +97,20 @@ def test_what_cannot_be_imported_ends_in_a_line(
     monkeypatch.setenv(MODULES, name)
     with pytest.raises(ValueError, match=message):
         parse(RUN)
+
+
+def test_an_encoder_of_one_s_own_is_named_as_ours_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_colours.py").write_text(ENCODER)
+    monkeypatch.setenv(MODULES, str(tmp_path / "own_colours.py"))
+    for name in ("own_colours.Colours", "Colours"):
+        words = ["--encoder", name, "--encoder.scale", "2"]
+        encoder = open_named(None, words, size=16, device="cpu").encoder
+        images_NCHW = torch.rand(2, 3, 16, 16)
+        torch.testing.assert_close(encoder(images_NCHW), 2 * images_NCHW.mean((2, 3)))
+        with pytest.raises(SystemExit):
+            show_help(["--encoder.help", name], "embed")
+        assert "--encoder.scale" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"does not exist.*nearest is Colours.*{MODULES} names"):
+        open_named(None, ["--encoder", "own_colour.Colour"], size=16, device="cpu")
