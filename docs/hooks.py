@@ -18,13 +18,17 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ["COLUMNS"] = "84"  # help fits the page
 
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 COPIES = "files"
 KINDS = (".json", ".yaml", ".py", ".ipynb")
 BASES = ("method", "encoder", "objective", "policy", "augments")
+
+
+def on_startup(**_: Any) -> None:
+    """Let our packages be imported; at the top mkdocs would put sys.path back."""
+    sys.path.insert(0, str(ROOT))
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -15,11 +15,21 @@ from training.settings import CLASSES, concrete
 ROOT = Path(__file__).parent.parent
 
 
+# mkdocs as its own command runs it where viewrank is not installed from this folder: isolated (-I)
+# and without the finder of an editable installation.
+MKDOCS = """
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in each.__module__]
+from mkdocs.__main__ import cli
+cli()
+"""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        [sys.executable, "-I", "-c", MKDOCS, "build", "--strict", "--quiet", "--site-dir", out],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
