@@ -52,7 +52,7 @@ def commands(page: str) -> Iterator[str]:
     for block in re.findall(r"```bash\n(.*?)```", text.replace("\\\n", " "), re.DOTALL):
         for line in block.splitlines():
             command = " ".join(line.partition(" # ")[0].split())
-            if command and not command.startswith("uv "):  # it is installed
+            if command and not command.startswith(("uv ", "pip ")):  # it is installed
                 yield command
 
 
