@@ -30,7 +30,7 @@ METHODS = {
     "moco": "MoCo-v2",
     "simsiam": "SimSiam",
 }
-BASE = "simclr"
+BASE = "s2r2"
 # Seven that colour-blind people can distinguish (Okabe and Ito; Tol).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 FIGURES = {
@@ -142,7 +142,7 @@ def _all_of(sets: tuple[ImageSet, ...]) -> str:
 
 
 def _of(images: ImageSet) -> Iterator[str]:
-    """Yield the table of one set, and of what differs from SimCLR over the same views."""
+    """Yield the table of one set, and of what each method differs by from ranking."""
     runs = images.runs()
     seeds = {method: _by_seed(mine) for method, mine in runs.items()}
     best = {}
