@@ -10,7 +10,7 @@ results/ranking-labels-SET-cpu-seedN.json of benchmarks.few_labels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -110,10 +110,8 @@ def labels() -> str:
             cells = [f"{100 * mean(of[share].values()):.1f}" for share in shares]
             rows.append([name, str(len(of["1"])), *cells])
             if method != BASE and BASE in seeds:
-                pairs = [paired_difference(of[share], seeds[BASE][share]) for share in shares]
-                cells = [pair.points() if pair else "" for pair in pairs]
-                count = max((pair.pairs for pair in pairs if pair), default=0)
-                differences.append([f"{name}, less {METHODS[BASE]}", str(count), *cells])
+                cells = _differences(of, seeds[BASE], shares)
+                differences.append([f"{name}, less {METHODS[BASE]}", *cells])
     heading = ["1 % (50)", "10 % (500)", "all (5,000)"]
     return "\n\n".join(
         [
@@ -166,12 +164,20 @@ def _of(images: ImageSet) -> Iterator[str]:
     rows = []
     for method, of in seeds.items():
         if method != BASE and BASE in seeds:
-            pairs = [paired_difference(of[figure], seeds[BASE][figure]) for figure in shown]
-            count = max((pair.pairs for pair in pairs if pair), default=0)
-            cells = [pair.points() if pair else "" for pair in pairs]
-            rows.append([METHODS[method], str(count), *cells])
+            rows.append([METHODS[method], *_differences(of, seeds[BASE], shown)])
     heading = [f"{images.called}: less {METHODS[BASE]}", "pairs"]
     yield table([*heading, *shown.values()], rows)
+
+
+def _differences(
+    one: Mapping[str, Mapping[int, float]],
+    other: Mapping[str, Mapping[int, float]],
+    figures: Iterable[str],
+) -> list[str]:
+    """Return the number of pairs, and one less the other, each {figure: {seed: value}}."""
+    pairs = [paired_difference(one[figure], other[figure]) for figure in figures]
+    count = max((pair.pairs for pair in pairs if pair), default=0)
+    return [str(count), *(pair.points() if pair else "" for pair in pairs)]
 
 
 def _by_seed(runs: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
