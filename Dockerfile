@@ -1,7 +1,7 @@
-# viewrank on a GPU: docker build -t viewrank . ; docker run --gpus all --ipc host -v "$PWD":/work viewrank train my/photos
+# viewrank on a GPU: docker build -t viewrank . ; docker run --gpus all --ipc host --user "$(id -u):$(id -g)" -v "$PWD":/work viewrank train my/photos
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
-ENV DEBIAN_FRONTEND=noninteractive PATH=/opt/viewrank/bin:$PATH HOME=/work
+ENV DEBIAN_FRONTEND=noninteractive PATH=/opt/viewrank/bin:$PATH HOME=/work USER=viewrank
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # Versions are those of the base image's release. Triton compiles a launcher with gcc.

@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import safetensors.torch
 import timm
 import torch
 import torchvision.models
@@ -80,7 +79,8 @@ def installed(place: Path) -> dict[str, str]:
             f"--config own_gpu --run runs/two --shards data/own {sets} {STEPS} {SMALL}"
         ),
         "docker build -t viewrank .": "true",
-        'docker run --gpus all --ipc host -v "$PWD":/work viewrank train my/photos': "true",
+        'docker run --gpus all --ipc host --user "$(id -u):$(id -g)" -v "$PWD":/work viewrank train '
+        "my/photos": "true",
     }
 
 
@@ -153,18 +153,17 @@ def encoders(place: Path) -> dict[str, str]:
     trained(place)
     torch.save(torchvision.models.resnet18().state_dict(), place / "resnet18.pth")
     torch.save(torchvision.models.resnet50().state_dict(), place / "resnet50.pth")
-    network = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
-    safetensors.torch.save_file(network.state_dict(), place / "dinov2_vits14.safetensors")
+    network = timm.create_model("vit_small_patch16_224", num_classes=0)
+    torch.save(network.state_dict(), place / "dino_deitsmall16_pretrain.pth")
     link(place, {"data/train": "data/stl10/train", "data/test": "data/stl10/test"})
-    views = "--views.count 2 --more_views [] --shards data/mine"
-    alone = f"{STEPS} {SHORT} {views} --evaluation_train none --evaluation_test none"
+    alone = f"{STEPS} {SHORT} --shards data/mine --evaluation_train none --evaluation_test none"
     begin = (
         "python train.py --config recipes/own_gpu.yaml --method.encoder Timm --method.encoder.name"
     )
     convnext, dino = [c for c in commands("docs/encoders.md") if c.startswith(begin)]
     return {
-        convnext: f"{convnext} {alone} --views.size 64 --run runs/convnext",
-        dino: f"{dino} {alone} --views.size 56 --run runs/dino",
+        convnext: f"{convnext} {alone} --run runs/convnext",
+        dino: f"{dino} {alone} --run runs/dino",
         "--test data/test": "--size 56 --test data/test",
         "no -m tools.embed runs/mine data/mine --out features.parquet": (
             "no -m tools.embed runs/mine data/mine --out features-of-two.parquet"

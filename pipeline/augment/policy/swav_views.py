@@ -5,8 +5,8 @@ Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882
 `facebookresearch/swav`, src/multicropdataset.py. Two large crops of 224 px and six small ones of
 96 are the paper's usual set.
 
-Differs from the authors' code: theirs has a blur window of 23 for every size, and divides the last
-channel by 0.228; ours divides it by 0.225, as everywhere else.
+Differs from the authors' code: theirs has a blur window of 23 for every size, and divides the first
+channel by 0.228; ours divides it by 0.229, as everywhere else.
 """
 
 from __future__ import annotations
