@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import PIL.Image
+import safetensors
 from rich.console import Console
 
 from pipeline import dali
 from shards.layout import MANIFEST, SUBSETS, ShardSet, open_shards
 from shards.source import ImageFolder
 from shards.storage import is_remote
+from shards.writing.writing_plan import is_of
 from training import installed, packaged_recipes, shown_commands, yaml_text
 from training.command_line import Rest, run_function
 from training.terminal import Section, show
@@ -91,10 +95,13 @@ def main(
     if len(whole) < LEAST:
         raise ValueError(f"{images} has {len(whole)} images; expected {LEAST} or more.")
     train, test = (f"{data}/{SUBSETS}/{each}" for each in (TRAIN, TEST))
-    if not Path(test, MANIFEST).exists():
-        shown_commands.run(
-            "select", str(data), TEST, "--fraction", f"{hold_out:g}", "--rest", TRAIN
-        )
+    if Path(test, MANIFEST).exists():
+        _refuse_other_share(test, hold_out)
+    else:
+        words = ["select", str(data), TEST, "--fraction", f"{hold_out:g}", "--rest", TRAIN]
+        if len(whole.manifest.classes) > hold_out * len(whole):  # one of each would be too many
+            words += ["--stratified", "false"]
+        shown_commands.run(*words)
 
     chosen = _chosen(path, whole, len(open_shards(train)))
     words = ["--config", recipe or path.stem, "--shards", train, "--run", str(run), *chosen]
@@ -106,9 +113,12 @@ def main(
     made = {"images": f"{len(whole):,} in {data}, {len(open_shards(test)):,} held out"}
     made["encoder"] = f"{run}/encoder.safetensors"
     if features:
-        made["features"] = f"{run}/features.npz"
-        if not Path(made["features"]).exists():
-            shown_commands.run("embed", str(run), str(data), "--out", made["features"])
+        table = run / "features.npz"
+        if table.exists() and _outdated(table, run, whole):
+            table.unlink()
+        if not table.exists():
+            shown_commands.run("embed", str(run), str(data), "--out", str(table))
+        made["features"] = str(table)
     if report:
         made["page"] = _report(run)
     made["seconds"] = f"{time.monotonic() - began:.0f} in all"
@@ -178,12 +188,43 @@ def _refuse_others(data: Path, images: str) -> None:
     Raises:
         ValueError: what it is of.
     """
-    found, now = open_shards(str(data)).manifest.account.found, len(ImageFolder(root=images))
-    if found != now:
+    shard_set, source = open_shards(str(data)), ImageFolder(root=images)
+    if not is_of(shard_set, source):
+        found, now = shard_set.manifest.account.found, len(source)
         raise ValueError(
-            f"{data} is a shard set of {found:,} images, but {images} has {now:,}. Remove it, and "
-            "it is made again; or give another --data."
+            f"{data} is a shard set of {found:,} images, made from another folder or before its "
+            f"images changed; {images} has {now:,}. Remove it and the run, and both are made "
+            "again; or give another --data and --run."
         )
+
+
+def _refuse_other_share(test: str, hold_out: float) -> None:
+    """Refuse a subset of held-out images that another share was asked of.
+
+    Raises:
+        ValueError: which share it is.
+    """
+    words = shlex.split(open_shards(test).manifest.command)
+    share = words[words.index("--fraction") + 1] if "--fraction" in words else None
+    if share is not None and float(share) != hold_out:
+        raise ValueError(
+            f"hold_out={hold_out:g}, but {test} holds out {share} of the images since an earlier "
+            f"command. Give --hold_out {share}; or other --data and --run."
+        )
+
+
+def _outdated(features: Path, run: Path, whole: ShardSet) -> bool:
+    """Whether a file of features is of an earlier state of the encoder, or of other images."""
+    from training import exported  # here, so that --help takes no seconds
+
+    try:
+        with np.load(features) as file:
+            facts = json.loads(str(file["metadata"]))
+        with safetensors.safe_open(str(run / exported.NAME), "np") as encoder:
+            step = json.loads(encoder.metadata()["step"])
+        return facts["step"] != step or facts["data"]["manifest_sha256"] != whole.manifest.digest()
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return True
 
 
 def _chosen(path: Path, whole: ShardSet, samples: int) -> list[str]:

@@ -9,7 +9,6 @@ writing ended. Memory does not grow with the images: the permutation takes 4 byt
 the search for copies and equal keys takes 16 at the end.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from shards.writing.output import LOCK, OURS, output_folder
 from shards.writing.prepare import Preparation
 from shards.writing.summary import summarise
 from shards.writing.tasks import HashContents, ShardJob, ShardTask, WriteShard
-from shards.writing.writing_plan import WritingPlan
+from shards.writing.writing_plan import WritingPlan, digest_of
 
 # Small enough that a set of 20,000 images has ten tars, whose order DALI reshuffles every epoch;
 # large enough that ImageNet's 641 tars, which DALI holds open, stay below the usual 1,024 files.
@@ -125,13 +124,12 @@ def write(
     _check(source, seed=seed, samples_per_shard=samples_per_shard, limit=limit, skip=skip)
     missing = Missing(max_missing, len(source), source.classes)
     missing.refuse_absent(source.absent)
-    origin = f"{plain(source.origin)}\n".encode() + source.fingerprint()
     plan = WritingPlan(
         format=FORMAT,
         source=source.name,
         split=plain(source.split),
         samples=len(source),
-        fingerprint=hashlib.sha256(origin).hexdigest(),
+        fingerprint=digest_of(source),
         classes=[plain(name) for name in source.classes],
         seed=seed,
         samples_per_shard=samples_per_shard,

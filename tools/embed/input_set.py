@@ -19,6 +19,7 @@ from shards.shard_table import read_quarantined
 from shards.storage import is_remote
 from shards.writing.prepare import Preparation
 from shards.writing.write import write
+from shards.writing.writing_plan import is_of
 from tools.shard import progress_shown
 
 if TYPE_CHECKING:
@@ -53,9 +54,15 @@ def open_input(data: str, folder: Path, *, workers: int) -> ShardSet:
     if is_shard_set(data):
         return open_shards(data)
     made = folder / SHARDS
-    if (made / MANIFEST).exists():
-        return open_shards(made)
     source = _source(data)
+    if (made / MANIFEST).exists():
+        shard_set = open_shards(made)
+        if not is_of(shard_set, source):
+            raise ValueError(
+                f"{made} is a copy of other images than {data} holds now. Remove {folder}, and it "
+                "is made again; or give another --out."
+            )
+        return shard_set
     sys.stderr.write(
         f"{data} is no shard set: its {len(source):,} images are copied into {made}, which is "
         "removed at the end\n"
