@@ -82,6 +82,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
     saved = processes.from_first(checkpoint.newest(config.run) if processes.first else None)
+    saved = saved and saved.below(config.run)  # rank 0 may have the folder at another place
     data = open_data(config, sets, saved, processes, phase)
     loader = data.loader
     schedule = Schedule(config, data.since, steps_per_epoch=len(loader))
@@ -104,7 +105,8 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         run_folder.check_continues(saved, **here, reshaped=data.reshaped)
         state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
-    agreement = Agreement(values=4, timeout=processes.timeout)
+    agreement = Agreement(values=4, timeout=processes.timeout)  # of each step
+    saving = Agreement(values=2, timeout=processes.timeout)  # it would take a step's message
     writer = open_writer(settings, data, processes)
 
     # ── monitor ─────────────────────────────────────────────────────────────────────────────────
@@ -174,9 +176,9 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
                     recorder.evaluate(step, final=False)
                 phase.enter("checkpoint", step=step, patience=10)
                 if due.save:
-                    writer.save(step, stopwatch.seconds, state.parts(), agreement)
+                    writer.save(step, stopwatch.seconds, state.parts(), saving)
                 if due.last:
-                    writer.finish(step, agreement)
+                    writer.finish(step, saving)
             if due.last:
                 break
             phase.enter("data", step=step)
@@ -194,6 +196,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         monitor.say(f"stopped at step {step:,} after {limit}")
     if processes.first:
         exported.export(settings, sets.train, method.encoder, step=step)
+    stop.end_at_once()  # the same command makes the evaluation
     recorder.evaluate_at_end(step)
     if processes.first:
         recorder.say(exported.usage(config.run))

@@ -9,7 +9,7 @@ from torch import Tensor
 def random_state() -> dict[str, Tensor]:
     """Return the state of this process's random numbers; the loader keeps its own."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a CPU's run leaves the GPU alone
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL.ImageOps import exif_transpose
 from torch import Tensor
 
 from pipeline.graph import scaled_shorter
@@ -23,8 +24,8 @@ class CentreCrop:
     normalisation: Normalisation
 
     def __call__(self, image: Any) -> Tensor:
-        """Return the centre of an image [3, H, W], normalised."""
-        pixels_HWC = torch.from_numpy(np.array(image.convert("RGB")))
+        """Return the centre of an image [3, H, W], upright as EXIF has it, and normalised."""
+        pixels_HWC = torch.from_numpy(np.array(exif_transpose(image).convert("RGB")))
         # Sides and corner are rounded as DALI rounds them.
         scale = scaled_shorter(self.size) / min(pixels_HWC.shape[:2])
         height, width = (int(side * scale + 0.5) for side in pixels_HWC.shape[:2])

@@ -79,8 +79,8 @@ def installed(place: Path) -> dict[str, str]:
             f"--config own_gpu --run runs/two --shards data/own {sets} {STEPS} {SMALL}"
         ),
         "docker build -t viewrank .": "true",
-        'docker run --gpus all --ipc host --user "$(id -u):$(id -g)" -v "$PWD":/work viewrank train '
-        "my/photos": "true",
+        'docker run --gpus all --ipc host --user "$(id -u):$(id -g)" -v "$PWD":/work viewrank '
+        "train my/photos": "true",
     }
 
 

@@ -22,5 +22,5 @@ def utilization(device: torch.device) -> dict[str, float]:
     """Return the share of the last second in which the GPU computed, where it can be asked."""
     if device.type == "cuda":
         with suppress(Exception):  # NVML has errors of its own, on MIG slices for one
-            return {"gpuutilization": torch.cuda.utilization(device) / 100}
+            return {"gpu_utilization": torch.cuda.utilization(device) / 100}
     return {}

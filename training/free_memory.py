@@ -14,7 +14,7 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(available, *cgroups_free())
+    return min([available, *cgroups_free()])
 
 
 def cgroups_free(

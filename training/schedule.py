@@ -50,7 +50,8 @@ class EpochStart:
         if steps is not None:
             return steps
         assert epochs is not None
-        return self.step + max(1, round((epochs - self.epoch) * steps_per_epoch))
+        left = round((epochs - self.epoch) * steps_per_epoch)
+        return self.step + max(left, 0 if self.step else 1)
 
 
 def reshaped(step: int, loader: Mapping[str, Any]) -> EpochStart:

@@ -65,7 +65,8 @@ def recorded(settings: Settings) -> Settings:
     if config.weights is None:
         return settings
     before = run_folder.read_config(config.run) if checkpoint.exists(config.run) else {}
-    if config.weights == before.get("weights") and config.weights_sha256 is None:
+    asked = config.weights_sha256 in (None, before.get("weights_sha256"))
+    if config.weights == before.get("weights") and asked:
         found = {name: before.get(name) for name in ("weights_sha256", "weights_license")}
     else:  # of another place, `run_folder.check` compares the content
         weights = read(config.weights)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.gather import gather, own_samples
-from model.method.method import Method, Output, encode, large, refuse_few
+from model.method.method import Method, Output, encode, large, large_count, refuse_few
 from model.objective import Objective
 
 
@@ -94,9 +94,9 @@ class JointEmbedding(Method):
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
         refuse_few(counts=counts, batch_size=batch_size)
-        found = sum(n for n, size in zip(counts, sizes, strict=True) if size == sizes[0])
+        found = large_count(counts, sizes)
         if self.gallery == "large" and found < 2:
             raise ValueError(
-                f"gallery=large, but there is {found} view of the first group's size: set "
-                "--views.count 2 or higher, or --method.gallery all."
+                f"gallery=large, but there is {found} view of the first group's size before others "
+                "come: set --views.count 2 or higher, or --method.gallery all."
             )

@@ -164,6 +164,12 @@ def large(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(takewhile(lambda group: group.shape[-2:] == size, views))
 
 
+def large_count(counts: tuple[int, ...], sizes: tuple[int, ...]) -> int:
+    """Return how many views the groups of `large` have, by the counts and sizes of all groups."""
+    groups = zip(counts, sizes, strict=True)
+    return sum(count for count, _ in takewhile(lambda group: group[1] == sizes[0], groups))
+
+
 def refuse_few(*, counts: tuple[int, ...], batch_size: int) -> None:
     """Refuse a single view or a single sample, for methods that compare both.
 

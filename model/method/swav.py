@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.encoder import Encoder
 from model.gather import gather, own_samples
-from model.method.method import Method, Output, encode, refuse_few
+from model.method.method import Method, Output, encode, large_count, refuse_few
 
 
 class SwAV(Method):
@@ -143,11 +143,12 @@ class SwAV(Method):
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
         refuse_few(counts=counts, batch_size=batch_size)
         T = len(self.queue_TLD)
-        found = sum(n for n, size in zip(counts, sizes, strict=True) if size == sizes[0])
+        found = large_count(counts, sizes)
         if found < T:
             raise ValueError(
-                f"assigned_views={T}, but {found} views have the first group's size: codes are "
-                f"found for large views. Set --views.count {T} or --method.assigned_views {found}."
+                f"assigned_views={T}, but {found} views have the first group's size before others "
+                f"come: codes are found for large views. Set --views.count {T} or "
+                f"--method.assigned_views {found}."
             )
 
 

@@ -111,7 +111,9 @@ class GroCo(OnePass):
         positive_QX[:, -M:].fill_(1)
         behind_QX = self.in_the_last_places(score_QX, positive_QX)
         # The cross-entropy of the first places is the same number: their probability is the rest.
-        return F.binary_cross_entropy(behind_QX.clamp(0, 1), positive_QX, reduction="none").mean(-1)
+        probable_QX = behind_QX.nan_to_num(0.5).clamp(0, 1)  # else NaN would end the run
+        loss_Q = F.binary_cross_entropy(probable_QX, positive_QX, reduction="none").mean(-1)
+        return loss_Q.masked_fill(behind_QX.isnan().any(-1), torch.nan)
 
     def in_the_last_places(self, score_QX: Tensor, place_QX: Tensor) -> Tensor:
         """Return how probably each input ends in the places that are 1 in `place_QX` [Q, X].

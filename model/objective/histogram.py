@@ -66,7 +66,7 @@ def _histogram(S_QG: Tensor, bins: int, per_score: float, highest: float) -> tup
     for the outermost bin alone. So place p is bin p - 1. Overwrites S [Q, G].
     """
     place_QG = S_QG.mul_(-per_score).add_(1 + highest * per_score).clamp_(0, bins)
-    before_QG = place_QG.long()
+    before_QG = place_QG.long().clamp_(0, bins)  # NaN becomes a number that is no place
     further_QG = place_QG.frac_()
     count_QP = S_QG.new_zeros(len(S_QG), bins + 2)
     count_QP[:, 1:].scatter_add_(1, before_QG, further_QG)

@@ -328,6 +328,8 @@ def test_the_queue_of_swav_waits_until_it_is_full() -> None:
 def test_more_assigned_views_than_large_ones_are_refused() -> None:
     with pytest.raises(ValueError, match="assigned_views=2, but 1 views have"):
         made("SwAV").refuse(counts=(1, 3), sizes=(8, 6), batch_size=4)
+    with pytest.raises(ValueError, match="assigned_views=2, but 1 views have"):
+        made("SwAV").refuse(counts=(1, 3, 1), sizes=(8, 6, 8), batch_size=4)  # the second is small
 
 
 # ── large views ─────────────────────────────────────────────────────────────────────────────────
@@ -347,5 +349,6 @@ def test_small_views_only_ask_if_the_gallery_is_large() -> None:
     output = method.eval()(batch(0))
     expected = SmoothAP()(output.z_VAD, gallery_views=2)
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
-    with pytest.raises(ValueError, match="gallery=large, but there is 1 view"):
-        method.refuse(counts=(1, 3), sizes=(8, 6), batch_size=4)
+    for counts, sizes in (((1, 3), (8, 6)), ((1, 3, 1), (8, 6, 8))):
+        with pytest.raises(ValueError, match="gallery=large, but there is 1 view"):
+            method.refuse(counts=counts, sizes=sizes, batch_size=4)

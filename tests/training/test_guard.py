@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.objective import Objective
 from tests.small_step import METHODS, step_of, tensors_of
+from training.settings import concrete
 
 pytestmark = pytest.mark.usefixtures("accelerate_as_it_was")
+OURS = [each for each in concrete(Objective) if each.__module__.startswith("model.")]
+OBJECTIVES = sorted(each.__name__ for each in OURS)
 
 
 def batch(number: int, *, spoilt: bool = False) -> tuple[Tensor, ...]:
@@ -50,6 +54,16 @@ def test_a_bad_step_leaves_no_trace(method: str, optimizer: str, clip: str) -> N
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
     assert with_it.guard.counts() == (1, 0)
     assert without.guard.counts() == (0, 0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_bad_step_leaves_no_trace_under_any_objective(objective: str) -> None:
+    step = step_of("JointEmbedding", "adamw", "--method.objective", objective)
+    step(batch(0), learning_rate=0.1)
+    before = tensors_of(step)
+    step(batch(1, spoilt=True), learning_rate=0.1)
+    assert_equal(tensors_of(step), before)
+    assert step.guard.counts() == (1, 1)
 
 
 def test_a_bad_step_leaves_no_trace_in_a_ring_of_keys() -> None:

@@ -58,6 +58,11 @@ def test_the_epoch_that_is_not_done_begins_again(within: int, epoch: int) -> Non
     assert since.seed(3) != 3
 
 
+def test_a_run_that_is_done_is_done_with_other_batches_too() -> None:
+    assert EpochStart(step=15, epoch=3).total_steps(steps=None, epochs=3, steps_per_epoch=2) == 15
+    assert EpochStart().total_steps(steps=None, epochs=0.1, steps_per_epoch=2) == 1
+
+
 @pytest.mark.parametrize("warmup", ["0", "0.7"])
 def test_a_schedule_of_time_is_that_of_steps_where_all_steps_take_as_long(
     warmup: str, tmp_path: Path

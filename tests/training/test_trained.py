@@ -72,6 +72,16 @@ def test_a_centre_crop_is_the_pipeline_s(
         assert (mine - image_CHW).abs().mean() < 1.5 / 255 / 0.5
 
 
+def test_a_photo_that_its_file_turns_is_seen_upright(tmp_path: Path) -> None:
+    upright = Pictures(1, height=40, width=64).pixels(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
+    prepare = CentreCrop(32, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert torch.equal(prepare(turned), prepare(Image.fromarray(upright)))
+
+
 def test_other_files_are_refused_by_what_they_lack(
     tmp_path: Path, make_shard_set: MakeShardSet
 ) -> None:

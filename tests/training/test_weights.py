@@ -200,9 +200,10 @@ def test_a_run_goes_on_with_its_weights_elsewhere_but_not_with_others(
     monkeypatch.setattr(run_folder, "exists", lambda _: True)
 
     moved = first.rename(tmp_path / "moved.pth")
-    gone = weights.recorded(parse([*words, "--weights", str(first)]))
-    assert gone.resolved == begun.resolved
-    run_folder.check(run, gone)
+    for again in ([*words, "--weights", str(first)], ["--config", str(run / run_folder.CONFIG)]):
+        gone = weights.recorded(parse(again))
+        assert gone.resolved == begun.resolved
+        run_folder.check(run, gone)
     run_folder.check(run, weights.recorded(parse([*words, "--weights", str(moved)])))
     other = saved(SmallResNet(width=4).network.state_dict(), tmp_path / "other.pth")
     for without in ([], ["--weights", str(other)]):

@@ -46,9 +46,13 @@ class Agreement:
         return said
 
     def agree(self, mine: Sequence[int]) -> list[int]:
-        """Return the largest of each number that any rank gives now; waits for all of them."""
+        """Return the largest of each number that any rank gives now; waits for all of them.
+
+        An agreement that exchanges cannot agree too: it would take a message that is under way.
+        """
         if self._group is None:
             return list(mine)
+        assert self._sent is None, "a message is under way"
         self.exchange(mine)
         return self._receive()
 

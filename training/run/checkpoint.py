@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class Checkpoint:
     """Device and precision, such as "cpu, bf16": another one would round differently."""
     since: EpochStart = field(default_factory=EpochStart)
     """Where the epoch began from which on batches were as they are in this checkpoint."""
+
+    def below(self, run: Path) -> Checkpoint:
+        """Return the same checkpoint, as a machine finds it that has the run's folder there."""
+        return replace(self, root=run / FOLDER / self.root.name)
 
     def method(self) -> dict[str, Tensor]:
         """Return the method's state, on the CPU."""

@@ -65,7 +65,7 @@ def write(
     path = run / FOLDER / f"{step:08d}-rank-{rank}.safetensors"
     path.parent.mkdir(exist_ok=True)
     held = state_file.to_host(state)
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()  # the copies are under way
     durable.replace(path, state_file.pieces(held))
     return path

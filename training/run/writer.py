@@ -47,6 +47,7 @@ class Writer:
         self._finished, self._failed, self._committed = 0, 0, 0  # steps
         self._thread: Thread | None = None
         self._news: list[str] = []
+        self._refused: OSError | None = None  # why this process's last save failed
         self._defect: Exception | None = None
 
     def save(
@@ -67,7 +68,7 @@ class Writer:
         self._open, self._seconds = step, seconds
         copies = {name: state_file.to_host(state) for name, state in parts.items()}
         copied = None
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # a CPU's run leaves the GPU alone
             copied = torch.cuda.Event()
             copied.record()
         self._start(self._write, step, copies, copied)
@@ -115,10 +116,12 @@ class Writer:
             OSError: it could not be saved.
         """
         if self.settle(agreement) != step:
+            why = self._refused or OSError(errno.EIO, "another process could not write its part")
+            remedy = "Free space" if why.errno in (errno.ENOSPC, errno.EDQUOT) else "See to it"
             raise OSError(
-                errno.EIO,
-                f"step {step:,} could not be saved; earlier checkpoints are untouched. "
-                "Free space and run the same command again",
+                why.errno,
+                f"step {step:,} could not be saved ({why}); earlier checkpoints are untouched. "
+                f"{remedy}, and run the same command again",
                 str(self._run),
             )
 
@@ -130,13 +133,14 @@ class Writer:
                 checkpoint.write_part(self._run, step, name, state_file.pieces(copies.pop(name)))
             self._finished = step
         except OSError as error:
-            self._failed = step
+            self._failed, self._refused = step, error
             self._news.append(f"rank {self._rank}: {error}")
 
     def _commit(self, step: int) -> None:
         try:
             checkpoint.commit(self._run, step, {"seconds": self._seconds, **self._facts})
         except OSError as error:
+            self._refused = error
             self._news.append(f"{error}; {_NOT_SAVED.format(step)}")
             checkpoint.abandon(self._run, step)
             return

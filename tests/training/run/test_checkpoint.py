@@ -37,12 +37,27 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(newest.rank(0)["random"]["cpu"], torch.get_rng_state())
 
 
+def test_a_machine_reads_it_where_it_has_the_run_s_folder(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    method = save(there, 7)
+    found = checkpoint.newest(there)
+    there.rename(here)
+    assert found is not None
+    assert torch.equal(found.below(here).method()["weight"], method["weight"])
+
+
 def test_random_numbers_go_on_where_they_were() -> None:
     state = random_state()
     expected = torch.rand(5)
     torch.rand(100)
     set_random_state(state)
     assert torch.equal(torch.rand(5), expected)
+
+
+def test_the_state_of_a_cpu_s_run_does_not_wake_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert random_state().keys() == {"cpu"}
 
 
 def test_a_folder_without_its_record_is_not_complete(tmp_path: Path) -> None:

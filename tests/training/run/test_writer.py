@@ -199,6 +199,24 @@ def test_a_part_that_fails_is_told_and_the_next_one_is_saved(
     assert writer.settle(agreement) == 3 == newest(tmp_path)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOSPC])
+def test_the_end_of_a_run_says_why_its_last_checkpoint_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    writer, agreement = Writer(tmp_path, rank=0, facts=FACTS, keep=1), Agreement(3)
+
+    def refused(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refused)
+        writer.save(step=2, seconds=1.0, parts=parts(2), agreement=agreement)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            writer.finish(2, agreement)
+    assert caught.value.errno == number  # by which a command says whether to try again
+    assert ("Free space" in str(caught.value)) == (number == errno.ENOSPC)
+
+
 class Told:
     """Ranks of which another one says what it is made to say."""
 
