@@ -75,11 +75,18 @@ class RateSweep:
             drawn_N: mask of the samples to train on; all have a label.
             name: of the draw, in words.
             seed: of the held-out part, the heads, the order of the samples and the crops.
+
+        Raises:
+            ValueError: no rate, or not the chosen one, ends with a finite loss.
         """
         rate = self._chosen(drawn_N, name=name, seed=seed)
-        (top1,), (top5,), _ = self._trained(
+        (top1,), (top5,), (loss,) = self._trained(
             (rate,), drawn_N, self.trial.test, name=f"{name}, all labels, rate {rate:g}", seed=seed
         )
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"training diverged with rate {rate:g}, on all labels of {name}. Give lower ones."
+            )
         return SweepResult(top1, top5, rate)
 
     def clean(self) -> None:

@@ -225,6 +225,34 @@ def shared(lock: Path, *, clean: Callable[[], object]) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone(lock: Path, taken: str) -> Iterator[None]:
+    """Be inside alone. However a process ends, on whatever machine, it is not inside any more.
+
+    Where a file system has no locks, nothing keeps others out.
+
+    Args:
+        lock: a file for this alone, which stays.
+        taken: what to say if another process is inside.
+
+    Raises:
+        ValueError: another process is inside.
+    """
+    # Opened for writing: NFS locks no other files across hosts.
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(taken) from None
+    except OSError:  # there are no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _enter(lock: Path, clean: Callable[[], object]) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

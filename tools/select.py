@@ -42,7 +42,7 @@ def main(
     Args:
         dir: shard set, a folder or a URL.
         name: name of the subset.
-        fraction: share of the samples that all other flags choose, such as 0.1.
+        fraction: this share, such as 0.1, of the samples that fit the other flags.
         per_class: largest number of samples of each class.
         classes: names of classes, or labels.
         fold: samples of this fold (STL-10: 0 to 9).
@@ -50,7 +50,8 @@ def main(
             id; id=42 and key=42 say which is meant.
         where: FIELD=VALUE, once or several times: samples with these values in KEY.json, such as
             split=train.
-        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves.
+        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves; then
+            --fraction leaves one or more samples of each class.
         seed: seed of --fraction and --per_class.
         stratified: take the fraction of each class, and at least one sample of each.
     """

@@ -8,12 +8,11 @@ The shard set itself does not change: its disk may be read-only, and other runs 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from shards.health.verification import CheckShard
+from shards.health.verification import CheckSeen
 from shards.layout import ShardSet
 from shards.shard_index import lines_of
 from shards.subset.masked import masked
@@ -28,25 +27,22 @@ def find_bad(
 ) -> dict[str, dict[str, str]]:
     """Return the samples that training cannot use, by shard and key, with the reason.
 
-    Only shards that differ from what was written are decoded; if none does, all are. `progress` is
-    called before each sample, and each file that is read at once.
+    Shards that differ from what was written are decoded; where that finds no sample, all are.
+    `progress` is called before each sample, and each file that is read at once.
 
     Raises:
         Unreachable: the place of the set does not answer.
     """
-
-    def report(_done: int, _size: int) -> None:
-        progress()
-
-    job = CheckShard.of(shard_set, deep=False)
-    shards = shard_set.manifest.shards
-    changed = [shard for shard in shards if job(shard, report)]
-    deep = replace(job, deep=True)
+    check, shards = CheckSeen(shard_set, progress), shard_set.manifest.shards
+    changed = [shard for shard in shards if check(shard, deep=False)]
     found: dict[str, dict[str, str]] = {}
-    for shard in changed or shards:
-        for problem in deep(shard, report):
-            if problem.key:
-                found.setdefault(shard.name, {})[problem.key] = problem.what
+    for some in (changed, [shard for shard in shards if shard not in changed]):
+        for shard in some:
+            for problem in check(shard, deep=True):
+                if problem.key:
+                    found.setdefault(shard.name, {})[problem.key] = problem.what
+        if found:
+            break
     return found
 
 

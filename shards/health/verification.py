@@ -21,13 +21,14 @@ from shards.layout import (
     Manifest,
     Shard,
     ShardSet,
+    open_shards,
 )
 from shards.named_numbers import numbers_in
 from shards.outage import Unreachable
-from shards.shard_index import check_index
+from shards.shard_index import check_index, lines_of
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
-from shards.tar import components, hash_file, index_lines, label_bytes, read_part
+from shards.tar import components, hash_file, index_lines, key_of, label_bytes, read_part
 from shards.writing.summary import summarise
 from shards.writing.writing_plan import WritingPlan
 
@@ -354,6 +355,40 @@ def difference(found: File, written: File) -> str:
     return "is not what was written: its sha256 differs"
 
 
+class CheckSeen:
+    """Checks the shards of a set as this process sees it, which may have left out samples.
+
+    Of such a shard the files are checked as they were written; what is wrong with samples that the
+    set has no more is not told, nor that the tar differs because of them.
+
+    Args:
+        shard_set: the set.
+        progress: called before each sample, and each file that is read at once.
+    """
+
+    def __init__(self, shard_set: ShardSet, progress: Callable[[], object]) -> None:
+        self._shard_set, self._progress = shard_set, progress
+        self._written: dict[str, Shard] = {}
+        if shard_set.replaced:
+            whole = open_shards(shard_set.root).manifest.shards
+            self._written = {shard.name: shard for shard in whole}
+
+    def __call__(self, shard: Shard, *, deep: bool) -> list[Problem]:
+        """Return what is wrong with a shard of the set."""
+
+        def report(_done: int, _size: int) -> None:
+            self._progress()
+
+        written = self._written.get(shard.name, shard)
+        found = CheckShard.of(self._shard_set, deep=deep)(written, report)
+        if not found or shard.name not in self._shard_set.replaced:
+            return found
+        here = {key_of(line) for line in lines_of(self._shard_set, shard)}
+        kept = [problem for problem in found if problem.key in here]
+        gone = any(problem.key and problem.key not in here for problem in found)
+        return kept if kept or gone else found
+
+
 def explain_failure(
     shard_set: ShardSet, *, progress: Callable[[], object] = lambda: None
 ) -> str | None:
@@ -365,14 +400,10 @@ def explain_failure(
     Raises:
         Unreachable: its place does not answer.
     """
-    job, deep = (CheckShard.of(shard_set, deep=deep) for deep in (False, True))
-
-    def report(_done: int, _size: int) -> None:
-        progress()
-
+    check = CheckSeen(shard_set, progress)
     for shard in shard_set.manifest.shards:
-        if job(shard, report):
-            problems = deep(shard, report)
+        if check(shard, deep=False):
+            problems = check(shard, deep=True)
             problems.sort(key=lambda problem: not problem.key)  # a bad sample explains most
             return f"{shard_set.root}: {'; '.join(map(str, problems[:2]))}"
     return None

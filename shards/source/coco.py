@@ -18,6 +18,7 @@ from shards.source.coco_annotations import (
     read_annotations,
     splits_annotated,
 )
+from shards.source.fitted_boxes import fitted
 from shards.source.folder import EXTENSIONS, is_image, some
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
@@ -36,7 +37,8 @@ class COCO(Source):
 
     Annotations of objects make the set a multi-label one, with the categories in the order of their
     ids. An image has a category if any annotation says so, of a crowd too, as pycocotools counts
-    (getImgIds). Of an image that is not in the annotations nothing is known.
+    (getImgIds). Of an image that is not in the annotations nothing is known. Boxes are in the
+    pixels of the image as it stands upright, whose width and height are beside them.
     """
 
     name = "coco"
@@ -91,9 +93,12 @@ class COCO(Source):
         name = self._files[index]
         stem, extension = os.path.splitext(name)
         facts = self.facts(index)
+        image = self._root.read(facts["file"])
+        if any("bbox" in each for each in facts.get("annotations", [])):
+            facts |= fitted(facts, image)
         return Sample(
             key=key_from(name if self._long[index] else stem),
-            image=self._root.read(facts["file"]),
+            image=image,
             label=-1,
             id=index,
             metadata=facts,

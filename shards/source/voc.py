@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from shards.layout import ABSENT, PRESENT, UNKNOWN
 from shards.one_line import one_line
+from shards.source.fitted_boxes import Facts, fitted
 from shards.source.folder import EXTENSIONS, is_image
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.usual_names import is_leftover
-from shards.source.voc_annotations import LARGEST, OFFICIAL, Facts, fitted, read_xml
+from shards.source.voc_annotations import LARGEST, OFFICIAL, read_xml
 from shards.storage import Folder, folder_at, is_remote
 
 _IMAGES, _XML, _LISTS = "JPEGImages", "Annotations", "ImageSets/Main"

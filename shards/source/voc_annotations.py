@@ -1,15 +1,14 @@
-"""PASCAL VOC's annotation files, an XML an image: read, checked, fitted to the image's own pixels.
+"""PASCAL VOC's annotation files, an XML an image: read and checked.
 
 They may come from anybody. So none is read that is large or has a DOCTYPE, without which XML has no
 entities: none from elsewhere, and none that unfold.
 """
 
 import math
-from typing import Any
 from xml.etree import ElementTree
 
-from shards.image import exif_orientation, open_with_pillow
 from shards.one_line import one_line
+from shards.source.fitted_boxes import Facts, boxed
 
 OFFICIAL = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -21,7 +20,6 @@ LARGEST = 4 * 2**20  # bytes; 10,000 objects
 _FURTHEST = 1e6  # pixels; beyond it nothing is a corner
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NO = {"", "0", "false", "no", "unspecified"}
-Facts = dict[str, Any]
 
 
 def read_xml(data: bytes) -> Facts:
@@ -59,7 +57,7 @@ def _object(element: ElementTree.Element) -> Facts:
             f"a box of {one_line(name)[:40]} ends before it begins: {', '.join(_CORNERS)} are "
             f"{left}, {top}, {right}, {bottom}"
         )
-    box = _boxed(left - 1, top - 1, right - left + 1, bottom - top + 1)
+    box = boxed(left - 1, top - 1, right - left + 1, bottom - top + 1)
     found: Facts = {"category": name, "iscrowd": 0, **box}
     for flag in ("difficult", "truncated"):
         found[flag] = int((element.findtext(flag) or "").strip().lower() not in _NO)
@@ -76,49 +74,3 @@ def _number(element: ElementTree.Element, where: str, default: str = "") -> floa
     if not abs(number) <= _FURTHEST:
         raise ValueError(f"{where} is {one_line(text)[:40]!r}; expected a number of pixels")
     return int(number) if number.is_integer() else number
-
-
-def _boxed(*sides: float) -> Facts:
-    """Return a box and its area, to thousandths of a pixel; whole numbers stay whole."""
-    x, y, width, height = (round(side, 3) for side in sides)
-    return {"bbox": [x, y, width, height], "area": round(width * height, 3)}
-
-
-def fitted(facts: Facts, image: bytes) -> Facts:
-    """Return an annotation file's facts in the pixels of the image as it is decoded: upright.
-
-    Boxes are scaled where the image has another size than the file says, and turned where the file
-    describes an image before EXIF turns it. They stay as they are where the file says no size, or
-    exchanges width and height.
-
-    Args:
-        facts: of `read_xml`.
-        image: the image's file, or its beginning. Of one that is no image nothing is changed.
-    """
-    try:
-        stored = open_with_pillow(image).size
-    except ValueError:
-        return facts
-    said, orientation = (facts["width"], facts["height"]), exif_orientation(image)
-    width, height = size = stored[::-1] if orientation > 4 else stored
-    annotations = facts["annotations"]
-    if said == stored != size:
-        annotations = [_turned(each, orientation, width, height) for each in annotations]
-    elif min(said) > 0 and said not in (size, size[::-1]):
-        annotations = [_scaled(each, width / said[0], height / said[1]) for each in annotations]
-    return {"width": width, "height": height, "annotations": annotations}
-
-
-def _scaled(annotation: Facts, across: float, down: float) -> Facts:
-    x, y, width, height = annotation["bbox"]
-    return annotation | _boxed(x * across, y * down, width * across, height * down)
-
-
-def _turned(annotation: Facts, orientation: int, width: float, height: float) -> Facts:
-    """Turn a box with its image, which then has this size; EXIF's orientations 5 to 8."""
-    top, left, down, across = annotation["bbox"]  # its x is the new y: columns become rows
-    if orientation in (6, 7):
-        left = width - left - across
-    if orientation in (7, 8):
-        top = height - top - down
-    return annotation | _boxed(left, top, across, down)

@@ -91,7 +91,7 @@ class Listed(Criterion):
     def _entries(self) -> Iterator[tuple[str, str]]:
         """Yield kind (id, key, or "" for a number alone) and text of each line."""
         try:
-            with self._file.open(encoding="utf-8") as lines:
+            with self._file.open(encoding="utf-8-sig") as lines:
                 for line in filter(None, map(str.strip, lines)):
                     kind, separator, text = line.partition("=")
                     if not separator or kind not in _KINDS:

@@ -75,7 +75,8 @@ def select(
         where: FIELD=VALUE on the samples' metadata; a list fits if it has the value.
         seed: of per_class and fraction, 0 to 2**32 - 1.
         stratified: take the fraction of every class, and at least one sample of each.
-        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves.
+        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves;
+            the fraction then leaves one or more samples of each class.
         command: noted in the manifests.
 
     Returns:
@@ -103,9 +104,12 @@ def select(
     if fraction is not None:
         candidates = chosen if per_class is not None else candidates
         strata = labels if stratified else np.zeros_like(labels)
-        chosen = _first(
-            order, chosen, strata, lambda counts: np.maximum(np.rint(fraction * counts), 1)
-        )
+
+        def number(counts: NDArray[np.int64]) -> NDArray[np.floating]:
+            some = np.maximum(np.rint(fraction * counts), 1)
+            return some if rest is None else np.minimum(some, counts - 1)
+
+        chosen = _first(order, chosen, strata, number)
     masks = [chosen] if rest is None else [chosen, candidates & ~chosen]
     for subset, mask in zip(names, masks, strict=True):
         if not mask.any():

@@ -26,6 +26,11 @@ def refuse_occupied(out: Location) -> None:
     """
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise FileExistsError(f"{out} is a file; expected a folder to write. Give another --out.")
+    if not is_remote(out) and os.path.ismount(out):
+        raise FileExistsError(
+            f"{out} is where a disk is mounted, and cannot be made anew. Give a folder in it as "
+            f"--out, such as {os.path.join(out, 'set')}."
+        )
     folder = folder_at(out)
     if not folder.exists():
         return
@@ -52,7 +57,7 @@ def output_folder(out: Location, plan: WritingPlan) -> Iterator[tuple[Folder, Wr
         if is_remote(out):
             folder = folder_at(out)
         else:
-            folder = folder_at(stack.enter_context(_aside(Path(os.path.abspath(out)))))
+            folder = folder_at(stack.enter_context(_aside(Path(os.path.realpath(out)))))
         try:
             yield folder, _agree(folder, plan)
         except OSError as error:

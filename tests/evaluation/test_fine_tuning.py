@@ -243,6 +243,8 @@ def test_a_training_that_diverges_with_every_rate_says_so(
 ) -> None:
     with pytest.raises(ValueError, match=r"diverged with every rate of 1e\+20, 1e\+30"):
         run(replace(TUNING, rates=(1e20, 1e30)), trial(sets, InMemory(tmp_path)))
+    with pytest.raises(ValueError, match=r"diverged with rate 1e\+30, on all labels"):
+        run(replace(TUNING, rates=(1e30,)), trial(sets, InMemory(tmp_path / "one")))
 
 
 def test_figures_of_any_share_have_names_and_an_order() -> None:

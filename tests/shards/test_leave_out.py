@@ -9,6 +9,7 @@ from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from shards.health.leave_out import find_bad, leave_out
+from shards.health.verification import explain_failure
 from shards.layout import ShardSet, open_shards
 from shards.tar import components, index_lines
 from tests.conftest import MakeShardSet
@@ -53,6 +54,21 @@ def test_all_that_is_left_is_seen_once(
     assert len(left) == 39
     assert seen(left) == sorted(set(range(42)) - {int(key) for key in keys})
     assert before == {path: path.read_bytes() for path in Path(shard_set.root).iterdir()}
+
+
+def test_a_set_that_lacks_samples_already_is_blamed_for_the_others_alone(
+    damaged: tuple[ShardSet, dict[str, str]], tmp_path: Path
+) -> None:
+    shard_set, keys = damaged
+    first = next(key for key, shard in keys.items() if shard == "00000")
+    sound = place_of(Path(shard_set.root), "00003", 1)[0]
+    one = leave_out(shard_set, {"00000": {first: "x"}, "00003": {sound: "x"}}, tmp_path / "one")
+    others = {key for key, shard in keys.items() if shard == "00003"}
+    assert {key for found in find_bad(one).values() for key in found} == others
+    explained = explain_failure(one)
+    assert explained is not None and "00003.tar" in explained and "00000" not in explained
+    rest = leave_out(one, {"00003": dict.fromkeys(others, "x")}, tmp_path / "rest")
+    assert find_bad(rest) == {} and explain_failure(rest) is None
 
 
 def test_a_shard_without_a_good_sample_goes_whole(

@@ -183,6 +183,12 @@ def test_fraction_and_rest_are_disjoint_and_together_all_that_the_others_choose(
     assert Counter(label for _, label in read_by_dali(train)) == {1: 48, 2: 24}
 
 
+def test_what_a_fraction_leaves_has_samples_of_every_class(whole):
+    test, train = two(select(whole, "test", fraction=0.1, rest="train"))
+    assert Counter(label for _, label in read_by_dali(test)) == {0: 12, 1: 6, 2: 3, 3: 1}
+    assert Counter(label for _, label in read_by_dali(train)) == {0: 108, 1: 54, 2: 27, 3: 12, 4: 1}
+
+
 def test_the_rest_of_per_class_is_everything_else(whole):
     labelled, others = two(select(whole, "labelled", per_class=2, rest="others"))
     assert Counter(label for _, label in read_by_dali(labelled)) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}
@@ -206,6 +212,8 @@ def test_ids_and_keys_are_read_from_a_file(whole, tmp_path):
     file = tmp_path / "ids.txt"
     file.write_text(f"{IDS[9]}\n\n m0007 \nkey=1003\nid={IDS[200]}\n")
     assert ids_of(one(select(whole, "listed", ids=file))) == {IDS[i] for i in (9, 7, 3, 200)}
+    file.write_text("m0007\n", encoding="utf-8-sig")  # as Windows writes it
+    assert ids_of(one(select(whole, "marked", ids=file))) == {IDS[7]}
 
 
 @pytest.mark.parametrize(

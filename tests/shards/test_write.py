@@ -251,6 +251,24 @@ def test_a_set_without_a_usable_image_is_refused(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_a_link_is_written_where_it_leads(class_folders, tmp_path: Path):
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.mkdir(parents=True)
+    for target in (there, tmp_path / "disk" / "dangling"):
+        link.symlink_to(target)
+        assert len(write(ImageFolder(root=class_folders()), link)) == 12
+        assert link.is_symlink() and (target / "manifest.json").exists()
+        assert not list(tmp_path.glob("*.partial"))
+        link.unlink()
+
+
+def test_a_mount_point_is_refused_before_any_work(class_folders, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    with pytest.raises(FileExistsError, match=r"disk is where a disk is mounted.*disk/set"):
+        write(ImageFolder(root=class_folders()), tmp_path / "disk")
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_copies_are_counted_and_dropped_on_demand(class_folders, tmp_path: Path):
     root = class_folders(classes=3, per_class=8)
     copied = (root / "class_00" / "0003.jpg").read_bytes()

@@ -26,7 +26,9 @@ from tools.compare import chart, load
 from tools.compare import result_tables as tables
 from tools.compare import run as child
 from tools.compare.budget import Budget
+from tools.compare.difference_columns import difference_columns
 from tools.compare.plan import Plan
+from tools.compare.table_row import TableRow
 from tools.compare.variants import Variant, check_terms, variants
 from training.command_line import run_function
 from training.monitor import records
@@ -455,6 +457,19 @@ def test_nobody_is_best_within_the_interval_of_a_difference() -> None:
     assert "| b | 50.0 |" in tables.markdown(alone), "one seed makes nobody the best"
     assert "differences to" not in tables.markdown(alone)
     assert "| b | +10.0 |" in tables.markdown(alone, against="a")
+
+
+def test_differences_are_to_a_variant_that_had_every_seed() -> None:
+    of = {"lucky": {0: 0.9}, "better": {0: 0.5, 1: 0.6}, "worse": {0: 0.4, 1: 0.5}}
+    rows = [
+        TableRow(name, {"knn": (0.5, None)}, fair=len(values) == 2, by_seed={"knn": values})
+        for name, values in of.items()
+    ]
+    found = difference_columns(rows, {"knn": "k-NN"})
+    assert found is not None
+    title, names, (column,) = found
+    assert title.startswith("differences to better,") and names == ["lucky", "worse"]
+    assert column.heading == "k-NN" and "-10.0 ± 0.0" in column.cells
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 7, 31, 200])

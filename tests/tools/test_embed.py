@@ -201,6 +201,41 @@ def test_folders_and_tables_keep_the_order_of_their_files(
     ]
 
 
+def test_other_images_than_before_the_stop_are_not_taken_for_them(
+    encoder: tuple[SmallResNet, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        for index in range(3):
+            picture = Image.fromarray(Pictures(SAMPLES).pixels(index))
+            picture.save(tmp_path / folder / f"{index}.png")
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.Maker, "make", stopped)
+        embed(tmp_path / "a.npz", tmp_path / "one", encoder[1])
+    PartialState._reset_state()
+    with pytest.raises(ValueError, match=r"is a copy of other images than .*other holds now"):
+        embed(tmp_path / "a.npz", tmp_path / "other", encoder[1])
+    PartialState._reset_state()
+    assert len(embed(tmp_path / "a.npz", tmp_path / "one", encoder[1])["key"]) == 3
+
+
+def test_a_strip_that_would_fill_the_memory_is_left_out_and_named(
+    encoder: tuple[SmallResNet, list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (20000, 1)).save(folder / "strip.png")
+    Image.new("RGB", (40, 40)).save(folder / "other.png")
+    found = embed(tmp_path / "a.npz", folder, encoder[1])
+    assert list(found["key"]) == ["other"]
+    (line,) = found["metadata"]["left_out"]
+    assert "strip.png" in line
+
+
 @pytest.mark.slow
 def test_two_processes_leave_the_features_of_one(
     make_shard_set: MakeShardSet, encoder: tuple[SmallResNet, list[str]], tmp_path: Path

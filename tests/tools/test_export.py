@@ -290,6 +290,10 @@ def test_an_encoder_outside_of_its_run_is_checked_with_a_folder_of_images(
     write(away, "timm", "--images", str(tmp_path))
     assert "3 images of" in capsys.readouterr().out
     assert (tmp_path / "away.timm.safetensors").exists()
+    cut = tmp_path / "2.png"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"2\.png cannot be decoded"):
+        write(away, "torchvision", "--images", str(tmp_path))
 
 
 def test_an_export_that_computes_something_else_gets_no_name(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
 from shards.layout import open_shards
 from tools import select, shard, train_folder
@@ -86,16 +87,40 @@ def test_what_it_starts_is_a_run_as_the_recipe_s_but_for_what_was_chosen(started
 def test_the_same_command_makes_nothing_twice(started: Started) -> None:
     folder = images("twice", 24, side=40)
     call(train_folder.main, [folder, "--report", "false"])
-    Path("runs/twice").mkdir(parents=True)
-    Path("runs/twice/features.npz").touch()
-    started.clear()
-    call(train_folder.main, [folder, "--report", "false"])
-    assert [words[0] for words in started] == ["train"]
-    Path(folder, "23.jpg").unlink()
-    with pytest.raises(
-        ValueError, match=r"data/twice is a shard set of 24 images, but twice has 23"
-    ):
+    run, whole = Path("runs/twice"), open_shards("data/twice").manifest.digest()
+    run.mkdir(parents=True)
+    for step, of, made in ((5, whole, []), (3, whole, ["embed"]), (5, "another", ["embed"])):
+        encoder = {"step": "5"}
+        safetensors.numpy.save_file({"x": np.zeros(1)}, run / "encoder.safetensors", encoder)
+        facts = json.dumps({"step": step, "data": {"manifest_sha256": of}})
+        np.savez(run / "features.npz", metadata=np.array(facts))
+        started.clear()
+        call(train_folder.main, [folder, "--report", "false"])
+        assert [words[0] for words in started] == ["train", *made]
+    with pytest.raises(ValueError, match=r"hold_out=0\.3, but .*/subsets/test holds out 0\.1"):
+        call(train_folder.main, [folder, "--hold_out", "0.3"])
+    Path(folder, "23.jpg").rename(Path(folder, "24.jpg"))
+    message = r"data/twice is a shard set of 24 images, made from another folder or before its ima"
+    with pytest.raises(ValueError, match=message):
         call(train_folder.main, [folder])
+
+
+def test_folders_of_one_name_are_not_taken_for_each_other(started: Started) -> None:
+    for day in ("monday", "tuesday"):
+        Path(day).mkdir()
+        images(f"{day}/photos", 24, side=40)
+    call(train_folder.main, ["monday/photos"])
+    with pytest.raises(ValueError, match="data/photos is a shard set of 24 images, made from an"):
+        call(train_folder.main, ["tuesday/photos"])
+    call(train_folder.main, ["./monday/photos/"])  # the same one
+
+
+def test_a_tenth_is_held_out_of_many_folders_of_few_images(started: Started) -> None:
+    Path("days").mkdir()
+    for day in range(30):
+        images(f"days/{day}", 3, side=40)
+    call(train_folder.main, ["days"])
+    assert len(open_shards("data/days/subsets/test")) == 9
 
 
 def test_what_cannot_be_trained_on_is_refused_before_it_is_tried(started: Started) -> None:

@@ -12,9 +12,7 @@ OUT/comparison.json holds all results, .md the table, .png the chart.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shlex
 import signal
 import sys
@@ -30,7 +28,15 @@ from shards import durable
 from shards.layout import open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
-from tools.compare.result_tables import ENOUGH, RESULT, figure_of, labels, markdown, show
+from tools.compare.result_tables import (
+    ENOUGH,
+    RESULT,
+    figure_of,
+    labels,
+    markdown,
+    share_of_budget,
+    show,
+)
 from tools.compare.variants import Variant, check_terms, variants
 from training import installed
 from training.command_line import Repeated, Rest, run_function
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from tools.compare.cluster import Cluster
     from tools.compare.plan import Plan
 
+LOCK = ".lock"  # in OUT
 Term = Literal["encoder", "shards", "evaluation", "precision", "policy"]
 
 
@@ -279,7 +286,7 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
         flags: dict[str, list[str]] = {}
         for variant in record["variants"]:
             runs = [r for r in record["runs"] if r["variant"] == variant["name"] and "final" in r]
-            whole = [run for run in runs if run["budget_used"] >= ENOUGH]
+            whole = [run for run in runs if share_of_budget(run) >= ENOUGH]
             known = [run["final"] | run.get("evaluated", {}) for run in whole]
             values = [figures[figure] for figures in known if figure in figures]
             # A variant that lacks a seed, or a part of the budget, cannot be the best.
@@ -299,17 +306,9 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
 def _locked(out: Path) -> Iterator[None]:
     """Lock the folder: a second comparison in it would train the same runs."""
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"another comparison is running in {out}. Wait for it, or give another --out."
-        ) from None
-    else:
+    taken = f"another comparison is running in {out}. Wait for it, or give another --out."
+    with durable.alone(out / LOCK, taken):
         yield
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

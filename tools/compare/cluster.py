@@ -70,9 +70,14 @@ class Cluster:
                 raise run.Failed(failed)
         except self._ray.exceptions.TaskCancelledError:
             raise run.Failed("it was stopped, and has saved") from None
+        except self._ray.exceptions.RayTaskError as error:  # a defect, or a disk of the worker's
+            raise run.Failed(" ".join(str(error.cause).split())[:300]) from None
         except self._ray.exceptions.RayError as error:
             lost = " ".join(str(error).split())[:300]
             raise run.Failed(f"its worker was lost {RETRIES + 1} times: {lost}") from None
+        except BaseException:  # a signal, where no `each` is around
+            self._ray.cancel(reference)
+            raise
         finally:
             self._running.discard(reference)
 
@@ -116,8 +121,9 @@ def _own_cores(count: int) -> Iterator[None]:
     all_cores = os.sched_getaffinity(0)
     with ExitStack() as held:
         mine: set[int] = set()
+        top = f"{tempfile.gettempdir()}/viewrank-{os.getuid()}-core"  # others' files are closed
         for core in sorted(all_cores):
-            lock = held.enter_context(open(f"{tempfile.gettempdir()}/viewrank-core-{core}", "a"))
+            lock = held.enter_context(open(f"{top}-{core}", "a"))
             if len(mine) < count:
                 with suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

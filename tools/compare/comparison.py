@@ -183,7 +183,7 @@ class Comparison:
 
         tick()
         try:
-            if self._cluster is not None and folder is not None:
+            if self._cluster is not None:
                 self._cluster.call(command, log)
             else:
                 run.call(command, log, tick)

@@ -17,11 +17,13 @@ def difference_columns(
     Args:
         found: rows of the table.
         figures: {figure: heading}; more of each is better.
-        against: label of the variant that the others are compared with; by default the best, and
-            then nothing is returned unless two seeds say how sure a difference is.
+        against: label of the variant that the others are compared with; by default the best of
+            those that had what all had, and then nothing is returned unless two seeds say how sure
+            a difference is.
     """
     trained = [row for row in found if row.trained and row.figures]
-    base = next((row for row in trained if against in (None, row.label)), None)
+    named = [row for row in trained if against in (None, row.label)]
+    base = next((row for row in named if row.fair or against), next(iter(named), None))
     others = [row for row in trained if row is not base]
     if base is None or not others:
         return None
@@ -34,5 +36,5 @@ def difference_columns(
         sure = sure or any(each and each.half is not None for each in known)
         kept.append(TableColumn(heading, [each.points() if each else "" for each in known]))
     words = "paired by seed, ± half of the 95 % interval"
-    named = [f"{row.label}{row.marks}" for row in others]
-    return (f"differences to {base.label}, {words}", named, kept) if sure and kept else None
+    names = [f"{row.label}{row.marks}" for row in others]
+    return (f"differences to {base.label}, {words}", names, kept) if sure and kept else None

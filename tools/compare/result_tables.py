@@ -313,13 +313,14 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     return TableRow(label, values, fair, by_seed=by_seed, marks=marks, notes=said)
 
 
+def share_of_budget(run: Mapping[str, Any]) -> float:
+    """Return how much of the budget a run had; until version 0.1.0 that was a forecast of steps."""
+    return run.get("budget_used", run["steps"] / run.get("total_steps", run["steps"]))
+
+
 def _short(done: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Return {seed: share of the budget} of runs that had much less of it than it is."""
-    shares: dict[int, float] = {}
-    for run in done:
-        # Until version 0.1.0 a forecast of steps was the budget.
-        forecast = run["steps"] / run.get("total_steps", run["steps"])
-        shares[run["seed"]] = run.get("budget_used", forecast)
+    shares = {run["seed"]: share_of_budget(run) for run in done}
     return {seed: share for seed, share in shares.items() if share < ENOUGH}
 
 

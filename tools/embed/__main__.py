@@ -9,7 +9,6 @@ stopped goes on where it was. `accelerate launch` or `torchrun` starts it with s
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -146,13 +145,8 @@ def _locked(folder: Path, processes: PartialState) -> Iterator[None]:
         yield
         return
     folder.mkdir(exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process writes into {folder}. Wait for it to end, or give another --out."
-            ) from None
+    taken = f"another process writes into {folder}. Wait for it to end, or give another --out."
+    with durable.alone(folder / LOCK, taken):
         try:
             yield
         finally:

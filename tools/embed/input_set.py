@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shards.source.source import Source
 
 SHARDS = "shards"  # in OUT.partial
+LONGEST = 200.0  # sides' ratio: resized, a longer strip would take gigabytes
 _TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -72,7 +73,7 @@ def open_input(data: str, folder: Path, *, workers: int) -> ShardSet:
             source,
             made,
             max_missing=1.0,  # they are named, and do not end it
-            preparation=Preparation(min_side=1, max_aspect=float("inf")),
+            preparation=Preparation(min_side=1, max_aspect=LONGEST),
             engine=LocalWorkers(workers),
             command="python -m tools.embed",
             progress=progress,
@@ -98,12 +99,13 @@ def _source(data: str) -> Source:
             f"{data} is a file; DATA is a shard set, a folder of images, or a table: "
             f"{', '.join(_TABLES)}."
         )
-    if path.is_file() or any(name.endswith(".parquet") for name in os.listdir(data)):
-        return Table(table=data)
+    table = path.is_file() or any(name.endswith(".parquet") for name in os.listdir(data))
+    kind = "table" if table else "folder"
     try:
-        return ImageFolder(root=data)
+        return Table(table=data) if table else ImageFolder(root=data)
     except ValueError as error:  # it may speak of flags that python -m tools.shard has
+        within = ", and so will a folder within" if not table else ""
         raise ValueError(
-            f"{error} (These are flags of python -m tools.shard folder; its shard set will do as "
-            "DATA, and so will a folder within.)"
+            f"{error} (These are flags of python -m tools.shard {kind}; its shard set will do as "
+            f"DATA{within}.)"
         ) from None

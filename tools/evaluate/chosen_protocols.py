@@ -150,6 +150,7 @@ def run(
         more=own,
     )
     chosen.protocol.check(trial)
-    found = chosen.protocol.run(trial)
-    kept.finish(found)
+    with kept.alone():
+        found = chosen.protocol.run(trial)
+        kept.finish(found)
     return found

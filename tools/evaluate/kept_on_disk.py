@@ -15,7 +15,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from evaluation.protocol import Evaluation
 from shards import durable
 from training.run import state_file
 
-FACTS, FOUND = "trial.json", "found.json"
+FACTS, FOUND, LOCK = "trial.json", "found.json", ".lock"
 Agree = Callable[[int], int]
 """The smallest of a number over all ranks; it waits for all of them."""
 
@@ -60,6 +61,23 @@ class KeptOnDisk:
         self._root.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             durable.replace(self._root / FACTS, [text.encode(), b"\n"])
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other commands out of the folder; rank 0 does it for all.
+
+        Raises:
+            ValueError: another command makes the same evaluation.
+        """
+        if self._temporary or self._rank > 0:
+            yield
+            return
+        taken = (
+            f"another command makes the same evaluation, in {self._root}. Wait for it to end: this "
+            "one then shows what it found."
+        )
+        with durable.alone(self._root / LOCK, taken):
+            yield
 
     @property
     def folder(self) -> Path:

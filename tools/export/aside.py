@@ -23,6 +23,7 @@ def aside(path: Path, *, folder: bool) -> Iterator[Path]:
         OSError: the disk refused.
     """
     if folder:
+        path = path.resolve()  # a link stays one
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
         partial.mkdir(parents=True)

@@ -84,7 +84,7 @@ def _of_folder(folder: Path) -> RealImages:
         try:
             with Image.open(path) as image:
                 found.append(Image.fromarray(upright_pixels(image)[0]))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} cannot be decoded ({error}); name other --images.") from None
     return RealImages(found, str(folder))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rectangles import coco_folder, drawn, voc_folder
+from rectangles import COLOURS, coco_folder, drawn, voc_folder
 
 from evaluation.detection.annotated_images import (
     AnnotatedImages,
@@ -70,6 +70,37 @@ def test_a_photo_that_its_file_turns_upright_keeps_the_frame_of_its_boxes(tmp_pa
     images = in_folder(coco, ["train2017"])
     assert len([*images.facts()]) == 1
     np.testing.assert_array_equal(images.pixels(0), pixels)
+
+
+# Of an image that is mirrored or upside down, or has no size, nothing tells whether boxes are.
+@pytest.mark.parametrize(
+    ("orientation", "sized"), [(1, True), (1, False), (5, True), (6, True), (7, True), (8, True)]
+)
+def test_boxes_in_shards_are_on_what_they_are_of(
+    orientation: int, sized: bool, tmp_path: Path
+) -> None:
+    """Whether its file turns the image, and its annotations say its size before that."""
+    coco = coco_folder(tmp_path, range(2, 3), area=5.5)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn(2)[0]).save(coco / "train2017" / "000002.png", exif=exif)
+    if not sized:
+        path = coco / "annotations" / "instances_train2017.json"
+        path.write_text(re.sub(r', "width": \d+, "height": \d+', "", path.read_text()))
+    preparation = Preparation(resize_shorter=32)
+    shards = write(COCO(root=coco, split="train2017"), tmp_path / "out", preparation=preparation)
+    images = ShardedImages(shards)
+    (facts,) = images.facts()
+    pixels = images.pixels(0)
+    assert min(pixels.shape[:2]) == 32
+    height, width = facts["height"] / pixels.shape[0], facts["width"] / pixels.shape[1]
+    assert height == pytest.approx(width)
+    assert len(facts["annotations"]) == 2
+    for each in facts["annotations"]:
+        x, y, w, h = each["bbox"]
+        inside = pixels[int((y + h / 2) / height), int((x + w / 2) / width)]
+        assert np.abs(inside.astype(int) - COLOURS[each["category"]]).max() < 40
+        assert each["area"] == 5.5
 
 
 @pytest.mark.parametrize(
