@@ -212,8 +212,8 @@ def number_classes(train: Features, test: Features) -> tuple[Tensor, Features, F
     for name, features in (("train", train), ("test", test)):
         if not bool((features.label_N >= 0).any()):
             raise ValueError(
-                f"None of the {len(features)} {name} samples is labelled (all are -1), but k-NN "
-                "and the linear probe need labels. Choose a labelled split, or skip them."
+                f"None of the {len(features)} {name} samples is labelled (all are -1), but "
+                "this figure needs labels. Choose a labelled split, or skip it."
             )
     if train.h_NF.shape[1] != test.h_NF.shape[1]:
         raise ValueError(

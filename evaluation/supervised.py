@@ -145,8 +145,8 @@ def check_samples(
     fitted, needed = int(drawn_N.sum()) - held, max(2, world_size)
     if fitted < needed:
         raise ValueError(
-            f"{what}, of which {fitted} are trained on; {world_size} processes need {needed} or "
-            "more. Give more images."
+            f"{what}, of which {fitted} would be trained on; expected {needed} or more (processes: "
+            f"{world_size}). Give more images."
         )
 
 

@@ -36,7 +36,7 @@ class Finish:
         late: the augmentations that DALI leaves to this pass (`Policy.late`).
         dtype: of the result.
         normalisation: of its last part.
-        workers: threads from `one_threaded`, for the CPU; with None the calling thread works alone.
+        workers: threads from `single_threaded`, for the CPU; None: the calling thread alone.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ def _terms(
     return scale, shift, low, high
 
 
-def one_threaded(threads: int) -> ThreadPoolExecutor:
+def single_threaded(threads: int) -> ThreadPoolExecutor:
     """Return threads in which each of PyTorch's operators uses the calling thread alone."""
     here = torch.get_num_threads()
     together = threading.Barrier(threads)

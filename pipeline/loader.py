@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dali import Pipeline
-from pipeline.finish import Finish, one_threaded
+from pipeline.finish import Finish, single_threaded
 from pipeline.graph import GRAPH, GraphSettings, ViewGroup, views_pipeline
 from pipeline.loader_state import check_state, state_refused
 from pipeline.normalisation import IMAGENET, Normalisation
@@ -97,6 +97,11 @@ class Loader:
         self.device, self.dtype, self.normalisation = device, dtype, normalisation
         samples = len(shard_set)
         self._steps = samples // (world_size * batch_size_per_rank)
+        if samples < world_size:
+            raise ValueError(
+                f"{shard_set.root} has {samples} samples, fewer than the {world_size} processes; "
+                "every one needs some of its own."
+            )
         if self._steps == 0:
             raise ValueError(
                 f"batch_size={world_size * batch_size_per_rank} exceeds the {samples} samples of "
@@ -108,7 +113,7 @@ class Loader:
         self._workers: ThreadPoolExecutor | None = None
         if self.tuning.finish == "fused":
             if device.type == "cpu":
-                self._workers = one_threaded(self.tuning.threads or 1)
+                self._workers = single_threaded(self.tuning.threads or 1)
             self._finishes = [
                 Finish(
                     group.policy.late,

@@ -105,6 +105,8 @@ def main(
         )
     refuse_occupied(out)  # before mining takes its time
     sheet = sheet or _sheet_of(out)
+    if not is_remote(out):
+        Path(out).parent.mkdir(parents=True, exist_ok=True)  # the sheet lies beside the pairs
     durable.check_writable(sheet=sheet)
     shard_set = open_shards(shards)
     trained = open_named(None, encoder, size=size, device=device)

@@ -100,6 +100,7 @@ def check(
         lambda size: at_size(batch_size_per_rank=size),
         batch_size=config.batch_size,
         world_size=processes.world_size,
+        parts_of=config.micro_batch_size_per_rank(processes.world_size) or 1,
     )
     return found
 
@@ -148,7 +149,12 @@ def forecast(
 
 
 def refuse(
-    found: MemoryForecast, at: Callable[[int], MemoryForecast], *, batch_size: int, world_size: int
+    found: MemoryForecast,
+    at: Callable[[int], MemoryForecast],
+    *,
+    batch_size: int,
+    world_size: int,
+    parts_of: int = 1,
 ) -> None:
     """Refuse a batch that will not fit.
 
@@ -157,6 +163,7 @@ def refuse(
         at: the forecast of another number of samples on each rank.
         batch_size: samples a step over all ranks.
         world_size: number of ranks.
+        parts_of: samples that a rank embeds at once, by which a batch has to be divisible.
 
     Raises:
         ValueError: the batch does not fit; the message has the largest that does.
@@ -171,6 +178,8 @@ def refuse(
             fitting = middle
         else:
             too_large = middle
+    if fitting >= parts_of:
+        fitting -= fitting % parts_of
     if fitting >= smallest:
         remedy = f"The largest that fits: --batch_size {fitting * world_size}."
     else:

@@ -117,7 +117,7 @@ class Schedule:
         return f"{text}, at most {limit:g} s" if limit else text
 
     def rate(self, step: int, seconds: float) -> float:
-        """Return the learning rate of a step, 0 for the first one, that begins after this time."""
+        """Return the learning rate of a step, counted from 0, which begins after this time."""
         peak, warmup = self._config.learning_rate, self.warmup_steps
         if self.total_steps is not None:
             return learning_rate(step, peak=peak, warmup_steps=warmup, total_steps=self.total_steps)
@@ -146,7 +146,7 @@ class Schedule:
         )
 
     def out_of_time(self, seconds: float) -> bool:
-        """Whether so much training time is all that the run may have."""
+        """Whether the limit of training time is reached."""
         limit = self._config.max_seconds
         return limit is not None and seconds >= limit
 

@@ -107,7 +107,8 @@ def voc(found: FoundBoxes, truth: TrueBoxes) -> tuple[dict[str, float], dict[int
 
     Args:
         found: what the detector found.
-        truth: what there is; difficult boxes and groups are neither asked for nor held against it.
+        truth: what there is; difficult boxes and groups count neither as missed
+            nor as wrong.
     """
     labels = np.unique(truth.label_M[~(truth.difficult_M | truth.crowd_M)]).tolist()
     overlap_D, at_D = _best_overlaps(found, truth)

@@ -45,7 +45,10 @@ class Job(ABC):
         Raises:
             ValueError: the job cannot leave a sample out.
         """
-        raise ValueError(f"sample {done} of task {task} stops every worker that reads it.")
+        raise ValueError(
+            f"sample {done} of {task!s:.40} ends every worker that reads it: the decoder does not "
+            "survive it. Take it out of the source."
+        )
 
 
 class Engine(ABC):

@@ -18,6 +18,7 @@ from tests.conftest import MakeShardSet
 from tests.evaluation.test_suite import FOUR, Annotated
 from tests.program import BIN, ROOT, TWO, finish, kill, start
 from tools.evaluate import __main__ as evaluate
+from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import exported
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
@@ -60,6 +61,16 @@ def figures(tmp_path: Path, shard_set: ShardSet, *words: str) -> dict[str, Any]:
     how = ["--device", "cpu", "--mixed_precision", "no", "--json", str(out)]
     call(evaluate.main, [*words, *sets, *how])
     return json.loads(out.read_text())
+
+
+def test_an_evaluation_is_made_by_one_command_at_a_time(tmp_path: Path) -> None:
+    one, other = (KeptOnDisk(tmp_path, "fine_tuning", {"seed": 0}) for _ in range(2))
+    different = KeptOnDisk(tmp_path, "fine_tuning", {"seed": 1})
+    with one.alone(), different.alone():
+        with pytest.raises(ValueError, match="another command makes the same"), other.alone():
+            pass
+    with other.alone():
+        pass
 
 
 def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(

@@ -232,6 +232,8 @@ def test_a_refusal_names_the_largest_batch_that_fits(loader: Loader, world_size:
     assert f"--batch_size {21 * world_size}." in message
     assert at(21).total <= budget.usable < at(22).total
     refuse(replace(at(21), capacity=budget.capacity), at, batch_size=21, world_size=1)
+    with pytest.raises(ValueError, match=rf"--batch_size {20 * world_size}\."):
+        refuse(budget, at, batch_size=32 * world_size, world_size=world_size, parts_of=4)
 
 
 @pytest.mark.parametrize("world_size", [1, 4])

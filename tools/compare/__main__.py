@@ -173,7 +173,7 @@ def main(
 
 
 def _check_figure(name: str) -> None:
-    """Refuse what is no figure of which more is better."""
+    """Refuse a figure that does not rank encoders: of which more is not better."""
     # Here and not above: it imports torch, which --help does without.
     from evaluation.figures import FAMILIES, NAMES, more_is_better
 
@@ -181,7 +181,7 @@ def _check_figure(name: str) -> None:
         known = ", ".join(filter(more_is_better, NAMES))
         more = [each.replace("#", "10") for each in FAMILIES]
         raise ValueError(
-            f"--best_by {name} is no figure of which more is better; expected {known}, or with any "
+            f"--best_by {name} does not say which is better; expected {known}, or with any "
             f"share of the labels {', '.join(filter(more_is_better, more))}"
         )
 

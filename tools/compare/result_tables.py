@@ -107,7 +107,7 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
     """Return the columns of these figures, except those without any value."""
     kept: list[TableColumn] = []
     fair = {i: row.by_seed for i, row in enumerate(found) if row.trained and row.fair}
-    wished = better(figures)
+    wished = ranked(figures)
     for name, heading in figures.items():
         known = [row.figures.get(name) for row in found]
         if not any(known):
@@ -133,8 +133,8 @@ def learned(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
 
 
-def better(figures: Mapping[str, str]) -> dict[str, str]:
-    """Return those of {figure: heading} of which more is better."""
+def ranked(figures: Mapping[str, str]) -> dict[str, str]:
+    """Return those of {figure: heading} by which encoders are ranked: of these more is better."""
     from evaluation.figures import more_is_better  # imports torch, which --help does without
 
     return {name: text for name, text in figures.items() if more_is_better(figure_of(name))}
@@ -227,7 +227,7 @@ def show(record: Mapping[str, Any], console: Console, against: str | None = None
         trained = sum(row.trained for row in found)
         short = [TableColumn(c.heading, c.cells[:trained]) for c in cost]
         console.print(terminal_table(names[:trained], quiet[:trained], short))
-    if differences := difference_columns(found, better(learned(record)), against):
+    if differences := difference_columns(found, ranked(learned(record)), against):
         named, own, cells = differences
         console.print(Text(named, style="bold"))
         console.print(terminal_table(own, [False] * len(own), cells))
@@ -255,7 +255,7 @@ def markdown(
         f"**{title(record)}**  \n{subtitle(record)}",
         markdown_table(names, [*columns(found, learned(record)), *columns(found, COST)]),
     ]
-    if differences := difference_columns(found, better(learned(record)), against):
+    if differences := difference_columns(found, ranked(learned(record)), against):
         named, own, cells = differences
         parts += [f"**{named}**", markdown_table(own, cells)]
     if chart:
