@@ -66,7 +66,9 @@ def figures(tmp_path: Path, shard_set: ShardSet, *words: str) -> dict[str, Any]:
 def test_an_evaluation_is_made_by_one_command_at_a_time(tmp_path: Path) -> None:
     one, other = (KeptOnDisk(tmp_path, "fine_tuning", {"seed": 0}) for _ in range(2))
     different = KeptOnDisk(tmp_path, "fine_tuning", {"seed": 1})
-    with one.alone(), different.alone():
+    with one.alone():
+        with different.alone():
+            pass
         with pytest.raises(ValueError, match="another command makes the same"), other.alone():
             pass
     with other.alone():
