@@ -6,6 +6,8 @@
 So that every row of the log of hypotheses can be measured again. They work in one process.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +36,32 @@ class PlaceWeightedAP(LogAP):
         """See `NTXent.logits`."""
         own_QK = S_QK / self.temperature
         return own_QK + self.power * (super().logits(S_QK) - own_QK)
+
+
+class OuterLogAP(LogAP):
+    """-log AP itself, of which LogAP is a bound: it lets go of positives that stand far behind.
+
+        -log (mean over positives k of m_k / (m_k + Σ_n e^((s_n - s_k) / T))),  m_k the place of k
+
+    LogAP is the mean of the logarithms instead; the logarithm of the mean leaves each positive with
+    its share of AP, so that one far behind hardly counts.
+
+    Args:
+        temperature: see `LogAP`.
+    """
+
+    def per_query(self, S_QG: Tensor, S_QK: Tensor, positive_QK: Tensor, *, grad: bool) -> PerQuery:
+        """See `MeanOverQueries.per_query`."""
+        with torch.enable_grad():
+            score_QG = S_QG.scatter(1, positive_QK, -torch.inf).requires_grad_(grad)
+            own_QK = S_QK.detach().clone().requires_grad_(grad)
+            rest_Q = (score_QG / self.temperature).logsumexp(1)
+            log_precision_QK = -F.softplus(rest_Q[:, None] - self.logits(own_QK))
+            loss_Q = math.log(S_QK.shape[1]) - log_precision_QK.logsumexp(1)
+            if not grad:
+                return PerQuery(loss_Q)
+            dS_QG, dS_QK = torch.autograd.grad(loss_Q.sum(), (score_QG, own_QK))
+        return PerQuery(loss_Q.detach(), dS_QG, dS_QK)
 
 
 class TrimmedAP(LogAP):

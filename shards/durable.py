@@ -232,24 +232,29 @@ def alone(lock: Path, taken: str) -> Iterator[None]:
     Where a file system has no locks, nothing keeps others out.
 
     Args:
-        lock: a file for this alone, which stays.
+        lock: a file for this alone; it is removed when this process leaves.
         taken: what to say if another process is inside.
 
     Raises:
         ValueError: another process is inside.
     """
-    # Opened for writing: NFS locks no other files across hosts.
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(taken) from None
-    except OSError:  # there are no locks
-        pass
+    while True:
+        # Opened for writing: NFS locks no other files across hosts.
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(taken) from None
+        except OSError:  # there are no locks
+            break
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # whoever left meanwhile has removed it
     try:
         yield
     finally:
+        lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 

@@ -18,14 +18,21 @@ def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
     return make_shard_set(42)  # five steps an epoch of 8, and two samples left out
 
 
-def test_two_processes_train_and_continue_bit_for_bit(shard_set: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_train_and_continue_bit_for_bit(
+    count: int, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    """Three numbers have more than one sum: their order is the same in every step."""
+    launch = ["launch", "--multi_gpu", "--num_processes", str(count), "--main_process_port", "0"]
+    more = ["--steps", "12", "--batch_size", str(4 * count)]
+
     def command(run: Path) -> list[str]:
-        return [str(BIN / "accelerate"), *TWO, *arguments(shard_set, run, "--steps", "12")]
+        return [str(BIN / "accelerate"), *launch, *arguments(shard_set, run, *more)]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, out, err = finish(command(whole))
     assert code == 0, out + err
-    assert "4 images × 4 views × 2 ranks = 32 embeddings ranked" in out
+    assert f"4 images × 4 views × {count} ranks = {16 * count} embeddings ranked" in out
     process = start([*command(broken), "--checkpoint_every", "4"])
     wait_for_step(process, broken, 6)
     kill(process)

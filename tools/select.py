@@ -50,8 +50,8 @@ def main(
             id; id=42 and key=42 say which is meant.
         where: FIELD=VALUE, once or several times: samples with these values in KEY.json, such as
             split=train.
-        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves; then
-            --fraction leaves one or more samples of each class.
+        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves: a
+            sample or more of each class that has two; a single one is in the larger subset.
         seed: seed of --fraction and --per_class.
         stratified: take the fraction of each class, and at least one sample of each.
     """

@@ -53,6 +53,12 @@ class EpochStart:
         left = round((epochs - self.epoch) * steps_per_epoch)
         return self.step + max(left, 0 if self.step else 1)
 
+    def step_at(self, epoch: float, steps_per_epoch: int) -> int:
+        """Return after how many steps an epoch is reached, or was with the batches before."""
+        if epoch < self.epoch:
+            return round(epoch * self.step / self.epoch)
+        return self.step + round((epoch - self.epoch) * steps_per_epoch)
+
 
 def reshaped(step: int, loader: Mapping[str, Any]) -> EpochStart:
     """Return where the epoch began of a run that goes on with other batches.
@@ -98,15 +104,26 @@ class Schedule:
             self.total_steps = since.total_steps(
                 steps=config.steps, epochs=config.epochs, steps_per_epoch=steps_per_epoch
             )
-        self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
-            raise ValueError(
-                f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but the "
-                f"run has {self.total_steps}; the learning rate would never reach its peak. "
-                "Shorten the warm-up."
-            )
-        every = config.evaluate_every
-        self._evaluate_steps = max(1, round(every * steps_per_epoch)) if every else 0
+        # Where epochs are the length, rate and progress follow them through a change of batches,
+        # so they count in steps of the present ones. Otherwise in those that were made.
+        by_epochs = self.total_steps is not None and config.steps is None
+        self._more = since.epoch * steps_per_epoch - since.step if by_epochs else 0
+        reached = EpochStart() if by_epochs else since
+        self.warmup_steps = reached.step_at(config.warmup_epochs, steps_per_epoch)
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps + self._more:
+            self._refuse_warmup(config)
+
+    def _refuse_warmup(self, config: Config) -> None:
+        """Refuse a warm-up as long as the run, unless it was shorter with the batches before."""
+        assert self.total_steps is not None
+        if self._since.step:
+            self.warmup_steps = max(0, self.total_steps + self._more - 1)
+            return
+        raise ValueError(
+            f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but the "
+            f"run has {self.total_steps}; the learning rate would never reach its peak. "
+            "Shorten the warm-up."
+        )
 
     def describe(self) -> str:
         """Return the length in words."""
@@ -114,24 +131,30 @@ class Schedule:
         if self.total_steps is None:
             return f"{limit:g} s of training, epochs of {each:,} steps"
         text = f"{self.total_steps / each:g} epochs × {each:,} steps = {self.total_steps:,} steps"
+        if self._since.step:
+            epochs = self.epoch_at(self.total_steps)
+            text = f"{epochs:g} epochs, now of {each:,} steps, {self.total_steps:,} steps in all"
         return f"{text}, at most {limit:g} s" if limit else text
 
     def rate(self, step: int, seconds: float) -> float:
         """Return the learning rate of a step, counted from 0, which begins after this time."""
         peak, warmup = self._config.learning_rate, self.warmup_steps
         if self.total_steps is not None:
-            return learning_rate(step, peak=peak, warmup_steps=warmup, total_steps=self.total_steps)
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        # The warm-up took its steps' share of the time: exact where all steps take as long.
+            step, total = step + self._more, self.total_steps + self._more
+            return learning_rate(step, peak=peak, warmup_steps=warmup, total_steps=total)
         done = self.progress(step, seconds)
+        late = cosine(max(0.0, 2 * done - 1))  # a warm-up longer than half the time falls too
+        if step < warmup:
+            return peak * (step + 1) / warmup * late
+        # The warm-up took its steps' share of the time: exact where all steps take as long.
         begin = done * warmup / max(1, step)
-        return peak * cosine((done - begin) / (1 - begin) if begin < 1 else 1.0)
+        found = cosine((done - begin) / (1 - begin) if begin < 1 else 1.0)
+        return peak * (min(found, late) if begin > 0.5 else found)
 
     def progress(self, step: int, seconds: float) -> float:
         """Return which part of the run is done after so many steps and seconds, 0 to 1."""
         if self.total_steps is not None:
-            return step / self.total_steps
+            return (step + self._more) / (self.total_steps + self._more)
         assert self._config.max_seconds is not None
         return min(1.0, seconds / self._config.max_seconds)
 
@@ -179,7 +202,13 @@ class Schedule:
     def _evaluation(self, step: int, *, before: float, seconds: float) -> bool:
         count = self._config.evaluations
         if count is None:
-            return self._evaluate_steps > 0 and step % self._evaluate_steps == 0
+            every = self._config.evaluate_every
+            return every is not None and self._epochs(step - 1, every) < self._epochs(step, every)
         if self.total_steps is not None:
-            return count * (step - 1) // self.total_steps < count * step // self.total_steps
+            step, total = step + self._more, self.total_steps + self._more
+            return count * (step - 1) // total < count * step // total
         return int(count * self.progress(0, before)) < int(count * self.progress(0, seconds))
+
+    def _epochs(self, step: int, every: float) -> int:
+        """Return how often so many epochs, which may be a fraction, are done after a step."""
+        return math.floor(self.epoch_at(step) / every + 1e-9)  # 0.3 / 0.1 is below 3

@@ -81,10 +81,12 @@ class SwAV(Method):
         self.queue_start, self.freeze_prototypes = queue_start, freeze_prototypes
         self.queue_TLD: Tensor
         self.steps: Tensor
+        self.pushed: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # into the queue
         self.register_buffer("queue_TLD", torch.zeros(assigned_views, queue_size, embedding_size))
         # All ranks push the same embeddings: there is nothing to broadcast in every step.
-        self._ddp_params_and_buffers_to_ignore = ["queue_TLD", "steps"]
+        self._ddp_params_and_buffers_to_ignore = ["queue_TLD", "steps", "pushed"]
         self._target_TAD: Tensor | None = None
 
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
@@ -113,7 +115,7 @@ class SwAV(Method):
         T, L, _ = self.queue_TLD.shape
         A = z_VAD.shape[1]
         self._target_TAD = z_VAD[:T]
-        full = (self.steps >= self.queue_start) & (self.steps * A >= L)
+        full = (self.steps >= self.queue_start) & (self.pushed >= L)
         counted_N = torch.cat([full.expand(L), full.new_ones(A)])
         z_TND = torch.cat([self.queue_TLD, self._target_TAD], dim=1)
         codes = [
@@ -137,6 +139,7 @@ class SwAV(Method):
         L = self.queue_TLD.shape[1]
         self.queue_TLD.copy_(torch.cat([self._target_TAD, self.queue_TLD], dim=1)[:, :L])
         self.steps += 1
+        self.pushed += self._target_TAD.shape[1]
 
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""

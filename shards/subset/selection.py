@@ -75,8 +75,8 @@ def select(
         where: FIELD=VALUE on the samples' metadata; a list fits if it has the value.
         seed: of per_class and fraction, 0 to 2**32 - 1.
         stratified: take the fraction of every class, and at least one sample of each.
-        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves;
-            the fraction then leaves one or more samples of each class.
+        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves: a
+            sample or more of each class that has two; a single one is in the larger subset.
         command: noted in the manifests.
 
     Returns:
@@ -107,7 +107,9 @@ def select(
 
         def number(counts: NDArray[np.int64]) -> NDArray[np.floating]:
             some = np.maximum(np.rint(fraction * counts), 1)
-            return some if rest is None else np.minimum(some, counts - 1)
+            if rest is None or fraction == 1:
+                return some
+            return np.where(counts > 1, np.minimum(some, counts - 1), fraction >= 0.5)
 
         chosen = _first(order, chosen, strata, number)
     masks = [chosen] if rest is None else [chosen, candidates & ~chosen]

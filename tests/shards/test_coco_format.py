@@ -139,10 +139,14 @@ def test_what_is_not_needed_may_be_absent(tmp_path: Path):
     annotated(tmp_path, FILES, drop=("width", "height", "category_id"))
     source = COCO(root=tmp_path)
     assert boxes_of(source) == BOXES and source.notes == []
+    with Image.open(tmp_path / "train2017" / "a.jpg") as image:
+        width, height = image.size
     assert source[0].metadata == {
         "file": "train2017/a.jpg",
         "image_id": 0,
         "annotations": [{"id": 0, "bbox": [0] * 4}],
+        "width": width,
+        "height": height,
     }
 
 

@@ -254,9 +254,10 @@ def test_a_set_without_a_usable_image_is_refused(tmp_path: Path):
 def test_an_output_that_is_a_link_is_written_where_it_leads(class_folders, tmp_path: Path):
     there, link = tmp_path / "disk" / "there", tmp_path / "link"
     there.mkdir(parents=True)
+    source = ImageFolder(root=class_folders())
     for target in (there, tmp_path / "disk" / "dangling"):
         link.symlink_to(target)
-        assert len(write(ImageFolder(root=class_folders()), link)) == 12
+        assert len(write(source, link)) == 12
         assert link.is_symlink() and (target / "manifest.json").exists()
         assert not list(tmp_path.glob("*.partial"))
         link.unlink()

@@ -293,7 +293,7 @@ def test_an_encoder_outside_of_its_run_is_checked_with_a_folder_of_images(
     cut = tmp_path / "2.png"
     cut.write_bytes(cut.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"2\.png cannot be decoded"):
-        write(away, "torchvision", "--images", str(tmp_path))
+        write(away, "timm", "--images", str(tmp_path))
 
 
 def test_an_export_that_computes_something_else_gets_no_name(

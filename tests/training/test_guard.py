@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.objective import Objective
 from tests.small_step import METHODS, step_of, tensors_of
+from training.guard import refuse_bad_weights
 from training.settings import concrete
 
 pytestmark = pytest.mark.usefixtures("accelerate_as_it_was")
@@ -64,6 +65,12 @@ def test_a_bad_step_leaves_no_trace_under_any_objective(objective: str) -> None:
     step(batch(1, spoilt=True), learning_rate=0.1)
     assert_equal(tensors_of(step), before)
     assert step.guard.counts() == (1, 1)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    refuse_bad_weights([torch.ones(2), torch.zeros(3)], 7)
+    with pytest.raises(ValueError, match="weights are not finite after step 7"):
+        refuse_bad_weights([torch.ones(2), torch.tensor([1.0, torch.inf])], 7)
 
 
 def test_a_bad_step_leaves_no_trace_in_a_ring_of_keys() -> None:

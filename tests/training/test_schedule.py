@@ -1,5 +1,6 @@
 """The learning rate against PyTorch's own schedulers; steps and epochs agree after a reshape."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,62 @@ def test_the_epoch_that_is_not_done_begins_again(within: int, epoch: int) -> Non
 def test_a_run_that_is_done_is_done_with_other_batches_too() -> None:
     assert EpochStart(step=15, epoch=3).total_steps(steps=None, epochs=3, steps_per_epoch=2) == 15
     assert EpochStart().total_steps(steps=None, epochs=0.1, steps_per_epoch=2) == 1
+
+
+LEAST = ["--shards", "x", "--run", "r", "--learning_rate", "1"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 100), (100, 10), (10, 10)])
+@pytest.mark.parametrize("epoch", [1, 5])
+def test_other_batches_change_neither_rate_nor_progress(
+    before: int, after: int, epoch: int
+) -> None:
+    """Within the warm-up and after it: both follow the epochs."""
+    config = parse([*LEAST, "--epochs", "10", "--warmup_epochs", "2"]).config
+    old = Schedule(config, EpochStart(), steps_per_epoch=before)
+    since = EpochStart(step=epoch * before, epoch=epoch)
+    new = Schedule(config, since, steps_per_epoch=after)
+    for more in range(10 - epoch):
+        there, here = since.step + more * before, since.step + more * after
+        assert new.progress(here, 0) == pytest.approx(old.progress(there, 0))
+        assert new.rate(here, 0) == pytest.approx(old.rate(there, 0), abs=0.06)
+    assert new.total_steps is not None
+    assert new.total_steps == since.step + (10 - epoch) * after
+    assert new.progress(new.total_steps, 0) == 1 and new.rate(new.total_steps, 0) < 1e-9
+    assert new.describe().startswith(f"10 epochs, now of {after} steps")
+
+
+@pytest.mark.parametrize("after", [40, 4000])
+def test_a_run_of_steps_stays_as_long_with_other_batches(after: int) -> None:
+    config = parse([*LEAST, "--steps", "60", "--warmup_epochs", "2"]).config
+    found = Schedule(config, EpochStart(step=25, epoch=5), steps_per_epoch=after)
+    assert found.total_steps == 60 and found.progress(30, 0) == 0.5
+    assert found.warmup_steps == 10  # of 5 steps an epoch, then
+    assert found.rate(25, 0) > found.rate(40, 0) > found.rate(59, 0)
+    late = Schedule(config, EpochStart(step=5, epoch=1), steps_per_epoch=after)
+    assert late.warmup_steps == min(45, 59)
+
+
+def test_a_warm_up_longer_than_the_time_falls_too() -> None:
+    config = parse([*LEAST, "--max_seconds", "20", "--warmup_epochs", "5"]).config
+    found = Schedule(config, EpochStart(), steps_per_epoch=10)
+    rates = [found.rate(step, float(step)) for step in range(20)]
+    assert rates[9] == pytest.approx(10 / 50)
+    assert max(rates) < 0.3 and rates[19] < 0.02
+    slow_at_first = [found.rate(step, 20 * (step / 60) ** 0.5) for step in range(60)]
+    steps = [abs(b - a) for a, b in pairwise(slow_at_first)]
+    assert max(steps) < 0.1, "no jump where the warm-up ends"
+
+
+def test_a_fraction_of_an_epoch_does_not_drift() -> None:
+    config = parse([*LEAST, "--steps", "30", "--evaluate_every", "1.5"]).config
+    found = Schedule(config, EpochStart(), steps_per_epoch=5)
+    due = [found.due(s, before=0, seconds=0, leaving=False).evaluation for s in range(1, 31)]
+    assert [step for step, is_due in enumerate(due, start=1) if is_due] == [8, 15, 23]
+    often = parse([*LEAST, "--steps", "30", "--evaluate_every", "0.1"]).config
+    every = Schedule(often, EpochStart(), steps_per_epoch=100)
+    due = [every.due(s, before=0, seconds=0, leaving=False).evaluation for s in range(1, 30)]
+    assert [step for step, is_due in enumerate(due, start=1) if is_due] == [10, 20]
 
 
 @pytest.mark.parametrize("warmup", ["0", "0.7"])
