@@ -25,6 +25,7 @@ from pipeline.unreadable import allow_open_files, comes_back, unreadable
 from pipeline.wait_clock import WaitClock
 from shards.layout import Shard, ShardSet
 from shards.outage import PAUSES
+from shards.subset.masked import whole_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.device, self.dtype, self.normalisation = device, dtype, normalisation
         samples = len(shard_set)
+        # Samples may be left out of a set as a run goes on, which stays the same set.
+        self._whole = whole_of(shard_set).manifest.digest()
         self._steps = samples // (world_size * batch_size_per_rank)
         if samples < world_size:
             raise ValueError(
@@ -234,12 +237,11 @@ class Loader:
         """
         assert self._pipeline is None, "restore before the first batch is taken"
         for name, here in self.differences(state).items():
-            if name == "manifest":
+            if name in ("whole", "manifest"):
                 raise ValueError(
                     f"{self.shard_set.root} is not the shard set that the run was trained on so "
-                    "far: its manifest differs, though not in the number of samples. Give that "
-                    "shard set, or a new --run, or set --reshape_data true to begin the epoch "
-                    "again with this one."
+                    "far: its manifest differs. Give that shard set, or a new --run, or set "
+                    "--reshape_data true to begin the epoch again with this one."
                 )
             if name in ("graph", "parts"):
                 raise ValueError(
@@ -283,6 +285,7 @@ class Loader:
         # In older versions a rank had another part in each epoch.
         parts = {"parts": "kept"} if self.world_size > 1 else {}
         return parts | {
+            "whole": self._whole,
             "samples": len(self.shard_set),
             "manifest": self.shard_set.manifest.digest(),
             "world_size": self.world_size,

@@ -17,7 +17,8 @@ import torch
 import train as program
 from shards.layout import ShardSet, open_shards
 from shards.tar import components, index_lines
-from tests.conftest import MakeShardSet
+from shards.writing.write import write
+from tests.conftest import MakeShardSet, Pictures
 from tests.program import (
     BIN,
     TWO,
@@ -192,6 +193,11 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_the_run_goes_on(
     assert records(run)[-1]["step"] >= 15
     code, out, err = train(open_shards(damaged), run, *more)
     assert code == 0 and "finished" in out, out + err
+    # Another set, with the same keys, does not pass for this one with a sample less.
+    images = Pictures(42, height=20, width=20)
+    shutil.rmtree(damaged)
+    code, _, err = train(write(images, damaged, samples_per_shard=8), run, *more)
+    assert code == 2 and "is not the shard set that the run was trained on so far" in err
 
 
 def test_a_run_is_continued_on_a_disk_that_is_full_its_output_there_too(

@@ -21,13 +21,13 @@ from shards.layout import (
     Manifest,
     Shard,
     ShardSet,
-    open_shards,
 )
 from shards.named_numbers import numbers_in
 from shards.outage import Unreachable
 from shards.shard_index import check_index, lines_of
 from shards.shard_table import SampleRow, ShardTable, read_table
 from shards.storage import Folder, Location, folder_at
+from shards.subset.masked import whole_of
 from shards.tar import components, hash_file, index_lines, key_of, label_bytes, read_part
 from shards.writing.summary import summarise
 from shards.writing.writing_plan import WritingPlan
@@ -368,10 +368,7 @@ class CheckSeen:
 
     def __init__(self, shard_set: ShardSet, progress: Callable[[], object]) -> None:
         self._shard_set, self._progress = shard_set, progress
-        self._written: dict[str, Shard] = {}
-        if shard_set.replaced:
-            whole = open_shards(shard_set.root).manifest.shards
-            self._written = {shard.name: shard for shard in whole}
+        self._written = {shard.name: shard for shard in whole_of(shard_set).manifest.shards}
 
     def __call__(self, shard: Shard, *, deep: bool) -> list[Problem]:
         """Return what is wrong with a shard of the set."""
@@ -379,8 +376,7 @@ class CheckSeen:
         def report(_done: int, _size: int) -> None:
             self._progress()
 
-        written = self._written.get(shard.name, shard)
-        found = CheckShard.of(self._shard_set, deep=deep)(written, report)
+        found = CheckShard.of(self._shard_set, deep=deep)(self._written[shard.name], report)
         if not found or shard.name not in self._shard_set.replaced:
             return found
         here = {key_of(line) for line in lines_of(self._shard_set, shard)}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import durable
-from shards.layout import Shard, ShardSet
+from shards.layout import Shard, ShardSet, open_shards
 from shards.shard_index import lines_of
 from shards.tar import index_text
 
@@ -36,6 +36,11 @@ def masked(shard_set: ShardSet, kept_N: NDArray[np.bool_], folder: Path) -> Shar
         chosen.append(np.flatnonzero(kept_N[start : start + shard.samples]))
         start += shard.samples
     return _of(shard_set, chosen, folder)
+
+
+def whole_of(shard_set: ShardSet) -> ShardSet:
+    """Return the set that a process has left samples out of, with all of them."""
+    return open_shards(shard_set.root) if shard_set.replaced else shard_set
 
 
 def span(shard_set: ShardSet, begin: int, end: int, folder: Path) -> ShardSet:
