@@ -58,7 +58,7 @@ def gradients(
             objective: Any = make(temperature=temperature)  # pyright: ignore[reportCallIssue]
             loss = objective(z_VBD, gallery_views=large)
             parts = torch.autograd.grad(loss, weights, retain_graph=True)
-            of_gallery[name] = torch.cat([part.flatten() for part in parts])
+            of_gallery[name] = torch.cat([part.flatten() for part in parts]).double()
     return found
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -145,8 +146,22 @@ class _Normalise(Function):
 # ── the arithmetic, on a GPU by PyTorch's kernels, and written out ────────────────────────────────
 
 
+# The memory forecast follows a step by shapes alone. PyTorch knows none for these kernels, and would
+# run them on zeros, on the device.
+
+
+def _only_shapes(x: Tensor) -> bool:
+    return x.is_cuda and isinstance(x, FakeTensor)
+
+
+def _like_statistics(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], dtype=torch.float32)
+
+
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return this rank's mean and 1 / √(variance + eps), float32 [C] each."""
+    if _only_shapes(x):
+        return _like_statistics(x), _like_statistics(x)
     if x.is_cuda:
         return torch.batch_norm_stats(x, eps)
     var_C, mean_C = torch.var_mean(_wide(x), dim=_rows(x), correction=0)
@@ -166,9 +181,12 @@ def combined(
 ) -> tuple[Tensor, Tensor]:
     """Return the statistics over all ranks, and move the running ones, if any, towards them."""
     mean_RC, inverse_RC = all_R2C.unbind(1)
+    if _only_shapes(x):
+        return _like_statistics(x), _like_statistics(x)
     if x.is_cuda:
+        # The input only says of which type the counts are: without running statistics its own.
         return torch.batch_norm_gather_stats_with_counts(
-            x, mean_RC, inverse_RC, running_mean_C, running_var_C, momentum, eps, count_R
+            mean_RC, mean_RC, inverse_RC, running_mean_C, running_var_C, momentum, eps, count_R
         )
     weight_R1 = (count_R / count_R.sum() * len(count_R))[:, None] if uneven else 1
     mean_C = (weight_R1 * mean_RC).mean(0)
@@ -189,6 +207,8 @@ def normalised(
     eps: float,
 ) -> Tensor:
     """Return (x - mean) · inverse · weight + bias."""
+    if _only_shapes(x):
+        return torch.empty_like(x)
     if x.is_cuda:
         return torch.batch_norm_elemt(x, weight_C, bias_C, mean_C, inverse_C, eps)
     scale_C = inverse_C if weight_C is None else inverse_C * weight_C
@@ -200,6 +220,9 @@ def gradient_sums(
     dy: Tensor, x: Tensor, weight_C: Tensor | None, mean_C: Tensor, inverse_C: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return this rank's Σ dy and Σ dy (x - mean) [2, C], and the gradients of weight and bias."""
+    if _only_shapes(x):
+        both_2C = torch.stack([_like_statistics(x)] * 2)
+        return both_2C, _like_statistics(x), _like_statistics(x)
     if x.is_cuda:
         sum_C, product_C, dweight_C, dbias_C = torch.batch_norm_backward_reduce(
             dy, x, mean_C, inverse_C, weight_C, True, True, True
@@ -222,6 +245,8 @@ def input_gradient(
 ) -> Tensor:
     """Return dx = weight · inverse · (dy - mean(dy) - (x - mean) inverse² mean(dy (x - mean)))."""
     sum_C, product_C = sums_2C.unbind(0)
+    if _only_shapes(x):
+        return torch.empty_like(x)
     if x.is_cuda:
         return torch.batch_norm_backward_elemt(
             dy, x, mean_C, inverse_C, weight_C, sum_C, product_C, count_R.to(torch.int32)

@@ -103,7 +103,11 @@ class LastAnswer:
 
     def now(self) -> None:
         """Say that it has just got on."""
-        self.at = time.monotonic()
+        self.at = max(self.at, time.monotonic())
+
+    def allow(self, seconds: float) -> None:
+        """Say that it cannot get on sooner than after so long."""
+        self.at += seconds
 
 
 def answered(place: str, work: Callable[[], T], progress: LastAnswer | None = None) -> T:

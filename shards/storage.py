@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO
 from shards import durable
 from shards.outage import LastAnswer, Unreachable, answered, is_outage, of_place
 
+SLOWEST = 100_000  # bytes a second, with which an upload is no outage yet
 _BLOCK = 2**20  # bytes of a file in a store that are asked for at once
 Location = str | os.PathLike[str]
 
@@ -270,6 +271,8 @@ class RemoteFolder(Folder):
                 file.seek(0)
             local, there = f"/dev/fd/{file.fileno()}", f"{self._prefix}/{name}"
             progress = LastAnswer()
+            # Nothing is told of before a part is there, and many files share the network.
+            progress.allow(os.fstat(file.fileno()).st_size / SLOWEST)
             send = partial(self._files.put_file, local, there, callback=_callback(progress))
             with _as_os_error(self.path(name)):
                 answered(self.path(name), send, progress)

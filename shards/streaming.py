@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from functools import cache
-from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
@@ -60,51 +58,37 @@ def as_webdataset(root: Location, *, shuffle: int = 0, **options: Any) -> WebDat
     settings = {"shardshuffle": len(shard_set.tars) if shuffle else False, "empty_check": False}
     settings["nodesplitter"] = split_by_node
     stream = WebDataset(shard_set.tars, **{**settings, **options})
-    if shard_set.manifest.indexed:
-        opening = [isinstance(stage, StreamingOpen | FileCache) for stage in stream.pipeline]
-        del stream.pipeline[opening.index(True) :]  # which make samples of the tars' members
-        stream.append(_ByIndex(shard_set))
-    elif shard_set.manifest.parent:  # the tars of a subset hold the other samples too
-        stream = stream.select(_Chosen(shard_set))
+    # Tars may hold more than the set, as those of a subset or a repaired one, and names that
+    # webdataset passes over: the index says what is a sample.
+    opening = [isinstance(stage, StreamingOpen | FileCache) for stage in stream.pipeline]
+    del stream.pipeline[opening.index(True) :]  # which make samples of the tars' members
+    stream.append(_ByIndex(shard_set))
     if shuffle:
         stream = stream.shuffle(shuffle)
     return cast(WebDataset, stream.map(_decoded))
 
 
 class _ByIndex:
-    """Reads the samples of an indexed set, of which the index knows more than the tars."""
+    """Reads the samples that the index names, in the order of the tars."""
 
     def __init__(self, shard_set: ShardSet) -> None:
         self._shard_set = shard_set
 
     def __call__(self, shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the samples of each shard whose tar has the "url"."""
+        indexed = self._shard_set.manifest.indexed
         shard_of = dict(zip(self._shard_set.tars, self._shard_set.manifest.shards, strict=True))
         for each in shards:
             shard = shard_of[each["url"]]
             with self._shard_set.tar_folder.open(f"{shard.name}.tar") as tar:
                 for line in lines_of(self._shard_set, shard):
-                    image, *others = components(line)
-                    number, label = map(label_bytes, numbers_in(image[3]))
-                    found = {"id.i64": number, "y.i64": label, "json": b"{}"}
-                    for extension, offset, size, _ in (image, *others):
+                    parts, found = list(components(line)), {"json": b"{}"}
+                    if indexed:  # the tars are others', and the index has id and label
+                        number, label = map(label_bytes, numbers_in(parts[0][3]))
+                        found |= {"id.i64": number, "y.i64": label}
+                    for extension, offset, size, _ in parts:
                         found[extension] = read_part(tar, offset, size)
                     yield {"__key__": key_of(line), "__url__": each["url"], **found}
-
-
-class _Chosen:
-    """Whether a sample is one of a subset."""
-
-    def __init__(self, shard_set: ShardSet) -> None:
-        self._shard_set = shard_set
-        self._keys = cache(self._read)
-
-    def __call__(self, sample: dict[str, Any]) -> bool:
-        return sample["__key__"] in self._keys(PurePosixPath(sample["__url__"]).stem)
-
-    def _read(self, shard: str) -> frozenset[str]:
-        (found,) = (each for each in self._shard_set.manifest.shards if each.name == shard)
-        return frozenset(key_of(line) for line in lines_of(self._shard_set, found))
 
 
 def _decoded(sample: dict[str, Any]) -> dict[str, Any]:

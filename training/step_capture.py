@@ -131,14 +131,13 @@ class StepCapture:
     On the CPU it runs the same step from the same tensors each time, for tests.
 
     Args:
-        optimizer: what the step updates by; not as Accelerate wrapped it. Its state is restored
-            before the first step, if it ever is.
+        optimizer: what the step updates by; not as Accelerate wrapped it.
         train: the step.
         device: where it runs.
     """
 
     def __init__(self, optimizer: Optimizer, train: TrainStep, device: torch.device) -> None:
-        self._groups: list[dict[str, Any]] = optimizer.param_groups
+        self._optimizer = optimizer  # whose groups are others once a state is restored
         self._train = train
         self._rate = torch.zeros((), dtype=torch.float32, device=device)
         self._progress = torch.zeros((), dtype=torch.float64, device=device)
@@ -223,8 +222,9 @@ class StepCapture:
 
         Outside, its groups hold numbers, as checkpoints do.
         """
-        own = [dict(group) for group in self._groups]
-        for group in self._groups:
+        groups = self._optimizer.param_groups
+        own = [dict(group) for group in groups]
+        for group in groups:
             if group["scheduled"]:
                 group["lr"] = self._rate * group["scale"]
             if "capturable" in group:  # asked of Adam's while it is recorded, unwelcome before
@@ -232,7 +232,7 @@ class StepCapture:
         try:
             yield
         finally:
-            for group, before in zip(self._groups, own, strict=True):
+            for group, before in zip(groups, own, strict=True):
                 group["lr"] = before["lr"]
                 if "capturable" in group:
                     group["capturable"] = before["capturable"]

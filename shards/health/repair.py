@@ -93,7 +93,8 @@ def repair(
             "the decoder does not read a sound image, so it cannot tell which are damaged. Is "
             "nvidia-nvimgcodec installed for this machine?"
         )
-    if any(problem.file == PLAN for problem in problems):
+    plan_lost = PLAN not in folder.sizes() or any(problem.file == PLAN for problem in problems)
+    if plan_lost:
         folder.write(PLAN, _plan(manifest).to_json().encode())
     folder.clean()
     result, shards, categories = Repair([], [], []), [], len(manifest.categories)
@@ -107,7 +108,7 @@ def repair(
     if manifest.to_json().encode() != _read(folder, MANIFEST):
         folder.write(MANIFEST, manifest.to_json().encode())
         result.rebuilt.append(MANIFEST)
-    if any(problem.file == PLAN for problem in problems):
+    if plan_lost:
         result.rebuilt.append(PLAN)
     return result
 

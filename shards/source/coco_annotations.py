@@ -1,6 +1,7 @@
 """COCO's annotation files: read, checked, and joined into what is known about each image."""
 
 import json
+import math
 import posixpath
 import re
 from collections.abc import Iterator
@@ -153,6 +154,13 @@ def plain_path(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
+def _are_numbers(value: Any, count: int) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return len(values) == count and all(
+        isinstance(each, int | float) and math.isfinite(each) for each in values
+    )
+
+
 def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any]) -> None:
     """Add boxes and captions to their images; note what belongs to none."""
     categories: dict[str, Any] = {}
@@ -165,7 +173,7 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
             )
     if "annotations" in content:  # else no image says what it shows
         annotations.categories |= {key: str(name) for key, name in categories.items()}
-    apart, unnamed, total = dict[str, int](), dict[str, int](), 0
+    apart, unnamed, total, odd = dict[str, int](), dict[str, int](), 0, 0
     for entry in _entries(path, content, "annotations", "image_id"):
         total += 1
         key = plain_id(entry["image_id"])
@@ -175,8 +183,13 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
         fact = annotations.facts[annotations.by_id[key]]
         if "caption" in entry:
             fact.setdefault("captions", []).append(entry["caption"])
-            continue
+            if not {"bbox", "category_id"} & entry.keys():
+                continue
         kept = {name: entry[name] for name in _KEPT if name in entry}
+        for what, count in (("bbox", 4), ("area", 1)):
+            if what in kept and not _are_numbers(kept[what], count):
+                del kept[what]
+                odd += 1
         if "category_id" in entry:
             category = plain_id(entry["category_id"])
             if category in categories:
@@ -195,6 +208,10 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
         count = sum(apart.values())
         annotations.notes.append(
             f"{count:,} annotations of {name} belong to no image: image_id {_some(apart)}"
+        )
+    if odd:
+        annotations.notes.append(
+            f"{odd:,} boxes and areas of {name} are no numbers (four, one), and are left out"
         )
     if unnamed:
         count = sum(unnamed.values())

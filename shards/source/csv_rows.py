@@ -23,7 +23,7 @@ def _open_text(path: str) -> tuple[io.TextIOWrapper, Any, str, list[str]]:
         text.seek(0)
         # Spreadsheets write ";" where the comma is the decimal sign.
         separator = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
-        lines = csv.reader(text, delimiter=separator)
+        lines = csv.reader(text, delimiter=separator, strict=True)
         return text, lines, separator, [name.strip() for name in next(lines, [])]
     except (UnicodeDecodeError, csv.Error):
         text.close()

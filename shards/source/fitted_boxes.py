@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from PIL import ExifTags, Image
+
 from shards.image import exif_orientation, open_with_pillow
 
 Facts = dict[str, Any]
@@ -26,11 +28,13 @@ def fitted(facts: Facts, image: bytes) -> Facts:
         image: the image's file, or its beginning. Of one that is no image nothing is changed.
     """
     try:
-        stored = open_with_pillow(image).size
-    except ValueError:
+        opened = open_with_pillow(image)
+        orientation = _orientation(opened, image)
+    except (OSError, ValueError):
         return facts
+    # Pillow opens a TIFF as it stands upright.
+    stored = opened.size[::-1] if opened.format == "TIFF" and orientation > 4 else opened.size
     said = (facts.get("width") or 0, facts.get("height") or 0)
-    orientation = exif_orientation(image)
     width, height = size = stored[::-1] if orientation > 4 else stored
     annotations = facts["annotations"]
     if said == stored != size:
@@ -38,6 +42,12 @@ def fitted(facts: Facts, image: bytes) -> Facts:
     elif min(said) > 0 and said not in (size, size[::-1]):
         annotations = [_scaled(each, width / said[0], height / said[1]) for each in annotations]
     return {"width": width, "height": height, "annotations": annotations}
+
+
+def _orientation(opened: Image.Image, image: bytes) -> int:
+    if opened.format in ("JPEG", "MPO", "PNG"):
+        return exif_orientation(image)
+    return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _scaled(annotation: Facts, across: float, down: float) -> Facts:

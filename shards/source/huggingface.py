@@ -133,7 +133,9 @@ class HuggingFace(Source):
     def _labelled(self, index: int, row: dict[str, Any]) -> int:
         if self._numbers is not None:
             return int(self._numbers[index])
-        return -1 if row.get(self._label) is None else int(row[self._label])
+        if not self.classes or row.get(self._label) is None:
+            return -1
+        return int(row[self._label])
 
     def _rows(self) -> Any:
         if self._opened is None:

@@ -8,6 +8,7 @@ memory: 0.8 ms an image of 50 kB in row groups of 1,000, where each by itself ta
 
 import errno
 import os
+import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from shards.source.parquet_rows import open_parquet, opened_parquet
 from shards.source.source import NoImage
 
 _AHEAD = 2**27  # bytes of images that a process reads ahead
+_PATIENCE = 30.0  # seconds of reading ahead, once the image that is asked for is there
 _BATCH = 2**24  # bytes of images that are decoded at once
 _OPEN = 4  # files that a process holds open
 
@@ -97,8 +99,10 @@ class ParquetImages:
         wanted = sorted({each for each in window if each not in self._ahead})
         own = self._group(row)
         groups = [(group, list(rows)) for group, rows in groupby(wanted, key=self._group)]
-        size = 0
+        size, begin = 0, time.monotonic()
         for group, rows in sorted(groups, key=lambda each: each[0] != own):
+            if row in self._ahead and time.monotonic() - begin > _PATIENCE:
+                return  # who asks for one image does not wait for many groups of a slow disk
             try:
                 for each, image in self._from_group(group, rows):
                     self._ahead[each] = image

@@ -103,7 +103,9 @@ def select(
         chosen = _first(order, chosen & (labels >= 0), labels, lambda _: per_class)
     if fraction is not None:
         candidates = chosen if per_class is not None else candidates
-        strata = labels if stratified else np.zeros_like(labels)
+        # Labels without classes are no strata: a set of copies numbers its originals by them.
+        by_class = stratified and bool(shard_set.manifest.classes)
+        strata = labels if by_class else np.zeros_like(labels)
 
         def number(counts: NDArray[np.int64]) -> NDArray[np.floating]:
             some = np.maximum(np.rint(fraction * counts), 1)

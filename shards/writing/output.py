@@ -34,8 +34,11 @@ def refuse_occupied(out: Location) -> None:
     folder = folder_at(out)
     if not folder.exists():
         return
-    _, folders, files = next(folder.walk())
-    names = sorted((*folders, *files))
+    if is_remote(out):
+        _, folders, files = next(folder.walk())
+        names = sorted((*folders, *files))
+    else:
+        names = sorted(os.listdir(out))  # hidden ones too: it has to be empty to be replaced
     if MANIFEST in names:
         raise FileExistsError(
             f"{out} already holds a shard set ({MANIFEST}). Give another --out, or remove it."

@@ -285,6 +285,7 @@ def test_swav_equals_lightly_s_loss(queue: int, small: int) -> None:
     if queue:
         method.queue_TLD.copy_(F.normalize(embeddings(2, 8, 5, dtype=torch.float32), dim=-1))
         method.steps.fill_(5)
+        method.pushed.fill_(8)
         queued = [method.queue_TLD[t] @ method.prototype_PD.T for t in range(2)]
     expected = SwaVLoss()(scores[:2], scores[2:], queued)
     assert method(views).loss.item() == pytest.approx(expected.item(), abs=1e-4)

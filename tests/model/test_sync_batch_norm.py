@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from two_processes import norms
 
 from model import sync_batch_norm
@@ -113,6 +114,39 @@ def test_the_arithmetic_is_that_of_batch_norm(device: str, dtype: torch.dtype, f
         torch.testing.assert_close(one.float(), other.float(), rtol=bound, atol=10 * bound)
     assert found[0].dtype == found[1].dtype == dtype
     assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_counts_have_the_type_that_pytorchs_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counts have the type of the running statistics, and without those of the input."""
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        torch, "batch_norm_gather_stats_with_counts", lambda *each: asked.append(each)
+    )
+
+    class OnGpu:
+        is_cuda = True
+
+    statistics_R2C = torch.zeros(2, 2, 6)
+    count_R = statistics_R2C.new_full((2,), 8.0)
+    x: Any = OnGpu()
+    sync_batch_norm.combined(x, statistics_R2C, count_R, None, None, 0.1, 1e-5)
+    ((first, *_, counts),) = asked
+    assert first.dtype == counts.dtype == torch.float32
+
+
+def test_shapes_alone_run_no_kernel() -> None:
+    with FakeTensorMode():
+        x = torch.empty(8, 6, 5, 5, device="cuda", dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        mean_C, inverse_C = sync_batch_norm.statistics(x, 1e-5)
+        shared = sync_batch_norm.combined(
+            x, torch.stack([mean_C, inverse_C])[None], mean_C[:1], None, None, 0.1, 1e-5
+        )
+        y = sync_batch_norm.normalised(x, None, None, *shared, 1e-5)
+        sums_2C, *weights = sync_batch_norm.gradient_sums(y, x, None, *shared)
+        dx = sync_batch_norm.input_gradient(y, x, None, *shared, sums_2C, mean_C[:1])
+    assert y.shape == dx.shape == x.shape and y.dtype == dx.dtype == torch.bfloat16
+    assert sums_2C.shape == (2, 6) and [w.shape for w in weights] == [(6,), (6,)]
 
 
 def test_the_definition_is_the_one_of_pytorchs_functional() -> None:

@@ -150,6 +150,22 @@ def test_what_is_not_needed_may_be_absent(tmp_path: Path):
     }
 
 
+def test_what_is_no_box_is_noted_and_a_caption_does_not_hide_one(tmp_path: Path):
+    where = "annotations/instances_train2017.json"
+    annotated(tmp_path, FILES, annotations=where)
+    content = json.loads((tmp_path / where).read_text())
+    first, second = content["annotations"][:2]
+    first |= {"caption": "a region", "bbox": [1, 2, 3, 4]}
+    second |= {"bbox": None, "area": [1]}
+    (tmp_path / where).write_text(json.dumps(content))
+    source = COCO(root=tmp_path)
+    (box,) = source[first["image_id"]].metadata["annotations"]
+    assert box["bbox"] == [1, 2, 3, 4]
+    assert source[first["image_id"]].metadata["captions"] == ["a region"]
+    assert any("2 boxes and areas of" in note for note in source.notes)
+    assert "bbox" not in source[second["image_id"]].metadata["annotations"][0]
+
+
 def test_images_of_all_kinds_are_taken(tmp_path: Path):
     names = ["a.png", "b.PNG", "c.webp", "d.jpeg", "e.jpg", "e.png"]
     annotated(tmp_path, names)

@@ -16,6 +16,7 @@ from shards.source.generated import draw, generated
 from shards.source.generated.draw import portrait
 from shards.source.generated.generated import Generated, generate_coco, generate_stl10
 from shards.source.generated.kinds import CLASSES, KINDS
+from shards.writing.write import write
 
 COUNTS = {"train": 300, "test": 300, "unlabeled": 12}
 SMALL = {"train": 10, "test": 10, "unlabeled": 10}
@@ -143,6 +144,12 @@ def test_a_specimen_is_large_and_leaves_background(label: int):
 
 
 # ── COCO ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_generated_scenes_are_written_with_their_categories(tmp_path: Path):
+    source = Generated(root=tmp_path / "root", split="val2017", portion=0.05)
+    shard_set = write(source, tmp_path / "out")
+    assert shard_set.manifest.categories == tuple(CLASSES)
 
 
 def test_coco_annotations_fit_the_files(tmp_path: Path):

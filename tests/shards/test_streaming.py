@@ -11,9 +11,11 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from shards import as_webdataset
-from shards.layout import ShardSet
+from shards.health.repair import repair
+from shards.layout import ShardSet, open_shards
+from shards.source import ImageFolder
 from shards.subset.selection import select
-from shards.tar import component, index_lines
+from shards.tar import component, components, index_lines
 from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 
@@ -75,6 +77,28 @@ def test_a_subset_gives_its_own_samples(tmp_path: Path) -> None:
     found = streamed(as_webdataset(subset.root))
     assert sorted(sample for sample, _, _ in found) == [1, 4, 11, 14, 21, 24]
     assert {label for _, label, _ in found} == {1, 4}
+
+
+def test_what_a_repair_has_left_out_is_not_streamed(tmp_path: Path) -> None:
+    shard_set = write(Pictures(30), str(tmp_path / "set"), samples_per_shard=8)
+    line = index_lines(Path(shard_set.indexes[0]).read_bytes())[2]
+    at = next(offset for name, offset, _, _ in components(line) if name == "y.i64")
+    with open(shard_set.tars[0], "r+b") as tar:
+        tar.seek(at)
+        tar.write(b"\x07")
+    repair(shard_set.root)
+    found = streamed(as_webdataset(shard_set.root))
+    assert len(found) == 29 == len(open_shards(shard_set.root))
+    assert all(label == sample % 10 for sample, label, _ in found)
+
+
+def test_a_class_whose_name_webdataset_passes_over_is_streamed(tmp_path: Path) -> None:
+    for name in ("__ignore__", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / f"{number}.png")
+    shard_set = write(ImageFolder(root=tmp_path / "images"), tmp_path / "out")
+    assert len(streamed(as_webdataset(shard_set.root))) == 6
 
 
 def test_a_folder_that_is_no_shard_set_is_refused_in_words(tmp_path: Path) -> None:

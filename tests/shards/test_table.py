@@ -35,6 +35,19 @@ def everything(source: Table) -> list[Sample]:
     return samples
 
 
+def test_a_quote_that_is_not_closed_swallows_no_row(tmp_path: Path):
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.jpg")
+    table = tmp_path / "t.tsv"
+    rows = ["path\tlabel\tcaption", 'a.jpg\t0\t"Vintage poster', "b.jpg\t1\tA dog", ""]
+    table.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="cannot be read after line"):
+        Table(root=tmp_path, table=table)
+    rows[1] = 'a.jpg\t0\t"A ""vintage""\nposter"'
+    table.write_text("\n".join(rows))
+    assert Table(root=tmp_path, table=table)[0].metadata["caption"] == 'A "vintage"\nposter'
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "semicolon", "parquet"])
 def test_samples_are_the_rows_that_pandas_wrote(root: Path, kind: str):
     frame = pandas.DataFrame(

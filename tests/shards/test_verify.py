@@ -204,6 +204,14 @@ def test_repairing_a_sound_set_changes_nothing(copy: ShardSet) -> None:
     assert before == {p.name: p.stat().st_mtime_ns for p in Path(copy.root).iterdir()}
 
 
+def test_a_set_that_came_without_its_plan_is_repaired_too(copy: ShardSet) -> None:
+    (Path(copy.root) / "plan.json").unlink()
+    flip(Path(copy.tars[0]), 600, 0)
+    repair(copy.root)
+    assert verify(copy.root).problems == []
+    assert len(open_shards(copy.root)) == len(copy) - 1
+
+
 def test_an_undecodable_image_of_an_unverified_writing_is_found_by_deep_and_repaired(
     class_folders: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,14 +156,18 @@ def test_a_box_holds_the_pixels_of_its_object_and_no_other(root: Path, box, scal
 
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
 @pytest.mark.parametrize("upright", [True, False])
-def test_boxes_are_in_the_image_that_exif_has_turned(root: Path, orientation: int, upright: bool):
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+def test_boxes_are_in_the_image_that_exif_has_turned(
+    root: Path, orientation: int, upright: bool, kind: str
+):
     """Whether the program that wrote the XML looked at EXIF or not; its size tells."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[4:10, 7:9] = 255
     image, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = orientation
     (root / "JPEGImages" / f"{STEMS[0]}.jpg").unlink()
-    image.save(path := root / "JPEGImages" / f"{STEMS[0]}.png", exif=exif)
+    options = {"lossless": True} if kind == "webp" else {}
+    image.save(path := root / "JPEGImages" / f"{STEMS[0]}.{kind}", exif=exif, **options)
     with Image.open(path) as stored:
         oracle = np.asarray(ImageOps.exif_transpose(stored))
     rows, columns = (np.unique(places) + 1 for places in oracle[..., 0].nonzero())

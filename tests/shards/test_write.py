@@ -263,6 +263,14 @@ def test_an_output_that_is_a_link_is_written_where_it_leads(class_folders, tmp_p
         link.unlink()
 
 
+def test_an_output_with_a_hidden_file_is_refused_before_any_work(class_folders, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".gitkeep").touch()
+    with pytest.raises(FileExistsError, match=r"is not empty: it holds \.gitkeep"):
+        write(ImageFolder(root=class_folders()), tmp_path / "out")
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_a_mount_point_is_refused_before_any_work(class_folders, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(tmp_path / "disk"))
     with pytest.raises(FileExistsError, match=r"disk is where a disk is mounted.*disk/set"):

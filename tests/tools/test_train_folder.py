@@ -26,6 +26,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
 
     def run(name: str, *more: str) -> None:
         words.append([name, *more])
+        monkeypatch.setattr("sys.argv", [name, *more])
         if name == "shard":
             monkeypatch.setattr("sys.argv", ["shard", *more, "--workers", "1"])
             shard.main()

@@ -11,6 +11,7 @@ from torch import nn
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
 from model.method import DINO
 from model.optimizer import build_optimizer, layer_scales, set_learning_rate, undecayed
+from tests.host_waits import HostWaits
 from training.settings import parse
 from training.step import Step
 
@@ -75,6 +76,28 @@ def test_lars_takes_the_steps_of_timms(weight_decay: float) -> None:
             each.step()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scaler_of_fp16_does_not_wait_for_lars() -> None:
+    weights = []
+    for scale in (None, 1024.0):
+        torch.manual_seed(0)
+        module, x = nn.Linear(5, 3), torch.randn(64, 5)
+        optimizer = build_optimizer(
+            module, name="lars", learning_rate=0.3, weight_decay=0.1, momentum=0.9
+        )
+        loss = module(x).square().mean()
+        if scale is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            scaler.scale(loss).backward()
+            with HostWaits(refuse=True):
+                scaler.step(optimizer)
+            scaler.update()
+        weights.append(module.weight.detach().clone())
+    torch.testing.assert_close(*weights)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-6, 0.1])

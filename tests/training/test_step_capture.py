@@ -100,6 +100,18 @@ def test_a_step_from_its_own_tensors_is_the_eager_step(method: str, optimizer: s
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_optimizer_reads_its_rate_from_the_device_too(optimizer: str) -> None:
+    other, own = (step_of("JointEmbedding", optimizer) for _ in range(2))
+    other(batch(0), learning_rate=RATE)
+    capture = captured(own)
+    own.optimizer.load_state_dict(other.optimizer.state_dict())  # which makes other groups
+    with capture._device_rate(recording=True):
+        for group in own.optimizer.param_groups:
+            assert isinstance(group["lr"], Tensor) and group.get("capturable", True)
+    assert not any(isinstance(group["lr"], Tensor) for group in own.optimizer.param_groups)
+
+
 @pytest.mark.parametrize(("method", "optimizer"), list(product(METHODS, OPTIMIZERS)))
 @pytest.mark.parametrize("clip", ["null", "1.0"])
 def test_no_method_waits_for_the_device(method: str, optimizer: str, clip: str) -> None:

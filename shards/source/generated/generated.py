@@ -86,9 +86,10 @@ class Generated(Source):
             if not _is_generated(folder, generation_seed, counts):
                 generate_stl10(root, seed=generation_seed, **counts)
             self._stored = STL10(root=root, split=split)
-        self.classes = self._stored.classes
+        self.classes, self.categories = self._stored.classes, self._stored.categories
         self._settings = f"{_VERSION} {generation_seed}".encode()
-        self.notes = [f"generated from seed {generation_seed}, kept in {folder}"]
+        made = f"generated from seed {generation_seed}, kept in {folder}"
+        self.notes = [*self._stored.notes, made]
 
     def __len__(self) -> int:
         return len(self._stored)

@@ -39,6 +39,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 def test_a_machine_reads_it_where_it_has_the_run_s_folder(tmp_path: Path) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
     method = save(there, 7)
     found = checkpoint.newest(there)
     there.rename(here)
