@@ -35,8 +35,6 @@ class LARS(Optimizer):
 
     found_inf: Tensor | None = None
     """1 if the next step is to change nothing, else 0; on the device, so that nobody waits."""
-    grad_scale: Tensor | None = None
-    """What the gradients have been multiplied by, where a scaler of fp16 leaves them so."""
     _step_supports_amp_scaling = True  # else the scaler asks the device whether to call it
 
     def __init__(
@@ -71,8 +69,9 @@ class LARS(Optimizer):
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-        if self.grad_scale is not None:
-            _all.mul_(gradients, 1 / self.grad_scale)
+        scale: Tensor | None = getattr(self, "grad_scale", None)  # the scaler's, which deletes it
+        if scale is not None:
+            _all.mul_(gradients, 1 / scale)
         skipped = torch.zeros((), device=weights[0].device)
         if self.found_inf is not None:
             skipped = self.found_inf

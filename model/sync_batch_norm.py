@@ -146,7 +146,7 @@ class _Normalise(Function):
 # ── the arithmetic, on a GPU by PyTorch's kernels, and written out ────────────────────────────────
 
 
-# The memory forecast follows a step by shapes alone. PyTorch knows none for these kernels, and would
+# The memory forecast follows a step by shapes alone. PyTorch knows none for these kernels: it would
 # run them on zeros, on the device.
 
 

@@ -155,7 +155,7 @@ def plain_path(name: str) -> str:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    values = value if isinstance(value, list) else [value]
+    values = value if count > 1 and isinstance(value, list) else [value]
     return len(values) == count and all(
         isinstance(each, int | float) and math.isfinite(each) for each in values
     )

@@ -54,7 +54,8 @@ def test_with_one_positive_all_logarithms_have_one_gradient() -> None:
     found = gradients(method(), views, 0.1)
     for gallery in found.values():
         for name in ("LogAP", "OuterLogAP"):
-            torch.testing.assert_close(gallery[name], gallery["NTXent"])
+            difference = (gallery[name] - gallery["NTXent"]).norm()
+            assert difference < 1e-4 * gallery[name].norm()
     same = agreement([found, found])
     for gallery in same.values():
         assert gallery["NTXent"] == pytest.approx(1) and gallery["LogAP"] == pytest.approx(1)
@@ -72,4 +73,4 @@ def test_gradients_are_those_that_training_would_take() -> None:
                 [p.grad.flatten() for p in alone.parameters() if p.grad is not None]
             )
             found = gradients(method(), views, 0.2)[gallery][name]
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            assert (found - expected).norm() < 1e-4 * found.norm(), (gallery, name)

@@ -13,6 +13,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from shards.source import ImageFolder, Sample, Table
 from shards.source.csv_rows import MISSING
