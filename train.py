@@ -41,7 +41,7 @@ from training.run.agreement import Agreement
 from training.run.begin import begin, open_writer
 from training.run.stop import TIME, Stop
 from training.run.supervise import supervised
-from training.schedule import Schedule
+from training.schedule import Moment, Schedule
 from training.settings import Settings, parse
 from training.state import State
 from training.step import Step
@@ -131,6 +131,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
         collapse=Collapse(after=max(100, schedule.warmup_steps)),
     )
     recorder.say(chain(begun, news(config, sets, data, suite, saved, killed)))
+    evaluated = processes.from_first(recorder.last_evaluation(step, seconds))
 
     # ── loop ────────────────────────────────────────────────────────────────────────────────────
     reason, first = TIME if schedule.out_of_time(seconds) else 0, step
@@ -143,7 +144,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
                 fill(method, keys, config, loader)
                 allocator.give_back()
             phase.enter("step", patience=10 if step == first else 1)  # compiling takes long
-            learning_rate, before = schedule.rate(step, seconds), seconds
+            learning_rate = schedule.rate(step, seconds)
             progress = schedule.progress(step + 1, seconds)
             output = train_step(
                 batch.views, id_B=batch.id_B, learning_rate=learning_rate, progress=progress
@@ -157,7 +158,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
             for line in writer.advance(statuses):
                 monitor.say(line) if processes.first else sys.stderr.write(f"{line}\n")
 
-            due = schedule.due(step, before=before, seconds=seconds, leaving=reason != 0)
+            due = schedule.due(step, since=evaluated, seconds=seconds, leaving=reason != 0)
             if due.record:  # the host waits for the device here and nowhere else
                 if processes.first:
                     run_folder.check_there(config.run)
@@ -174,6 +175,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
                 if due.evaluation:  # before saving: a run killed in between makes it up
                     phase.enter("evaluation", patience=10)
                     recorder.evaluate(step, final=False)
+                    evaluated = Moment(step, seconds)
                 phase.enter("checkpoint", step=step, patience=10)
                 if due.save:
                     writer.save(step, stopwatch.seconds, state.parts(), saving)

@@ -119,7 +119,7 @@ def test_a_run_from_published_weights_goes_on_without_them(
     assert all(torch.equal(value, expected[name]) for name, value in weights(killed).items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves(
     number: signal.Signals, shard_set: ShardSet, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from training.device_use import memory_gib, utilization
 from training.memory_pass import share_buffers
 from training.monitor import Monitor, records
 from training.processes import Processes
-from training.schedule import Schedule
+from training.schedule import Moment, Schedule
 from training.step import Step
 from training.stopwatch import Stopwatch
 from training.trackers import Trackers
@@ -117,6 +117,23 @@ class Recorder:
         self.say(line for line in found.remarks if line not in self._said)
         self._said.update(found.remarks)
         self.trackers.log(record)
+
+    def last_evaluation(self, step: int, seconds: float) -> Moment:
+        """Return when the run was last evaluated, up to where it goes on; rank 0 knows.
+
+        Args:
+            step: where it goes on.
+            seconds: training time so far.
+        """
+        if self.suite is None:  # none is made up
+            return Moment(step, seconds)
+        found, times = Moment(), dict[int, float]()
+        for record in records(self.config.run) if self.processes.first else ():
+            if "loss" in record:
+                times[record["step"]] = record["seconds"]
+            elif "evaluation" in record and record["step"] <= step:
+                found = Moment(record["step"], times.get(record["step"], seconds))
+        return found
 
     def evaluate_at_end(self, step: int) -> None:
         """Make the final evaluation, unless the run has it: it was cut off after that."""

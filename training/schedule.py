@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.learning_rate import cosine, learning_rate
 from training.config import Config
@@ -70,6 +70,13 @@ def reshaped(step: int, loader: Mapping[str, Any]) -> EpochStart:
     per_epoch = loader["samples"] // (loader["world_size"] * loader["batch_size_per_rank"])
     done = loader["step"] == per_epoch  # else its first samples are seen again
     return EpochStart(step=step, epoch=loader["epoch"] + done)
+
+
+class Moment(NamedTuple):
+    """A step, and the training time at its end."""
+
+    step: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,32 +189,34 @@ class Schedule:
             left = max(0.0, min(left, self._config.max_seconds - seconds))
         return left
 
-    def due(self, step: int, *, before: float, seconds: float, leaving: bool) -> Due:
+    def due(self, step: int, *, since: Moment, seconds: float, leaving: bool) -> Due:
         """Return what is to be done after so many steps.
 
         Args:
             step: number of updates done.
-            before: training time before the last one.
-            seconds: training time after it.
+            since: when the last evaluation was made, or the run began.
+            seconds: training time so far.
             leaving: whether this is the last one for another reason than its number.
         """
         last = leaving or step == self.total_steps
-        evaluation = not last and self._evaluation(step, before=before, seconds=seconds)
+        evaluation = not last and self._evaluation(step, since=since, seconds=seconds)
         save = last or step % self._config.checkpoint_every == 0
         if self.total_steps is None:  # how many steps there are between two is not known
             save = save or evaluation
         record = save or evaluation or step % self._config.log_every == 0
         return Due(record=record, evaluation=evaluation, save=save, last=last)
 
-    def _evaluation(self, step: int, *, before: float, seconds: float) -> bool:
+    def _evaluation(self, step: int, *, since: Moment, seconds: float) -> bool:
         count = self._config.evaluations
         if count is None:
             every = self._config.evaluate_every
-            return every is not None and self._epochs(step - 1, every) < self._epochs(step, every)
+            return every is not None and self._epochs(since.step, every) < self._epochs(step, every)
         if self.total_steps is not None:
-            step, total = step + self._more, self.total_steps + self._more
-            return count * (step - 1) // total < count * step // total
-        return int(count * self.progress(0, before)) < int(count * self.progress(0, seconds))
+            total = self.total_steps + self._more
+            before, now = (count * (each + self._more) // total for each in (since.step, step))
+            return before < now
+        before, now = (count * self.progress(0, each) for each in (since.seconds, seconds))
+        return int(before) < int(now)
 
     def _epochs(self, step: int, every: float) -> int:
         """Return how often so many epochs, which may be a fraction, are done after a step."""

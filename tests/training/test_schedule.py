@@ -7,13 +7,22 @@ import pytest
 import torch
 
 from model.learning_rate import learning_rate
-from training.schedule import EpochStart, Schedule, reshaped
+from training.schedule import EpochStart, Moment, Schedule, reshaped
 from training.settings import parse
 
 
 def schedule(tmp_path: Path, *words: str, steps_per_epoch: int = 10) -> Schedule:
     config = parse(["--shards", "x", "--run", str(tmp_path), *words]).config
     return Schedule(config, EpochStart(), steps_per_epoch=steps_per_epoch)
+
+
+def evaluations(found: Schedule, steps: int) -> list[int]:
+    """Return the steps at whose end there is an evaluation before the last one."""
+    dues = [
+        found.due(step, since=Moment(step - 1), seconds=0, leaving=False)
+        for step in range(1, steps + 1)
+    ]
+    return [step for step, due in enumerate(dues, start=1) if due.evaluation]
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 20), (5, 20), (20, 20)])
@@ -112,12 +121,10 @@ def test_a_warm_up_longer_than_the_time_falls_too() -> None:
 def test_a_fraction_of_an_epoch_does_not_drift() -> None:
     config = parse([*LEAST, "--steps", "30", "--evaluate_every", "1.5"]).config
     found = Schedule(config, EpochStart(), steps_per_epoch=5)
-    due = [found.due(s, before=0, seconds=0, leaving=False).evaluation for s in range(1, 31)]
-    assert [step for step, is_due in enumerate(due, start=1) if is_due] == [8, 15, 23]
+    assert evaluations(found, 30) == [8, 15, 23]
     often = parse([*LEAST, "--steps", "30", "--evaluate_every", "0.1"]).config
     every = Schedule(often, EpochStart(), steps_per_epoch=100)
-    due = [every.due(s, before=0, seconds=0, leaving=False).evaluation for s in range(1, 30)]
-    assert [step for step, is_due in enumerate(due, start=1) if is_due] == [10, 20]
+    assert evaluations(every, 29) == [10, 20]
 
 
 @pytest.mark.parametrize("warmup", ["0", "0.7"])
@@ -143,7 +150,7 @@ def test_a_schedule_of_time_ends_on_a_machine_that_becomes_ten_times_slower(tmp_
         rates.append(found.rate(step, seconds))
         before, seconds, step = seconds, seconds + (0.1 if seconds < 10 else 1.0), step + 1
         over = found.over(step, seconds)
-        due = found.due(step, before=before, seconds=seconds, leaving=over)
+        due = found.due(step, since=Moment(step - 1, before), seconds=seconds, leaving=over)
         evaluated += [seconds] if due.evaluation else []
         saved += [step] if due.save else []
         assert due.last == over
@@ -156,11 +163,23 @@ def test_a_schedule_of_time_ends_on_a_machine_that_becomes_ten_times_slower(tmp_
 @pytest.mark.parametrize(("steps", "count"), [(15, 3), (16, 3), (7, 7), (5, 9), (100, 1)])
 def test_evaluations_are_evenly_spread(steps: int, count: int, tmp_path: Path) -> None:
     found = schedule(tmp_path, "--steps", str(steps), "--evaluations", str(count))
-    dues = [found.due(s, before=0.0, seconds=0.0, leaving=False) for s in range(1, steps + 1)]
-    at = [step for step, due in enumerate(dues, start=1) if due.evaluation] + [steps]
+    at = [*evaluations(found, steps), steps]
     assert len(at) == min(steps, count)
     gaps = [b - a for a, b in zip([0, *at], at, strict=False)]
     assert max(gaps) - min(gaps) <= 1
+
+
+def test_an_evaluation_that_a_signal_has_left_out_is_made_up(tmp_path: Path) -> None:
+    for words in (["--evaluate_every", "1"], ["--evaluations", "4"]):
+        found = schedule(tmp_path, "--steps", "40", *words)
+        leaving = found.due(10, since=Moment(0), seconds=0, leaving=True)
+        assert leaving.save and not leaving.evaluation
+        assert found.due(11, since=Moment(0), seconds=0, leaving=False).evaluation
+        assert not found.due(12, since=Moment(11), seconds=0, leaving=False).evaluation
+        assert found.due(20, since=Moment(11), seconds=0, leaving=False).evaluation
+    timed = schedule(tmp_path, "--max_seconds", "40", "--evaluations", "4")
+    assert timed.due(9, since=Moment(3, 9.0), seconds=12.0, leaving=False).evaluation
+    assert not timed.due(9, since=Moment(8, 11.0), seconds=12.0, leaving=False).evaluation
 
 
 def test_a_run_has_one_length_and_one_kind_of_evaluation_times(tmp_path: Path) -> None:
