@@ -246,6 +246,25 @@ def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -
     assert (straight / "metrics.jsonl").read_text() == before
 
 
+def test_a_final_evaluation_is_made_once_and_again_if_it_is_missing(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    run, path = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    more = ["--steps", "5", "--evaluation_test", str(shard_set.root)]
+
+    def final() -> dict[str, Any]:
+        code, out, err = train(shard_set, run, *more)
+        assert code == 0, out + err
+        (found,) = (each for each in records(run) if each.get("evaluation") == "final")
+        return found
+
+    first, text = final(), path.read_text()
+    assert final() == first and path.read_text() == text
+    lines = [line for line in text.splitlines(keepends=True) if '"final"' not in line]
+    path.write_text("".join(lines))  # as if it had been killed before
+    assert final() == first
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

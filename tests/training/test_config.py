@@ -26,6 +26,16 @@ def refused(*arguments: str) -> str:
     return str(error.value)
 
 
+def test_parts_of_a_batch_divide_it_and_need_a_method_that_embeds_views_alone() -> None:
+    assert "not divisible by micro_batch_size=3; try 2." in refused("--micro_batch_size", "3")
+    message = refused("--method", "MoCo", "--micro_batch_size", "4")
+    assert "MoCo does not embed its views independently" in message
+    config = parse([*LEAST, "--batch_size", "32", "--micro_batch_size", "8"]).config
+    assert config.micro_batch_size_per_rank(4) == 2
+    with pytest.raises(ValueError, match="not divisible by world_size=3"):
+        config.micro_batch_size_per_rank(3)
+
+
 def test_help_names_and_explains_every_field() -> None:
     text = parser().format_help()
     for name in Config.__dataclass_fields__:

@@ -67,6 +67,18 @@ def test_a_bad_step_leaves_no_trace_under_any_objective(objective: str) -> None:
     assert step.guard.counts() == (1, 1)
 
 
+def test_a_bad_step_in_parts_leaves_no_trace() -> None:
+    more = ["--micro_batch_size", "2", "--clip_gradient_norm", "1.0"]
+    step = step_of("JointEmbedding", "adamw", *more)
+    step(batch(0), learning_rate=0.1)
+    before = tensors_of(step)
+    step(batch(1, spoilt=True), learning_rate=0.1)
+    assert_equal(tensors_of(step), before)
+    step(batch(2), learning_rate=0.1)
+    assert any(not torch.equal(value, before[name]) for name, value in tensors_of(step).items())
+    assert step.guard.counts() == (1, 0)
+
+
 def test_weights_that_are_not_finite_are_refused() -> None:
     refuse_bad_weights([torch.ones(2), torch.zeros(3)], 7)
     with pytest.raises(ValueError, match="weights are not finite after step 7"):

@@ -292,6 +292,13 @@ def test_control_groups_of_version_1_and_a_container_s_own_root(
     assert cgroups_free(tmp_path / "fs", tmp_path / "own") == [8000]
 
 
+def test_a_batch_in_parts_needs_less_than_the_whole(loader: Loader) -> None:
+    whole = forecast(configured("--batch_size", "16"), joint(), loader)
+    parts = forecast(configured("--batch_size", "16", "--micro_batch_size", "4"), joint(), loader)
+    assert not parts.unknown and not whole.unknown
+    assert parts.activations < whole.activations / 2
+
+
 def test_without_control_groups_there_is_no_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
