@@ -107,7 +107,7 @@ def select(
         by_class = stratified and bool(shard_set.manifest.classes)
         strata = labels if by_class else np.zeros_like(labels)
 
-        def number(counts: NDArray[np.int64]) -> NDArray[np.floating]:
+        def number(counts: NDArray[np.integer]) -> NDArray[np.floating]:
             some = np.maximum(np.rint(fraction * counts), 1)
             if rest is None or fraction == 1:
                 return some

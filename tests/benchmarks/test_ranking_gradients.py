@@ -44,8 +44,8 @@ def test_the_logarithm_of_ap_is_its_definition_s(temperature: float) -> None:
 
 def method() -> JointEmbedding:
     torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "embedding_size": 8}
-    return JointEmbedding(encoder=SmallResNet(width=4), objective=NTXent(), **sizes)
+    encoder = SmallResNet(width=4)
+    return JointEmbedding(encoder=encoder, objective=NTXent(), hidden_size=16, embedding_size=8)
 
 
 def test_with_one_positive_all_logarithms_have_one_gradient() -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline import finish as module
 from pipeline.augment import Augment, Blur, Color, Crop, Policy, SimCLRViews, Solarize
 from pipeline.dali import Pipeline, fn, types
-from pipeline.finish import Finish, one_threaded
+from pipeline.finish import Finish, single_threaded
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.normalisation import IMAGENET
@@ -260,7 +260,7 @@ def test_chunks_of_any_size_give_the_same_result(
     expected = torch.cat([one(pixels[v : v + 1], rows[v : v + 1]) for v in range(views)])
     monkeypatch.setattr(module, "_CHUNK", 4 * 12 * side * side)  # four views
     assert torch.allclose(Finish(late, dtype=torch.float32)(pixels, rows), expected, atol=1e-4)
-    with one_threaded(2) as workers:
+    with single_threaded(2) as workers:
         threaded = Finish(late, dtype=torch.float32, workers=workers)(pixels, rows)
     assert torch.allclose(threaded, expected, atol=1e-4)
 

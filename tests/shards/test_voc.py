@@ -166,7 +166,7 @@ def test_boxes_are_in_the_image_that_exif_has_turned(
     image, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = orientation
     (root / "JPEGImages" / f"{STEMS[0]}.jpg").unlink()
-    options = {"lossless": True} if kind == "webp" else {}
+    options: Any = {"lossless": True} if kind == "webp" else {}
     image.save(path := root / "JPEGImages" / f"{STEMS[0]}.{kind}", exif=exif, **options)
     with Image.open(path) as stored:
         oracle = np.asarray(ImageOps.exif_transpose(stored))
