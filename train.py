@@ -36,9 +36,9 @@ from training.memory_pass import fill
 from training.monitor import Monitor
 from training.processes import Processes, rank_and_world_size
 from training.recorder import Recorder
-from training.run import checkpoint, dump, equal_ranks, failure, run_folder
+from training.run import dump, equal_ranks, failure, run_folder
 from training.run.agreement import Agreement
-from training.run.begin import begin, open_writer
+from training.run.begin import begin, newest_checkpoint, open_writer
 from training.run.stop import TIME, Stop
 from training.run.supervise import supervised
 from training.schedule import Moment, Schedule
@@ -81,8 +81,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     stop = Stop()
 
     # ── data ────────────────────────────────────────────────────────────────────────────────────
-    saved = processes.from_first(checkpoint.newest(config.run) if processes.first else None)
-    saved = saved and saved.below(config.run)  # rank 0 may have the folder at another place
+    saved = newest_checkpoint(config.run, processes)
     data = open_data(config, sets, saved, processes, phase)
     loader = data.loader
     schedule = Schedule(config, data.since, steps_per_epoch=len(loader))
@@ -101,17 +100,13 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     step, seconds = 0, 0.0
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
     if saved is not None:
-        here = {"world_size": world_size, "machine": processes.machine}
-        run_folder.check_continues(saved, **here, reshaped=data.reshaped)
-        state.restore(saved, data)
+        state.restore(saved, data, processes)
         step, seconds = saved.step, saved.seconds
-    agreement = Agreement(values=4, timeout=processes.timeout)  # of each step
-    saving = Agreement(values=2, timeout=processes.timeout)  # it would take a step's message
+    agreement, saving = (Agreement(values=n, timeout=processes.timeout) for n in (4, 2))
     writer = open_writer(settings, data, processes)
 
     # ── monitor ─────────────────────────────────────────────────────────────────────────────────
-    total = schedule.total_steps
-    monitor = Monitor(config.run, main=processes.first, step=step, total_steps=total)
+    monitor = Monitor(config.run, main=processes.first, step=step, total_steps=schedule.total_steps)
     trackers = Trackers(settings, processes, step=step)
     check_device(config, sets, data, say=monitor.say)
     stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL.ImageOps import exif_transpose
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.graph import scaled_shorter
 from pipeline.normalisation import Normalisation
+
+_ORIENTATION = 0x0112  # EXIF's number
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class CentreCrop:
 
     def __call__(self, image: Any) -> Tensor:
         """Return the centre of an image [3, H, W], upright as EXIF has it, and normalised."""
-        pixels_HWC = torch.from_numpy(np.array(exif_transpose(image).convert("RGB")))
+        pixels_HWC = torch.from_numpy(_upright(image))
         # Sides and corner are rounded as DALI rounds them.
         scale = scaled_shorter(self.size) / min(pixels_HWC.shape[:2])
         height, width = (int(side * scale + 0.5) for side in pixels_HWC.shape[:2])
@@ -40,3 +42,16 @@ class CentreCrop:
         given = (self.normalisation.mean_255, self.normalisation.std_255)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in given)
         return (crop_CHW - mean) / std
+
+
+def _upright(image: Any) -> NDArray[np.uint8]:
+    """Return an image's pixels [H, W, 3] as EXIF says that it stands upright."""
+    pixels = np.array(image.convert("RGB"))
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation in (5, 6, 7, 8):  # columns become rows
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -174,13 +174,12 @@ def restored(case: Path) -> tuple[Loader, State]:
     words += ["--run", str(case / "run"), "--device", "cpu", "--mixed_precision", "no"]
     config = parse(words).config
     saved = checkpoint.newest(config.run)
-    processes: Any = SimpleNamespace(world_size=1, rank=0, on_this_machine=1)
+    processes: Any = SimpleNamespace(world_size=1, rank=0, on_this_machine=1, machine="cpu, no")
     processes.device, processes.from_first = torch.device("cpu"), lambda *found: found
     data = open_data(config, ShardSets.open(config, rank=0), saved, processes, Phase())
     state = State(Step(config, Accelerator(cpu=True)), data.loader, None, 0)
     if saved is not None:
-        run_folder.check_continues(saved, world_size=1, machine="cpu, no", reshaped=data.reshaped)
-        state.restore(saved, data)
+        state.restore(saved, data, processes)
     return data.loader, state
 
 

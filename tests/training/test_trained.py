@@ -4,10 +4,9 @@ import json
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model.encoder import SmallResNet, Timm
 from pipeline.centre_crop import CentreCrop
@@ -73,14 +72,15 @@ def test_a_centre_crop_is_the_pipeline_s(
         assert (mine - image_CHW).abs().mean() < 1.5 / 255 / 0.5
 
 
-def test_a_photo_that_its_file_turns_is_seen_upright(tmp_path: Path) -> None:
-    upright = Pictures(1, height=40, width=64).pixels(0)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_that_its_file_turns_is_seen_upright(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter to the right
-    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
+    exif[0x0112] = orientation
+    stored = Image.fromarray(Pictures(1, height=40, width=64).pixels(0))
+    stored.save(tmp_path / "turned.png", exif=exif)
     prepare = CentreCrop(32, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     with Image.open(tmp_path / "turned.png") as turned:
-        assert torch.equal(prepare(turned), prepare(Image.fromarray(upright)))
+        assert torch.equal(prepare(turned), prepare(ImageOps.exif_transpose(turned)))
 
 
 def test_other_files_are_refused_by_what_they_lack(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from training import machine_settings
 from training.data import Data
 from training.processes import Processes
 from training.run import checkpoint, equal_ranks, failure, run_folder
+from training.run.checkpoint import Checkpoint
 from training.run.origin import commit, versions
 from training.run.writer import Writer
 from training.settings import Settings
@@ -40,6 +42,16 @@ def begin(
     phase.prepared = True
     failure.keep_stderr(run, processes.rank)
     return killed
+
+
+def newest_checkpoint(run: Path, processes: Processes) -> Checkpoint | None:
+    """Return what the run goes on from, as rank 0 sees it, where this machine has the folder.
+
+    Raises:
+        ValueError: all checkpoints are damaged.
+    """
+    found = processes.from_first(checkpoint.newest(run) if processes.first else None)
+    return found and found.below(run)
 
 
 def open_writer(settings: Settings, data: Data, processes: Processes) -> Writer:
