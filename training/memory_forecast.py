@@ -203,9 +203,9 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         u · (prefetch + 1 in hand + 2 in work) + f · (1 trained on + 1 made) + d · 4
 
     and 4 u for supersampling's larger views. On a GPU, 2 u more that were dropped and wait for the
-    device, and 4 u for the blur's float32 scratch. With `Tuning.finish="dali"` the finished views
-    take the place of all u but those in work. A decode cache is all of the set, at the largest
-    image's size: DALI takes that at once.
+    device, and 4 u each for the float32 scratch of the blur and of the views' means. With
+    `Tuning.finish="dali"` the finished views take the place of all u but those in work. A decode
+    cache is all of the set, at the largest image's size: DALI takes that at once.
 
     d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work
     and the 4 d were found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI
@@ -231,7 +231,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         if group.resampling_for(loader.shard_set, loader.device)[0] == "supersample":
             total += 4 * values
         if gpu:
-            total += 4 * values
+            total += 8 * values
     if gpu and tuning.decode == "cache" and not loader.shard_set.manifest.raw:
         largest = statistics.max_width * statistics.max_height * 3
         total += images * len(loader.shard_set) * largest
