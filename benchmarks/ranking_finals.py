@@ -24,15 +24,17 @@ CHART = Path(__file__).parent.parent / "docs" / "ranking.png"
 METHODS = {
     "s2r2": "S2R2-style, `LogAP`",
     "simclr": "SimCLR over the same views",
-    "simclr_two_views": "SimCLR, its own two views",
+    "simclr_two_views": "SimCLR, two of these large crops",
+    "simclr_own_crops": "SimCLR, its own two views",
     "swav": "SwAV, two and six crops",
     "groco": "GroCo",
     "moco": "MoCo-v2",
     "simsiam": "SimSiam",
 }
 BASE = "s2r2"
-# Seven that colour-blind people can distinguish (Okabe and Ito; Tol).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
+# Eight that colour-blind people can distinguish (Okabe and Ito; Tol).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#222222")
+COLOURS += ("#cc79a7", "#e69f00", "#56b4e9", "#882255")
 FIGURES = {
     "knn_top1": "k-NN, STL-10",
     "linear_top1": "linear probe, STL-10",
@@ -226,7 +228,7 @@ def draw(path: Path) -> None:
         axes.axhline(random, color="#6e7781", linewidth=1, linestyle=(0, (5, 3)), label="random")
         for method, runs in images.runs().items():
             number = list(METHODS).index(method)
-            color, marker = COLOURS[number], "osD^vPX"[number]
+            color, marker = COLOURS[number], "osD*^vPX"[number]
             of_pass = runs[0]["batch_size"] / images.images
             # The evaluations of equal seconds are at other steps in each run.
             together = list(zip(*(run["curve"] for run in runs), strict=True))
