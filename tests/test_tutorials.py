@@ -164,7 +164,7 @@ def encoders(place: Path) -> dict[str, str]:
     return {
         convnext: f"{convnext} {alone} --run runs/convnext",
         dino: f"{dino} {alone} --run runs/dino",
-        "--test data/test": "--size 56 --test data/test",
+        "--test data/test": "--size 64 --test data/test",
         "no -m tools.embed runs/mine data/mine --out features.parquet": (
             "no -m tools.embed runs/mine data/mine --out features-of-two.parquet"
         ),

@@ -39,6 +39,7 @@ INSTEAD = {
     "--seconds 150 --seeds 0 1 2": "--seconds 2 --seeds 0",
     "--download true": "",  # no network: it is there
     "timm:resnet50": "resnet50.pth",
+    "--micro_batch_size 32": "--micro_batch_size 2",
     "--num_processes 8": "--num_processes 2 --main_process_port 0",
     "--fine_tuning.labels 0.01 0.1": f"--fine_tuning.labels 0.5 {FEW}",
     "voc_c4.yaml --train": "voc_cpu.yaml --detection.iterations 2 --train",
