@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, repeat
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.ranking_forms import OuterLogAP
 from benchmarks.record import write
@@ -34,6 +33,7 @@ from training.schedule import EpochStart, Schedule
 from training.settings import parse
 from training.step import Step
 from training.surroundings import surroundings
+from training.throughput import endless
 
 BASE = "NTXent"
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -128,14 +128,14 @@ def main() -> None:
     schedule = Schedule(config, EpochStart(), steps_per_epoch=len(loader))
     stages = []
     with loader:
-        batches = (batch.views for batch in chain.from_iterable(repeat(loader)))
+        batches = (batch.views for batch in endless(loader))
         for stage in measure(step, batches, schedule, arguments.at, arguments.batches):
             stages.append(stage)
             print(stage, file=sys.stderr, flush=True)
     record = {
         "command": " ".join(["python -m benchmarks.ranking_gradients", *sys.argv[1:]]),
         "surroundings": surroundings("torch"),
-        "weights": sum(p.numel() for p in nn.Module.parameters(step.method)),
+        "weights": sum(p.numel() for p in step.method.parameters()),
         "batches": arguments.batches,
         "stages": stages,
     }

@@ -46,6 +46,7 @@ class CentreCrop:
 
 def _upright(image: Any) -> NDArray[np.uint8]:
     """Return an image's pixels [H, W, 3] as EXIF says that it stands upright."""
+    # Not by `shards.image`, which lifts Pillow's limit of pixels for the whole program.
     pixels = np.array(image.convert("RGB"))
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation in (5, 6, 7, 8):  # columns become rows

@@ -98,7 +98,9 @@ class Loader:
         self.device, self.dtype, self.normalisation = device, dtype, normalisation
         samples = len(shard_set)
         # Samples may be left out of a set as a run goes on, which stays the same set.
-        self._whole = whole_of(shard_set).manifest.digest()
+        manifest = shard_set.manifest.digest()
+        whole = whole_of(shard_set).manifest.digest() if shard_set.replaced else manifest
+        self._digests = {"whole": whole, "manifest": manifest}
         self._steps = samples // (world_size * batch_size_per_rank)
         if samples < world_size:
             raise ValueError(
@@ -288,9 +290,9 @@ class Loader:
         # In older versions a rank had another part in each epoch.
         parts = {"parts": "kept"} if self.world_size > 1 else {}
         return parts | {
-            "whole": self._whole,
+            "whole": self._digests["whole"],
             "samples": len(self.shard_set),
-            "manifest": self.shard_set.manifest.digest(),
+            "manifest": self._digests["manifest"],
             "world_size": self.world_size,
             "rank": self.rank,
             "batch_size_per_rank": self.batch_size_per_rank,

@@ -117,20 +117,20 @@ class Schedule:
         self._more = since.epoch * steps_per_epoch - since.step if by_epochs else 0
         reached = EpochStart() if by_epochs else since
         self.warmup_steps = reached.step_at(config.warmup_epochs, steps_per_epoch)
-        if self.total_steps is not None and self.warmup_steps >= self.total_steps + self._more:
-            self._refuse_warmup(config)
+        if self.total_steps is not None and self.warmup_steps >= self._at(0)[1]:
+            if since.step == 0:
+                raise ValueError(
+                    f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but "
+                    f"the run has {self.total_steps}; the learning rate would never reach its "
+                    "peak. Shorten the warm-up."
+                )
+            # With the batches before it was shorter than the run.
+            self.warmup_steps = max(0, self._at(0)[1] - 1)
 
-    def _refuse_warmup(self, config: Config) -> None:
-        """Refuse a warm-up as long as the run, unless it was shorter with the batches before."""
+    def _at(self, step: int) -> tuple[int, int]:
+        """Return a step and the length, as `warmup_steps` counts: in steps of present batches."""
         assert self.total_steps is not None
-        if self._since.step:
-            self.warmup_steps = max(0, self.total_steps + self._more - 1)
-            return
-        raise ValueError(
-            f"warmup_epochs={config.warmup_epochs:g} are {self.warmup_steps} steps, but the "
-            f"run has {self.total_steps}; the learning rate would never reach its peak. "
-            "Shorten the warm-up."
-        )
+        return step + self._more, self.total_steps + self._more
 
     def describe(self) -> str:
         """Return the length in words."""
@@ -147,7 +147,7 @@ class Schedule:
         """Return the learning rate of a step, counted from 0, which begins after this time."""
         peak, warmup = self._config.learning_rate, self.warmup_steps
         if self.total_steps is not None:
-            step, total = step + self._more, self.total_steps + self._more
+            step, total = self._at(step)
             return learning_rate(step, peak=peak, warmup_steps=warmup, total_steps=total)
         done = self.progress(step, seconds)
         late = cosine(max(0.0, 2 * done - 1))  # a warm-up longer than half the time falls too
@@ -161,7 +161,8 @@ class Schedule:
     def progress(self, step: int, seconds: float) -> float:
         """Return which part of the run is done after so many steps and seconds, 0 to 1."""
         if self.total_steps is not None:
-            return (step + self._more) / (self.total_steps + self._more)
+            step, total = self._at(step)
+            return step / total
         assert self._config.max_seconds is not None
         return min(1.0, seconds / self._config.max_seconds)
 
@@ -212,8 +213,7 @@ class Schedule:
             every = self._config.evaluate_every
             return every is not None and self._epochs(since.step, every) < self._epochs(step, every)
         if self.total_steps is not None:
-            total = self.total_steps + self._more
-            before, now = (count * (each + self._more) // total for each in (since.step, step))
+            before, now = (count * at // total for at, total in map(self._at, (since.step, step)))
             return before < now
         before, now = (count * self.progress(0, each) for each in (since.seconds, seconds))
         return int(before) < int(now)

@@ -34,10 +34,10 @@ def find_bad(
         Unreachable: the place of the set does not answer.
     """
     check, shards = CheckSeen(shard_set, progress), shard_set.manifest.shards
-    changed = [shard for shard in shards if check(shard, deep=False)]
+    changed = {shard.name for shard in shards if check(shard, deep=False)}
     found: dict[str, dict[str, str]] = {}
-    for some in (changed, [shard for shard in shards if shard not in changed]):
-        for shard in some:
+    for of_changed in (True, False):
+        for shard in (each for each in shards if (each.name in changed) == of_changed):
             for problem in check(shard, deep=True):
                 if problem.key:
                     found.setdefault(shard.name, {})[problem.key] = problem.what

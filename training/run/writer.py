@@ -65,7 +65,7 @@ class Writer:
             agreement: how the processes agree.
         """
         self.settle(agreement)
-        self._open, self._seconds = step, seconds
+        self._open, self._seconds, self._refused = step, seconds, None
         copies = {name: state_file.to_host(state) for name, state in parts.items()}
         copied = None
         if torch.cuda.is_initialized():  # a CPU's run leaves the GPU alone

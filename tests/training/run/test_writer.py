@@ -239,6 +239,23 @@ def test_nothing_is_found_before_every_rank_has_written_its_part(tmp_path: Path)
     assert writer.settle(other) == 5
 
 
+def test_an_earlier_refusal_is_not_the_reason_of_a_later_one(tmp_path: Path):
+    writer = Writer(tmp_path, rank=0, facts={**FACTS, "world_size": 2}, keep=1)
+    other: Any = Told([0, 5])
+
+    def refused(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", refused)
+        writer.save(step=5, seconds=1.0, parts=parts(5), agreement=other)
+        writer.settle(other)
+    other.other = [0, 6]
+    writer.save(step=6, seconds=1.0, parts=parts(6), agreement=other)
+    with pytest.raises(OSError, match="another process could not write its part"):
+        writer.finish(6, other)
+
+
 def test_what_another_rank_could_not_write_is_given_up_by_all(tmp_path: Path):
     writer = Writer(tmp_path, rank=0, facts={**FACTS, "world_size": 2}, keep=1)
     failed: Any = Told([0, 5])
