@@ -28,9 +28,11 @@ class MoCo(Method):
 
     Args:
         encoder: it is trained, and kept afterwards.
-        hidden_size: width of the projector's hidden layer; it has no batch norm.
+        hidden_size: width of the projector's hidden layer.
         embedding_size: D.
         projector_layers: number of its linear layers.
+        norm: batch norm in its hidden layers, which the authors do not have.
+        output_norm: batch norm on the embeddings, which the authors do not have.
         temperature: divides the cosines.
         queue_size: keys that are remembered, the newest ones of all ranks; unit vectors at random
             to begin with. A run should see several times as many samples.
@@ -44,6 +46,8 @@ class MoCo(Method):
         hidden_size: int = 2048,
         embedding_size: int = 128,
         projector_layers: int = 2,
+        norm: bool = False,
+        output_norm: bool = False,
         temperature: float = 0.2,
         queue_size: int = 65_536,
         momentum: float = 0.999,
@@ -57,7 +61,8 @@ class MoCo(Method):
             hidden_size=hidden_size,
             embedding_size=embedding_size,
             projector_layers=projector_layers,
-            norm=False,
+            norm=norm,
+            output_norm=output_norm,
         )
         self.twin = MovingAverage(self.encoder, self.projector)
         self.temperature, self.momentum = temperature, momentum

@@ -33,6 +33,8 @@ class SwAV(Method):
         hidden_size: width of the projector's hidden layer.
         embedding_size: D.
         projector_layers: number of its linear layers.
+        output_norm: batch norm on the embeddings, which the authors do not have. It spreads them
+            from the first step on: without it, all are alike at first, and so are their codes.
         prototypes: P, unit vectors that are learned.
         assigned_views: T, how many views are assigned; the authors' two, whatever their number.
         temperature: of the softmax.
@@ -51,6 +53,7 @@ class SwAV(Method):
         hidden_size: int = 2048,
         embedding_size: int = 128,
         projector_layers: int = 2,
+        output_norm: bool = False,
         prototypes: int = 3000,
         assigned_views: int = 2,
         temperature: float = 0.1,
@@ -75,6 +78,7 @@ class SwAV(Method):
             hidden_size=hidden_size,
             embedding_size=embedding_size,
             projector_layers=projector_layers,
+            output_norm=output_norm,
         )
         self.prototype_PD = nn.Parameter(F.normalize(torch.randn(prototypes, embedding_size)))
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations

@@ -56,6 +56,15 @@ def test_any_number_of_views_is_trained_on(name: str, counts: tuple[int, ...]) -
     assert all(p.grad is not None and p.grad.norm() > 0 for p in trained)
 
 
+@pytest.mark.parametrize("make", [SwAV, MoCo])
+def test_output_norm_standardises_the_embeddings(make: type[SwAV] | type[MoCo]) -> None:
+    method = make(encoder=Flat(), output_norm=True, **SIZES)
+    z_ND = method.embed(batch(0, B=64)[0]).flatten(0, 1)
+    torch.testing.assert_close(z_ND.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z_ND.var(0, correction=0), torch.ones(5), atol=1e-2, rtol=0)
+    assert make(encoder=Flat(), **SIZES).embed(batch(0, B=64)[0]).mean((0, 1)).norm() > 0.1
+
+
 @every_method
 def test_a_run_continues_exactly_from_its_state(name: str) -> None:
     whole = made(name)
