@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.graph import scaled_shorter
 from pipeline.normalisation import Normalisation
+from shards.bit_depth import bits_in_use, eight_bits, refuse_numbers
 
 _ORIENTATION = 0x0112  # EXIF's number
 
@@ -26,7 +27,11 @@ class CentreCrop:
     normalisation: Normalisation
 
     def __call__(self, image: Any) -> Tensor:
-        """Return the centre of an image [3, H, W], upright as EXIF has it, and normalised."""
+        """Return the centre of an image [3, H, W], upright as EXIF has it, and normalised.
+
+        Raises:
+            ValueError: its pixels are numbers of 32 bits.
+        """
         pixels_HWC = torch.from_numpy(_upright(image))
         # Sides and corner are rounded as DALI rounds them.
         scale = scaled_shorter(self.size) / min(pixels_HWC.shape[:2])
@@ -47,7 +52,13 @@ class CentreCrop:
 def _upright(image: Any) -> NDArray[np.uint8]:
     """Return an image's pixels [H, W, 3] as EXIF says that it stands upright."""
     # Not by `shards.image`, which lifts Pillow's limit of pixels for the whole program.
-    pixels = np.array(image.convert("RGB"))
+    if image.mode.startswith(("I", "F")):  # Pillow would make white of all above 255
+        refuse_numbers(image)
+        values_HW = np.asarray(image).clip(0, 65535)
+        grey_HW = eight_bits(values_HW, bits_in_use(image, values_HW))
+        pixels = np.repeat(grey_HW[:, :, None], 3, axis=2)
+    else:
+        pixels = np.array(image.convert("RGB"))
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation in (5, 6, 7, 8):  # columns become rows
         pixels = pixels.transpose(1, 0, 2)

@@ -139,7 +139,7 @@ class Loader:
             tuning=self.tuning,
             normalisation=normalisation,
         )
-        self.searching, self._waiting = searching, waiting
+        self.searching, self.waiting = searching, waiting
         self.epoch = 0
         self.step = 0  # within the epoch
         self._pipeline: Pipeline | None = None
@@ -160,15 +160,18 @@ class Loader:
                 self._take()
             self.epoch, self.step = self.epoch + 1, 0
         while self.step < self._steps:
-            begin = time.perf_counter()
-            with self._clock:
-                outputs = self._take()
-                batch = self.finished(outputs) if self.device.type == "cpu" else None
-            # On a GPU the last pass is work of its stream, not a wait for data.
-            batch = batch or self.finished(outputs)
-            self._host_seconds += time.perf_counter() - begin
-            self.step += 1
-            yield batch
+            yield self._next()  # this frame holds nothing of the batch while it waits
+
+    def _next(self) -> Batch:
+        begin = time.perf_counter()
+        with self._clock:
+            outputs = self._take()
+            batch = self.finished(outputs) if self.device.type == "cpu" else None
+        # On a GPU the last pass is work of its stream, not a wait for data.
+        batch = batch or self.finished(outputs)
+        self._host_seconds += time.perf_counter() - begin
+        self.step += 1
+        return batch
 
     def wait_seconds(self) -> float:
         """Return how long training has waited for data; the call does not wait for the device.
@@ -287,8 +290,9 @@ class Loader:
 
     def _identity(self) -> dict[str, Any]:
         """Return what a state and its loader must have in common."""
-        # In older versions a rank had another part in each epoch.
-        parts = {"parts": "kept"} if self.world_size > 1 else {}
+        # In older versions a rank had another part in each epoch, and one alone the set's order.
+        dealt = self.world_size > 1 or self.shard_set.manifest.indexed
+        parts = {"parts": "kept"} if dealt else {}
         return parts | {
             "whole": self._digests["whole"],
             "samples": len(self.shard_set),
@@ -331,7 +335,7 @@ class Loader:
             except (RuntimeError, OSError) as error:  # DALI's, or of an index that is checked first
                 if self._checkpoint is not None and (refused := state_refused(error)):
                     raise refused from error
-                if not comes_back(self.shard_set, error, pauses, waiting=self._waiting):
+                if not comes_back(self.shard_set, error, pauses, waiting=self.waiting):
                     raise unreadable(self.shard_set, error, searching=self.searching) from error
                 self._stop()
 

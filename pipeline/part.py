@@ -40,18 +40,19 @@ def part_of(
         rank: whose part.
         world_size: number of parts.
         seed: deals the tars out in an order of its own, so that a set whose tars are sorted is
-            not divided by what it is sorted by; None is the set's order.
+            not divided by what it is sorted by, and one of others' tars, which need not be shuffled
+            as ours are, does not begin with it; None is the set's order.
 
     Raises:
         ValueError: an index is not what was written.
         OSError: it cannot be read.
     """
+    if seed is not None and (world_size > 1 or shard_set.manifest.indexed):
+        manifest = replace(shard_set.manifest, shards=_dealt(shard_set.manifest.shards, seed))
+        shard_set = replace(shard_set, manifest=manifest)
     if world_size == 1:
         yield shard_set
         return
-    if seed is not None:
-        manifest = replace(shard_set.manifest, shards=_dealt(shard_set.manifest.shards, seed))
-        shard_set = replace(shard_set, manifest=manifest)
     with samples_between(shard_set, *_bounds(len(shard_set), rank, world_size)) as part:
         yield part
 

@@ -4,9 +4,15 @@ Cameras, scanners and microscopes write values of 10, 12 or 14 bits into files o
 not say so. Their upper 8 bits are then nearly black: of 10 bits they leave four grey levels.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+if TYPE_CHECKING:  # `pipeline` runs where Pillow is not
+    from PIL import Image
 
 _WIDTHS = (8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE = 258  # TIFF tag
@@ -23,7 +29,7 @@ def bits_in_use(image: Image.Image, values: NDArray[np.integer]) -> int:
         image: the file, opened by Pillow.
         values: [H, W] or [H, W, 3], 0 to 65,535.
     """
-    if image.format not in ("PNG", "TIFF"):
+    if image.format not in ("PNG", "TIFF", None):  # None: a crop or a copy says nothing of it
         return 16
     stated = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) or (16,)
     if 8 < stated[0] < 16:
@@ -34,6 +40,17 @@ def bits_in_use(image: Image.Image, values: NDArray[np.integer]) -> int:
 def eight_bits(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
     """Return the upper 8 of the lowest `bits` bits; values that need more become white."""
     return (values.clip(0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
+
+
+def refuse_numbers(image: Image.Image) -> None:
+    """Refuse pixels of 32 bits.
+
+    Raises:
+        ValueError: Nobody says which of their values is white.
+    """
+    mode = image.mode
+    if mode == "F" or (mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"its pixels are 32-bit numbers ({mode}), which have no 8-bit form")
 
 
 def what_was_done(bits: int) -> str:

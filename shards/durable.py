@@ -108,17 +108,22 @@ def check_writable(**files: Path | None) -> None:
         partial.unlink()
 
 
-def replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+def replace(path: Path, pieces: Sequence[bytes | memoryview], *, suffix: str = "partial") -> None:
     """Write a file that after a crash has either the old content or the new one.
 
     A file that has the content already is not written again, so that a full disk matters less.
+
+    Args:
+        path: the file.
+        pieces: its content.
+        suffix: see `replaced`.
 
     Raises:
         OSError: the disk refused; the old content is untouched.
     """
     if _holds(path, pieces):
         return
-    with replaced(path) as partial:
+    with replaced(path, suffix=suffix) as partial:
         write(partial, pieces)
     sync(path.parent)
 
@@ -160,6 +165,7 @@ def created(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
             os.fsync(file.fileno())
             os.replace(partial, path)  # while it is locked
+        sync(path.parent)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -287,9 +293,15 @@ def _holds(path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
 
 
 def sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Wait until the names in a folder are on the disk, where its file system can say so."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to, but not read
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
-from shards.bit_depth import bits_in_use, eight_bits, what_was_done
+from shards.bit_depth import bits_in_use, eight_bits, refuse_numbers, what_was_done
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -177,8 +177,7 @@ def upright_pixels(image: Image.Image, *, bits: int | None = None) -> tuple[Pixe
     if turned.getexif().get(_ORIENTATION, 1) != image.getexif().get(_ORIENTATION, 1):
         done.append("turned upright")
     mode = turned.mode
-    if mode == "F" or (mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError(f"its pixels are 32-bit numbers ({mode}), which have no 8-bit form")
+    refuse_numbers(image)
     if mode.startswith("I"):
         values = np.asarray(turned).clip(0, 65535)
         bits = bits or bits_in_use(image, values)

@@ -110,13 +110,20 @@ class LastAnswer:
         self.at += seconds
 
 
-def answered(place: str, work: Callable[[], T], progress: LastAnswer | None = None) -> T:
+def answered(
+    place: str,
+    work: Callable[[], T],
+    progress: LastAnswer | None = None,
+    *,
+    alive: Callable[[], bool] | None = None,
+) -> T:
     """Return what a call returns. If it takes too long, it is left to itself, in its thread.
 
     Args:
         place: as people know it.
         work: the call.
         progress: of the call; the time that it may take is counted from there.
+        alive: asks whether the place is there. As long as it is, the call may take more.
 
     Raises:
         Unreachable: the place has not answered in time (see `answer_within`).
@@ -135,9 +142,20 @@ def answered(place: str, work: Callable[[], T], progress: LastAnswer | None = No
 
     thread = Thread(target=call, name="asks a store", daemon=True)
     thread.start()
-    while thread.is_alive() and (left := progress.at + _seconds - time.monotonic()) > 0:
-        thread.join(left)
-    if thread.is_alive():
+    while thread.is_alive():
+        if (left := progress.at + _seconds - time.monotonic()) > 0:
+            thread.join(left)
+            continue
+        if alive is not None:
+            try:
+                there = answered(place, alive)
+            except Unreachable:
+                there = False
+            except Exception:  # an answer, too
+                there = True
+            if there or not thread.is_alive():
+                progress.now()
+                continue
         text = f"{place} has not answered for {_seconds:g} s. Is it up, and the network?"
         raise Unreachable(errno.ETIMEDOUT, text)
     if errors:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,10 @@ class Folder(ABC):
     def sizes(self) -> dict[str, int]:
         """Return {name: bytes} of the files in the folder itself; {} if it does not exist."""
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name in it."""
+        return name in self.sizes()
+
     @abstractmethod
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         """Yield (folder, names of folders, names of files), top down, unsorted; "" is the top.
@@ -120,11 +124,16 @@ class LocalFolder(Folder):
             return self._root.is_dir()
 
     def sizes(self) -> dict[str, int]:
+        found: dict[str, int] = {}
         try:
             with of_place(self.location, whole=True), os.scandir(self._root) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # removed or renamed since it was listed
+                        if _leads(entry, os.DirEntry.is_file):
+                            found[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             return {}
+        return found
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from self._walk("", ())
@@ -140,7 +149,8 @@ class LocalFolder(Folder):
         with of_place(str(place), whole=True), os.scandir(place) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    of = folders if _leads(entry, os.DirEntry.is_dir) else files
+                    of.append(entry.name)
         yield folder, folders, files
         for name in folders:
             yield from self._walk(f"{folder}/{name}" if folder else name, (*above, real))
@@ -169,6 +179,16 @@ class LocalFolder(Folder):
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _leads(entry: os.DirEntry[str], to: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Return what `to` says of an entry, and no of a link that leads nowhere, such as to itself."""
+    try:
+        return to(entry)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return False
+        raise  # such as of a disk that has gone
 
 
 class RemoteFolder(Folder):
@@ -227,14 +247,34 @@ class RemoteFolder(Folder):
 
     def sizes(self) -> dict[str, int]:
         try:
-            listed = self._ask("", self._files.ls, self._prefix, detail=True)
+            listed = self._listed(self.location, self._prefix)
         except FileNotFoundError:
             return {}
-        return {
-            entry["name"].rpartition("/")[2]: int(entry["size"])
-            for entry in listed
-            if entry["type"] == "file"
-        }
+        found: dict[str, int] = {}
+        for entry in listed:
+            with suppress(FileNotFoundError):  # a server's list may name what is not there
+                if entry["type"] == "file":
+                    found[entry["name"].rpartition("/")[2]] = self._size(entry)
+        return found
+
+    def _listed(self, place: str, prefix: str) -> list[dict[str, Any]]:
+        # A million names take minutes: while they come, the store answers something short.
+        alive = partial(self._files.exists, self._prefix)
+        with _as_os_error(place):
+            return answered(place, partial(self._files.ls, prefix, detail=True), alive=alive)
+
+    def _size(self, entry: Mapping[str, Any]) -> int:
+        size = entry["size"]
+        if size is None:  # a server lists names alone
+            size = self._ask("", self._files.size, entry["name"])
+        return int(size or 0)
+
+    def holds(self, name: str) -> bool:
+        # Not by a listing, which servers of files need not give.
+        try:
+            return self._ask(name, self._files.info, f"{self._prefix}/{name}")["type"] == "file"
+        except FileNotFoundError:
+            return False
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from self._walk("")
@@ -242,7 +282,7 @@ class RemoteFolder(Folder):
     def _walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         # Not fsspec's own walk: below the top it takes a listing that fails for an empty folder.
         prefix = f"{self._prefix}/{folder}" if folder else self._prefix
-        listed = self._ask(folder, self._files.ls, prefix, detail=True)
+        listed = self._listed(self.path(folder) if folder else self.location, prefix)
         folders, files = [], []
         for entry in listed:
             name = entry["name"].rstrip("/").rpartition("/")[2]

@@ -193,6 +193,7 @@ class CheckShard(Job):
                 if found != shard.tar:
                     yield Problem(tar_name, difference(found, shard.tar))
                     if table is not None:
+                        report(-1, found.bytes)  # reading it again takes its time, too
                         for row in bad_rows(tar, table.rows):
                             damaged.add(row.key)
                             yield Problem(tar_name, CHANGED, row.key)

@@ -78,11 +78,12 @@ class COCO(Source):
         self.notes = [*annotations.notes, *self._what_lacks(files, facts, listed)]
         # A dictionary of annotations for each image would take kilobytes; its text takes less.
         self._files, self._annotations = Names(), Names()
-        stems = Counter(os.path.splitext(file)[0] for file in files)
+        stems, names = Counter(os.path.splitext(file)[0] for file in files), set(files)
         self._long = bytearray()  # 1 where the key is made of the whole name of the file
         for file in files:
             self._files.append(file)
-            self._long.append(stems[os.path.splitext(file)[0]] > 1)
+            stem = os.path.splitext(file)[0]
+            self._long.append(stems[stem] > 1 or stem in names)
             fact = facts.pop(file, {})
             self._annotations.append(json.dumps(fact, separators=(",", ":")))
 

@@ -1,7 +1,6 @@
 """COCO's annotation files: read, checked, and joined into what is known about each image."""
 
 import json
-import math
 import posixpath
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ KINDS = ("instances", "captions", "image_info")  # test and unlabeled have only 
 _BESIDE = "_annotations.coco.json"  # as Roboflow writes it, among the images
 _KEPT = ("id", "bbox", "category_id", "iscrowd", "area")
 _SIZE = ("width", "height")
+_LARGEST = 1e15  # number that a size or a coordinate may be
 Facts = dict[str, Any]
 
 
@@ -145,7 +145,7 @@ def _add_image(path: str, annotations: Annotations, image: Facts) -> str:
             f"{one_line(path)}: {one_line(name)} occurs twice, with the ids {fact['image_id']} "
             f"and {image['id']}; expected one. Remove the other."
         )
-    fact |= {side: image[side] for side in _SIZE if image.get(side) is not None}
+    fact |= {side: image[side] for side in _SIZE if _are_numbers(image.get(side), 1)}
     return key
 
 
@@ -157,7 +157,7 @@ def plain_path(name: str) -> str:
 def _are_numbers(value: Any, count: int) -> bool:
     values = value if count > 1 and isinstance(value, list) else [value]
     return len(values) == count and all(
-        isinstance(each, int | float) and math.isfinite(each) for each in values
+        isinstance(each, int | float) and -_LARGEST < each < _LARGEST for each in values
     )
 
 

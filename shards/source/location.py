@@ -12,6 +12,8 @@ from shards.source.labels import natural
 from shards.storage import Folder, folder_at, is_remote
 
 File = tuple[Folder, str]
+_SERVERS = ("http://", "https://")
+"""Places that need not list their folders."""
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
 
 
@@ -21,6 +23,8 @@ def split_location(path: str) -> File:
     folder, slash, name = rest.rpartition("/")
     if not separator:
         folder = folder or ("/" if slash else ".")
+    elif not slash:  # a whole store
+        folder, name = rest, ""
     return folder_at(protocol + separator + folder), name
 
 
@@ -45,7 +49,8 @@ def is_there(location: str) -> bool:
         OSError: Its place does not answer.
     """
     if is_remote(location):
-        return folder_at(location).exists()
+        # A server of files has no folders, and says itself when it is away.
+        return location.startswith(_SERVERS) or folder_at(location).exists()
     try:
         with os.scandir(location) as entries:
             return next(entries, None) is not None
@@ -64,7 +69,7 @@ def find_tars(root: str | Path, split: str) -> list[File]:
     patterned = re.search(r"[*?\[{]", root) is not None
     if not patterned or (not is_remote(root) and folder_at(root).exists()):
         folder, name = split_location(root)
-        if name.endswith(".tar") and (name in folder.sizes() or not folder_at(root).exists()):
+        if name.endswith(".tar") and (folder.holds(name) or not folder_at(root).exists()):
             return _there([root])
         return _of_folder(folder_at(root), split.strip("/"))
     if split:
@@ -145,10 +150,12 @@ def _there(paths: list[str]) -> list[File]:
     files, missing = [], []
     for path in paths:
         above, name = split_location(path)
-        folder, names = listed.setdefault(above.location, (above, {}))
-        if not names:
-            names.update(folder.sizes())
-        (files if name in names else missing).append((folder, name))
+        lists = not path.startswith(_SERVERS)
+        if above.location not in listed:
+            listed[above.location] = above, above.sizes() if lists else {}
+        folder, names = listed[above.location]
+        there = name in names if lists else folder.holds(name)
+        (files if there else missing).append((folder, name))
     if missing:
         raise FileNotFoundError(
             f"{missing[0][0].path(missing[0][1])} is missing"

@@ -129,7 +129,9 @@ class Names:
 
     def __init__(self) -> None:
         self._written = 0  # names in the files
-        self._text_file, self._end_file = _spool(), _spool()
+        # Opened when they are needed: there is a list for each of many tars.
+        self._text_file: IO[bytes] | None = None
+        self._end_file: IO[bytes] | None = None
         self._text, self._ends = bytearray(), array("q")  # the newest
         self._start = 0  # where the newest begin
 
@@ -138,6 +140,8 @@ class Names:
         self._text += name.encode("utf-8", "surrogateescape")
         self._ends.append(self._start + len(self._text))
         if len(self._ends) == self._BLOCK:
+            if self._text_file is None or self._end_file is None:
+                self._text_file, self._end_file = _spool(), _spool()
             for file, data in ((self._text_file, self._text), (self._end_file, self._ends)):
                 with durable.named(tempfile.gettempdir()):
                     file.write(data)
@@ -153,14 +157,14 @@ class Names:
         if not 0 <= index < len(self):
             raise IndexError(index)
         start, end = self._end(index - 1) if index else 0, self._end(index)
-        if index < self._written:
+        if self._text_file is not None and index < self._written:
             text = os.pread(self._text_file.fileno(), end - start, start)
         else:
             text = bytes(self._text[start - self._start : end - self._start])
         return text.decode("utf-8", "surrogateescape")
 
     def _end(self, index: int) -> int:
-        if index >= self._written:
+        if self._end_file is None or index >= self._written:
             return self._ends[index - self._written]
         return int.from_bytes(os.pread(self._end_file.fileno(), 8, 8 * index), sys.byteorder)
 
@@ -174,9 +178,9 @@ class Names:
         return hashed.digest()
 
     @staticmethod
-    def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    def _blocks(file: IO[bytes] | None) -> Iterator[bytes]:
         at = 0
-        while block := os.pread(file.fileno(), 2**20, at):
+        while file is not None and (block := os.pread(file.fileno(), 2**20, at)):
             yield block
             at += len(block)
 
@@ -186,10 +190,12 @@ class Names:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._text_file, self._end_file = _spool(), _spool()
-        for file, name in ((self._text_file, "_text_file"), (self._end_file, "_end_file")):
-            file.write(state[name])
-            file.flush()
+        for name in ("_text_file", "_end_file"):
+            file = _spool() if self._written else None
+            if file is not None:
+                file.write(state[name])
+                file.flush()
+            setattr(self, name, file)
 
 
 def _spool() -> IO[bytes]:

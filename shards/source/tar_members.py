@@ -108,9 +108,10 @@ def _uncommon(file: IO[bytes], position: int) -> Entry:
     try:
         tar: Any = tarfile.TarFile(fileobj=file)
         member = tar.next()
-        if member is None:  # to tarfile a damaged header is an end like any other
+        # To tarfile a damaged header is an end like any other, and a size may be negative.
+        if member is None or member.size < 0 or not position < tar.offset < 2**62:
             raise ValueError
-    except (tarfile.TarError, ValueError):
+    except (tarfile.TarError, ValueError, IndexError, OverflowError, MemoryError, RecursionError):
         what = f"is damaged at byte {position:,}" if position else "is no tar"
         raise Damaged(what) from None
     kind = "folder" if member.isdir() else "other"

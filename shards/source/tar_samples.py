@@ -241,6 +241,8 @@ def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> 
             return sys.intern(text.strip())
         read = json.loads(text)
         value = read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
+        if not isinstance(value, str | int | float | None):
+            raise ValueError
         return None if value is None else sys.intern(str(value))
     except (ValueError, RecursionError):
         raise ValueError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from shards import durable
 from shards.layout import MANIFEST, PLAN, QUARANTINE
 from shards.storage import Folder, Location, folder_at, is_remote
 from shards.writing.writing_plan import WritingPlan
@@ -106,10 +107,13 @@ def _aside(out: Path) -> Iterator[Path]:
     """
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    for name in sorted(os.listdir(partial)):
-        if not OURS.fullmatch(name):
+    names = sorted(os.listdir(partial))
+    for name in names:
+        # Tars of somebody else's may have such names: a writing of ours begins with its plan.
+        begun = PLAN in names or name.startswith(".")
+        if not (begun and OURS.fullmatch(name)):
             raise FileExistsError(
-                f"{partial} is needed for writing, but it holds {name}, which is not a shard. "
+                f"{partial} is needed for writing, but it holds {name}, which is not of one. "
                 "Give another --out, or remove it."
             )
     # A POSIX lock: workers do not inherit it, as they would flock's. They may outlive a killed
@@ -132,3 +136,4 @@ def _aside(out: Path) -> Iterator[Path]:
                     ghost.unlink()
         os.unlink(partial / LOCK)
         os.rename(partial, out)  # also over an existing folder, if that is empty
+        durable.sync(out.parent)

@@ -57,6 +57,15 @@ def test_dealt_out_parts_are_disjoint_complete_and_of_other_tars(
     assert of_seed[0] != of_seed[1] != of_seed[2]
 
 
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_one_process_reads_a_set_of_ours_in_its_own_order(
+    make_shard_set: MakeShardSet, seed: int | None
+) -> None:
+    shard_set = make_shard_set(40)
+    with part_of(shard_set, 0, 1, seed=seed) as part:
+        assert keys(part) == keys(shard_set)
+
+
 @pytest.mark.parametrize(("samples", "world_size"), [(40, 1), (41, 2), (50, 3), (9, 9)])
 def test_each_tar_is_one_rank_s_to_check_and_is_one_that_it_reads(
     make_shard_set: MakeShardSet, samples: int, world_size: int

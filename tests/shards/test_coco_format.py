@@ -1,6 +1,7 @@
 """Sets of COCO's format, as people have them: each works, or is refused with the cause."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.source import COCO
+from shards.writing.write import write
 
 
 def annotated(
@@ -166,6 +168,23 @@ def test_what_is_no_box_is_noted_and_a_caption_does_not_hide_one(tmp_path: Path)
     assert "bbox" not in source[second["image_id"]].metadata["annotations"][0]
 
 
+@pytest.mark.parametrize("side", ["20", math.nan, math.inf, [20], None], ids=repr)
+def test_a_width_that_is_no_number_is_as_if_it_were_absent(tmp_path: Path, side: Any):
+    annotated(tmp_path, ["a.jpg", "b.jpg"])
+    where = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(where.read_text())
+    for image in content["images"]:
+        image["width"] = side
+    del content["annotations"][1]
+    where.write_text(json.dumps(content))
+    source = COCO(root=tmp_path)
+    with_a_box, without = source[0].metadata, source[1].metadata
+    assert (with_a_box["width"], with_a_box["height"]) == (20, 16)  # as Pillow opens it
+    assert with_a_box["annotations"][0]["bbox"] == [0] * 4
+    assert "width" not in without and without["height"] == 16
+    assert len(write(source, tmp_path / "out")) == 2
+
+
 def test_images_of_all_kinds_are_taken(tmp_path: Path):
     names = ["a.png", "b.PNG", "c.webp", "d.jpeg", "e.jpg", "e.png"]
     annotated(tmp_path, names)
@@ -174,6 +193,15 @@ def test_images_of_all_kinds_are_taken(tmp_path: Path):
     source = COCO(root=tmp_path)
     assert boxes_of(source) == {f"train2017/{name}": [i] for i, name in enumerate(names)}
     assert [source[i].key for i in range(4)] == ["a", "b", "c", "d"]
+
+
+def test_names_that_begin_with_each_other_have_keys_of_their_own(tmp_path: Path):
+    names = ["a.jpg", "a.jpg.png", "a.png", "b.jpg", "b.jpg.png", "c.jpg"]
+    annotated(tmp_path, names)
+    source = COCO(root=tmp_path)
+    assert boxes_of(source) == {f"train2017/{name}": [i] for i, name in enumerate(names)}
+    keys = [source[i].key for i in range(len(names))]
+    assert len(set(keys)) == len(names) and (keys[3], keys[5]) == ("b", "c")
 
 
 def test_boxes_without_a_category_or_an_image_are_noted(tmp_path: Path):

@@ -2,8 +2,11 @@
 
 import errno
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -73,3 +76,43 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_beside_it(
         partial.write_bytes(b"new")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_who_replace_a_file_at_once_leave_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, together = durable.write, Barrier(2, timeout=20)
+
+    def write(path: Path, pieces: Sequence[bytes]) -> None:
+        together.wait()  # nobody has begun
+        real(path, pieces)
+        together.wait()  # nobody has ended
+
+    monkeypatch.setattr(durable, "write", write)
+    path, contents = tmp_path / "file", [b"one" * 1000, b"another" * 2000]
+    with ThreadPoolExecutor(2) as threads:
+        replacing = [
+            threads.submit(durable.replace, path, [content], suffix=f"{number}.partial")
+            for number, content in enumerate(contents)
+        ]
+        for each in replacing:
+            each.result()
+    assert path.read_bytes() in contents and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_then_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path, (tmp_path / "file").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with durable.created(tmp_path / "file") as file:
+        file.write(b"whole")
+    (first, named_before), (second, named_then) = synced
+    assert first.name.startswith(".file.") and not named_before
+    assert second.samefile(tmp_path) and named_then

@@ -21,6 +21,7 @@ from pipeline.augment import Crop, Policy, SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.images import Images
 from pipeline.loader import Batch, Loader
+from pipeline.part import part_of
 from shards import as_webdataset
 from shards.engine import Job, LocalWorkers, Serial
 from shards.health.leave_out import find_bad, leave_out
@@ -169,6 +170,27 @@ def test_a_loader_goes_on_bit_for_bit(indexed: ShardSet, steps: int) -> None:
         for one, other in zip(expected, take(continued, 4), strict=True):
             assert torch.equal(one.id_B, other.id_B) and torch.equal(one.label_B, other.label_B)
             assert torch.equal(one.views[0], other.views[0])
+
+
+def test_one_process_begins_with_other_tars_by_the_seed(indexed: ShardSet) -> None:
+    """Others' tars need not be shuffled; without a seed they come as they are."""
+    orders: list[tuple[int, ...]] = []
+    for seed in (None, *range(6)):
+        with part_of(indexed, 0, 1, seed=seed) as part:
+            orders.append(tuple(row.id for row in rows(part)))
+    assert orders[0] == (*range(SAMPLES),)
+    assert all(sorted(order) == [*range(SAMPLES)] for order in orders)
+    assert len(set(orders[1:])) > 1
+
+
+def test_a_state_from_before_tars_were_dealt_out_is_refused_by_name(indexed: ShardSet) -> None:
+    loader = Loader(indexed, [VIEWS], batch_size_per_rank=8)
+    state = loader.state_dict()
+    assert not loader.differences(state)
+    del state["parts"]
+    assert loader.differences(state).keys() == {"parts"}
+    with pytest.raises(ValueError, match=r"another version of viewrank.*--reshape_data true"):
+        loader.load_state_dict(state)
 
 
 def test_a_stream_gives_the_samples_of_the_copy(indexed: ShardSet, copied: ShardSet) -> None:

@@ -130,6 +130,35 @@ def test_what_a_call_raises_is_raised() -> None:
         answered("s3://b/x", lambda: 1 / 0)
 
 
+@pytest.mark.parametrize("refusal", [None, PermissionError("listing is not allowed")])
+def test_a_long_call_is_waited_for_while_its_place_answers_a_short_one(
+    refusal: Exception | None,
+) -> None:
+    answer_within(0.2)
+    asked: list[str] = []
+
+    def listing() -> str:
+        time.sleep(0.5)
+        return "a million names"
+
+    def alive() -> bool:
+        asked.append("are you there?")
+        if refusal is not None:
+            raise refusal  # an answer, too
+        return True
+
+    assert answered("s3://b/x", listing, alive=alive) == "a million names"
+    assert asked
+
+
+def test_a_long_call_is_given_up_when_its_place_answers_nothing() -> None:
+    answer_within(0.2)
+    begin = time.monotonic()
+    with pytest.raises(Unreachable, match=r"s3://b/x has not answered for 0\.2 s"):
+        answered("s3://b/x", hang, alive=hang)
+    assert time.monotonic() - begin < 10
+
+
 def hang(*_: Any, **__: Any) -> Any:
     time.sleep(60)
 
@@ -152,7 +181,8 @@ def test_a_store_that_hangs_is_named_whatever_it_is_asked(
 ) -> None:
     folder = folder_at("memory://hangs")
     folder.write("file", b"content")
-    monkeypatch.setattr(MemoryFileSystem, method, hang)
+    for each in (method, "exists"):  # by which it is asked whether it is there
+        monkeypatch.setattr(MemoryFileSystem, each, hang)
     with pytest.raises(Unreachable, match=r"memory://hangs.* has not answered"):
         ask(folder)
 

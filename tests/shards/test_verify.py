@@ -20,7 +20,7 @@ from pipeline.loader import Loader
 from pipeline.part import shards_of
 from shards.engine import LocalWorkers
 from shards.health.repair import repair
-from shards.health.verification import verify
+from shards.health.verification import CheckShard, verify
 from shards.health.watch import Watch
 from shards.layout import ShardSet, open_shards
 from shards.sealed_json import seal, unseal
@@ -195,6 +195,21 @@ def test_tar_and_table_both_damaged_are_not_guessed_at(copy: ShardSet) -> None:
     flip(Path(copy.root) / "00000.jsonl", 300, 0)
     (problem,) = repair(copy.root).unrepaired
     assert problem.file == "00000.tar" and "copy one of them again" in problem.what
+
+
+def test_a_damaged_tar_that_is_read_again_is_no_image_that_takes_long(copy: ShardSet) -> None:
+    """By -1 the engine knows that nothing is decoded, so that nothing hangs there."""
+    shard = copy.manifest.shards[0]
+    samples = [*range(shard.samples + 1)]
+
+    def told() -> list[int]:
+        calls: list[int] = []
+        CheckShard.of(copy, deep=False)(shard, lambda done, _: calls.append(done))
+        return calls
+
+    assert told() == [-1, 0, *samples]
+    flip(Path(copy.tars[0]), 600, 0)
+    assert told() == [-1, 0, -1, *samples]
 
 
 def test_repairing_a_sound_set_changes_nothing(copy: ShardSet) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -334,9 +335,28 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
         write(source, tmp_path / "letters" / "to_mother.txt")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is not a shard"):
+    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is not of one"):
         write(source, tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["00000.tar", "manifest.json", "quarantine"])
+def test_a_folder_that_no_plan_began_is_somebody_else_s_whatever_its_names(
+    tmp_path: Path, name: str
+):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / name).write_bytes(b"theirs")
+    with pytest.raises(FileExistsError, match=f"it holds {name}, which is not of one"):
+        write(ListedSource([pixel("a")], []), tmp_path / "out")
+    assert (partial / name).read_bytes() == b"theirs" and [*partial.iterdir()] == [partial / name]
+
+
+def test_a_writing_that_was_killed_before_its_plan_is_begun_again(tmp_path: Path):
+    (tmp_path / "out.partial").mkdir()
+    for name in (".lock", ".plan.json.123-0123abcd"):
+        (tmp_path / "out.partial" / name).touch()
+    assert len(write(ListedSource([pixel("a")], []), tmp_path / "out")) == 1
 
 
 def test_an_interrupted_writing_goes_on_and_rewrites_nothing(class_folders, tmp_path: Path):
@@ -442,6 +462,8 @@ def test_a_full_disk_is_said_and_the_writing_goes_on_later(
     synced = []
 
     def full(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return
         synced.append(descriptor)
         if len(synced) == 9:  # the plan twice, two shards of three files, and the third tar
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,7 +1,7 @@
 """The generated data set: labelled pictures made on the spot, so that a demo needs no download.
 
 They are stored in the official layouts of STL-10 and COCO, so that what reads them is the same
-code that reads the real ones. What is drawn, and how hard it is to tell apart: `specimen.py`.
+code that reads the real ones. What is drawn, and how hard it is to tell apart: `draw.py`.
 """
 
 import json
