@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 PACKAGE = "nvidia.dali"
 
 if TYPE_CHECKING:
+    import torch
     from nvidia.dali.data_node import DataNode as DataNode
     from nvidia.dali.pipeline import Pipeline as Pipeline
 else:
@@ -37,6 +38,15 @@ fn: Any = _Module("nvidia.dali.fn")
 types: Any = _Module("nvidia.dali.types")
 math: Any = _Module("nvidia.dali.math")
 backend: Any = _Module("nvidia.dali.backend")
+
+
+def number_of(device: torch.device) -> int | None:
+    """Return which GPU a pipeline is to work on; None is the CPU. Accelerate's has no number."""
+    if device.type != "cuda":
+        return None
+    import torch  # here: who only asks for the package's name does without
+
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def driver_begun() -> bool:

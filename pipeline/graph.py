@@ -28,7 +28,7 @@ import torch
 from pipeline.augment import Crop, Draw, Policy
 from pipeline.augment.augment import next_seed
 from pipeline.augment.crop import Boxes, Resampling, cut
-from pipeline.dali import DataNode, Pipeline, fn, types
+from pipeline.dali import DataNode, Pipeline, fn, number_of, types
 from pipeline.normalisation import IMAGENET, Normalisation
 from pipeline.partners import alternate, shares
 from pipeline.read import decode, decode_surroundings, read, shape_of
@@ -138,7 +138,7 @@ def views_pipeline(
     pipeline = Pipeline(
         batch_size=settings.batch_size,
         num_threads=tuning.threads,
-        device_id=settings.device.index if gpu else None,
+        device_id=number_of(settings.device),
         seed=seed,
         prefetch_queue_depth=tuning.prefetch,
         enable_checkpointing=True,
@@ -291,7 +291,7 @@ def images_pipeline(
     pipeline = Pipeline(
         batch_size=batch_size,
         num_threads=tuning.threads,
-        device_id=device.index if gpu else None,
+        device_id=number_of(device),
         seed=0,
         prefetch_queue_depth=2,
     )

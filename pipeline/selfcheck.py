@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.dali import Pipeline
+from pipeline.dali import Pipeline, number_of
 from pipeline.finish import Finish
 from pipeline.graph import ViewGroup
 from pipeline.normalisation import IMAGENET, Normalisation
@@ -106,7 +106,7 @@ def decoder_differences(
     pipeline = Pipeline(
         batch_size=samples,
         num_threads=tuning.threads or 1,
-        device_id=device.index if gpu else None,
+        device_id=number_of(device),
         prefetch_queue_depth=1,
     )
     try:

@@ -42,8 +42,8 @@ from model.method import Method, Output
 
 WARM = 3
 """Steps before the recorded one; PyTorch's documentation has so many."""
-IDLE = 0.05
-"""Seconds for DALI's threads, once the device is idle, to give back what they waited with."""
+IDLE = 0.5
+"""Seconds in which DALI's queue is full again, and none of its threads waits for the device."""
 SETTINGS = (
     *("method", "capture_step", "compile", "compile_mode"),
     *("micro_batch_size", "mixed_precision"),
@@ -203,8 +203,9 @@ class StepCapture:
         Raises:
             ValueError: something in it cannot be recorded.
         """
-        torch.cuda.synchronize(stream.device)
-        time.sleep(IDLE)
+        for _ in range(2):  # what died meanwhile waits for the device once more
+            torch.cuda.synchronize(stream.device)
+            time.sleep(IDLE)
         self._graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):

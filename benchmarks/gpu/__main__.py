@@ -17,10 +17,14 @@ is kept as long as the machine is:
 
     python3 -m zipfile -e stl10-train.zip /tmp/images      and stl10-test.zip: 30 and 48 MB
     python3 -m zipfile -e coco-train-0.zip /tmp/images     and coco-train-1.zip: 36 MB each
-    tar -xf cifar10.tar.xz -C /tmp/images --one-top-level  18 MB
+    cp cifar10.tar.xz /tmp/images                          18 MB; needs no xz
     tar -xf coco256.tar -C /tmp/images --one-top-level     43 MB, of which photos are cut
-    python -m benchmarks.gpu --minutes 9.5 --out results --cifar10 /tmp/images/cifar10 \
+    python -m benchmarks.gpu --minutes 9.5 --out results --cifar10 /tmp/images/cifar10.tar.xz \
         --coco /tmp/images/coco256 --stl10 /tmp/images/stl10 --coco2014 /tmp/images/coco
+
+Where a tool brings a folder's files back, it may take few of them and empty the folder before each
+command: work elsewhere, pack OUT as the command ends (`trap 'tar -C /tmp -cf $OUT/results.tar
+results' EXIT`), and bring what there is with the next one.
 
 `python -m benchmarks.report OUT` shows what was found.
 """

@@ -83,7 +83,9 @@ class BoxedMeasurement:
     first: bool = False
     """Whether it is made before all that is not, of whatever stage."""
     rescue: Callable[[], Row] | None = None
-    """Says what is known when it was not done in time."""
+    """Says what is known when it was not done in time, or failed."""
+    whole: bool = False
+    """Whether it is made again if it was not done in time; else what is known then will do."""
 
 
 @dataclass
@@ -137,16 +139,15 @@ def fill(
         # Three times what it should take, for it is better late than never, but not beyond the box.
         log = path.with_name(LOG)
         row = apart(each.run, min(3 * each.seconds + 30, clock.left), log)
+        late = row.pop("late", False)
         if "failed" in row and each.rescue is not None:
             known = apart(each.rescue, 30.0, log)
-            if "failed" not in known:
-                row = {**known, "cut_off": row["failed"]}
+            if "failed" not in known:  # what failed stays failed, and is made again
+                row = {**known, "cut_off": row["failed"]} if late else {**known, **row}
         row["took_seconds"] = round(time.monotonic() - begin, 1)
         row["commit"] = head["surroundings"]["commit"]  # a file may be filled over weeks
         rows[each.name] = row
-        record["complete"] = all(
-            each.name in rows and "failed" not in rows[each.name] for each in measurements
-        )
+        record["complete"] = all(_is_whole(each, rows) for each in measurements)
         durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
         say(f"{place}: {row.get('failed', 'done')} ({row['took_seconds']:.0f} s)")
     return record
@@ -172,7 +173,12 @@ def _least(each: BoxedMeasurement) -> float:
 
 
 def _is_made(each: BoxedMeasurement, rows: dict[str, Row]) -> bool:
-    return each.kept and "failed" not in rows.get(each.name, {"failed": "not begun"})
+    return each.kept and _is_whole(each, rows)
+
+
+def _is_whole(each: BoxedMeasurement, rows: dict[str, Row]) -> bool:
+    row = rows.get(each.name, {"failed": "not begun"})
+    return "failed" not in row and not (each.whole and "cut_off" in row)
 
 
 def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
@@ -192,7 +198,8 @@ def apart(run: Callable[[], Row], limit: float, log: Path) -> Row:
     its.close()
     try:
         told = mine.poll(max(0.0, limit))
-        answer: Row = mine.recv() if told else {"failed": f"it was not done after {limit:.0f} s"}
+        over: Row = {"failed": f"it was not done after {limit:.0f} s", "late": True}
+        answer: Row = mine.recv() if told else over
     except EOFError:
         with suppress(ProcessLookupError):  # what it started may live on
             os.killpg(child, signal.SIGKILL)

@@ -48,6 +48,7 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
             place.of(75.0, 1.0),
             first=True,
             rescue=partial(outcomes, place),
+            whole=True,
         ),
     ]
     for kind, words in {"default": [], "deterministic": ["--deterministic", "true"]}.items():
@@ -128,6 +129,8 @@ def pixels(place: Sizes, load: float) -> Row:
         "worst_image_mean_levels": round(max(each.mean for each in apart), 3),
         "worst_image_far_share": round(max(each.far for each in apart), 5),
         "images_that_a_run_would_refuse": sum(each.wrong for each in apart),
+        # A decoder that could not be loaded leaves the work to the host's, without a word.
+        "decoded_by_another": any(each.mean > 0 for each in apart),
     }
 
 

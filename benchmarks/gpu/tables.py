@@ -102,12 +102,15 @@ def sound(rows: Mapping[str, Row]) -> str:
         if "counts" in row:
             text = ", ".join(f"{n} {kind}" for kind, n in row["counts"].items())
             text += f" ({', '.join(row['not_passed'])})" if row["not_passed"] else ""
+            text += "; cut off" if "cut_off" in row else ""
         elif "worst_image_mean_levels" in row:
             text = (
                 f"{row['images']:,} images, {row['mean_levels']:.2f} levels apart in the mean, "
                 f"{row['worst_image_mean_levels']:.2f} the worst; a run would refuse "
                 f"{row['images_that_a_run_would_refuse']}"
             )
+            if not row.get("decoded_by_another", True):
+                text += "; **not one differs: was it the host's decoder?**"
         elif "wrong_batches" in row:
             text = (
                 f"{row['wrong_batches']} of {row['batches']} batches were not what they should be; "

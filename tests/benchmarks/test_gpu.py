@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -263,6 +264,18 @@ def test_what_is_known_of_a_late_measurement_is_kept(tmp_path: Path) -> None:
     job = BoxedMeasurement("late", late, 0.2, rescue=lambda: {"steps": 7})
     row = filled(tmp_path / "try.json", [job], 1.0)["rows"]["late"]
     assert row["steps"] == 7 and "not done after" in row["cut_off"] and "failed" not in row
+    record = filled(tmp_path / "try.json", [job], 1.0)
+    assert record["complete"] and record["rows"]["late"] == row, "it will do"
+    job = replace(job, whole=True, rescue=lambda: {"steps": 8})
+    record = filled(tmp_path / "try.json", [job], 1.0)
+    assert record["rows"]["late"]["steps"] == 8 and not record["complete"], "it was made again"
+
+
+def test_a_crash_stays_one_whatever_was_known_before(tmp_path: Path) -> None:
+    job = BoxedMeasurement("refused", refuse, 0.2, rescue=lambda: {"steps": 7})
+    record = filled(tmp_path / "try.json", [job])
+    row = record["rows"]["refused"]
+    assert row["steps"] == 7 and "no such GPU" in row["failed"] and not record["complete"]
 
 
 def test_images_are_taken_from_a_folder_or_from_zips(tmp_path: Path) -> None:
