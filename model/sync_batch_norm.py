@@ -64,9 +64,6 @@ class SyncBatchNorm(_BatchNorm):
             self.uneven,
         )
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Take rows and images."""
-
 
 def synchronise(module: nn.Module, *, uneven: bool = False) -> nn.Module:
     """Return the module with every batch norm replaced by one over all ranks.

@@ -13,7 +13,7 @@ from shards.source import Copies
 from shards.writing.write import write
 from tests.conftest import MakeShardSet
 from tests.program import BIN, TWO, finish, losses, weights
-from training.monitor import records
+from training.monitor import METRICS, keep_records, records
 
 # A start of one step, then phases of 4; 70 keys of 42 samples are two views each.
 RECIPE = """
@@ -75,6 +75,7 @@ def continued_from(step: int, whole: Path, run: Path) -> None:
         if int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)
     (run / "encoder.safetensors").unlink()
+    keep_records(run / METRICS, up_to=step)
 
 
 LASTING = ["--method.fill_parts", "3", "--method.step_keys", "true"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -246,6 +247,8 @@ class Config:
             name, value, rule = each.name, getattr(self, each.name), each.metadata
             if value is None and "None" not in str(each.type):  # YAML's null passes for any type
                 raise ValueError(f"{name}=null, but it needs a value; without, leave it out.")
+            if isinstance(value, float) and not math.isfinite(value):  # YAML's .inf and .nan
+                raise ValueError(f"{name}={value}, but it must be a number.")
             if value is not None and rule["above"] is not None and value <= rule["above"]:
                 raise ValueError(f"{name}={value}, but it must be above {rule['above']}.")
             if value is not None and rule["at_least"] is not None and value < rule["at_least"]:

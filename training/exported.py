@@ -34,6 +34,8 @@ from training.run.origin import commit, versions
 from training.settings import Settings
 
 NAME = "encoder.safetensors"
+PREFIX = "network."
+"""Of the names of an encoder whose network is another library's."""
 PACKAGES = ("torch", "torchvision", "timm")
 _NEEDED = {"class": str, "arguments": dict, "size": int, "mean": list, "std": list, "step": int}
 
@@ -97,22 +99,39 @@ def write(path: Path, encoder: Encoder, facts: Mapping[str, Any]) -> None:
 
     Args:
         path: of the file.
-        encoder: its `network` is written without that prefix, so that the torchvision or timm
-            model that it was made from takes the weights as they are, without its classifier.
+        encoder: its weights are written under the names of `published`.
         facts: about it.
     """
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    durable.replace(path, state_file.safetensors_file(published(encoder), metadata))
+    durable.replace(path, state_file.safetensors_file(published(encoder.state_dict()), metadata))
 
 
-def published(encoder: Encoder) -> dict[str, Tensor]:
-    """Return an encoder's weights under the names of the library that its network is from."""
+def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an encoder's weights under the names of the library that its network is from.
+
+    If all of them lie in its `network`, they lose that prefix: the torchvision or timm model that
+    it was made from takes them as they are, without its classifier. Else they keep their names.
+
+    Args:
+        state: of the encoder.
+    """
+    prefix = PREFIX if all(name.startswith(PREFIX) for name in state) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def fill(encoder: Encoder, tensors: Mapping[str, Tensor]) -> None:
+    """Give an encoder the weights that `read` returned.
+
+    Raises:
+        RuntimeError: they are another network's, as of `load_state_dict`.
+    """
     state = encoder.state_dict()
-    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
+    own = dict(zip(published(state), state, strict=True))
+    encoder.load_state_dict({own.get(name, name): tensor for name, tensor in tensors.items()})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `write` wrote: the weights, under the encoder's own names, and the facts.
+    """Return what `write` wrote: the weights, under their published names, and the facts.
 
     Raises:
         ValueError: it is no such file.
@@ -131,7 +150,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
         ) from None
-    return {f"network.{name}": tensor for name, tensor in tensors.items()}, found
+    return tensors, found
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

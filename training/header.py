@@ -109,6 +109,8 @@ def news(
     yield from launcher_options.overruled(config)
     if suite is not None:
         yield from suite.remarks()
+    elif config.evaluate_every is not None or config.evaluations is not None:
+        yield "nothing is evaluated: there is no --evaluation_test"
     if sets.evaluation_test is not None and sets.evaluation_test.root == sets.train.root:
         yield f"{config.shards} is trained on and evaluated on: figures are not of held-out images"
     if saved is not None:

@@ -99,7 +99,7 @@ def write(path: Path, tuning: Tuning, *, remarks: Mapping[str, Any] | None = Non
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "".join(f"# {name}: {value}\n" for name, value in (remarks or {}).items())
     text = head + yaml.safe_dump(asdict(tuning), sort_keys=False)
-    durable.replace(path, [text.encode()])
+    durable.replace(path, [text.encode()], suffix=f"{os.getpid()}.partial")
 
 
 def read(path: Path) -> Tuning:

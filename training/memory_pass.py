@@ -46,6 +46,7 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
         tuning=loader.tuning.for_one_pass(),
         normalisation=loader.normalisation,
         searching=loader.searching,
+        waiting=loader.waiting,
     )
 
     batches = ((batch.views[0], batch.id_B) for batch in chain.from_iterable(repeat(source)))

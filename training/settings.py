@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,7 +22,7 @@ from pipeline.augment import Augment, Policy
 from pipeline.setting import Resume, settings_of
 from shards.storage import is_remote
 from training import class_help, class_names, own_modules, packaged_recipes, recipe_commands
-from training.config import Config
+from training.config import EVALUATION_SETS, Config
 from training.flags import NONE, FlagParser, import_class, load, null, one_of
 
 RULES = settings_of(Config)
@@ -40,6 +41,10 @@ DEFAULT_CLASSES: dict[str, dict[str, Any]] = {
 }
 EITHER_OR = (("epochs", "steps"), ("evaluate_every", "evaluations"))
 """Settings of which one at most is given: a flag replaces a recipe's other one."""
+JUDGED = (*EVALUATION_SETS, "evaluation_neighbours", "evaluation_temperature")
+"""Settings that decide what the figures of an evaluation mean."""
+ABOUT = {"weights": ("weights_sha256", "weights_license")}
+"""Settings that say something of another one: where that is a flag, a recipe's are of its own."""
 MODE = "recipe"
 _Class = TypeVar("_Class")
 _TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
@@ -142,12 +147,23 @@ class Settings:
 
     def changed(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, in which a run cannot be continued with this configuration."""
-        mine, theirs = _flat(self.resolved), _flat(other)
         free = ("free", "reshaped") if self.config.reshape_data else ("free",)
+        return self._differing(other, lambda name: self._rule(name) not in free)
+
+    def judged_otherwise(self, other: dict[str, Any]) -> list[str]:
+        """Return the fields, dotted, by which a run's figures would not be this configuration's.
+
+        Those in which it cannot be continued, whatever `reshape_data` allows, and those of its
+        evaluations, which are free while it trains.
+        """
+        return self._differing(other, lambda name: name in JUDGED or self._rule(name) != "free")
+
+    def _differing(self, other: dict[str, Any], counts: Callable[[str], bool]) -> list[str]:
+        mine, theirs = _flat(self.resolved), _flat(of_today(other, self.resolved))
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in {**theirs, **mine}
-            if self._rule(name) not in free and mine.get(name) != theirs.get(name, _default(name))
+            if counts(name) and mine.get(name) != theirs.get(name)
         ]
 
     def _rule(self, name: str) -> Resume:
@@ -209,10 +225,35 @@ def parse(
     )
 
 
-def _default(name: str) -> Any:
-    """Return the default of a field; a run that is older than the field has that."""
-    field = Config.__dataclass_fields__.get(name)
-    return None if field is None or field.default is MISSING else field.default
+def of_today(older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that an older version saved, with what it did not have yet at its default.
+
+    Args:
+        older: plain values.
+        newer: plain values of this version; of classes that are the older ones' too, the arguments.
+    """
+    fields = Config.__dataclass_fields__
+    defaults = {n: None if f.default is MISSING else f.default for n, f in fields.items()}
+    missing = {name: defaults[name] for name in newer if name not in older and name in defaults}
+    return missing | {name: _with_arguments(each, newer.get(name)) for name, each in older.items()}
+
+
+def _with_arguments(older: Any, newer: Any) -> Any:
+    if isinstance(older, list) and isinstance(newer, list) and len(older) == len(newer):
+        return [_with_arguments(*pair) for pair in zip(older, newer, strict=True)]
+    if not isinstance(older, dict) or not isinstance(newer, dict):
+        return older
+    found = {name: _with_arguments(each, newer.get(name)) for name, each in older.items()}
+    path, given = newer.get("class_path"), found.get("init_args") or {}
+    if path is None or path != older.get("class_path"):
+        return found
+    known = inspect.signature(import_class(class_names.here(path))).parameters
+    new = [name for name in newer.get("init_args") or {} if name in known and name not in given]
+    defaults = {name: known[name].default for name in new}
+    plain = {n: list(d) if isinstance(d, tuple) else d for n, d in defaults.items()}
+    if plain := {name: value for name, value in plain.items() if value is not Parameter.empty}:
+        found["init_args"] = plain | given
+    return found
 
 
 def _print_class_help(asked: class_help.Asked, prog: str) -> NoReturn:
@@ -252,7 +293,10 @@ def _refuse_nulls(part: Namespace, prefix: str = "") -> None:
 
 
 def _without_others(words: Sequence[str]) -> list[str]:
-    """Return words that undo a recipe's --steps where --epochs is a flag, and such."""
+    """Return words that undo a recipe's --steps where --epochs is a flag, and such.
+
+    A run's config.yaml is a recipe too: it names the hash of the weights that the run began with.
+    """
     given: dict[str, str] = {}
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.removeprefix("--").partition("=")
@@ -263,6 +307,8 @@ def _without_others(words: Sequence[str]) -> list[str]:
         here = [name for name in pair if name in given]
         if len(here) == 1 and given[here[0]] not in (*NONE, "null"):
             undone += [word for name in pair if name != here[0] for word in (f"--{name}", "null")]
+    for name in given.keys() & ABOUT.keys():
+        undone += [word for of in ABOUT[name] if of not in given for word in (f"--{of}", "null")]
     return undone
 
 

@@ -30,22 +30,25 @@ class Stopwatch:
 
     def __init__(self, *, step: int, seconds: float) -> None:
         self._begin = time.perf_counter() - seconds
+        self._paused: float | None = None
         self._lap_step, self._lap_seconds = step, seconds
         self._lap_wait, self._lap_host = 0.0, 0.0
 
     @property
     def seconds(self) -> float:
         """Training time so far."""
-        return time.perf_counter() - self._begin
+        now = time.perf_counter() if self._paused is None else self._paused
+        return now - self._begin
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count what happens inside."""
-        begin = time.perf_counter()
+        self._paused = time.perf_counter()
         try:
             yield
         finally:
-            self._begin += time.perf_counter() - begin
+            self._begin += time.perf_counter() - self._paused
+            self._paused = None
 
     def lap(self, *, step: int, wait: float, host: float) -> Lap:
         """End a lap.

@@ -164,7 +164,7 @@ def _exported(path: Path, here: list[str]) -> Trained:
     words = ["--method.encoder", json.dumps(encoder), "--views.size", str(facts["size"])]
     settings = parse([*words, *NO_RUN, *here])
     with checkpoint.fits(path, f"the {facts['class']} that its metadata say"):
-        settings.config.method.encoder.load_state_dict(tensors)
+        exported.fill(settings.config.method.encoder, tensors)
     name = f"{path}, step {facts['step']:,}"
     began = facts.get("weights")
     return ready(settings, name, step=facts["step"], run=path.parent, weights=began)

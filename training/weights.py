@@ -71,15 +71,18 @@ def recorded(settings: Settings) -> Settings:
     else:  # of another place, `run_folder.check` compares the content
         weights = read(config.weights)
         if config.weights_sha256 not in (None, weights.sha256):
-            raise ValueError(
-                f"{config.weights} has the SHA-256 {weights.sha256}, but weights_sha256="
-                f"{config.weights_sha256}: it is another file. Bring the right one, or leave "
-                "--weights_sha256 out."
-            )
+            raise _others(config.weights, weights, config.weights_sha256)
         license = config.weights_license or weights.license
         found = {"weights_sha256": weights.sha256, "weights_license": license}
     return replace(
         settings, config=replace(config, **found), resolved={**settings.resolved, **found}
+    )
+
+
+def _others(location: str, found: Weights, asked: str | None) -> ValueError:
+    return ValueError(
+        f"{location} has the SHA-256 {found.sha256}, but weights_sha256={asked}: it is another "
+        "file. Bring the right one, or leave --weights_sha256 out."
     )
 
 
@@ -94,12 +97,14 @@ def begin(config: Config, method: Method) -> list[str]:
         Lines that say what was taken and what was not.
 
     Raises:
-        ValueError: they are of another network, or not finite.
+        ValueError: they are of another network, or not finite, or not those that it began with.
     """
     if config.weights is None:
         return []
-    tensors = read(config.weights).tensors
-    lines = fill(method.encoder, tensors, config.weights)
+    found = read(config.weights)
+    if config.weights_sha256 not in (None, found.sha256):
+        raise _others(config.weights, found, config.weights_sha256)
+    lines = fill(method.encoder, found.tensors, config.weights)
     state = method.encoder.state_dict()
     for part in method.modules():
         # Moving averages and key encoders are copies of the encoder as long as nothing was trained.
@@ -161,7 +166,7 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
     Raises:
         ValueError: they are of another network, or not finite.
     """
-    own = exported.published(encoder)
+    own = exported.published(encoder.state_dict())
     prefix, stripped = _without_prefix(tensors, own)
     with checkpoint.fits(Path(location), f"the encoder {type(encoder).__name__}"):
         adapted = encoder.adapt(stripped)
@@ -182,9 +187,7 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
         )
     if broken := [name for name, tensor in taken.items() if not bool(tensor.isfinite().all())]:
         raise ValueError(f"{location} has weights that are not finite: {_few(broken)}.")
-    encoder.load_state_dict(
-        {name: taken.get(_published(name), tensor) for name, tensor in encoder.state_dict().items()}
-    )
+    exported.fill(encoder, {**own, **taken})
     lines = [f"the encoder begins with {len(taken):,} of its {len(own):,} tensors from {location}"]
     if prefix:
         lines[0] += f" (those named {prefix}…)"
@@ -206,20 +209,17 @@ def _license(metadata: Mapping[str, str]) -> str | None:
         return text
 
 
-def _published(name: str) -> str:
-    return name.removeprefix("network.")
-
-
 def _of_run(path: Path) -> Weights:
     """Return the encoder's weights in a run's newest checkpoint, or in a given one."""
     run, saved = newest(path)
-    tensors = {
-        _published(name.removeprefix("encoder.")): tensor
+    state = {
+        name.removeprefix("encoder."): tensor
         for name, tensor in saved.method().items()
         if name.startswith("encoder.")
     }
     digest = sha256(durable.read(saved.root / checkpoint.METHOD)).hexdigest()
-    return Weights(tensors, digest, run_folder.read_config(run).get("weights_license"))
+    license = run_folder.read_config(run).get("weights_license")
+    return Weights(exported.published(state), digest, license)
 
 
 def _downloaded(name: str) -> Weights:

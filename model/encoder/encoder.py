@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Encoder(nn.Module, ABC):
     """Images to features: [N, C, H, W] → h [N, F].
 
-    Its weights are published under their names without the prefix `network.`: a class that holds
+    If all its weights lie in `network`, they are published without that prefix: a class that holds
     another library's network there gives them that library's names.
     """
 

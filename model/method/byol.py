@@ -17,7 +17,7 @@ from torch import Tensor
 from model.average import MovingAverage, rising
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode_apart, large, refuse_few
+from model.method.method import Method, Output, encode_apart, large
 from model.method.view_prediction import agreement, spread
 from model.projector import Projector
 
@@ -33,6 +33,8 @@ class BYOL(Method):
         momentum: of the twin's weights at the start; it grows to 1 along a cosine. 0.996 is the
             paper's for 1,000 epochs, 0.99 its choice for 300 and fewer.
     """
+
+    views_apart = True
 
     def __init__(
         self,
@@ -67,16 +69,7 @@ class BYOL(Method):
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """See `Method.embed`."""
-        return encode_apart(lambda view_BCHW: self.projector(self.encoder(view_BCHW)), views_VBCHW)
-
     def after_step(self, progress: float | Tensor) -> None:
         """Move the twin."""
         momentum = rising(self.momentum, progress)
         self.target.follow(self.encoder, self.projector, momentum=momentum)
-
-    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
-        """See `Method.refuse`."""
-        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from model.average import drop_nothing, follow, rising
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode, large, refuse_few
+from model.method.method import Method, Output, encode, large
 from model.method.swav import swapped_prediction
 
 
@@ -172,10 +172,6 @@ class DINO(Method):
             sharpness = 1 / (first + (last - first) * risen)
         return ((logit_TBK - self.centre_K) * sharpness).softmax(-1)
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """Return the teacher's bottleneck; see `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
-
     @torch.no_grad()
     def after_step(self, progress: float | Tensor) -> None:
         """Put back a frozen last layer; move the teacher and the centre."""
@@ -196,11 +192,6 @@ class DINO(Method):
         for part in self._teacher:
             drop_nothing(part)
         return self
-
-    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
-        """See `Method.refuse`."""
-        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)
 
 
 def embed_together(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.gather import gather, own_samples
-from model.method.method import Method, Output, encode, large, large_count, refuse_few
+from model.method.method import Method, Output, large, large_count
 from model.objective import Objective
 
 
@@ -86,14 +86,9 @@ class JointEmbedding(Method):
         )
         return Output(loss=loss, z_VAD=z_VAD.detach())
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """See `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
-
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)
         found = large_count(counts, sizes)
         if self.gallery == "large" and found < 2:
             raise ValueError(

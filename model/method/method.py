@@ -44,6 +44,8 @@ class Method(nn.Module, ABC):
     encoder: Encoder
     """The result of training: evaluation and export take it. It may be another one's average."""
     projector: Projector
+    views_apart = False
+    """Whether batch norm sees a view at a time, as in the authors' code; else all of a size."""
     trains_part = False
     """Whether a step may leave parameters without gradient, such as those of a frozen side."""
 
@@ -91,9 +93,10 @@ class Method(nn.Module, ABC):
             id_B: stable ids of the samples, for methods that remember them.
         """
 
-    @abstractmethod
     def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """Return the embeddings z [V, B, D] of one view group, for evaluation."""
+        """Return the embeddings z [V, B, D] of one view group, also for evaluation."""
+        how = encode_apart if self.views_apart else encode
+        return how(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
 
     def embed_reference(self, views_VBCHW: Tensor) -> Tensor:
         """Return the embeddings of references, which copy detection searches."""
@@ -127,6 +130,8 @@ class Method(nn.Module, ABC):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """Refuse views and batches that the method is not defined for.
 
+        By default those of which none can be compared with another.
+
         Args:
             counts: number of views of each group.
             sizes: height and width of each group's views, in pixels.
@@ -135,9 +140,18 @@ class Method(nn.Module, ABC):
         Raises:
             ValueError: they do not fit; the message says what is needed.
         """
-        del counts, batch_size  # a method takes any; only its encoder may not take the size
         for group, size in enumerate(sizes):
             self.encoder.refuse(size, group=group)
+        if batch_size < 2:
+            raise ValueError(
+                f"batch_size={batch_size}, but a view is compared with the views of other "
+                "samples: set --batch_size 2 or higher."
+            )
+        if sum(counts) < 2:
+            raise ValueError(
+                f"{sum(counts)} view a sample, but this method needs 2 or more: it compares a "
+                "sample's views with each other. Set --views.count 2 or higher."
+            )
 
 
 def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
@@ -168,21 +182,3 @@ def large_count(counts: tuple[int, ...], sizes: tuple[int, ...]) -> int:
     """Return how many views the groups of `large` have, by the counts and sizes of all groups."""
     groups = zip(counts, sizes, strict=True)
     return sum(count for count, _ in takewhile(lambda group: group[1] == sizes[0], groups))
-
-
-def refuse_few(*, counts: tuple[int, ...], batch_size: int) -> None:
-    """Refuse a single view or a single sample, for methods that compare both.
-
-    Raises:
-        ValueError: which of them is missing.
-    """
-    if batch_size < 2:
-        raise ValueError(
-            f"batch_size={batch_size}, but a view is compared with the views of other "
-            "samples: set --batch_size 2 or higher."
-        )
-    if sum(counts) < 2:
-        raise ValueError(
-            f"{sum(counts)} view a sample, but this method needs 2 or more: it compares a "
-            "sample's views with each other. Set --views.count 2 or higher."
-        )

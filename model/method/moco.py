@@ -20,7 +20,7 @@ from torch import Tensor
 from model.average import MovingAverage
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode, refuse_few
+from model.method.method import Method, Output, encode
 
 
 class MoCo(Method):
@@ -91,10 +91,6 @@ class MoCo(Method):
         self._key_AD = z_VAD[0]
         return Output(loss=loss, z_VAD=z_VAD)
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """See `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
-
     @torch.no_grad()
     def after_step(self, progress: float | Tensor) -> None:
         """Move the twin; push the newest keys in the oldest ones' place."""
@@ -109,7 +105,6 @@ class MoCo(Method):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)
         if batch_size > len(self.queue_LD):
             raise ValueError(
                 f"queue_size={len(self.queue_LD)} is less than batch_size={batch_size}: every step "

@@ -38,7 +38,7 @@ from torch._subclasses import FakeTensor
 from model.encoder import Encoder
 from model.gather import gather, gather_equal_rows, gather_rows, own_samples
 from model.memory_bank import KeyRing, Memory
-from model.method.method import MemoryRequest, Method, Output, encode, refuse_few
+from model.method.method import MemoryRequest, Method, Output, encode
 from model.objective import NTXent
 
 LARGEST = 256  # the challenge's limit on the size of a descriptor
@@ -273,7 +273,6 @@ class QKIteration(Method):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)
         if len(counts) > 2:
             raise ValueError(
                 f"{len(counts)} view groups, but QK iteration has two sides: the views are the "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode_apart, large, refuse_few
+from model.method.method import Method, Output, encode_apart, large
 from model.method.view_prediction import agreement, spread
 from model.projector import Projector
 
@@ -31,6 +31,8 @@ class SimSiam(Method):
         predictor_size: width of the predictor's hidden layer.
         fixed_predictor_rate: leave the predictor's learning rate at its peak, as the authors do.
     """
+
+    views_apart = True
 
     def __init__(
         self,
@@ -63,15 +65,6 @@ class SimSiam(Method):
         z_VAD = gather(z_VBD.detach().float())
         return Output(loss=loss, z_VAD=z_VAD, metrics={"spread": spread(z_VBD)})
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """See `Method.embed`."""
-        return encode_apart(lambda view_BCHW: self.projector(self.encoder(view_BCHW)), views_VBCHW)
-
     def fixed_rate(self) -> list[torch.nn.Module]:
         """See `Method.fixed_rate`."""
         return [self.predictor] if self.fixed_predictor_rate else []
-
-    def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
-        """See `Method.refuse`."""
-        super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)

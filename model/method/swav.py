@@ -8,7 +8,8 @@ Differs from the authors' code (facebookresearch/swav, 06b1b7c):
   their own and equal one process exactly;
 - the queue is of all ranks' embeddings, not one queue a rank; it is filled from the start, and used
   once it is full and `queue_start` steps have passed;
-- frozen prototypes get a gradient of zero where theirs get none.
+- frozen prototypes are put back after the optimizer, theirs get no gradient: after many gradients
+  of zero, Adam's first steps would be several times too long. But so its moments begin at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from model.encoder import Encoder
 from model.gather import gather, own_samples
-from model.method.method import Method, Output, encode, large_count, refuse_few
+from model.method.method import Method, Output, large_count
 
 
 class SwAV(Method):
@@ -92,6 +93,7 @@ class SwAV(Method):
         # All ranks push the same embeddings: there is nothing to broadcast in every step.
         self._ddp_params_and_buffers_to_ignore = ["queue_TLD", "steps", "pushed"]
         self._target_TAD: Tensor | None = None
+        self._before_PD: Tensor | None = None
 
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
@@ -101,10 +103,8 @@ class SwAV(Method):
             z_VBD = F.normalize(z_VBD.float(), dim=-1)
             z_VAD = gather(z_VBD.detach())
             code_TBP = self._codes(z_VAD)[:, own_samples(z_VBD.shape[1])]
-            # Their gradient is stopped by a mask, so that the host need not know the step.
-            frozen = self.steps < self.freeze_prototypes
-            prototype_PD = torch.where(frozen, self.prototype_PD.detach(), self.prototype_PD)
-            loss = swapped_prediction(z_VBD @ prototype_PD.T / self.temperature, code_TBP)
+            loss = swapped_prediction(z_VBD @ self.prototype_PD.T / self.temperature, code_TBP)
+        self._before_PD = self.prototype_PD.detach().clone()
         share_P = code_TBP.mean((0, 1))
         return Output(
             loss=loss,
@@ -130,16 +130,15 @@ class SwAV(Method):
         ]
         return torch.stack(codes)[:, L:]
 
-    def embed(self, views_VBCHW: Tensor) -> Tensor:
-        """See `Method.embed`."""
-        return encode(lambda images_NCHW: self.projector(self.encoder(images_NCHW)), views_VBCHW)
-
     @torch.no_grad()
     def after_step(self, progress: float | Tensor) -> None:
-        """Bring the prototypes back to unit length; push the newest embeddings into the queue."""
+        """Put frozen prototypes back, others to unit length; push the newest embeddings."""
         del progress
-        assert self._target_TAD is not None, "a step"
-        self.prototype_PD.copy_(F.normalize(self.prototype_PD, dim=-1))
+        assert self._target_TAD is not None and self._before_PD is not None, "a step"
+        # By a mask, so that the host need not know the step.
+        frozen = self.steps < self.freeze_prototypes
+        moved_PD = F.normalize(self.prototype_PD, dim=-1)
+        self.prototype_PD.copy_(torch.where(frozen, self._before_PD, moved_PD))
         L = self.queue_TLD.shape[1]
         self.queue_TLD.copy_(torch.cat([self._target_TAD, self.queue_TLD], dim=1)[:, :L])
         self.steps += 1
@@ -148,7 +147,6 @@ class SwAV(Method):
     def refuse(self, *, counts: tuple[int, ...], sizes: tuple[int, ...], batch_size: int) -> None:
         """See `Method.refuse`."""
         super().refuse(counts=counts, sizes=sizes, batch_size=batch_size)
-        refuse_few(counts=counts, batch_size=batch_size)
         T = len(self.queue_TLD)
         found = large_count(counts, sizes)
         if found < T:

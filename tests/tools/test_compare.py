@@ -1,7 +1,9 @@
 """A comparison is fair, repeatable, and goes on where it was; its arithmetic is the textbook's."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from scipy import stats
@@ -22,7 +25,7 @@ from shards.layout import ShardSet
 from tests.conftest import MakeShardSet
 from tests.program import CPU, RECIPE, losses, texts
 from tools.compare import __main__ as compare
-from tools.compare import chart, load
+from tools.compare import chart, comparison, load
 from tools.compare import result_tables as tables
 from tools.compare import run as child
 from tools.compare.budget import Budget
@@ -208,8 +211,48 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     changed = [word.replace("480", "960") for word in words]
     assert start(changed, monkeypatch) == 2
     assert "holds a comparison with budget" in capsys.readouterr().err
-    assert start([*words, "--learning_rate", "0.5"], monkeypatch) == 2
-    assert "learning_rate: 0.01 there, 0.5 here" in capsys.readouterr().err
+    for setting, value, told in (
+        ("learning_rate", "0.5", "learning_rate: 0.01 there, 0.5 here"),
+        ("evaluation_neighbours", "5", "evaluation_neighbours: 20 there, 5 here"),
+        ("evaluation_train", "null", f"evaluation_train: {more[1]} there, None here"),
+    ):
+        assert start([*words, f"--{setting}", value], monkeypatch) == 2
+        err = capsys.readouterr().err
+        assert "was trained with other settings" in err and told in err
+
+
+def test_published_weights_are_the_same_for_all_runs_at_every_start(
+    pretended: list[str],
+    recipes: list[Path],
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "published.pth"
+    torch.save({"weight": torch.ones(1)}, file)
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    about = {"weights": str(file), "weights_sha256": digest}  # as train.py writes them
+    settings = json.loads(os.environ["PRETENDED_SETTINGS"])
+    settings = {name: each | about for name, each in settings.items()}
+    monkeypatch.setenv("PRETENDED_SETTINGS", json.dumps(settings))
+    words = [*pretended, "--seeds", "0", "--out", str(tmp_path / "out"), "--", *more]
+    words += ["--weights", str(file)]
+    for _ in range(2):
+        assert start(words, monkeypatch) == 0
+    assert len(losses(tmp_path / "out" / "runs" / "tiny_ap-seed0")) == 15, "trained once"
+    capsys.readouterr()
+    torch.save({"weight": torch.zeros(1)}, file)
+    assert start(words, monkeypatch) == 2
+    assert f"weights_sha256: {digest} there" in capsys.readouterr().err
+
+    file.write_bytes(content)
+    recipes[1].write_text(f"{recipes[1].read_text()}weights: {file}\n")
+    compared = variants(recipes, [], more, where_known=False)
+    with pytest.raises(ValueError, match=f"weights: None in tiny_ap, {digest} in tiny_xent"):
+        check_terms(compared, [])
+    assert list(check_terms(compared, ["weights"])) == ["weights"]
 
 
 def test_a_comparison_in_two_parts_is_that_in_one(
@@ -244,6 +287,15 @@ def test_a_comparison_in_two_parts_is_that_in_one(
     assert start(words("again", "--add", again), monkeypatch) == 0
     assert not (tmp_path / "again" / "runs").exists()
     assert record("again")["runs"][1]["made_on"] == made_on[1]
+    # One of an older version lacks settings that are new, and had what is their default.
+    older = record("part")
+    for each in older["variants"]:
+        del each["resolved"]["encoder_rate"]
+        del each["resolved"]["method"]["init_args"]["gallery"]
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    flags = ("--seeds", "1", "--add", str(tmp_path / "older.json"))
+    assert start(words("newer", *flags), monkeypatch) == 0
+    assert not (tmp_path / "newer" / "runs").exists()
     capsys.readouterr()
 
     def refused(flags: list[str], file: str = part) -> str:
@@ -318,12 +370,25 @@ def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
     assert record["random"][1]["evaluated"]["few_shot_1_top1"] == pytest.approx(0.6)
     assert "which figures without labels predict" in said, "four runs"
     assert "| view mAP | " in said and "| loss | " not in said, "all losses are equal"
+    # A run that was removed is another one afterwards: what was found out about it goes, too.
+    shutil.rmtree(out / "runs" / "tiny_ap-seed0")
+    by_other_flags = [out / "evaluations" / f"tiny_ap-seed{seed}-0123abcd.json" for seed in (0, 1)]
+    for path in by_other_flags:
+        path.write_text("{}")
+    assert start(words, monkeypatch) == 0
+    again = calls.read_text().splitlines()[2 + 4 :]
+    assert [Path(call).name.rpartition("-")[0] for call in again] == ["tiny_ap-seed0"]
+    assert [path.exists() for path in by_other_flags] == [False, True]
+    assert len(json.loads((out / "loads" / "tiny_ap-seed0.json").read_text())) == 1
+    assert len(losses(out / "runs" / "tiny_ap-seed0")) == 15
 
 
 def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
     recipes: list[Path], more: list[str], tmp_path: Path
 ) -> None:
-    (variant,) = variants(recipes[:1], [], more, where_known=False)
+    sets = {"test": more[1], "train": more[1], "queries": "edited", "references": "all"}
+    words = [word for role, root in sets.items() for word in (f"--evaluation_{role}", root)]
+    (variant,) = variants(recipes[:1], [], [*more, *words], where_known=False)
     plan = Plan(
         out=tmp_path,
         compared=[variant],
@@ -344,7 +409,7 @@ def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
     (run / "checkpoints").rmdir()
     words = plan.evaluate_command(variant, 0)
     assert words[3] == str(run / "encoder.safetensors")
-    assert words[words.index("--test") + 1] == more[1]
+    assert {role: words[words.index(f"--{role}") + 1] for role in sets} == sets
     assert words[words.index("--keep") + 1] == str(run / "evaluations")
     assert "--random_init" in plan.evaluate_command(variant, 0, random=True)
     assert plan.evaluation(variant, 0) != plan.evaluation(variant, 0, random=True)
@@ -397,6 +462,16 @@ def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
     assert (found["seconds"], found["memory_gib"], found["image_views"]) == (14.0, 2.0, 25 * 16)
     assert [(p["step"], p["seconds"]) for p in found["curve"]] == [(15, 11.0), (25, 14.0)]
     assert child.seconds_at(5, lines[:1]) == pytest.approx(4.5)
+
+
+def test_where_a_run_is_stands_at_the_end_of_its_records(tmp_path: Path) -> None:
+    assert comparison._progress(tmp_path) == " …"
+    step, evaluation = {"step": 1234, "loss": 1.0, "seconds": 56.4}, {"step": 1234, "knn_top1": 0.5}
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.write(b"\xff" * 2**17 + b"\n")  # no text, and so much that nobody should read it
+        file.write(f"{json.dumps(step)}\n{json.dumps(evaluation)}\n".encode())
+        file.write(b'{"step": 1235, "lo')
+    assert comparison._progress(tmp_path) == ", step 1,234, 56 s of training"
 
 
 def test_a_line_of_the_chart_is_the_mean_where_every_seed_was_evaluated() -> None:
@@ -457,6 +532,36 @@ def test_nobody_is_best_within_the_interval_of_a_difference() -> None:
     assert "| b | 50.0 |" in tables.markdown(alone), "one seed makes nobody the best"
     assert "differences to" not in tables.markdown(alone)
     assert "| b | +10.0 |" in tables.markdown(alone, against="a")
+
+
+def test_a_figure_that_lacks_a_seed_is_not_the_best() -> None:
+    """Of the easiest seeds alone, a mean is the highest."""
+    of = {
+        "lucky": {1: 0.7, 2: 0.9},
+        "whole": {0: 0.1, 1: 0.6, 2: 0.8},
+        "worse": {0: 0.0, 1: 0.5, 2: 0.7},
+    }
+    rows = [
+        TableRow(name, {"knn_top1": tables.spread([*seeds.values()])}, True, {"knn_top1": seeds})
+        for name, seeds in of.items()
+    ]
+    (column,) = tables.columns(rows, {"knn_top1": "k-NN %"})
+    assert column.cells[0].startswith("80.0 ±") and column.best == 1
+
+
+def test_what_evaluate_found_has_columns_but_replaces_no_figure_of_embeddings() -> None:
+    """It may have seen an encoder without its projector."""
+    record = made_up(steps={"m-a": 100, "m-b": 100})
+    later = {"view_map": 0.1, "lidar": 7.0, "label_map": 0.35, "view_map on pets": 0.2}
+    for run in record["runs"]:
+        run["final"]["view_map"] = 0.9
+        run["evaluated"] = {**later, "few_shot_1_top1 on pets": 0.5, "few_shot_1_ci on pets": 0.01}
+    for row in tables.rows(record)[:2]:
+        found = {name: middle for name, (middle, _) in row.figures.items()}
+        for name, value in {**later, "view_map": 0.9}.items():
+            assert found[name] == pytest.approx(value), name
+    headings = tables.learned(record)
+    assert "few_shot_1_top1 on pets" in headings and "few_shot_1_ci on pets" not in headings
 
 
 def test_differences_are_to_a_variant_that_had_every_seed() -> None:
@@ -646,6 +751,12 @@ def made_up(*, steps: dict[str, int], busy: float = 0.0) -> dict[str, Any]:
         ),
         ("batch_size", "mixed_precision: fp32\nbatch_size", "", ["mixed_precision"]),
         ("batch_size", "mixed_precision: bf16\nbatch_size", "precision", ["auto", "bf16"]),
+        (
+            "batch_size",
+            "evaluation_neighbours: 200\nevaluation_temperature: 0.1\nbatch_size",
+            "evaluation",
+            ["neighbours 20, temperature 0.07 in tiny_ap", "200, temperature 0.1 in tiny_xent"],
+        ),
     ],
 )
 def test_what_a_comparison_holds_fixed_is_refused_unless_allowed(

@@ -1,5 +1,6 @@
 """The configuration: every field explained, every impossible setting refused with its remedy."""
 
+import copy
 import inspect
 import json
 from dataclasses import fields
@@ -140,13 +141,47 @@ def test_changed_names_the_fields_that_forbid_to_continue() -> None:
 def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> None:
     there = {name: value for name, value in parse(LEAST).resolved.items() if name != "compile"}
     assert parse(LEAST).changed(there) == []
-    assert parse([*LEAST, "--compile", "true"]).changed(there) == ["compile: None there, True here"]
+    (line,) = parse([*LEAST, "--compile", "true"]).changed(there)
+    assert line == "compile: False there, True here"
+
+
+def test_an_argument_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> None:
+    words = [*LEAST, "--method", "MoCo", "--method.encoder", "SmallResNet"]
+    words += ["--method.queue_size", "512"]
+    there = parse(words).resolved
+    del there["method"]["init_args"]["output_norm"]
+    del there["method"]["init_args"]["encoder"]["init_args"]["stem_stride"]
+    before = copy.deepcopy(there)
+    assert parse(words).changed(there) == []
+    (line,) = parse([*words, "--method.output_norm", "true"]).changed(there)
+    assert line == "method.init_args.output_norm: False there, True here"
+    (line,) = parse([*words, "--method.encoder.stem_stride", "2"]).changed(there)
+    assert line == "method.init_args.encoder.init_args.stem_stride: 1 there, 2 here"
+    assert there == before
+
+
+def test_figures_of_other_evaluations_or_batches_are_not_a_run_s_own() -> None:
+    there = parse([*LEAST, "--evaluation_test", "a"]).resolved
+    free = ["--evaluation_test", "b", "--evaluation_neighbours", "200", "--log_every", "3"]
+    here = parse([*LEAST, *free])
+    assert here.changed(there) == []
+    assert sorted(here.judged_otherwise(there)) == [
+        "evaluation_neighbours: 20 there, 200 here",
+        "evaluation_test: a there, b here",
+    ]
+    reshaped = ["--evaluation_test", "a", "--batch_size", "32", "--reshape_data", "true"]
+    here = parse([*LEAST, *reshaped])
+    assert here.changed(there) == []
+    assert here.judged_otherwise(there) == ["batch_size: 256 there, 32 here"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--epochs", "1"], ["epochs=1.0 and steps=5", "by one of them"]),
+        (["--epochs", ".inf"], ["epochs=inf", "must be a number"]),
+        (["--clip_gradient_norm", ".nan"], ["clip_gradient_norm=nan", "must be a number"]),
+        (["--warmup_epochs", ".inf"], ["warmup_epochs=inf", "must be a number"]),
         (["--batch_size", "1"], ["batch_size=1", "--batch_size 2"]),
         (["--method.encoder", "Timm", "--method.encoder.name", "mixer_s32_224"], ["--views.size"]),
         (["--method.encoder", "Timm", "--method.encoder.name", "resnet_50"], ["resnet50", "timm"]),

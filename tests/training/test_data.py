@@ -1,13 +1,16 @@
 """A set that has gone since the run began may be back later; one that never was is a mistake."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from shards.outage import Unreachable
 from shards.writing.write import write
-from tests.conftest import Pictures
+from tests.conftest import MakeShardSet, Pictures
 from training.data import ShardSets
+from training.header import news
 from training.run import run_folder
 from training.settings import Settings, parse
 
@@ -36,3 +39,13 @@ def test_a_set_that_has_gone_since_the_run_began_is_waited_for(tmp_path: Path, g
     (tmp_path / gone / "00000.tar").unlink()  # the folder is there: that is damage
     with pytest.raises(FileNotFoundError, match=r"00000\.tar is missing"):
         ShardSets.open(asked.config, rank=0)
+
+
+def test_evaluations_without_a_set_are_said(make_shard_set: MakeShardSet) -> None:
+    sets = ShardSets(make_shard_set(42), 0, None, None, None, None)
+    loaded: Any = SimpleNamespace(reshaped=False)  # as much of `Data` as is asked for
+    said = "nothing is evaluated: there is no --evaluation_test"
+    least = ["--shards", "x", "--run", "r", "--steps", "5"]
+    for flags in (["--evaluate_every", "2"], ["--evaluations", "2"], []):
+        found = news(parse([*least, *flags]).config, sets, loaded, None, None, [])
+        assert (said in found) == bool(flags)

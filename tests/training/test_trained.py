@@ -1,22 +1,30 @@
 """A trained encoder is loaded from its file alone, with the pixels that it was trained on."""
 
+import io
 import json
 import pickle
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 
 from model.encoder import SmallResNet, Timm
-from pipeline.centre_crop import CentreCrop
+from pipeline.centre_crop import CentreCrop, _upright
 from pipeline.images import Images
 from pipeline.normalisation import Normalisation
+from shards.image import upright_pixels
 from tests.conftest import MakeShardSet, Pictures
-from training import exported
+from tests.shards.test_prepare import png_of_16_bits, tiff_of
+from training import exported, weights
+from training.own_modules import MODULES
 from training.settings import parse
 from training.trained import load, open_encoder
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NARROW = ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
 
 
@@ -54,7 +62,7 @@ def test_the_file_alone_gives_the_network_and_its_pixels(
     assert not any(p.requires_grad for p in encoder.parameters())
     assert prepare == CentreCrop(48, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     for name, tensor in exported.read(path)[0].items():
-        assert torch.equal(encoder.state_dict()[name], tensor)
+        assert torch.equal(encoder.network.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(("size", "height", "width"), [(32, 47, 64), (128, 200, 171), (48, 30, 43)])
@@ -81,6 +89,44 @@ def test_a_photo_that_its_file_turns_is_seen_upright(orientation: int, tmp_path:
     prepare = CentreCrop(32, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     with Image.open(tmp_path / "turned.png") as turned:
         assert torch.equal(prepare(turned), prepare(ImageOps.exif_transpose(turned)))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("form", ["png", "tif"])
+def test_grey_of_16_bits_becomes_what_a_shard_set_makes_of_it(form: str, bits: int) -> None:
+    values_HWC = np.random.RandomState(bits).randint(0, 2**bits, (20, 30, 1)).astype(np.uint16)
+    values_HWC[0, 0] = 2**bits - 1
+    data = png_of_16_bits(values_HWC) if form == "png" else tiff_of(values_HWC, 16)
+    with Image.open(io.BytesIO(data)) as mine, Image.open(io.BytesIO(data)) as theirs:
+        pixels_HWC = _upright(mine)
+        assert np.array_equal(pixels_HWC, upright_pixels(theirs)[0])
+    assert np.array_equal(pixels_HWC, (values_HWC // 2 ** (bits - 8)).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["f4", "i4"])
+def test_pixels_of_32_bits_are_refused(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 30), kind)).save(tmp_path / "numbers.tif")
+    prepare = CentreCrop(16, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    refused = pytest.raises(ValueError, match="its pixels are 32-bit numbers")
+    with Image.open(tmp_path / "numbers.tif") as image, refused:
+        prepare(image)
+
+
+def test_an_encoder_of_one_s_own_is_written_and_read_again(
+    tmp_path: Path, make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(MODULES, str(EXAMPLES / "own_encoder.py"))
+    words = ["--method.encoder", "own_encoder.Strided", "--method.encoder.width", "8"]
+    path = export(tmp_path, make_shard_set, *words)
+    written = safetensors.torch.load_file(path)
+    assert {"stem.0.weight", "last.bias"} <= written.keys()
+    encoder, _ = load(path)
+    assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 8)
+    assert all(torch.equal(written[name], each) for name, each in encoder.state_dict().items())
+    other = type(encoder)(width=8)
+    weights.fill(other, weights.read(str(path)).tensors, "here")
+    assert all(torch.equal(written[name], each) for name, each in other.state_dict().items())
 
 
 def test_other_files_are_refused_by_what_they_lack(

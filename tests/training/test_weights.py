@@ -185,6 +185,28 @@ def test_copies_of_the_encoder_begin_with_the_weights_too(name: str, tmp_path: P
             assert torch.equal(network.state_dict()[name], tensor), name
     with pytest.raises(ValueError, match="it is another file"):
         weights.recorded(parse([*base, *words, "--weights_sha256", "0" * 64]))
+    # A flag's weights are not those whose hash a recipe, such as this run's config.yaml, names.
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(settings.yaml())
+    other = saved(SmallResNet(width=4).network.state_dict(), tmp_path / "other.pth")
+    again = ["--config", str(recipe), "--weights", str(other), "--run", str(tmp_path / "again")]
+    found = weights.recorded(parse(again)).config
+    assert found.weights_sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert found.weights_license is None
+
+
+def test_a_file_that_was_written_over_since_is_not_what_a_run_begins_with(tmp_path: Path) -> None:
+    state = SmallResNet(width=4).network.state_dict()
+    path = saved(state, tmp_path / "small.pth")
+    words = ["--shards", "x", "--run", str(tmp_path / "run"), "--steps", "1"]
+    words += ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+    config = weights.recorded(parse([*words, "--weights", str(path)])).config
+    before = copy.deepcopy(config.method.state_dict())
+    saved({name: tensor + 1 for name, tensor in state.items()}, path)
+    with pytest.raises(ValueError, match=f"but weights_sha256={config.weights_sha256}: it is ano"):
+        weights.begin(config, config.method)
+    for name, tensor in config.method.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_run_goes_on_with_its_weights_elsewhere_but_not_with_others(

@@ -32,6 +32,7 @@ from tools.compare.result_tables import (
     ENOUGH,
     RESULT,
     figure_of,
+    figures_of,
     labels,
     markdown,
     share_of_budget,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from tools.compare.plan import Plan
 
 LOCK = ".lock"  # in OUT
-Term = Literal["encoder", "shards", "evaluation", "precision", "policy"]
+Term = Literal["encoder", "weights", "shards", "evaluation", "precision", "policy"]
 
 
 def main(
@@ -287,11 +288,10 @@ def best(record: dict[str, Any], figure: str) -> list[str]:
         for variant in record["variants"]:
             runs = [r for r in record["runs"] if r["variant"] == variant["name"] and "final" in r]
             whole = [run for run in runs if share_of_budget(run) >= ENOUGH]
-            known = [run["final"] | run.get("evaluated", {}) for run in whole]
-            values = [figures[figure] for figures in known if figure in figures]
+            known = [of[figure] for run in whole if figure in (of := figures_of(run))]
             # A variant that lacks a seed, or a part of the budget, cannot be the best.
-            if variant["recipe"] == recipe and len(values) == len(record["seeds"]):
-                means[variant["name"]] = sum(values) / len(values)
+            if variant["recipe"] == recipe and len(known) == len(record["seeds"]):
+                means[variant["name"]] = sum(known) / len(known)
                 flags[variant["name"]] = variant["flags"]
         if not means:
             lines.append(f"{recipe}: no variant has {figure} with every seed and the whole budget")

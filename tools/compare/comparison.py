@@ -124,7 +124,8 @@ class Comparison:
             self._say(f"{found} is no JSON any more; it is made again")
         if not (whole and config.exists() and config.read_text() == text):
             found.unlink(missing_ok=True)
-            self._plan.evaluation(variant, seed, random=True).unlink(missing_ok=True)
+            for old in self._plan.about(variant, seed, random=True):
+                old.unlink()
             folder.mkdir(parents=True, exist_ok=True)
             config.write_text(text)
             command = self._plan.random_command(variant, seed)
@@ -137,7 +138,8 @@ class Comparison:
     ) -> None:
         """Do what `--evaluate` asks of a run or a random encoder, unless that is done."""
         path = self._plan.evaluation(variant, seed, random=random)
-        if not self._plan.evaluate or (path.exists() and _values(path) is not None):
+        done = _values(path) if path.exists() else None
+        if not self._plan.evaluate or (done is not None and "failed" not in done):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         name = (_random_name if random else _run_name)(variant, seed)
@@ -150,6 +152,9 @@ class Comparison:
             return
         folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
         if not run.finished(folder):
+            if not (folder / checkpoint.FOLDER).exists():  # what is left of a run that was removed
+                for old in self._plan.about(variant, seed):
+                    old.unlink()
             command = self._plan.run_command(variant, seed)
             here = load.measured(self._plan.load(variant, seed))
             with here if self._cluster is None else nullcontext():
@@ -290,7 +295,8 @@ def check(plan: Plan) -> None:
             folder = plan.run(variant, seed)
             if not run.finished(folder) and not (folder / checkpoint.FOLDER).exists():
                 continue
-            changed = with_values(variant, seed=seed).changed(run_folder.read_config(folder))
+            saved = run_folder.read_config(folder)
+            changed = with_values(variant, seed=seed).judged_otherwise(saved)
             changed = [text for text in changed if text.split(":")[0] not in ("steps", "epochs")]
             if changed:
                 raise ValueError(
@@ -329,7 +335,7 @@ def _run_name(variant: Variant, seed: int) -> str:
 def _progress(folder: Path | None) -> str:
     """Return the newest step of a run in words."""
     if folder is not None and (folder / METRICS).exists():
-        for line in reversed((folder / METRICS).read_text().splitlines()):
+        for line in reversed(_end(folder / METRICS).splitlines()):
             try:
                 record = json.loads(line)
             except ValueError:  # the last line may be half written
@@ -337,6 +343,13 @@ def _progress(folder: Path | None) -> str:
             if "loss" in record:
                 return f", step {record['step']:,}, {record['seconds']:.0f} s of training"
     return " …"
+
+
+def _end(path: Path) -> bytes:
+    """Return the last lines of a file that grows with a run, which should not be slowed down."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        return file.read()
 
 
 def _machine() -> dict[str, Any]:

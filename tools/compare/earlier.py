@@ -85,11 +85,10 @@ def _check(record: dict[str, Any], plan: Plan, path: Path) -> None:
 
 def _check_settings(then: dict[str, Any], variant: Variant, path: Path) -> None:
     """Refuse runs of other settings under the same name."""
+    from training.settings import of_today  # imports every network, for seconds
+
     now = json.loads(json.dumps(without_absolute_paths(variant.resolved)))
-    differing = [
-        f"{name}: {then['resolved'].get(name)}, not {value}"
-        for name, value in now.items()
-        if then["resolved"].get(name) != value
-    ]
+    was = of_today(then["resolved"], now)
+    differing = [f"{name}: {was[name]}, not {now[name]}" for name in now if was[name] != now[name]]
     if differing:
         raise ValueError(f"{path} has {variant.name} with other settings: {'; '.join(differing)}.")

@@ -10,6 +10,7 @@ OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shlex
@@ -69,6 +70,14 @@ class Plan:
         begin = "random-" if random else ""
         return self.out / "evaluations" / f"{begin}{variant.name}-seed{seed}-{digest}.json"
 
+    def about(self, variant: Variant, seed: int, *, random: bool = False) -> list[Path]:
+        """Return the files outside its folder that were found out about a run, by any flags."""
+        begin = "random-" if random else ""
+        name = glob.escape(f"{begin}{variant.name}-seed{seed}-")
+        found = list((self.out / "evaluations").glob(f"{name}????????.json"))
+        load = self.load(variant, seed)
+        return found if random or not load.exists() else [*found, load]
+
     def load(self, variant: Variant, seed: int) -> Path:
         """Return the JSON that says how busy other programs were; see `tools.compare.load`."""
         return self.out / "loads" / f"{variant.name}-seed{seed}.json"
@@ -80,7 +89,7 @@ class Plan:
         kinds: dict[str, Variant] = {}
         for variant in self.compared:
             agreed, size = terms(variant.resolved), variant.resolved["views"]["size"]
-            kind = [agreed[name] for name in ("encoder", "evaluation", "precision")]
+            kind = [agreed[name] for name in ("encoder", "weights", "evaluation", "precision")]
             kinds.setdefault(json.dumps([*kind, size]), variant)
         return list(kinds.values())
 
@@ -122,7 +131,7 @@ class Plan:
         elif not (folder / checkpoint.FOLDER).exists():
             words += ["--keep", str(folder / "evaluations")]
             if "--sets" not in words:
-                for role in ("test", "train"):
+                for role in ("test", "train", "queries", "references"):
                     given = variant.resolved[f"evaluation_{role}"]
                     words += [f"--{role}", given] if given and f"--{role}" not in words else []
             folder /= exported.NAME

@@ -107,6 +107,8 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
     """Return the columns of these figures, except those without any value."""
     kept: list[TableColumn] = []
     fair = {i: row.by_seed for i, row in enumerate(found) if row.trained and row.fair}
+    # A figure that lacks a seed, as its evaluation failed, has another mean than the others'.
+    of_seeds = max((len(each) for of in fair.values() for each in of.values()), default=0)
     wished = ranked(figures)
     for name, heading in figures.items():
         known = [row.figures.get(name) for row in found]
@@ -114,7 +116,8 @@ def columns(found: Sequence[TableRow], figures: Mapping[str, str]) -> list[Table
             continue
         best = None
         if name in wished:
-            best = best_of({i: of[name] for i, of in fair.items() if name in of})
+            of_all = {i: of[name] for i, of in fair.items() if len(of.get(name, ())) == of_seeds}
+            best = best_of(of_all)
         kept.append(TableColumn(heading, [_text(name, v) if v else "" for v in known], best))
     return kept
 
@@ -130,7 +133,7 @@ def learned(record: Mapping[str, Any]) -> dict[str, str]:
             unit = " %" if is_share(figure) else ""
             short = LEARNED.get(figure, f"{name_of(figure)}{unit}")
             found.setdefault(name, f"{short}{on}{where}")
-    return {name: heading for name, heading in found.items() if not name.endswith("_ci")}
+    return {name: text for name, text in found.items() if not figure_of(name).endswith("_ci")}
 
 
 def ranked(figures: Mapping[str, str]) -> dict[str, str]:
@@ -300,9 +303,7 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     said += [f"{label}, seed {run['seed']}: {run['error']}" for run in mine if "error" in run]
     if "error" in variant:
         said.append(f"{label}: {variant['error']}")
-    figures = [
-        run["final"] | run.get("evaluated", {}) | {name: run[name] for name in COST} for run in done
-    ]
+    figures = [figures_of(run) | {name: run[name] for name in COST} for run in done]
     values = _spreads(figures, {**learned(record), **COST})
     seeds = [run["seed"] for run in done]
     by_seed = {
@@ -311,6 +312,18 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     }
     fair = complete and not (short or disturbed)
     return TableRow(label, values, fair, by_seed=by_seed, marks=marks, notes=said)
+
+
+def figures_of(run: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a run's end and `--evaluate` found; of embeddings, what its end did.
+
+    `--evaluate` may have come when its checkpoints were gone, and seen the encoder alone.
+    """
+    from evaluation.figures import OF_EMBEDDINGS  # imports torch, which --help does without
+
+    later = run.get("evaluated", {})
+    of_embeddings = [name for name in OF_EMBEDDINGS if name in run["final"]]
+    return run["final"] | {name: later[name] for name in later if name not in of_embeddings}
 
 
 def share_of_budget(run: Mapping[str, Any]) -> float:

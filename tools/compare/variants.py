@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from training.settings import Settings
 
 # What the recipes must agree in; --allow_differences takes these names.
-TERMS = ("encoder", "shards", "evaluation", "precision", "policy")
+TERMS = ("encoder", "weights", "shards", "evaluation", "precision", "policy")
 
 
 def _rule(name: str) -> Mapping[str, Any]:
@@ -101,15 +101,14 @@ def variants(
 
 def terms(resolved: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that recipes must agree in, by the names of TERMS."""
-    from training.config import EVALUATION_SETS  # imports torch, which --help does without
+    from training.settings import JUDGED  # imports every network, for seconds
 
     looks = [{k: v for k, v in group.items() if k != "count"} for group in _groups(resolved)]
     return {
         "encoder": resolved["method"]["init_args"].get("encoder"),
+        "weights": resolved["weights_sha256"],
         "shards": resolved["shards"],
-        "evaluation": {
-            name.removeprefix("evaluation_"): resolved[name] for name in EVALUATION_SETS
-        },
+        "evaluation": {name.removeprefix("evaluation_"): resolved[name] for name in JUDGED},
         "precision": {name: resolved[name] for name in ("device", "mixed_precision")},
         # Equal groups count once: the number of views may differ.
         "policy": [json.loads(look) for look in sorted({json.dumps(each) for each in looks})],
@@ -192,10 +191,11 @@ def plain_key(key: str) -> str:
 
 def _parse(recipe: Path, more: Sequence[str]) -> Settings:
     from training.settings import parse  # imports every network, for seconds
+    from training.weights import recorded
 
     length = ["--epochs", "null", "--steps", "1", "--trackers", "[]", "--run", "."]
     try:
-        return parse(["--config", str(recipe), *more, *length])
+        return recorded(parse(["--config", str(recipe), *more, *length]))
     except ValueError as error:
         raise ValueError(f"{recipe}: {error}") from error
 

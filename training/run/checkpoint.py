@@ -189,7 +189,13 @@ def abandon(run: Path, step: int) -> None:
 
 def exists(run: Path) -> bool:
     """Whether a run has a checkpoint, damaged or not."""
-    return bool(_complete(run))
+    return last_step(run) is not None
+
+
+def last_step(run: Path) -> int | None:
+    """Return the step of a run's newest checkpoint, damaged or not; None if it has none."""
+    found = _complete(run)
+    return int(found[-1].name) if found else None
 
 
 def newest(run: Path) -> Checkpoint | None:

@@ -23,9 +23,10 @@ import yaml
 
 from shards import durable
 from training import yaml_text
-from training.run.checkpoint import Checkpoint, exists
+from training.monitor import records
+from training.run.checkpoint import Checkpoint, exists, last_step
 from training.run.failure import Gone
-from training.settings import Settings, resume_rule
+from training.settings import JUDGED, Settings, resume_rule
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -43,7 +44,8 @@ def check(run: Path, settings: Settings) -> None:
     if not run.is_dir():
         raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
     if (run / CONFIG).exists():
-        changed = settings.changed(read_config(run))
+        saved = read_config(run)
+        changed = settings.changed(saved)
         if changed and exists(run):  # without a checkpoint there is nothing to lose
             reshapable = all(resume_rule(line.partition(":")[0]) == "reshaped" for line in changed)
             more = " --reshape_data true goes on with these, the epoch begins again."
@@ -52,11 +54,22 @@ def check(run: Path, settings: Settings) -> None:
                 "another --run for a new run, or the old settings to continue this one."
                 + (more if reshapable else "")
             )
+        judged = [line for line in settings.judged_otherwise(saved) if line.startswith(JUDGED)]
+        if judged and exists(run) and _is_finished(run):
+            raise ValueError(
+                f"{run} is finished, and its figures are of other evaluations ({'; '.join(judged)})"
+                f". Give the old settings, or judge it besides: python -m tools.evaluate {run}."
+            )
     elif any(path.suffix != ".partial" and path.name != LOCK for path in run.iterdir()):
         raise ValueError(
             f"{run} holds files but no {CONFIG}, so it is no run of viewrank; give a new or empty "
             "folder as --run."
         )
+
+
+def _is_finished(run: Path) -> bool:
+    finals = (record["step"] for record in records(run) if record.get("evaluation") == "final")
+    return last_step(run) in finals
 
 
 def take(run: Path) -> bool:

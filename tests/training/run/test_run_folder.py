@@ -1,6 +1,7 @@
 """The run's folder: whose it is, and what may continue in it."""
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import MakeShardSet
 from tests.program import arguments, start, wait_for_step
 from training import exported
+from training.monitor import METRICS
 from training.run import run_folder
 from training.run.checkpoint import Checkpoint, write_part
 from training.run.failure import Gone, Phase, reported
@@ -73,6 +75,26 @@ def test_a_configuration_may_change_until_something_is_saved(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"learning_rate: 0.001 there, 0.5 here"):
         run_folder.check(run, parse([*LEAST, "--learning_rate", "0.5"]))
     run_folder.check(run, parse([*LEAST, "--log_every", "3"]))
+
+
+def test_a_finished_run_is_not_judged_otherwise(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", [*LEAST, "--evaluation_test", "a"]
+    run_folder.prepare(run, parse(words), taken=False)
+    save(run)
+    others = {
+        "evaluation_test: a there, b here": parse([*words, "--evaluation_test", "b"]),
+        "evaluation_neighbours: 20 there, 5 here": parse([*words, "--evaluation_neighbours", "5"]),
+    }
+    evaluation = {"step": 1, "evaluation": "online", "view_map": 0.5}
+    (run / METRICS).write_text(json.dumps(evaluation) + "\n")
+    for other in others.values():  # its evaluations to come are of other sets
+        run_folder.check(run, other)
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(evaluation | {"evaluation": "final"}) + "\n")
+    for told, other in others.items():
+        with pytest.raises(ValueError, match=rf"finished.*{told}.*tools\.evaluate {run}"):
+            run_folder.check(run, other)
+    run_folder.check(run, parse([*words, "--log_every", "3"]))
 
 
 @pytest.mark.parametrize(
