@@ -47,6 +47,10 @@ def few_labels(
     found: dict[str, list[float]] = {}
     for share in shares:
         some_K = (class_N.bincount() * share).round().long()
+        if int(some_K.min()) < 1:
+            raise ValueError(
+                f"of a class with {int(class_N.bincount().min())} labels, {share:g} is none."
+            )
         parts = [
             train.rows(some_of_each_class(class_N, train.id_N, some_K, seed=seed))
             for seed in range(draws if share < 1 else 1)

@@ -77,6 +77,9 @@ FAMILIES = {
 NOT_SHARES = ("alignment", "uniformity", "effective_dimension", "linear_l2", "augmented_probe_rate")
 NOT_SHARES += ("multi_label_l2", "rank_me", "lidar", "rank_me_h", "lidar_h")
 """Figures that are no shares of 1, and so are not shown in percent; nor are any …_rate."""
+OF_EMBEDDINGS = ("view_map", "view_r1", "view_r5", "alignment", "uniformity")
+OF_EMBEDDINGS += ("effective_dimension", "rank_me", "lidar")
+"""Figures of embeddings; of an encoder without its projector they are of features, other ones."""
 _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?:e[+-]?\d+)?(?=_)")
 
 

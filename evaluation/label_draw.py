@@ -89,16 +89,24 @@ def some_of_each_class(class_N: Tensor, id_N: Tensor, some_K: Tensor, *, seed: i
         some_K: rows of each class.
         seed: decides which.
     """
+    return place_in_class(class_N, id_N, seed=seed) < some_K[class_N]
+
+
+def place_in_class(class_N: Tensor, id_N: Tensor, *, seed: int) -> Tensor:
+    """Return the place [N] of each row, from 0, in a random order of its class.
+
+    The order in which the rows came does not matter. For the arguments see `some_of_each_class`.
+    """
     N = len(class_N)
     shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
     # Rows in random order, then sorted by class: within a class the order stays random.
     row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
     row_N = row_N[class_N[row_N].argsort(stable=True)]
-    count_K = class_N.bincount(minlength=len(some_K))
-    place_N = torch.arange(N, device=class_N.device) - (count_K.cumsum(0) - count_K)[class_N[row_N]]
-    some_N = torch.zeros(N, dtype=torch.bool, device=class_N.device)
-    some_N[row_N] = place_N < some_K[class_N[row_N]]
-    return some_N
+    count_K = class_N.bincount()
+    first_N = (count_K.cumsum(0) - count_K)[class_N[row_N]]
+    place_N = torch.empty_like(row_N)
+    place_N[row_N] = torch.arange(N, device=class_N.device) - first_N
+    return place_N
 
 
 def refuse_other_classes(train: ShardSet, test: ShardSet) -> None:

@@ -14,7 +14,7 @@ k-NN: a category's score is its share among the nearest train samples, weighted 
 Each category ranks the test samples; see `category_precision` for the three definitions of AP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,10 +24,12 @@ from torch import Tensor
 from evaluation import knn, linear
 from evaluation.category_precision import category_precision, mean_precision
 from evaluation.features import Features
-from evaluation.linear import GRID, Loss, Probe
+from evaluation.linear import Loss, Probe
 from evaluation.protocol import Evaluation
 from evaluation.score import nearest
 from shards.layout import PRESENT, ShardSet
+
+GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def run(
@@ -273,7 +275,27 @@ def _choose(
     def score(probe: Probe) -> float:
         return mean_precision(category_precision(probe.logits(h_HF), held_NK).step_K)
 
-    return linear.best_strength(l2_grid, fitted, score)
+    return _best(l2_grid, fitted, score)
+
+
+def _best(
+    l2_grid: Sequence[float],
+    fitted: Callable[[float, Probe | None], Probe],
+    score: Callable[[Probe], float],
+) -> float:
+    """Return the strength whose probe scores best, the first of equals.
+
+    Args:
+        l2_grid: strengths in falling order.
+        fitted: makes the probe of a strength, beginning from the last one's, which is near to it.
+        score: of a probe on held-out rows, 0 or more.
+    """
+    chosen, best, probe = l2_grid[0], -1.0, None
+    for l2 in l2_grid:
+        probe = fitted(l2, probe)
+        if (found := score(probe)) > best:
+            chosen, best = l2, found
+    return chosen
 
 
 def _rarest(category_NK: Tensor) -> Tensor:

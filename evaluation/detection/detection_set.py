@@ -149,7 +149,8 @@ class DetectionSet(Dataset[Any]):
         """Return what tells its annotations from all others."""
         found = hashlib.sha256("\n".join(self.categories).encode())
         boxes = self.boxes
-        for each in (boxes.image_M, boxes.label_M, boxes.box_M4, boxes.crowd_M, self.frame_N2):
+        flags = (boxes.crowd_M, boxes.difficult_M)
+        for each in (boxes.image_M, boxes.label_M, boxes.box_M4, *flags, self.frame_N2):
             found.update(np.ascontiguousarray(each).tobytes())
         return found.hexdigest()
 

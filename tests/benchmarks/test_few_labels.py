@@ -1,5 +1,6 @@
 """Probes of few labels, on features whose classes are known."""
 
+import pytest
 import torch
 
 from benchmarks.few_labels import few_labels
@@ -35,3 +36,10 @@ def test_a_draw_depends_on_ids_and_not_on_the_order_of_images() -> None:
     for share, values in few_labels(train, test, shares=(0.1,), draws=3).items():
         again = few_labels(turned, test, shares=(0.1,), draws=3)[share]
         assert torch.allclose(torch.tensor(values), torch.tensor(again), atol=0.01)
+
+
+def test_a_share_that_is_none_of_a_small_class_is_refused() -> None:
+    whole = blobs(600, first_id=0, seed=0)
+    fewer = whole.rows((whole.label_N < 4) | (whole.id_N < 60))  # 200, 200 and 20 of the classes
+    with pytest.raises(ValueError, match=r"of a class with 20 labels, 0.01 is none"):
+        few_labels(fewer, whole, shares=(0.01,), draws=1)

@@ -1,12 +1,14 @@
 """Weighted k-NN against scikit-learn and against a loop over the definition."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
 
 from evaluation import knn, score
 from evaluation.features import Features
@@ -54,6 +56,26 @@ def test_knn_equals_scikit_learn_with_the_same_weights():
 def test_block_size_does_not_change_the_result():
     train, test = features(200, seed=4), features(101, seed=5)
     assert knn.run(train, test, rows=1) == knn.run(train, test, rows=7) == knn.run(train, test)
+
+
+def test_votes_that_are_counted_in_parts_are_for_the_same_classes(monkeypatch: pytest.MonkeyPatch):
+    train, test = features(200, seed=4), features(101, seed=5)
+    classes: list[Tensor] = []
+    classify = knn._classify
+
+    def kept(*given: Any) -> Tensor:
+        classes.append(classify(*given))
+        return classes[-1]
+
+    monkeypatch.setattr(knn, "_classify", kept)
+    expected = knn.run(train, test)
+    (whole_Q,) = classes
+    for votes, samples in ((7 * 5, 7), (1, 1)):  # of five classes; and a last part of three
+        classes.clear()
+        monkeypatch.setattr(knn, "VOTES", votes)
+        assert knn.run(train, test) == expected
+        assert torch.equal(torch.cat(classes), whole_Q)
+        assert max(map(len, classes)) == samples
 
 
 def test_a_gallery_in_parts_has_the_same_neighbours(monkeypatch: pytest.MonkeyPatch):

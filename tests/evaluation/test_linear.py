@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from evaluation import linear
@@ -46,7 +47,7 @@ def test_a_warm_start_changes_the_way_but_not_the_result():
 
 
 def test_run_reports_the_accuracy_of_a_refit_on_all_of_train():
-    train, test = features(300, seed=2), features(400, seed=3)
+    train, test = features(300, seed=2, apart=0.3), features(400, seed=3, apart=0.3)
     found = linear.run(train, test)
     assert found["linear_l2"] in linear.GRID
     probe = linear.fit(train.h_NF, train.label_N, classes=4, l2=found["linear_l2"])
@@ -63,38 +64,60 @@ def test_the_test_set_does_not_choose():
     assert found["linear_top1"] > other["linear_top1"]
 
 
-def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn():
+def test_the_strength_has_the_least_cross_entropy_of_held_out_rows_by_scikit_learn():
     train = features(150, seed=6, F=60, apart=0.2)  # few samples: the strength matters
-    held = linear.split(train.label_N, train.id_N, fraction=0.2, seed=0).numpy()
+    fold_N = linear.folds(train.label_N, train.id_N, count=5, seed=0).numpy()
     h, label = train.h_NF.double().numpy(), train.label_N.numpy()
-    scaler = StandardScaler().fit(h[~held])  # the held-out rows do not enter mean and std
-    accuracy = {}
-    for l2 in linear.GRID:
-        oracle = LogisticRegression(C=1 / (l2 * (~held).sum()), tol=1e-8, max_iter=10_000)
-        oracle.fit(scaler.transform(h[~held]), label[~held])
-        accuracy[l2] = oracle.score(scaler.transform(h[held]), label[held])
+    losses = dict.fromkeys(linear.GRID, 0.0)
+    for fold in range(5):
+        held = fold_N == fold
+        scaler = StandardScaler().fit(h[~held])  # the held-out rows do not enter mean and std
+        for l2 in linear.GRID:
+            oracle = LogisticRegression(C=1 / (l2 * (~held).sum()), tol=1e-8, max_iter=10_000)
+            oracle.fit(scaler.transform(h[~held]), label[~held])
+            predicted = oracle.predict_proba(scaler.transform(h[held]))
+            losses[l2] += log_loss(label[held], predicted, labels=range(4)) * held.sum()
     chosen = linear.run(train, train)["linear_l2"]
-    assert accuracy[chosen] >= max(accuracy.values()) - 1 / held.sum()  # float32: one row may flip
-    assert len(set(accuracy.values())) > 1
+    assert losses[chosen] <= min(losses.values()) * (1 + 2 * linear.GAIN)
+    assert linear.GRID[0] > chosen > linear.GRID[-1]
+    assert max(losses.values()) > 1.1 * min(losses.values())
 
 
 def test_held_out_rows_enter_no_fit_but_the_last(monkeypatch: pytest.MonkeyPatch):
     train, test = features(100, seed=12), features(50, seed=13)
-    fits: list[torch.Tensor] = []
+    fits: list[torch.Tensor | None] = []
 
     def recorded(h_NF: torch.Tensor, class_N: torch.Tensor, **settings) -> linear.Probe:
         assert h_NF is train.h_NF, "a copy of the features"
-        chosen_N = settings.get("chosen_N")
-        fits.append(h_NF if chosen_N is None else h_NF[chosen_N])
+        fits.append(settings.get("chosen_N"))
         return fit(h_NF, class_N, **settings)
 
     fit = linear.fit
     monkeypatch.setattr(linear, "fit", recorded)
-    linear.run(train, test)
-    held_N = linear.split(train.label_N, train.id_N, fraction=0.2, seed=0)
-    assert len(fits) == len(linear.GRID) + 1
-    assert all(torch.equal(h_NF, train.h_NF[~held_N]) for h_NF in fits[:-1])
-    assert torch.equal(fits[-1], train.h_NF)
+    chosen = linear.run(train, test)["linear_l2"]
+    fold_N = linear.folds(train.label_N, train.id_N, count=5, seed=0)
+    tried = linear.GRID.index(chosen) + 1 + linear.PATIENCE
+    assert len(fits) == 5 * min(tried, len(linear.GRID)) + 1 and fits[-1] is None
+    for number, fitted_N in enumerate(fits[:-1]):
+        expected_N = (fold_N != number % 5).nonzero()[:, 0]
+        assert fitted_N is not None and torch.equal(fitted_N, expected_N)
+
+
+def test_of_many_rows_fewer_folds_are_asked(monkeypatch: pytest.MonkeyPatch):
+    train, folds = features(100, seed=12), set()
+    fit = linear.fit
+
+    def recorded(*given, **settings) -> linear.Probe:
+        chosen_N = settings.get("chosen_N")
+        folds.add(None if chosen_N is None else tuple(chosen_N.tolist()))
+        return fit(*given, **settings)
+
+    monkeypatch.setattr(linear, "fit", recorded)
+    for enough, asked in ((100, 5), (50, 3), (20, 1), (1, 1)):
+        folds.clear()
+        monkeypatch.setattr(linear, "ENOUGH", enough)
+        linear.run(train, train)
+        assert len(folds - {None}) == asked
 
 
 def test_the_rows_that_are_not_chosen_and_the_size_of_parts_do_not_matter(
@@ -113,10 +136,22 @@ def test_the_rows_that_are_not_chosen_and_the_size_of_parts_do_not_matter(
     assert torch.equal(found.predict(train.h_NF), apart.predict(train.h_NF))
 
 
-def test_the_stronger_of_two_equals_is_chosen():
-    train = features(150, seed=14, F=60)  # far apart: every strength is right everywhere
-    found = linear.run(train, train, l2_grid=(1e-4, 1e-2, 1e-3))
-    assert found == {"linear_top1": 1.0, "linear_l2": 1e-2}
+def test_features_that_say_nothing_get_the_strongest_penalty():
+    train = features(150, seed=14, apart=0.0)
+    assert linear.run(train, train, l2_grid=(1e-4, 10.0, 1e-3))["linear_l2"] == 10.0
+
+
+def test_folds_spread_every_class_by_id_and_seed():
+    class_N = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3] * 2 + [4])
+    id_N = torch.arange(65) * 7
+    fold_N = linear.folds(class_N, id_N, count=5, seed=0)
+    counts = [fold_N[class_N == k].bincount(minlength=5).tolist() for k in range(4)]
+    assert counts == [[10] * 5, [2] * 5, [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    assert fold_N[-1] == -1, "the only row of its class"
+    order_N = torch.randperm(65, generator=torch.Generator().manual_seed(1))
+    again_N = linear.folds(class_N[order_N], id_N[order_N], count=5, seed=0)
+    assert torch.equal(again_N, fold_N[order_N])
+    assert not torch.equal(fold_N, linear.folds(class_N, id_N, count=5, seed=1))
 
 
 def test_split_takes_the_same_share_of_every_class_by_id_and_seed():
@@ -132,8 +167,11 @@ def test_split_takes_the_same_share_of_every_class_by_id_and_seed():
 
 
 def test_nothing_to_hold_out_is_refused():
+    single = torch.arange(3), torch.arange(3)
     with pytest.raises(ValueError, match="3 classes with one sample each"):
-        linear.split(torch.arange(3), torch.arange(3), fraction=0.2, seed=0)
+        linear.split(*single, fraction=0.2, seed=0)
+    with pytest.raises(ValueError, match="3 classes with one sample each"):
+        linear.folds(*single, count=5, seed=0)
 
 
 def test_constant_features_and_rows_without_a_label_change_nothing():

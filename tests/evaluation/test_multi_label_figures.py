@@ -94,7 +94,7 @@ def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn(
     monkeypatch.setattr(multi_label, "fit", recorded)
     chosen = multi_label.run(train, train, categories=NAMES).figures["multi_label_l2"]
     # All fits but the last are of the same rows; the others were held out.
-    assert len(fits) == len(linear.GRID) + 1 and torch.equal(fits[-1], train.h_NF)
+    assert len(fits) == len(multi_label.GRID) + 1 and torch.equal(fits[-1], train.h_NF)
     assert all(torch.equal(h_NF, fits[0]) for h_NF in fits[:-1])
     held = ~(train.h_NF[:, None] == fits[0]).all(dim=2).any(dim=1).numpy()
     assert 20 < held.sum() < 40
@@ -102,7 +102,7 @@ def test_the_strength_is_the_best_on_the_held_out_rows_by_scikit_learn(
     h, category_NK = train.h_NF.double().numpy(), columns(train)
     scaler = StandardScaler().fit(h[~held])
     precision = {}
-    for l2 in linear.GRID:
+    for l2 in multi_label.GRID:
         C = 1 / (l2 * (~held).sum())
         oracle = OneVsRestClassifier(LogisticRegression(C=C, tol=1e-8, max_iter=10_000))
         oracle.fit(scaler.transform(h[~held]), category_NK[~held].numpy())

@@ -1,6 +1,7 @@
 """Features are the encoder's, each once, however the command was stopped and started."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.conftest import MakeShardSet, Pictures
 from tests.program import BIN, TWO, finish
 from tools.embed import parts
 from tools.embed.__main__ import main
+from tools.embed.feature_file import COLUMNS, Joined
 from training.command_line import call
 
 SAMPLES = 42
@@ -156,6 +158,60 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_named(
     assert np.count_nonzero(~kept) == 1
     assert np.array_equal(found["key"], expected["key"][kept])
     np.testing.assert_allclose(found["feature"], expected["feature"][kept], rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_which_nothing_can_be_read_is_left_out_and_named(
+    make_shard_set: MakeShardSet, encoder: tuple[SmallResNet, list[str]], tmp_path: Path
+) -> None:
+    whole = make_shard_set(SAMPLES)
+    root = tmp_path / "set"
+    shutil.copytree(whole.root, root)
+    count = whole.manifest.shards[1].samples
+    damaged = [zeroed(open_shards(root), shard=1, position=place) for place in range(count)]
+    words = [*encoder[1], "--samples_per_part", str(count)]
+    expected = embed(tmp_path / "whole.npz", whole.root, words)
+    kept = ~np.isin(expected["key"], damaged)
+    assert np.count_nonzero(kept) == SAMPLES - count
+    for name in ("sound.npz", "sound.parquet"):
+        found = embed(tmp_path / name, root, words)
+        lines = found["metadata"]["left_out"]
+        assert [line.partition(" has ")[0] for line in lines] == [
+            f"00001.tar, sample {key}" for key in damaged
+        ]
+        for column in ("key", "id", "label"):
+            assert list(found[column]) == list(expected[column][kept])
+        feature_NF = np.array(found["feature"])
+        np.testing.assert_allclose(feature_NF, expected["feature"][kept], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_parts_are_joined_without_all_of_them_open(
+    by_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_N = np.random.default_rng(0).permutation(150)
+    kinds: list[Any] = [("key", "S3"), ("id", np.int64), ("label", np.int64)]
+    table = np.empty(150, [*kinds, ("feature", np.float32, (2,))])
+    table["key"], table["id"], table["label"] = id_N.astype("S3"), id_N, id_N % 10
+    table["feature"] = id_N[:, None] + [0.25, 0.5]
+    cuts = sorted([*range(3, 150, 3), 60])  # 50 parts of three, and an empty one
+    paths = [tmp_path / f"{number:06d}.npy" for number in range(51)]
+    for path, part in zip(paths, np.split(table, cuts), strict=True):
+        np.save(path, part)
+    load, most = np.load, []
+
+    def counted(*given: Any, **how: Any) -> Any:
+        found = load(*given, **how)
+        most.append(len(os.listdir("/proc/self/fd")))
+        return found
+
+    monkeypatch.setattr(np, "load", counted)
+    before = len(os.listdir("/proc/self/fd"))
+    joined = Joined(paths, by_id=by_id)
+    assert len(joined) == 150
+    expected = table[np.argsort(id_N)] if by_id else table
+    for column in COLUMNS:
+        assert np.array_equal(np.concatenate([*joined.blocks(column)]), expected[column])
+    assert len(most) >= 4 * 50 and max(most) < before + 10
 
 
 def zeroed(shard_set: ShardSet, *, shard: int, position: int) -> str:

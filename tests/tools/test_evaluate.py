@@ -12,17 +12,19 @@ import pytest
 import torch
 import torchvision
 
+from model.encoder import SmallResNet
 from shards.layout import ShardSet
 from shards.writing.write import write
 from tests.conftest import MakeShardSet
 from tests.evaluation.test_suite import FOUR, Annotated
 from tests.program import BIN, ROOT, TWO, finish, kill, start
 from tools.evaluate import __main__ as evaluate
+from tools.evaluate.evaluated_encoder import of_run
 from tools.evaluate.kept_on_disk import KeptOnDisk
-from training import exported
+from training import exported, weights
 from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
-from training.settings import parse
+from training.settings import Settings, parse
 
 BY_FEATURES = ("knn_top1", "linear_top1", "linear_l2", "label_map", "label_r1", "label_r5")
 
@@ -30,6 +32,15 @@ BY_FEATURES = ("knn_top1", "linear_top1", "linear_l2", "label_map", "label_r1", 
 @pytest.fixture(scope="module")
 def shard_set(make_shard_set: MakeShardSet) -> ShardSet:
     return make_shard_set(42)
+
+
+def begin(run: Path, settings: Settings) -> None:
+    """Leave what a run does that is saved before its first step."""
+    run_folder.prepare(run, settings, taken=False)
+    parts = {checkpoint.METHOD: settings.config.method.state_dict(), checkpoint.OPTIMIZER: {}}
+    for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
+        checkpoint.write_part(run, 0, name, state_file.pieces(part))
+    checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +54,7 @@ def run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--method.encoder", "ResNet", "--views.size", "24", "--views.count", "2"]
     settings = parse(words)
     method: Any = settings.config.method
-    run_folder.prepare(run, settings, taken=False)
-    parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
-    for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
-        checkpoint.write_part(run, 0, name, state_file.pieces(part))
-    checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
+    begin(run, settings)
     exported.write(run / exported.NAME, method.encoder, exported.facts(settings, shard_set, step=7))
     network = torchvision.models.resnet18()
     assert not network.load_state_dict(method.encoder.network.state_dict(), strict=False)[1]
@@ -93,6 +100,36 @@ def test_a_file_of_weights_has_the_figures_of_the_run_with_these_weights(
     alone = figures(tmp_path, shard_set, str(run / exported.NAME))
     assert alone["step"] == 7 and "beside" not in alone
     assert {name: alone[name] for name in BY_FEATURES} == {n: found[n] for n in BY_FEATURES}
+
+
+def test_weights_that_a_run_was_given_are_what_it_began_with(
+    shard_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file, given = tmp_path / "run", tmp_path / "small.pth", SmallResNet(width=4)
+    torch.save(given.network.state_dict(), file)
+    words = ["--shards", shard_set.root, "--run", str(run), "--steps", "1", "--weights", str(file)]
+    words += ["--method.encoder", "SmallResNet", "--method.encoder.width", "4"]
+    words += ["--views.size", "24", "--views.count", "2"]
+    begin(run, weights.recorded(parse(words)))  # other weights are saved: as if it had trained
+    how: dict[str, Any] = {"size": None, "device": "cpu", "mixed_precision": "no"}
+    _, step, columns = of_run(run, **how, random=True, beside=False)
+    assert (step, list(columns)) == (0, ["first weights"])
+    found = columns["first weights"].method.encoder.state_dict()
+    assert found.keys() == given.state_dict().keys()
+    assert all(torch.equal(found[name], each) for name, each in given.state_dict().items())
+
+    named = ["--encoder", "SmallResNet", "--encoder.width", "4", "--encoder.weights", str(file)]
+    more = ["--size", "24", "--protocol", "retrieval", "--beside_random", "true"]
+    record = figures(tmp_path, shard_set, str(run), *named, *more)
+    assert list(record["beside"].values()) == [record["random_init"]]
+    assert record["random_init"]["label_map"] != record["label_map"]
+    said = capsys.readouterr().out
+    assert "first weights: frozen features" in said and "random init" not in said
+
+    torch.save(SmallResNet(width=4).network.state_dict(), file)
+    with pytest.raises(ValueError, match=r"small.pth has the SHA-256 .* it is another file"):
+        of_run(run, **how, random=True, beside=False)
+    assert list(of_run(run, **how, random=False, beside=False)[2]) == ["step 0"]
 
 
 def test_a_run_without_checkpoints_says_where_its_encoder_is(
@@ -208,6 +245,39 @@ def test_settings_of_a_protocol_that_are_wrong_are_refused(
         figures(tmp_path, shard_set, str(run), "--protocol", "fine_tuning", *words)
     with pytest.raises(ValueError, match="without its protocol; add --protocol fine_tuning"):
         figures(tmp_path, shard_set, str(run), *words)
+
+
+def test_a_protocol_that_cannot_take_a_set_is_refused_before_anything_is_evaluated(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("features were evaluated before the protocol saw the sets")
+
+    monkeypatch.setattr("evaluation.suite.Suite.run", refuse)
+    words = ["--protocol", "knn", "fine_tuning", "--fine_tuning.labels", "0.01"]
+    with pytest.raises(ValueError, match=r"labels=0.01 of .* are none"):
+        figures(tmp_path, shard_set, str(run), *words, "--keep", str(tmp_path / "kept"))
+
+
+def test_a_protocol_that_fails_leaves_what_the_others_found(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("its loss is not finite")
+
+    monkeypatch.setattr("evaluation.fine_tuning.FineTuning.run", fail)
+    alone = figures(tmp_path, shard_set, str(run), "--protocol", "knn")
+    tuning = ["--fine_tuning.labels", "1", "--keep", str(tmp_path / "kept")]
+    words = [str(run), "--protocol", "knn", "fine_tuning", *tuning]
+    with pytest.raises(SystemExit):
+        figures(tmp_path, shard_set, *words)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found.pop("failed") == ["fine_tuning"]
+    assert found == {**alone, "remarks": found["remarks"]}
+    more = [remark for remark in found["remarks"] if remark not in alone["remarks"]]
+    assert more == ["no fine_tuning: its loss is not finite"]
+    with pytest.raises(ValueError, match="its loss is not finite"):
+        figures(tmp_path, shard_set, str(run), "--protocol", "fine_tuning", *tuning)
 
 
 EVERY_STEP = """

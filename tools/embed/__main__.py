@@ -256,6 +256,8 @@ def _finish(work: _Work, trained: Trained, out: Path, *, seconds: float) -> None
         lost = [*quarantined(work.shard_set), *lost]
     paths = [work.folder / f"{part.name}.npy" for part in work.parts]
     joined = feature_file.Joined(paths, by_id=work.temporary)
+    if not len(joined):
+        raise ValueError(f"no image of {work.data} can be read; copy it again.")
     whole = work.folder / f"joined{out.suffix}"
     feature_file.write(whole, joined, {**work.facts, "left_out": lost})
     whole.replace(out)

@@ -31,24 +31,32 @@ class Joined:
     """
 
     def __init__(self, paths: list[Path], *, by_id: bool) -> None:
-        self._tables: list[Any] = [np.load(path, mmap_mode="r") for path in paths]
-        self._starts = np.cumsum([0, *map(len, self._tables)])
+        self._paths, self._types, lengths, ids = paths, [], [0], []
+        for table in self._tables():
+            self._types.append(table.dtype)
+            lengths.append(len(table))
+            ids.append(np.array(table["id"]) if by_id else None)
+        self._starts = np.cumsum(lengths)
         self._order: NDArray[np.integer] | None = None
         if by_id:
-            self._order = np.argsort(np.concatenate([table["id"] for table in self._tables]))
+            self._order = np.argsort(np.concatenate(ids))
+
+    def _tables(self) -> Iterator[Any]:
+        """Yield the parts, one open at a time: there may be more than files that may be open."""
+        return map(_opened, self._paths)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def dtype(self, column: str) -> np.dtype[Any]:
         """Return the type of a column, [F] included; keys have room for the longest."""
-        types = [table.dtype[column] for table in self._tables]
+        types = [each[column] for each in self._types]
         return max(types, key=lambda each: each.itemsize)
 
     def blocks(self, column: str) -> Iterator[NDArray[Any]]:
         """Yield a column in its order, some thousand samples at a time."""
         if self._order is None:
-            yield from (np.array(table[column]) for table in self._tables)
+            yield from (np.array(table[column]) for table in self._tables() if len(table))
             return
         of = self.dtype(column)
         for start in range(0, len(self), _BLOCK):
@@ -58,8 +66,12 @@ class Joined:
             for number in np.unique(number_of_table):
                 here = number_of_table == number
                 inside = rows[here] - self._starts[number]
-                block[here] = self._tables[number][column][inside]
+                block[here] = _opened(self._paths[number])[column][inside]
             yield block
+
+
+def _opened(path: Path) -> Any:
+    return np.load(path, mmap_mode="r")
 
 
 def write(path: Path, joined: Joined, facts: Mapping[str, Any]) -> None:

@@ -130,7 +130,11 @@ class Maker:
                 keys = {key for found in bad.values() for key in found}
                 rows = [row for row in rows if row.key not in keys]
                 self._note(part, bad)
-                features = self._embed(leave_out(shard_set, bad, aside / "sound"))
+                if rows:
+                    features = self._embed(leave_out(shard_set, bad, aside / "sound"))
+                else:  # such as those of a tar that was overwritten
+                    F = self.trained.encoder.feature_size
+                    features = np.empty((0, F), np.float32), np.empty(0, np.int64)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._write(part, rows, *features)
@@ -182,7 +186,7 @@ class Maker:
                 "--mixed_precision no)."
             )
         keys = [row.key.encode() for row in rows]
-        longest = max(map(len, keys))
+        longest = max(map(len, keys), default=1)
         table = np.empty(
             len(rows),
             dtype=[

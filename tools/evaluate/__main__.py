@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from shards import durable
 from shards.layout import open_shards
+from shards.one_line import one_line
 from training.command_line import Dotted, Nested, program, run_function
 
 if TYPE_CHECKING:
@@ -184,15 +185,15 @@ def main(
     needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
     data = several_sets(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
-    found, seconds = _evaluated(asked, data)
+    found, seconds, failed = _evaluated(asked, data)
     if processes.is_main_process:
         if not alone:
             for name, lines in pretrained_on(config.shards, data, all_sets=bool(sets)).items():
                 found[name][next(reversed(found[name]))].remarks += lines
         figure_table.show(title, found, seconds)
         if json:
-            figure_table.write(json, title, step, data, found)
-    if not any(last.figures for *_, last in (each.values() for each in found.values())):
+            figure_table.write(json, title, step, data, found, failed=failed)
+    if failed or not any(last.figures for *_, last in (each.values() for each in found.values())):
         sys.exit(1)
 
 
@@ -276,14 +277,14 @@ def _suites(asked: _Asked, sets: _Sets, show: Progressed) -> dict[str, Suite]:
 
 def _evaluated(
     asked: _Asked, data: Mapping[str, _Sets]
-) -> tuple[dict[str, dict[str, Evaluation]], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, dict[str, Evaluation]], dict[str, dict[str, float]], list[str]]:
     """Return what is found out about the columns on some sets, and how long it took.
 
     Returns:
-        {set: {column: what is found out}}, and {column: {protocol: seconds on all sets}}.
+        {set: {column: what is found out}}, {column: {protocol: seconds on all sets}}, and the
+        protocols that failed while others found something.
     """
     from evaluation.protocol import Evaluation
-    from tools.evaluate import chosen_protocols
 
     hidden = not asked.processes.is_main_process
     console = Console(stderr=True)
@@ -295,8 +296,14 @@ def _evaluated(
 
         # All of them first: the last set is refused before the first is evaluated.
         suites = {name: _suites(asked, sets, show) for name, sets in data.items()}
+        protocols = {
+            (name, where): _prepared(asked, column, of.get(name), show)
+            for name, column in asked.columns.items()
+            for where, of in suites.items()
+        }
         found: dict[str, dict[str, Evaluation]] = {name: {} for name in data}
         seconds: dict[str, dict[str, float]] = {}
+        failed: list[str] = []
         for name, each in asked.columns.items():
             column, spent = each.placed(), seconds.setdefault(name, {})
             for where, of_columns in suites.items():
@@ -304,20 +311,38 @@ def _evaluated(
                 if suite is not None and asked.frozen:
                     with _timed("frozen features", spent):
                         evaluation = suite.run(column.method, asked.frozen)
-                for chosen in asked.chosen:
-                    with _timed(chosen.name, spent):
-                        more = chosen_protocols.run(
-                            chosen,
-                            column,
-                            suite and suite.train,
-                            suite and suite.test,
-                            keep=asked.keep,
-                            processes=asked.processes,
-                            progress=show,
-                        )
-                    evaluation.add(more)
+                for chosen, run in zip(asked.chosen, protocols[name, where], strict=True):
+                    try:
+                        with _timed(chosen.name, spent):
+                            evaluation.add(run())
+                    except ValueError as error:
+                        # What others found is kept; of several processes, one alone may fail.
+                        if not evaluation.figures or asked.processes.num_processes > 1:
+                            raise
+                        evaluation.remarks.append(f"no {chosen.name}: {one_line(str(error))}")
+                        failed.append(chosen.name)
                 found[where][name] = evaluation
-    return found, seconds
+    return found, seconds, failed
+
+
+def _prepared(
+    asked: _Asked, column: EvaluatedEncoder, suite: Suite | None, show: Progressed
+) -> list[Callable[[], Evaluation]]:
+    """Return the chosen protocols of one column on one set, none of which refuses these."""
+    from tools.evaluate import chosen_protocols
+
+    return [
+        chosen_protocols.prepare(
+            chosen,
+            column,
+            suite and suite.train,
+            suite and suite.test,
+            keep=asked.keep,
+            processes=asked.processes,
+            progress=show,
+        )
+        for chosen in asked.chosen
+    ]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ If it names its sets itself (`own_sets`), no --test is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def _with_recipe(words: Sequence[str], name: str) -> list[str]:
     return found
 
 
-def run(
+def prepare(
     chosen: Chosen,
     column: EvaluatedEncoder,
     train: ShardSet | None,
@@ -101,8 +101,8 @@ def run(
     keep: Path | None,
     processes: PartialState,
     progress: Progressed,
-) -> Evaluation:
-    """Return what a protocol finds out; what an earlier command found out is not done again.
+) -> Callable[[], Evaluation]:
+    """Return a call that gives what a protocol finds out; what was found out is not done again.
 
     Args:
         chosen: the protocol.
@@ -112,6 +112,9 @@ def run(
         keep: folder for the states; None keeps nothing.
         processes: of this command.
         progress: is told how far it is.
+
+    Raises:
+        ValueError: the protocol cannot take these sets.
     """
     encoder = column.method.encoder
     own = chosen.protocol.sets()
@@ -132,7 +135,7 @@ def run(
     rank = processes.process_index
     kept = KeptOnDisk(keep, chosen.name, facts, rank=rank, agree=smallest)
     if (before := kept.found()) is not None:
-        return before
+        return lambda: before
     trial = Trial(
         encoder=encoder,
         method=column.method,
@@ -150,7 +153,12 @@ def run(
         more=own,
     )
     chosen.protocol.check(trial)
-    with kept.alone():
-        found = chosen.protocol.run(trial)
-        kept.finish(found)
-    return found
+
+    def run() -> Evaluation:
+        with kept.alone():
+            if (found := kept.found()) is None:  # another column or set may be the same trial
+                found = chosen.protocol.run(trial)
+                kept.finish(found)
+        return found
+
+    return run

@@ -14,13 +14,13 @@ from evaluation.protocol import Evaluated
 from pipeline.graph import ViewGroup
 from pipeline.normalisation import Normalisation
 from pipeline.tuning import Tuning
-from training import machine_settings
+from training import machine_settings, weights
 from training.config import Config
 from training.exported import digest_of
 from training.run import checkpoint, run_folder
 from training.trained import Precision, Trained, device_of, locate, newest, recipe
 
-RANDOM = "random init"  # a column's name
+RANDOM, GIVEN = "random init", "first weights"  # columns' names: what a run began with
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,17 @@ def of_run(
         mixed_precision: of the networks.
         random: whether the weights that it began with are evaluated instead of the trained ones.
         beside: whether they are evaluated too.
+
+    Raises:
+        ValueError: there is no checkpoint, or the weights that it began with are not there.
     """
     run, saved = locate(path) if random else newest(path)
     config = recipe(run, device=device, mixed_precision=mixed_precision).config
     methods, step = {}, 0
     if random or beside:
-        methods[RANDOM] = copy.deepcopy(config.method)
+        first = copy.deepcopy(config.method)
+        weights.begin(config, first)
+        methods[GIVEN if config.weights else RANDOM] = first
     if not random and saved is not None:
         step, state = saved.step, saved.method()
         with checkpoint.fits(saved.root, f"{run / run_folder.CONFIG}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 from evaluation.figures import ordered
 from evaluation.protocol import Evaluation
 from shards import durable
-from tools.evaluate.evaluated_encoder import RANDOM
+from tools.evaluate.evaluated_encoder import GIVEN, RANDOM
 
 Found = Mapping[str, Mapping[str, Evaluation]]
 """What is found out about the columns, by their names, on each set, by its name; "" if it is
@@ -55,7 +55,13 @@ def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -
 
 
 def write(
-    path: Path, title: str, step: int, data: Mapping[str, Mapping[str, str | None]], found: Found
+    path: Path,
+    title: str,
+    step: int,
+    data: Mapping[str, Mapping[str, str | None]],
+    found: Found,
+    *,
+    failed: Sequence[str] = (),
 ) -> None:
     """Write the figures of the last column, and those beside it, as JSON.
 
@@ -65,9 +71,12 @@ def write(
         step: of the run; 0 if it is not known.
         data: the shard sets, by the sets' names.
         found: the figures.
+        failed: protocols that found nothing.
     """
     records = {name: {**data[name], **_record(each)} for name, each in found.items()}
     record = {"run": title, "step": step, **records.pop("", {})}
+    if failed:
+        record["failed"] = sorted({*failed})
     if records:
         record["sets"] = records
     durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
@@ -82,8 +91,9 @@ def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:
     if evaluation.details:
         record["details"] = evaluation.details
     others = {name: each.figures for name, each in beside}
-    if RANDOM in others:
-        record["random_init"] = others.pop(RANDOM)
+    for begun in (RANDOM, GIVEN):
+        if begun in others:
+            record["random_init"] = others.pop(begun)
     if others:
         record["beside"] = others
     return record

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -60,7 +61,8 @@ class KeptOnDisk:
         self._rank, self._agree = rank, agree
         self._root.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            durable.replace(self._root / FACTS, [text.encode(), b"\n"])
+            own = f"{os.getpid()}.partial"  # another command may do so at once
+            durable.replace(self._root / FACTS, [text.encode(), b"\n"], suffix=own)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

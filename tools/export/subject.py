@@ -44,7 +44,7 @@ class Subject:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the encoder's weights under the names of the library that it is from."""
-        published = exported.published(self.encoder)
+        published = exported.published(self.encoder.state_dict())
         return {name: tensor.contiguous() for name, tensor in published.items()}
 
     def second_size(self) -> int | None:

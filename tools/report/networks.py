@@ -87,7 +87,7 @@ def open_networks(path: Path, device: str) -> Networks:
     elif (run / exported.NAME).exists():
         tensors, facts = exported.read(run / exported.NAME)
         with checkpoint.fits(run / exported.NAME, f"{run / run_folder.CONFIG}"):
-            method.encoder.load_state_dict(tensors)
+            exported.fill(method.encoder, tensors)
         step = facts["step"]
     else:
         raise ValueError("there is no checkpoint yet")

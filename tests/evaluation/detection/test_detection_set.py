@@ -1,6 +1,7 @@
 """Batches of images with boxes: their law, and what of them does not depend on ranks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_boxes_beyond_their_image_are_cut_and_counted_and_empty_ones_left_out(
     untouched = DetectionSet.read(in_folder(tmp_path, ["train2017"]), clip=False)
     assert untouched.boxes.box_M4[0].tolist() == [-10, -5, 30, 20]
     assert untouched.digest() != images.digest()
+
+
+@pytest.mark.parametrize("flag", ["crowd_M", "difficult_M"])
+def test_a_flag_of_one_box_changes_the_digest(images: DetectionSet, flag: str) -> None:
+    def digest(flag_M: np.ndarray) -> str:
+        return replace(images, boxes=replace(images.boxes, **{flag: flag_M})).digest()
+
+    flag_M = getattr(images.boxes, flag)
+    assert digest(flag_M) == images.digest()
+    assert digest(flag_M ^ (np.arange(len(flag_M)) == 5)) != images.digest()
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], None, ["a", 1, 2, 3], [float("nan"), 1, 2, 3]])
