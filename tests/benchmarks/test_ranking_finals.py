@@ -39,19 +39,21 @@ def comparison(seed: int, **knn: float) -> dict[str, Any]:
     }
 
 
+def whole_of(monkeypatch: pytest.MonkeyPatch, folder: Path, *records: dict[str, Any]) -> str:
+    """Return the tables of comparisons, one a seed."""
+    for seed, record in enumerate(records):
+        path = folder / f"ranking-final-made-cpu-seed{seed}.json"
+        path.write_text(json.dumps(record))
+    monkeypatch.setattr(ranking_finals, "RESULTS", folder)
+    monkeypatch.setattr(ranking_finals, "WHOLE", (ImageSet("made", "Made", 1000),))
+    return ranking_finals.whole()
+
+
 def test_rows_are_means_of_the_seeds_that_there_are_and_differences_are_of_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranking_finals, "RESULTS", tmp_path)
-    records = {
-        0: comparison(0, s2r2=0.60, simclr=0.50),
-        1: comparison(1, s2r2=0.62, simclr=0.52, swav=0.4),
-    }
-    for seed, record in records.items():
-        path = tmp_path / f"ranking-final-made-cpu-seed{seed}.json"
-        path.write_text(json.dumps(record))
-    monkeypatch.setattr(ranking_finals, "WHOLE", (ImageSet("made", "Made", 1000),))
-    text = ranking_finals.whole()
+    records = comparison(0, s2r2=0.60, simclr=0.50), comparison(1, s2r2=0.62, simclr=0.52, swav=0.4)
+    text = whole_of(monkeypatch, tmp_path, *records)
     # Each seed's difference is 0.1, so that its interval has no width: nothing else is as sure.
     assert "| S2R2-style, `LogAP` | 2 | 40 | **61.0** | 50.0 |" in text
     assert "| SimCLR over the same views | 2 | 40 | 51.0 | 50.0 |" in text
@@ -61,6 +63,16 @@ def test_rows_are_means_of_the_seeds_that_there_are_and_differences_are_of_pairs
     assert "| SwAV, two and six crops | 1 | -22.0 | +0.0 |" in text  # of seed 1 alone
     over_time = "| Made: S2R2-style, `LogAP` | 15.2, 50.0 | 30.5, 50.0 | 45.7, 50.0 | 61.0, 50.0 |"
     assert f"{over_time} 2 |" in text  # 40 steps of 50 images, of 1,000
+
+
+def test_no_row_is_bold_where_one_of_a_single_seed_is_higher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for swav, shown in ((0.6, "**61.0**"), (0.7, "61.0")):
+        second = comparison(1, s2r2=0.62, simclr=0.52, swav=swav)
+        text = whole_of(monkeypatch, tmp_path, comparison(0, s2r2=0.60, simclr=0.50), second)
+        assert f"| S2R2-style, `LogAP` | 2 | 40 | {shown} |" in text
+        assert f"| SwAV, two and six crops | 1 | 40 | {100 * swav:.1f} |" in text
 
 
 SAID = {
