@@ -4,7 +4,7 @@
 
 The same problem as scikit-learn's LogisticRegression with C = 1 / (l2 * N), minimised by full-batch
 L-BFGS on the features' own device. The strength l2 is chosen by cross-validation within the
-*training* set: each fifth in turn is held out, and the strength with the least cross-entropy of
+*training* set: fifths are held out in turn, and the strength with the least cross-entropy of
 held-out rows wins. (Accuracy on one fifth, as usual, is in steps, and chose strengths a hundred
 times apart for encoders that differed by their seed alone.) Then the probe is fitted again on all
 of it. The test set is used once, at the end, to report.
@@ -29,11 +29,11 @@ from evaluation.score import exact_float32
 GRID = tuple(10 ** (-half / 2) for half in range(13))
 """Strengths from 1 to 1e-6, two a decade."""
 ENOUGH = 10_000
-"""Held-out rows that say enough: of a large set fewer fifths are held out in turn, at least one."""
+"""Held-out rows that say enough: of a large set fewer folds are held out in turn, at least one."""
 GAIN = 1e-4
 """Share of the loss that is no gain: the stronger one wins, on every device and by any threads."""
 PATIENCE = 2
-"""Strengths in turn that gain nothing, after which weaker ones are not tried."""
+"""Strengths that are worse than the best, after which weaker ones are not tried."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of the outputs [B, K] for some rows and their targets [B, ...]; the sum over the rows."""
 
@@ -82,7 +82,7 @@ def run(
     test: Features,
     *,
     l2_grid: Sequence[float] = GRID,
-    validation_fraction: float = 0.2,
+    folds: int = 5,
     seed: int = 0,
     iterations: int = 200,
 ) -> dict[str, float]:
@@ -92,7 +92,7 @@ def run(
         train: samples to fit; those without a label are left out.
         test: samples to report on; those without a label are left out.
         l2_grid: strengths to choose from, all above 0.
-        validation_fraction: share of every class's train samples held out in turn, 0 to 1.
+        folds: parts of the train samples, of all classes alike, that are held out in turn.
         seed: decides which samples are held out together.
         iterations: L-BFGS iterations at most, for every strength.
 
@@ -102,10 +102,12 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the labels do not allow classification.
     """
-    check(l2_grid, validation_fraction, iterations)
+    check(l2_grid, iterations)
+    if folds < 2:
+        raise ValueError(f"folds={folds}, expected 2 or more; the default is 5.")
     label_K, train, test = number_classes(train, test)
     falling, K = sorted(l2_grid, reverse=True), len(label_K)
-    l2, near = _choose(train, K, falling, validation_fraction, seed, iterations)
+    l2, near = _choose(train, K, falling, folds, seed, iterations)
     start = None
     if near is not None:  # weak penalties take more iterations than there are: go on where it was
         start = _empty(train.h_NF, None, _rows(train.h_NF, K), K)
@@ -114,13 +116,12 @@ def run(
     return {"linear_top1": _accuracy(probe, test.h_NF, test.label_N), "linear_l2": l2}
 
 
-def check(l2_grid: Sequence[float], validation_fraction: float, iterations: int) -> None:
+def check(l2_grid: Sequence[float], iterations: int) -> None:
     """Refuse settings that are out of range."""
-    if not l2_grid or min(l2_grid) <= 0 or not 0 < validation_fraction < 1 or iterations < 1:
+    if not l2_grid or min(l2_grid) <= 0 or iterations < 1:
         raise ValueError(
-            f"l2_grid={tuple(l2_grid)}, validation_fraction={validation_fraction} and "
-            f"iterations={iterations}: strengths must be above 0, the fraction between 0 and 1, "
-            "iterations at least 1; the defaults are 1 to 1e-6, 0.2 and 200."
+            f"l2_grid={tuple(l2_grid)} and iterations={iterations}: strengths must be above 0, "
+            "iterations at least 1; the defaults are 1 to 1e-6 and 200."
         )
 
 
@@ -143,7 +144,7 @@ def fit(
         classes: K.
         l2: strength of the penalty, on the *mean* cross-entropy.
         iterations: L-BFGS iterations at most.
-        start: begin from this probe, fitted on the same rows; None begins at 0.
+        start: begin from this probe, and keep its mean and deviation; None begins at 0.
         loss: takes the place of the cross-entropy.
         chosen_N: numbers of the rows to fit; None is all of them.
     """
@@ -246,7 +247,7 @@ def _refuse_single_rows(count_K: Tensor) -> None:
         )
 
 
-def folds(class_N: Tensor, id_N: Tensor, *, count: int, seed: int) -> Tensor:
+def folds_of(class_N: Tensor, id_N: Tensor, *, count: int, seed: int) -> Tensor:
     """Return with which others each row [N] is held out: 0 to count - 1, or -1 for never.
 
     Every class is spread evenly, by seed and sample id. The only row of a class is never held out,
@@ -266,7 +267,7 @@ def _choose(
     train: Features,
     classes: int,
     l2_grid: Sequence[float],
-    fraction: float,
+    count: int,
     seed: int,
     iterations: int,
 ) -> tuple[float, Probe | None]:
@@ -276,9 +277,8 @@ def _choose(
     """
     if len(l2_grid) == 1:
         return l2_grid[0], None
-    count = max(2, round(1 / fraction))
-    fold_N = folds(train.label_N, train.id_N, count=count, seed=seed)
-    asked = min(count, -(-ENOUGH * count // len(train)))
+    fold_N = folds_of(train.label_N, train.id_N, count=count, seed=seed)
+    asked = -(-ENOUGH * count // int((fold_N >= 0).sum()))
     held = [(fold_N == fold).nonzero()[:, 0] for fold in range(count)]
     held = [held_N for held_N in held if len(held_N)][:asked]  # of few rows a fold may have none
     fitted = [_others(held_N, len(train)) for held_N in held]
@@ -300,8 +300,8 @@ def _choose(
             loss += _loss(probe, train, held_N)
         if loss < least * (1 - GAIN):
             chosen, least, worse = (l2, probes[0]), loss, 0
-            continue
-        worse += 1
+        elif not loss <= least:  # or not a number
+            worse += 1
         if worse == PATIENCE:
             break
     return chosen

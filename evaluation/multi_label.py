@@ -63,7 +63,12 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the categories do not allow it.
     """
-    linear.check(l2_grid, validation_fraction, iterations)
+    linear.check(l2_grid, iterations)
+    if not 0 < validation_fraction < 1:
+        raise ValueError(
+            f"validation_fraction={validation_fraction}, expected a share above 0 and below 1; the "
+            "default is 0.2."
+        )
     (train, train_NK), (test, test_NK) = train.annotated(), test.annotated()
     falling = sorted(l2_grid, reverse=True)
     l2 = _choose(train, train_NK, falling, validation_fraction, seed, iterations)

@@ -37,6 +37,7 @@ INSTEAD = {
     "--max_seconds 240": "--max_seconds 3",
     "--seconds 3600 --seeds 0 1 2": "--seconds 2 --seeds 0",
     "--seconds 150 --seeds 0 1 2": "--seconds 2 --seeds 0",
+    "--seconds 600 --seeds 0 1 2": "--seconds 2 --seeds 0",
     "--download true": "",  # no network: it is there
     "timm:resnet50": "resnet50.pth",
     "--micro_batch_size 32": "--micro_batch_size 2",

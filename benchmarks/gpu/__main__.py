@@ -23,8 +23,8 @@ is kept as long as the machine is:
         --coco /tmp/images/coco256 --stl10 /tmp/images/stl10 --coco2014 /tmp/images/coco
 
 Where a tool brings a folder's files back, it may take few of them and empty the folder before each
-command: work elsewhere, pack OUT as the command ends (`trap 'tar -C /tmp -cf $OUT/results.tar
-results' EXIT`), and bring what there is with the next one.
+command: work with `--out /tmp/results`, pack it as the command ends (`trap 'tar -C /tmp -cf
+$OUT/results.tar results' EXIT`), and bring what there is with the next one.
 
 `python -m benchmarks.report OUT` shows what was found.
 """

@@ -144,6 +144,9 @@ def fill(
             known = apart(each.rescue, 30.0, log)
             if "failed" not in known:  # what failed stays failed, and is made again
                 row = {**known, "cut_off": row["failed"]} if late else {**known, **row}
+        if "failed" in row and "failed" not in rows.get(each.name, row):
+            say(f"{place}: {row['failed']}; what was known before stays")
+            continue
         row["took_seconds"] = round(time.monotonic() - begin, 1)
         row["commit"] = head["surroundings"]["commit"]  # a file may be filled over weeks
         rows[each.name] = row

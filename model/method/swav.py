@@ -9,7 +9,8 @@ Differs from the authors' code (facebookresearch/swav, 06b1b7c):
 - the queue is of all ranks' embeddings, not one queue a rank; it is filled from the start, and used
   once it is full and `queue_start` steps have passed;
 - frozen prototypes are put back after the optimizer, theirs get no gradient: after many gradients
-  of zero, Adam's first steps would be several times too long. But so its moments begin at once.
+  of zero, Adam's first steps would be several times too long. But so its moments begin at once,
+  and clipping counts these gradients, too.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ def _aside(out: Path) -> Iterator[Path]:
         begun = PLAN in names or name.startswith(".")
         if not (begun and OURS.fullmatch(name)):
             raise FileExistsError(
-                f"{partial} is needed for writing, but it holds {name}, which is not of one. "
-                "Give another --out, or remove it."
+                f"{partial} is needed for writing, but it holds {name}, which no writing left "
+                "there. Give another --out, or remove it."
             )
     # A POSIX lock: workers do not inherit it, as they would flock's. They may outlive a killed
     # parent for a moment.

@@ -335,7 +335,7 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path):
         write(source, tmp_path / "letters" / "to_mother.txt")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which is not of one"):
+    with pytest.raises(FileExistsError, match=r"it holds thesis.tex, which no writing left"):
         write(source, tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
 
@@ -347,7 +347,7 @@ def test_a_folder_that_no_plan_began_is_somebody_else_s_whatever_its_names(
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / name).write_bytes(b"theirs")
-    with pytest.raises(FileExistsError, match=f"it holds {name}, which is not of one"):
+    with pytest.raises(FileExistsError, match=f"it holds {name}, which no writing left"):
         write(ListedSource([pixel("a")], []), tmp_path / "out")
     assert (partial / name).read_bytes() == b"theirs" and [*partial.iterdir()] == [partial / name]
 
