@@ -4,7 +4,8 @@
     python -m benchmarks.ranking_finals      draws docs/ranking.png
 
 Its parts are results/ranking-final-SET-cpu-seedN.json, each a comparison.json of tools.compare, and
-results/ranking-labels-SET-cpu-seedN.json of benchmarks.few_labels.
+results/ranking-labels-SET-cpu-seedN.json of benchmarks.few_labels. Probes are what `--evaluate`
+found: the runs' own are older than the rule by which they choose their penalty.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#222222")
 COLOURS += ("#cc79a7", "#e69f00", "#56b4e9", "#882255")
 FIGURES = {
     "knn_top1": "k-NN, STL-10",
-    "linear_top1": "linear probe, STL-10",
+    "linear_top1 on stl10": "linear probe, STL-10",
     "few_shot_5_top1": "5 images a class",
     "view_map": "view mAP",
     "multi_label_knn_map on coco": "multi-label k-NN, COCO mAP",

@@ -76,7 +76,7 @@ def test_no_row_is_bold_where_one_of_a_single_seed_is_higher(
 
 
 SAID = {
-    "stl10": {"k-NN": "knn_top1", "linear probe": "linear_top1", "view mAP": "view_map"},
+    "stl10": {"k-NN": "knn_top1", "linear probe": "linear_top1 on stl10", "view mAP": "view_map"},
     "coco": {
         "multi-label k-NN mAP": "multi_label_knn_map on coco",
         "probe mAP": "multi_label_map on coco",
