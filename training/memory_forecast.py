@@ -101,6 +101,7 @@ def check(
         batch_size=config.batch_size,
         world_size=processes.world_size,
         parts_of=config.micro_batch_size_per_rank(processes.world_size) or 1,
+        divisible=isinstance(method, JointEmbedding) and config.micro_batch_size is None,
     )
     return found
 
@@ -155,6 +156,7 @@ def refuse(
     batch_size: int,
     world_size: int,
     parts_of: int = 1,
+    divisible: bool = False,
 ) -> None:
     """Refuse a batch that will not fit.
 
@@ -164,6 +166,7 @@ def refuse(
         batch_size: samples a step over all ranks.
         world_size: number of ranks.
         parts_of: samples that a rank embeds at once, by which a batch has to be divisible.
+        divisible: whether the method could embed it in parts.
 
     Raises:
         ValueError: the batch does not fit; the message has the largest that does.
@@ -187,6 +190,8 @@ def refuse(
             f"Not even {smallest * world_size} images fit: fewer views (--views.count), smaller "
             "ones (--views.size) or a smaller encoder may."
         )
+    if divisible:
+        remedy += " Or keep the batch, and embed it in parts: --micro_batch_size N."
     ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
     raise ValueError(
         f"batch_size={batch_size} needs more memory{ranks} than there is: {found.describe()}, "

@@ -35,8 +35,7 @@ class SwAV(Method):
         hidden_size: width of the projector's hidden layer.
         embedding_size: D.
         projector_layers: number of its linear layers.
-        output_norm: batch norm on the embeddings, which the authors do not have. It spreads them
-            from the first step on: without it, all are alike at first, and so are their codes.
+        output_norm: batch norm on the embeddings, which the authors do not have.
         prototypes: P, unit vectors that are learned.
         assigned_views: T, how many views are assigned; the authors' two, whatever their number.
         temperature: of the softmax.

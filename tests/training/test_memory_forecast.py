@@ -234,6 +234,9 @@ def test_a_refusal_names_the_largest_batch_that_fits(loader: Loader, world_size:
     refuse(replace(at(21), capacity=budget.capacity), at, batch_size=21, world_size=1)
     with pytest.raises(ValueError, match=rf"--batch_size {20 * world_size}\."):
         refuse(budget, at, batch_size=32 * world_size, world_size=world_size, parts_of=4)
+    assert "micro_batch_size" not in message
+    with pytest.raises(ValueError, match=r"keep the batch, .*--micro_batch_size N\."):
+        refuse(budget, at, batch_size=32, world_size=1, divisible=True)
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
