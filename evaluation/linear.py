@@ -279,10 +279,11 @@ def _choose(
         return l2_grid[0], None
     fold_N = folds_of(train.label_N, train.id_N, count=count, seed=seed)
     asked = -(-ENOUGH * count // int((fold_N >= 0).sum()))
-    held = [(fold_N == fold).nonzero()[:, 0] for fold in range(count)]
-    held = [held_N for held_N in held if len(held_N)][:asked]  # of few rows a fold may have none
-    fitted = [_others(held_N, len(train)) for held_N in held]
-    probes: list[Probe | None] = [None] * len(held)
+    # Of few rows a fold may have none.
+    some = [fold for fold in range(count) if bool((fold_N == fold).any())][:asked]
+    held = [(fold_N == fold).nonzero()[:, 0] for fold in some]
+    fitted = [(fold_N != fold).nonzero()[:, 0] for fold in some]
+    probes: list[Probe | None] = [None] * len(some)
     chosen, least, worse = (l2_grid[0], None), math.inf, 0
     for l2 in l2_grid:
         loss = 0.0
@@ -305,12 +306,6 @@ def _choose(
         if worse == PATIENCE:
             break
     return chosen
-
-
-def _others(held_N: Tensor, rows: int) -> Tensor:
-    kept_N = torch.ones(rows, dtype=torch.bool, device=held_N.device)
-    kept_N[held_N] = False
-    return kept_N.nonzero()[:, 0]
 
 
 def _loss(probe: Probe, train: Features, chosen_N: Tensor) -> float:

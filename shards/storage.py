@@ -236,18 +236,25 @@ class RemoteFolder(Folder):
     def __setstate__(self, location: str) -> None:
         self.__init__(location)
 
-    def _ask(self, name: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _ask(
+        self,
+        name: str,
+        work: Callable[..., Any],
+        *args: Any,
+        alive: Callable[[], bool] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Return what the store answers about a file, or about the folder if the name is empty."""
         place = self.path(name) if name else self.location
         with _as_os_error(place):
-            return answered(place, partial(work, *args, **kwargs))
+            return answered(place, partial(work, *args, **kwargs), alive=alive)
 
     def exists(self) -> bool:
         return bool(self._ask("", self._files.exists, self._prefix))
 
     def sizes(self) -> dict[str, int]:
         try:
-            listed = self._listed(self.location, self._prefix)
+            listed = self._listed("")
         except FileNotFoundError:
             return {}
         found: dict[str, int] = {}
@@ -257,11 +264,11 @@ class RemoteFolder(Folder):
                     found[entry["name"].rpartition("/")[2]] = self._size(entry)
         return found
 
-    def _listed(self, place: str, prefix: str) -> list[dict[str, Any]]:
+    def _listed(self, folder: str) -> list[dict[str, Any]]:
+        prefix = f"{self._prefix}/{folder}" if folder else self._prefix
         # A million names take minutes: while they come, the store answers something short.
         alive = partial(self._files.exists, self._prefix)
-        with _as_os_error(place):
-            return answered(place, partial(self._files.ls, prefix, detail=True), alive=alive)
+        return self._ask(folder, self._files.ls, prefix, detail=True, alive=alive)
 
     def _size(self, entry: Mapping[str, Any]) -> int:
         size = entry["size"]
@@ -282,7 +289,7 @@ class RemoteFolder(Folder):
     def _walk(self, folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         # Not fsspec's own walk: below the top it takes a listing that fails for an empty folder.
         prefix = f"{self._prefix}/{folder}" if folder else self._prefix
-        listed = self._listed(self.path(folder) if folder else self.location, prefix)
+        listed = self._listed(folder)
         folders, files = [], []
         for entry in listed:
             name = entry["name"].rstrip("/").rpartition("/")[2]

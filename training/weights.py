@@ -69,9 +69,7 @@ def recorded(settings: Settings) -> Settings:
     if config.weights == before.get("weights") and asked:
         found = {name: before.get(name) for name in ("weights_sha256", "weights_license")}
     else:  # of another place, `run_folder.check` compares the content
-        weights = read(config.weights)
-        if config.weights_sha256 not in (None, weights.sha256):
-            raise _others(config.weights, weights, config.weights_sha256)
+        weights = _asked(config.weights, config.weights_sha256)
         license = config.weights_license or weights.license
         found = {"weights_sha256": weights.sha256, "weights_license": license}
     return replace(
@@ -79,11 +77,15 @@ def recorded(settings: Settings) -> Settings:
     )
 
 
-def _others(location: str, found: Weights, asked: str | None) -> ValueError:
-    return ValueError(
-        f"{location} has the SHA-256 {found.sha256}, but weights_sha256={asked}: it is another "
-        "file. Bring the right one, or leave --weights_sha256 out."
-    )
+def _asked(location: str, digest: str | None) -> Weights:
+    """Read weights, and refuse others than those of a digest, if one is given."""
+    found = read(location)
+    if digest not in (None, found.sha256):
+        raise ValueError(
+            f"{location} has the SHA-256 {found.sha256}, but weights_sha256={digest}: it is "
+            "another file. Bring the right one, or leave --weights_sha256 out."
+        )
+    return found
 
 
 def begin(config: Config, method: Method) -> list[str]:
@@ -101,10 +103,8 @@ def begin(config: Config, method: Method) -> list[str]:
     """
     if config.weights is None:
         return []
-    found = read(config.weights)
-    if config.weights_sha256 not in (None, found.sha256):
-        raise _others(config.weights, found, config.weights_sha256)
-    lines = fill(method.encoder, found.tensors, config.weights)
+    tensors = _asked(config.weights, config.weights_sha256).tensors
+    lines = fill(method.encoder, tensors, config.weights)
     state = method.encoder.state_dict()
     for part in method.modules():
         # Moving averages and key encoders are copies of the encoder as long as nothing was trained.
