@@ -87,7 +87,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     schedule = Schedule(config, data.since, steps_per_epoch=len(loader))
     watch = Watch(sets.train, loader.own_shards() if config.check_shards else [])
     suite = open_suite(config, sets, data, processes)
-    killed = begin(settings, data, processes, phase, taken=taken)
+    killed = begin(settings, saved, data, processes, phase, taken=taken)
 
     # ── method ──────────────────────────────────────────────────────────────────────────────────
     begun = weights.begin(config, config.method) if saved is None else []
@@ -100,7 +100,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     step, seconds = 0, 0.0
     torch.manual_seed(config.seed + rank)  # ranks drop different units, if any
     if saved is not None:
-        state.restore(saved, data, processes)
+        state.restore(saved, data)
         step, seconds = saved.step, saved.seconds
     agreement, saving = (Agreement(values=n, timeout=processes.timeout) for n in (4, 2))
     writer = open_writer(settings, data, processes)

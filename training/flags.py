@@ -6,11 +6,13 @@ word. jsonargparse's own messages name Python's types, over several lines.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,6 +55,14 @@ def load(text: str) -> Any:
 set_loader(MODE, load, (yaml.YAMLError,))
 
 
+def _at_home(values: Namespace) -> Namespace:
+    """Replace ~ at the beginning of values, as shells do, but not after --NAME=, nor in recipes."""
+    for name, value in vars(values).items():
+        if isinstance(value, str | Path) and str(value).startswith("~/"):
+            values[name] = type(value)(os.path.expanduser(value))
+    return values
+
+
 class FlagParser(ArgumentParser):
     """jsonargparse's parser, whose `read` refuses wrong words in one line.
 
@@ -82,7 +92,7 @@ class FlagParser(ArgumentParser):
             ValueError: it is wrong, on one line.
         """
         try:
-            return self.parse_args(words)
+            return _at_home(self.parse_args(words))
         except RecursionError as error:
             raise ValueError("nested too deeply for a recipe; is that file one?") from error
         except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from evaluation.figures import ordered
 from shards import durable
-from training.stream import Lasting
+from training.stream import Lasting, Tee
 
 METRICS = "metrics.jsonl"
 Record = Mapping[str, float | int | str]
@@ -92,7 +92,7 @@ class Monitor:
         if self._live:
             self._progress.update(self._task, figures=figures)
         else:
-            self.console.print(f"step {record['step']:,}{self._of}  {figures}", soft_wrap=True)
+            self.say(f"step {record['step']:,}{self._of}  {figures}")
 
     def evaluation(self, record: Record) -> None:
         """Store and show the record of an evaluation."""
@@ -100,8 +100,7 @@ class Monitor:
         measured = {name: value for name, value in record.items() if isinstance(value, float)}
         parts = " · ".join(f"{name} {text}" for _, name, text in ordered(measured))
         kind = "final evaluation" if record["evaluation"] == "final" else "evaluation"
-        text = f"{kind} at step {record['step']:,}  {parts or 'no figures'}"
-        self.console.print(text, soft_wrap=True)
+        self.say(f"{kind} at step {record['step']:,}  {parts or 'no figures'}")
 
     def evaluating(self, what: str, done: int, total: int) -> None:
         """Show on a terminal how far an evaluation is; see `evaluation.suite.Progressed`."""
@@ -109,10 +108,13 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Show one line."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(Text(text), soft_wrap=True)  # a path may look like markup: runs/x[abl]
 
     def __enter__(self) -> Monitor:
+        kept = sys.stderr
         self._progress.start()
+        if isinstance(kept, Tee) and sys.stderr is not kept:  # drawn above the progress line
+            sys.stderr = kept.beside(sys.stderr)
         return self
 
     def __exit__(

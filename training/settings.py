@@ -21,8 +21,15 @@ from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.setting import Resume, settings_of
 from shards.storage import is_remote
-from training import class_help, class_names, own_modules, packaged_recipes, recipe_commands
-from training.config import EVALUATION_SETS, Config
+from training import (
+    class_help,
+    class_names,
+    own_modules,
+    packaged_recipes,
+    recipe_commands,
+    yaml_text,
+)
+from training.config import EVALUATION_SETS, SHARD_SETS, Config
 from training.flags import NONE, FlagParser, import_class, load, null, one_of
 
 RULES = settings_of(Config)
@@ -48,6 +55,8 @@ ABOUT = {"weights": ("weights_sha256", "weights_license")}
 MODE = "recipe"
 _Class = TypeVar("_Class")
 _TEXT = {name for name, each in Config.__dataclass_fields__.items() if str(each.type) == "str"}
+_NO = {name for name, each in Config.__dataclass_fields__.items() if "'no'" in str(each.type)}
+_FOUND_OUT = ("device", "mixed_precision")  # what they come to is in each checkpoint
 
 
 def _load_recipe(text: str) -> Any:
@@ -57,11 +66,13 @@ def _load_recipe(text: str) -> Any:
 
 def _nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: each if k in _TEXT else _nulls(_class(k, each)) for k, each in value.items()}
+        return {k: each if k in _TEXT else _nulls(_plain(k, each)) for k, each in value.items()}
     return [_nulls(each) for each in value] if isinstance(value, list) else null(value)
 
 
-def _class(key: str, value: Any) -> Any:
+def _plain(key: str, value: Any) -> Any:
+    if key in _NO and value is False:  # YAML's "no"
+        return "no"
     return class_names.here(value) if key == "class_path" and isinstance(value, str) else value
 
 
@@ -139,16 +150,21 @@ class Settings:
 
     def yaml(self) -> str:
         """Return the resolved configuration as a recipe."""
-        return yaml.safe_dump(self.resolved, sort_keys=False)
+        return yaml_text.dump(self.resolved)
 
     def flat(self) -> dict[str, Any]:
         """Return {dotted name: value}."""
         return _flat(self.resolved)
 
     def changed(self, other: dict[str, Any]) -> list[str]:
-        """Return the fields, dotted, in which a run cannot be continued with this configuration."""
+        """Return the fields, dotted, in which a run cannot be continued with this configuration.
+
+        Device and precision are not among them: see `training.run.run_folder.check_continues`.
+        """
         free = ("free", "reshaped") if self.config.reshape_data else ("free",)
-        return self._differing(other, lambda name: self._rule(name) not in free)
+        return self._differing(
+            other, lambda name: self._rule(name) not in free and name not in _FOUND_OUT
+        )
 
     def judged_otherwise(self, other: dict[str, Any]) -> list[str]:
         """Return the fields, dotted, by which a run's figures would not be this configuration's.
@@ -163,13 +179,20 @@ class Settings:
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in {**theirs, **mine}
-            if counts(name) and mine.get(name) != theirs.get(name)
+            if counts(name) and _place(name, mine.get(name)) != _place(name, theirs.get(name))
         ]
 
     def _rule(self, name: str) -> Resume:
         if name == "max_seconds" and self.config.length_is_time:  # the rate of each step follows it
             return "same"
         return resume_rule(name)
+
+
+def _place(name: str, value: Any) -> Any:
+    """Return a value; the name of a shard set in one way, however it was written."""
+    if name not in SHARD_SETS or not isinstance(value, str):
+        return value
+    return value.rstrip("/") if is_remote(value) else os.path.abspath(value)
 
 
 def resume_rule(name: str) -> Resume:

@@ -9,8 +9,7 @@ from model.optimizer import load_optimizer
 from model.random_numbers import random_state, set_random_state
 from pipeline.loader import Loader
 from training.data import Data
-from training.processes import Processes
-from training.run import checkpoint, run_folder
+from training.run import checkpoint
 from training.run.checkpoint import Checkpoint
 from training.step import Step
 
@@ -43,21 +42,17 @@ class State:
             }
         return parts
 
-    def restore(self, saved: Checkpoint, data: Data, processes: Processes) -> None:
+    def restore(self, saved: Checkpoint, data: Data) -> None:
         """Take up what `parts` returned.
 
         Args:
             saved: the checkpoint.
             data: with what this process saved in it.
-            processes: of the run.
 
         Raises:
-            ValueError: it is the state of another run, or was changed; or processes or machine are
-                others.
+            ValueError: it is the state of another run, or was changed.
         """
         assert data.saved is not None
-        here = {"world_size": processes.world_size, "machine": processes.machine}
-        run_folder.check_continues(saved, **here, reshaped=data.reshaped)
         method, states = saved.method(), saved.optimizer()
         with checkpoint.fits(saved.root, "this run"):
             self.step.method.load_state_dict(method)

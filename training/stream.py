@@ -13,11 +13,12 @@ class Lasting(io.TextIOBase):
     """A stream to which a run goes on writing when the disk is full or nobody reads any more.
 
     Args:
-        stream: where it goes; what cannot be written there is lost, and nothing else.
+        stream: where it goes; what cannot be written there is lost, and nothing else. None, which
+            Python has for a standard stream that was closed (>&-): nowhere.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
 
     def write(self, text: str) -> int:
         """Write what can be written."""
@@ -42,6 +43,30 @@ class Lasting(io.TextIOBase):
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The file's encoding."""
         return self._stream.encoding
+
+
+class Tee(Lasting):
+    """A stream that also writes to a file, which may fail without anybody noticing.
+
+    Args:
+        stream: where it goes.
+        log: the file.
+    """
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        super().__init__(stream)
+        self._log = log
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        written = super().write(text)  # first: the log's disk may be one that never answers
+        with suppress(OSError, ValueError):
+            self._log.write(text)
+        return written
+
+    def beside(self, stream: TextIO) -> Tee:
+        """Return what writes to the same file, and to another stream."""
+        return Tee(stream, self._log)
 
 
 def forget_unwritten() -> None:

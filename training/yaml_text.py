@@ -34,6 +34,26 @@ def load_setting(text: str) -> Any:
     return _built(_jsonargparse_load, text)
 
 
+def dump(values: dict[str, Any]) -> str:
+    """Return YAML of plain values that both `load` and `load_setting` read as they are."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as 1e-3, which is a number to jsonargparse and none to PyYAML."""
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        same = load_setting(text) == text
+    except yaml.YAMLError:  # PyYAML quotes it itself
+        same = True
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if same else "'")
+
+
+_Dumper.add_representer(str, _quoted)
+
+
 def _built(build: Any, text: bytes | str) -> Any:
     try:
         _refuse_too_much(text if isinstance(text, str) else text.decode())

@@ -138,6 +138,18 @@ def test_changed_names_the_fields_that_forbid_to_continue() -> None:
     assert any("temperature: 0.05 there, 0.5 here" in line for line in changed)
 
 
+def test_a_set_is_the_same_however_its_place_is_written() -> None:
+    saved = parse(["--shards", "data/mine", "--run", "r", "--steps", "5"]).resolved
+    for place in ("data/mine/", "./data/mine", str(Path.cwd() / "data/mine")):
+        assert not parse(["--shards", place, "--run", "r", "--steps", "5"]).changed(saved)
+
+
+def test_a_machine_of_another_kind_may_be_told_what_auto_was() -> None:
+    words = ["--shards", "x", "--run", "r", "--steps", "5"]
+    told = parse([*words, "--device", "cpu", "--mixed_precision", "bf16"])
+    assert not told.changed(parse(words).resolved)  # the checkpoint says what it was
+
+
 def test_a_field_that_is_newer_than_a_run_forbids_nothing_at_its_default() -> None:
     there = {name: value for name, value in parse(LEAST).resolved.items() if name != "compile"}
     assert parse(LEAST).changed(there) == []

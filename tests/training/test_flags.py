@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.tuning import Tuning
+from training import command_line
 from training.config import Config
 from training.settings import CLASSES, concrete, parse, parser
 
@@ -41,6 +42,37 @@ def test_none_is_a_word_where_a_setting_takes_text(tmp_path: Path) -> None:
     recipe.write_text("tuned: none\nsteps: 5\n")
     assert parse([*LEAST, "--config", str(recipe)]).config.tuned == "none"
     assert parse([*LEAST, "--steps", "5", "--tuned", "none"]).config.tuned == "none"
+
+
+def test_no_without_quotes_is_no_mixed_precision(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mixed_precision: no\nsteps: 5\n")
+    assert parse([*LEAST, "--config", str(recipe)]).config.mixed_precision == "no"
+
+
+def test_a_tilde_is_the_user_s_home_in_recipes_and_after_an_equals_sign(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run: ~/r\nsteps: 5\n")
+    config = parse(["--config", str(recipe), "--shards=~/x"]).config
+    assert (config.run, config.shards) == (tmp_path / "r", f"{tmp_path}/x")
+
+
+def test_a_flag_of_several_values_may_stand_twice() -> None:
+    def main(folder: str, *, ids: list[int] = [], names: list[str] | None = None) -> None:  # noqa: B006
+        """Choose.
+
+        Args:
+            folder: of images.
+            ids: numbers.
+            names: words.
+        """
+
+    words = ["--ids", "1", "2", "--names=a=b", "images", "--ids=3", "--names", "c", "d"]
+    given = {"folder": "images", "ids": [1, 2, 3], "names": ["a=b", "c", "d"]}
+    assert command_line.read(main, words) == ([], given)
 
 
 @pytest.mark.parametrize(

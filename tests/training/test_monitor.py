@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from training.monitor import Monitor, keep_records, records
+from training.stream import Tee
 
 RECORD = {
     "step": 10,
@@ -36,6 +38,27 @@ def test_plain_lines_hold_every_figure_without_a_terminal(tmp_path: Path) -> Non
     assert len(shown.splitlines()) == 2  # no line is folded
     assert [record["step"] for record in records(tmp_path)] == [10, 10]
     assert records(tmp_path)[0] == RECORD
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with Monitor(
+        tmp_path, main=True, step=0, total_steps=1, console=Console(file=text, width=40)
+    ) as monitor:
+        monitor.say("no k-NN: error in [/opt/dali/a.cc:89]; see runs/x[abl] :smile:")
+    assert text.getvalue() == "no k-NN: error in [/opt/dali/a.cc:89]; see runs/x[abl] :smile:\n"
+
+
+def test_on_a_terminal_warnings_are_shown_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, log = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", Tee(io.StringIO(), log))
+    console = Console(file=text, force_terminal=True, width=80)
+    with Monitor(tmp_path, main=True, step=0, total_steps=1, console=console):
+        sys.stderr.write("warning: a damaged image\n")
+    assert "warning: a damaged image" in text.getvalue()
+    assert log.getvalue() == "warning: a damaged image\n"
 
 
 def test_a_run_that_ends_by_the_time_has_no_last_step(tmp_path: Path) -> None:

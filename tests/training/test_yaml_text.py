@@ -29,6 +29,12 @@ def merged(depth: int, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.parametrize("text", ["1e-3", "3e4", "1_0", "no", "12", "a: b", "~", "two\nlines"])
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    written = yaml_text.dump({"name": text})
+    assert yaml_text.load(written) == yaml_text.load_setting(written) == {"name": text}
+
+
 TOO_MUCH = {
     "lists": nested(10, 9),
     "mappings": merged(10, 9),

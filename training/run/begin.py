@@ -16,21 +16,32 @@ from training.settings import Settings
 
 
 def begin(
-    settings: Settings, data: Data, processes: Processes, phase: failure.Phase, *, taken: bool
+    settings: Settings,
+    saved: Checkpoint | None,
+    data: Data,
+    processes: Processes,
+    phase: failure.Phase,
+    *,
+    taken: bool,
 ) -> list[str]:
     """Make the folder this run's, on all ranks; return which processes were killed before.
 
     Args:
         settings: of the run.
+        saved: what it continues from.
         data: whose pipeline settings are kept.
         processes: wait for each other here.
         phase: learns that the folder is this run's.
         taken: what `run_folder.take` returned.
 
     Raises:
-        ValueError: the folder is another one on some machine.
+        ValueError: the folder is another one on some machine; or the number of processes or their
+            arithmetic is not what it was.
     """
     run = settings.config.run
+    if saved is not None:  # before its configuration is replaced
+        here = {"world_size": processes.world_size, "machine": processes.machine}
+        run_folder.check_continues(saved, **here, reshaped=data.reshaped)
     killed: list[str] = []
     if processes.first:
         run_folder.prepare(run, settings, taken=taken)

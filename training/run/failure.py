@@ -17,16 +17,16 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from shards import durable
 from shards.outage import is_outage
 from training.command import LESS_MEMORY, out_of_memory
-from training.stream import Lasting
+from training.stream import Lasting, Tee
 
 NAME = "failure.json"
 RANKS = "ranks"
@@ -141,7 +141,7 @@ def keep_stderr(run: Path, rank: int) -> None:
     except OSError as error:  # a run that can train is not ended by this
         sys.stderr.write(f"warning: stderr is not kept in {path}: {error}\n")
         return
-    sys.stderr = _Tee(sys.stderr, log)
+    sys.stderr = Tee(sys.stderr, log)
     Lasting(log).write(f"── {_now()}, process {os.getpid()} on {socket.gethostname()}\n")
     # Where it was, if a signal such as SIGBUS ends it: of a shard that was cut off.
     faulthandler.enable(log)
@@ -244,17 +244,3 @@ def _tail(path: Path) -> list[str]:
             return file.read().decode(errors="replace").splitlines()[-_LINES:]
     except OSError as error:
         return [str(error)]
-
-
-class _Tee(Lasting):
-    """A text stream that also writes to a file, which may fail without anybody noticing."""
-
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
-        super().__init__(stream)
-        self._log = log
-
-    def write(self, text: str) -> int:
-        written = super().write(text)  # first: the log's disk may be one that never answers
-        with suppress(OSError, ValueError):
-            self._log.write(text)
-        return written

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from shards import durable
-from training import yaml_text
+from training import exported, yaml_text
 from training.monitor import records
 from training.run.checkpoint import Checkpoint, exists, last_step
 from training.run.failure import Gone
@@ -30,6 +30,7 @@ from training.settings import JUDGED, Settings, resume_rule
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+_OF_A_RUN = {"shards", "views", "method"}
 _taken: dict[Path, int] = {}  # open folders; the system gives the number of an open one to no other
 
 
@@ -37,7 +38,8 @@ def check(run: Path, settings: Settings) -> None:
     """Refuse a folder that is not this run's.
 
     Raises:
-        ValueError: the folder holds another configuration, or something that is no run.
+        ValueError: the folder holds another configuration, or something that is no run, or a
+            finished one whose checkpoints are gone.
     """
     if not run.exists():
         return
@@ -45,6 +47,16 @@ def check(run: Path, settings: Settings) -> None:
         raise ValueError(f"run={run} is a file; give a folder that is new or holds this run.")
     if (run / CONFIG).exists():
         saved = read_config(run)
+        if not saved.keys() >= _OF_A_RUN:
+            raise ValueError(
+                f"{run / CONFIG} is no configuration of viewrank; give a new or empty folder as "
+                "--run."
+            )
+        if (run / exported.NAME).exists() and not exists(run):
+            raise ValueError(
+                f"{run} is finished, and its checkpoints are gone: training would begin again, and "
+                f"replace {exported.NAME} and all records. Give another --run, or remove it."
+            )
         changed = settings.changed(saved)
         if changed and exists(run):  # without a checkpoint there is nothing to lose
             reshapable = all(resume_rule(line.partition(":")[0]) == "reshaped" for line in changed)

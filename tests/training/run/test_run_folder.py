@@ -30,6 +30,20 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_configuration_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / run_folder.CONFIG).write_text("model: theirs\n")
+    with pytest.raises(ValueError, match=r"no configuration of viewrank.*new or empty folder"):
+        run_folder.check(tmp_path, parse(LEAST))
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_folder.prepare(run, parse(LEAST), taken=False)
+    (run / exported.NAME).write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"is finished, and its checkpoints are gone"):
+        run_folder.check(run, parse(LEAST))
+
+
 def test_a_file_in_the_runs_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match="is a file"):
