@@ -3,7 +3,7 @@
     python train.py --config recipes/sample_s2r2.yaml
     python train.py --config recipes/stl10_s2r2.yaml --views.count 8 --batch_size 512
 
-With several processes `accelerate launch` starts it; README has the commands.
+With several processes `accelerate launch` starts it: docs/guides/launching.md.
 The same command again continues the run, bit for bit on the CPU, from its last checkpoint.
 `python train.py --help` explains every setting.
 """
@@ -21,7 +21,7 @@ from itertools import chain, repeat
 import torch
 
 from pipeline import dali
-from pipeline.profile import profile
+from pipeline.profile import profile_that_lasts
 from shards.health.watch import Watch
 from training import allocator, exported, launcher_options, memory_forecast, weights
 from training.bottleneck import Bottleneck
@@ -109,7 +109,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     monitor = Monitor(config.run, main=processes.first, step=step, total_steps=schedule.total_steps)
     trackers = Trackers(settings, processes, step=step)
     check_device(config, sets, data, say=monitor.say)
-    stages = profile(loader, seconds=config.profile_seconds) if config.profile_seconds else None
+    stages = profile_that_lasts(loader, seconds=config.profile_seconds)
     monitor.header(header(config, data, processes, schedule, memory, stages))
     stopwatch = Stopwatch(step=step, seconds=seconds)
     recorder = Recorder(

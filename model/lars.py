@@ -75,8 +75,9 @@ class LARS(Optimizer):
         skipped = torch.zeros((), device=weights[0].device)
         if self.found_inf is not None:
             skipped = self.found_inf
+            bad = skipped != 0
             for gradient in gradients:  # what is not finite would stay so times 0
-                gradient.masked_fill_(skipped != 0, 0.0)
+                gradient.masked_fill_(bad, 0.0)
         taken, decay = 1 - skipped, group["weight_decay"]
         changes = _all.add(gradients, weights, alpha=decay)
         if group["adapts"]:

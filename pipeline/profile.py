@@ -64,6 +64,14 @@ def profile(loader: Loader, *, seconds: float = 1.5) -> Profile:
         raise unreadable(loader.shard_set, error, searching=loader.searching) from error
 
 
+def profile_that_lasts(loader: Loader, *, seconds: float) -> Profile | None:
+    """Return `profile`; None without seconds, or with a cache of decoded images.
+
+    That is filled in the first epoch, which is like no other.
+    """
+    return profile(loader, seconds=seconds) if seconds and loader.tuning.decode != "cache" else None
+
+
 def _profile(loader: Loader, seconds: float) -> Profile:
     device, timed, outputs = loader.device, {}, []
     for stage in ("read", "decode", "augment"):

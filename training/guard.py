@@ -26,8 +26,8 @@ class Guard:
 
     Args:
         method: whose buffers (statistics of batch norm, queues) and moving averages are kept over
-            a step. Buffers are moved beside each other in memory, so that this is one copy for all
-            of a type. Rings of keys, which may hold a gigabyte, put back what they overwrote.
+            a step. They are moved beside each other in memory, so that this is one copy for all of
+            a type. Rings of keys, which may hold a gigabyte, put back what they overwrote.
         optimizer: one that skips a step by `found_inf`, as PyTorch's fused ones and `LARS` do; not
             as Accelerate wrapped it.
         scaled: whether a loss scaler skips these steps by itself, as under fp16.
@@ -40,8 +40,7 @@ class Guard:
         self._rings = list(rings(method))
         large = {id(buffer) for ring in self._rings for buffer in ring.large}
         small = (buffer for buffer in method.buffers() if id(buffer) not in large)
-        buffers = [buffer for buffer in small if buffer.numel()]
-        self._buffers = [*_side_by_side(buffers), *fixed]
+        self._buffers = _side_by_side([each for each in (*small, *fixed) if each.numel()])
         self._kept = [torch.empty_like(buffer, requires_grad=False) for buffer in self._buffers]
         self._scaled = scaled
         if isinstance(optimizer, SGD):
@@ -113,14 +112,19 @@ def refuse_bad_weights(parameters: Sequence[Tensor], step: int) -> None:
 
 
 def _side_by_side(buffers: Sequence[Tensor]) -> list[Tensor]:
-    """Move buffers of one type into one tensor each, of which they become views; return those."""
+    """Move buffers of one type into one tensor each, of which they become views; return those.
+
+    Memory formats stay as they are.
+    """
     flats: list[Tensor] = []
     for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
         same = [buffer for buffer in buffers if buffer.dtype == dtype]
-        flats.append(torch.cat([buffer.detach().flatten() for buffer in same]))
+        # A copy is dense, in the order of its strides.
+        copies = [buffer.detach().clone(memory_format=torch.preserve_format) for buffer in same]
+        flats.append(torch.cat([each.as_strided((each.numel(),), (1,)) for each in copies]))
         parts = flats[-1].split([buffer.numel() for buffer in same])
-        for buffer, part in zip(same, parts, strict=True):
-            buffer.data = part.view(buffer.shape)
+        for buffer, each, part in zip(same, copies, parts, strict=True):
+            buffer.data = part.as_strided(each.shape, each.stride())
     return flats
 
 

@@ -58,6 +58,9 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
     """
     manifest, world_size, device = loader.shard_set.manifest, loader.world_size, loader.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if precision == "no":  # PyTorch's default on a GPU
+        convolutions = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        precision = "float32" + (", convolutions in TF32" if convolutions else "")
     if device.type == "cpu":
         where += f", {torch.get_num_threads()} threads"
     views: list[str] = []
@@ -73,7 +76,7 @@ def workload(config: Config, loader: Loader, precision: str, tuning_source: str)
     millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     objective = getattr(config.method, "objective", None)
     return {
-        "device": f"{ranks} on {where}, precision {'float32' if precision == 'no' else precision}",
+        "device": f"{ranks} on {where}, precision {precision}",
         "shards": f"{manifest.samples:,} samples of {manifest.source} {manifest.split} in "
         f"{len(manifest.shards)} shards, {config.shards}",
         "views": " + ".join(views)

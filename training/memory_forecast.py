@@ -208,7 +208,8 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         u · (prefetch + 1 in hand + 2 in work) + f · (1 trained on + 1 made) + d · 4
 
     and 4 u for supersampling's larger views. On a GPU, 2 u more that were dropped and wait for the
-    device, and 4 u each for the float32 scratch of the blur and of the views' means. With
+    device, 4 u each for the float32 scratch of the blur and of the views' means, and for resized
+    crops one float32 image a sample that is small in one direction only. With
     `Tuning.finish="dali"` the finished views take the place of all u but those in work. A decode
     cache is all of the set, at the largest image's size: DALI takes that at once.
 
@@ -233,10 +234,13 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
         else:
             total += waiting * loader.dtype.itemsize
         total += 2 * values
-        if group.resampling_for(loader.shard_set, loader.device)[0] == "supersample":
+        resampling, _ = group.resampling_for(loader.shard_set, loader.device)
+        if resampling == "supersample":
             total += 4 * values
         if gpu:
             total += 8 * values
+            if resampling == "resize":
+                total += 12 * B * shorter * group.size
     if gpu and tuning.decode == "cache" and not loader.shard_set.manifest.raw:
         largest = statistics.max_width * statistics.max_height * 3
         total += images * len(loader.shard_set) * largest

@@ -15,7 +15,7 @@ from model.sync_batch_norm import synchronise
 from training.config import Config
 from training.gradient_cache import backward_in_parts
 from training.guard import Guard
-from training.step_capture import StepCapture, refuse_ranks
+from training.step_capture import WARM, StepCapture, come_to_rest, refuse_ranks
 
 
 class Step:
@@ -62,6 +62,7 @@ class Step:
         if config.capture_step and device.type == "cuda":
             self._capture = StepCapture(optimizer, self.train, device)
         self._graphs = config.compile_mode != "default" and not config.capture_step
+        self._unrecorded = WARM + 2 if self._graphs else 0  # steps in which they may be recorded
         method.train()
 
     def __call__(
@@ -85,6 +86,9 @@ class Step:
             return self._capture(views, learning_rate=learning_rate, progress=progress, id_B=id_B)
         if self._graphs:  # of the encoder: what it returned last is not needed any more
             torch.compiler.cudagraph_mark_step_begin()
+            if self._unrecorded:
+                self._unrecorded -= 1
+                come_to_rest(self._accelerator.device)
         return self.train(views, progress=progress, id_B=id_B)
 
     def train(

@@ -105,6 +105,13 @@ def refuse(
         )
 
 
+def come_to_rest(device: torch.device) -> None:
+    """Wait until nothing runs on a device, and no thread of DALI is about to wait for it."""
+    for _ in range(2 if device.type == "cuda" else 0):  # what died meanwhile waits once more
+        torch.cuda.synchronize(device)
+        time.sleep(IDLE)
+
+
 def refuse_ranks(world_size: int) -> None:
     """Refuse several processes.
 
@@ -203,9 +210,7 @@ class StepCapture:
         Raises:
             ValueError: something in it cannot be recorded.
         """
-        for _ in range(2):  # what died meanwhile waits for the device once more
-            torch.cuda.synchronize(stream.device)
-            time.sleep(IDLE)
+        come_to_rest(stream.device)
         self._graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):

@@ -55,7 +55,7 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
             found.append(BoxedMeasurement(f"{PEER}, {N} embeddings", work, seconds))
     for precision, name in product(PRECISIONS, ("compare", "pull")) if not place.rehearsal else ():
         work = partial(tiles, 4, SIZES[0], precision, name)
-        found.append(BoxedMeasurement(f"tiles of {name}, {precision}", work, 30.0))
+        found.append(BoxedMeasurement(f"tiles of {name}, {precision}", work, TILES_SECONDS + 5))
     return found
 
 

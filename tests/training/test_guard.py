@@ -8,8 +8,8 @@ from torch import Tensor
 
 from model.objective import Objective
 from tests.small_step import METHODS, step_of, tensors_of
-from training.guard import refuse_bad_weights
-from training.settings import concrete
+from training.guard import Guard, refuse_bad_weights
+from training.settings import concrete, parse
 
 pytestmark = pytest.mark.usefixtures("accelerate_as_it_was")
 OURS = [each for each in concrete(Objective) if each.__module__.startswith("model.")]
@@ -77,6 +77,21 @@ def test_a_bad_step_in_parts_leaves_no_trace() -> None:
     step(batch(2), learning_rate=0.1)
     assert any(not torch.equal(value, before[name]) for name, value in tensors_of(step).items())
     assert step.guard.counts() == (1, 0)
+
+
+def test_moving_averages_keep_their_values_and_their_memory_format() -> None:
+    words = ["--shards", "x", "--run", "r", "--steps", "5", "--method", "MoCo"]
+    method: Any = parse(words).config.method
+    method = method.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad])
+    before = {name: (each.clone(), each.stride()) for name, each in method.state_dict().items()}
+    guard = Guard(method, optimizer, scaled=False)
+    for name, each in method.state_dict().items():
+        assert torch.equal(each, before[name][0])
+        assert each.stride() == before[name][1]
+    places = {each.untyped_storage().data_ptr() for each in method.twin.state_dict().values()}
+    assert len(places) == 2  # numbers, and batch norm's counts: two copies a step, not hundreds
+    guard.before()
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
