@@ -25,7 +25,10 @@ _DOTTED_IMPORT = re.compile(rf"^\s*import ({_ANY})\..*$", re.MULTILINE)
 _QUOTED = re.compile(rf"([\"'])({_ANY})((?:\.\w+)+)(?=[\"' ])")
 _COMMAND = re.compile(r'python -m ("\s+f?")?tools\.(?=[\w{])')
 _TRAIN = re.compile(r'python ("\s+f?")?train\.py')
-_LAUNCHED = re.compile(r'accelerate launch ((?:--\S+ )*)("\s+f?")?train\.py')
+# The launcher's flags have a value at most each; a message may go on in the next line's quotes.
+_LAUNCHED = re.compile(
+    r'accelerate launch ((?:--\S+ (?:[^-"\s]\S* )?)*)("\s+f?")?(train\.py|-m tools\.(?=[\w{]))'
+)
 
 
 def inside(text: str) -> str:
@@ -38,10 +41,16 @@ def inside(text: str) -> str:
         raise ValueError(f"{found[0].strip()!r}: write it as from … import …")
     text = _COMMAND.sub(lambda m: f"{m[1] or ''}{PACKAGE} ", text)
     text = _TRAIN.sub(lambda m: f"{m[1] or ''}{PACKAGE} train", text)
-    text = _LAUNCHED.sub(lambda m: f"accelerate launch {m[1]}{m[2] or ''}-m {PACKAGE} train", text)
+    text = _LAUNCHED.sub(_launched, text)
     text = _FROM.sub(rf"\1{PACKAGE}.\2\3 import ", text)
     text = _IMPORT.sub(rf"\1from {PACKAGE} import \2", text)
     return _QUOTED.sub(_dotted, text)
+
+
+def _launched(found: re.Match[str]) -> str:
+    """Return the launcher's part of a command, with what it starts in the wheel."""
+    started = f"-m {PACKAGE} " + ("train" if found[3] == "train.py" else "")
+    return f"accelerate launch {found[1]}{found[2] or ''}{started}"
 
 
 def _dotted(found: re.Match[str]) -> str:

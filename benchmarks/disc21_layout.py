@@ -3,7 +3,7 @@
     python -m benchmarks.disc21_layout --held_out data/coco-val --training FOLDER --out data/disc
 
     OUT/queries/Q00000.jpg …   edited copies of some references, and distractors, in mixed order
-    OUT/references/R000000.jpg …   OUT/training/T000000.jpg …
+    OUT/references/R000000.jpg …   OUT/training/T000000.jpg …   (or .png, as what they are made of)
     OUT/ground_truth.csv   query_id,reference_id; empty for a distractor
 
 Edits and their division of the images are those of `python -m tools.shard copies`. The benchmark's
@@ -22,6 +22,8 @@ from PIL import Image
 
 from shards.layout import open_shards
 from shards.source import Copies
+from shards.source.folder import EXTENSIONS, is_image
+from training.command import run_command
 
 QUALITY = 95
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--backgrounds", type=int, default=50, help="To paste copies onto.")
     arguments = parser.parse_args()
     open_shards(arguments.held_out)  # its refusal is the better one
+    training = _images(arguments.training)
     numbers = {name: getattr(arguments, name) for name in ("queries", "distractors", "backgrounds")}
     queries, references = (
         Copies(root=arguments.held_out, split=split, **numbers)
@@ -57,10 +60,25 @@ def main() -> None:
         _save(sample.image, arguments.out / "queries" / f"Q{index:05d}")
         truth.append(f"Q{index:05d},{names.get(sample.label, '')}")
     (arguments.out / "ground_truth.csv").write_text("\n".join(truth) + "\n")
-    training = sorted(arguments.training.rglob("*.jpg"))
     for index, path in enumerate(training):
-        shutil.copyfile(path, arguments.out / "training" / f"T{index:06d}.jpg")
+        name = f"T{index:06d}{path.suffix.lower()}"
+        shutil.copyfile(path, arguments.out / "training" / name)
     print(f"{len(queries)} queries, {len(references)} references, {len(training)} training images")
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the files in a folder, and below it, that have the name of an image.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = (path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
+    if found := sorted(path for path in files if not path.name.startswith(".")):
+        return found
+    raise ValueError(
+        f"{folder} holds no images ({', '.join(EXTENSIONS[:6])}, …), neither itself nor in folders "
+        "below. Give a folder of images that are in neither set as --training."
+    )
 
 
 def _save(image: bytes | np.ndarray, path: Path) -> None:
@@ -75,4 +93,4 @@ def _save(image: bytes | np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -124,7 +124,11 @@ def markdown(record: dict[str, Any]) -> str:
     """Return the table of docs/pipeline.md."""
     from benchmarks.gpu.tables import table
 
-    where = record["surroundings"]
+    where, rounds = record["surroundings"], record["rounds"]
+    command = (
+        f"python -m benchmarks.host_operators --coco SHARDS --cifar10 SHARDS --rounds {rounds}"
+    )
+    command += " --before CHECKOUT" if any("before" in row for row in record["rows"]) else ""
     heading = ["views, resampling", "batch", "operators before", "now", "ms a batch before", "now"]
     rows = []
     for row in record["rows"]:
@@ -135,9 +139,9 @@ def markdown(record: dict[str, Any]) -> str:
         rows.append([*cells, f"{now['ms']:.1f}", f"{now['reader_ms']:.1f}"])
     return (
         f"{table([*heading, 'of it the reader'], rows)}\n\n"
-        f"`python -m benchmarks.host_operators`, {where['date'][:10]}, one thread of "
+        f"`{command}`, {where['date'][:10]}, one thread of "
         f"{where['cpu']}, images of COCO (in the last rows of CIFAR-10), all in the page cache; "
-        f"medians of {record['rounds']} rounds in turn."
+        f"medians of {rounds} rounds in turn."
     )
 
 
@@ -168,6 +172,8 @@ def main() -> None:
         one = measure(groups_of(case), shards, int(batch), seconds=arguments.seconds)
         print(json.dumps(one))
         return
+    if not (arguments.coco or arguments.cifar10):
+        parser.error("name what is read: --coco SHARDS, --cifar10 SHARDS or both.")
     from training.surroundings import surroundings
 
     record: dict[str, Any] = {"surroundings": surroundings("nvidia-dali-cuda130"), "rows": []}

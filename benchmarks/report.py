@@ -177,7 +177,7 @@ def _survival() -> list[list[str]]:
         [
             "damaged recipes, sets, images and checkpoints that end in a traceback, a hang or harm",
             f"**{len(fuzz['wrong'])}** of {fuzz['cases']:,}",
-            "`python -m tests.fuzz`",
+            f"`{_fuzz(fuzz)}`",
         ],
         [
             f"a checkpoint of {cost['checkpoint_mib']:.0f} MiB every 30 s, beside training on all "
@@ -187,6 +187,10 @@ def _survival() -> list[list[str]]:
             "`python -m benchmarks.checkpoint_cost`",
         ],
     ]
+
+
+def _fuzz(found: Mapping[str, Any]) -> str:
+    return f"python -m tests.fuzz --cases {found['cases']}"
 
 
 METHODS = {
@@ -208,6 +212,8 @@ FIGURES = {
 }
 
 
+NEW_PROBE = "2026-11-30T15:51"
+"""Since then a linear probe's penalty is chosen by cross-validated loss, and not by accuracy."""
 UNRANKED = {"effective_dimension"}  # more of it is not better, and it is no percentage
 
 
@@ -238,12 +244,17 @@ def methods() -> str:
     untrained = [each["figures"] for each in record["random"]]
     rows.append(["random encoder", *(_spread(untrained, figure) for figure in FIGURES)])
     around = record["surroundings"]
+    probe = (
+        "; the probe's penalty by its [rule until 30 November 2026](evaluation.md#what-it-costs)"
+    )
+    former = probe if around["date"] < NEW_PROBE else ""
     return (
         "20,000 CIFAR-10 images, a ResNet of 1.2 million parameters at 32 px, "
         f"{record['budget']['seconds']:.0f} s of training on {around['cores']} CPU cores, "
         f"{len(record['seeds'])} seeds, mean ± sd in %\n(the dimension as it is); rates, "
         "temperatures, batch and views of each method from a [search on a validation "
-        "split](methods.md#which-form-of-ap).\n\n" + table(["method", *FIGURES.values()], rows)
+        f"split](methods.md#which-form-of-ap){former}.\n\n"
+        + table(["method", *FIGURES.values()], rows)
     )
 
 
@@ -309,7 +320,7 @@ def _damage() -> str:
     ]
     wrong = len(found["wrong"])
     return (
-        f"**Damaged files** (`python -m tests.fuzz`, seed {found['seed']}): of {found['cases']:,} "
+        f"**Damaged files** (`{_fuzz(found)}`, seed {found['seed']}): of {found['cases']:,} "
         f"cases **{wrong}** ended in a traceback, 30 seconds without an answer, code that was run, "
         "a file outside, or a connection. Accepted is what differs in nothing that matters.\n\n"
         + table(["damaged", "accepted", "refused in one line"], rows)

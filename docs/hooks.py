@@ -94,7 +94,10 @@ def _help(name: str) -> str:
     from training.flags import FlagParser
 
     if name == "train":
-        return "usage: viewrank train --config RECIPE [--SETTING VALUE …], see Settings"
+        return (
+            "usage: viewrank train --config RECIPE [--SETTING VALUE …], see Settings\n"
+            "       viewrank train FOLDER …, see train_folder"
+        )
     main = import_module(viewrank._module(name)).main
     if name == "shard":
         texts = [shard._list(shard.SOURCES)]
@@ -103,18 +106,8 @@ def _help(name: str) -> str:
     if not inspect.signature(main).parameters:
         return ""
     parser = FlagParser(prog=f"viewrank {name}", description=described(main)[0])
-    add_parameters(parser, main, *_unread(main))
+    add_parameters(parser, main)
     return parser.format_help()
-
-
-def _unread(main: Any) -> list[str]:
-    """Return the parameters that are no flags of their own."""
-    from typing import get_type_hints
-
-    from training.command_line import Dotted, Nested, Rest
-
-    hints = get_type_hints(main, include_extras=True)
-    return [n for n in inspect.signature(main).parameters if hints[n] in (Dotted, Nested, Rest)]
 
 
 def settings() -> str:
@@ -126,8 +119,10 @@ def settings() -> str:
 
 
 def classes() -> str:
-    """Return every class that a recipe can name, with its flags."""
+    """Return every class that a recipe or `viewrank evaluate` can name, with its flags."""
+    from tools.evaluate.chosen_protocols import PROTOCOLS
     from training import class_help
+    from training.command_line import described
     from training.settings import CLASSES, concrete
 
     where = {
@@ -137,7 +132,8 @@ def classes() -> str:
         "policy": "views.policy",
         "augments": "views.policy.augments",
     }
-    parts = ["# Classes", "", "What stands for a class in a recipe, with its settings.", ""]
+    said = "What stands for a class in a recipe, and [protocols](#-protocol), with their settings."
+    parts = ["# Classes", "", said, ""]
     for base in BASES:
         own = sorted(concrete(CLASSES[base]), key=lambda each: each.__name__)
         parts += [f"## --{where[base]}", ""]
@@ -146,4 +142,10 @@ def classes() -> str:
             parts += [class_help.text(each, where[base], "viewrank train").rstrip(), "```", ""]
             if base in ("objective", "policy", "augments"):
                 parts += ["```text", inspect.cleandoc(each.__doc__ or ""), "```", ""]
+    parts += ["## --protocol", "", "Those of `viewrank evaluate` with settings of their own.", ""]
+    for name, protocol in PROTOCOLS.items():
+        text = class_help.text(protocol, name, "viewrank evaluate")
+        text = text.replace(f"--{name} {protocol.__name__}", f"--protocol {name}", 1)
+        parts += [f"### {name}", "", described(protocol)[0], ""]
+        parts += ["```text", text.rstrip(), "```", ""]
     return "\n".join(parts)

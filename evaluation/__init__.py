@@ -8,9 +8,10 @@
                                                                        rank_me, lidar
 
 To add an evaluation, write `evaluation/my_metric.py` with a function `run` that takes Features
-(train and test, or test alone) or z [V, A, D] and returns {name: float}, and call it in
-`evaluation/suite.py`, which runs them all. Names begin with the file's word ("knn_top1"), so that
-they stay unique in metrics.jsonl. The test set may be used to report, never to choose anything.
+(train and test, or test alone) or z [V, A, D] and returns {name: float}, call it in
+`evaluation/suite.py`, which runs them all, and enter its names in `evaluation/figures.py`, which
+tables take them from. Names begin with the file's word ("knn_top1"), so that they stay unique in
+metrics.jsonl. The test set may be used to report, never to choose anything.
 """
 
 from evaluation import category_retrieval as category_retrieval

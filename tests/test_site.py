@@ -1,14 +1,19 @@
 """The documentation is built strictly: all links lead somewhere, and no page asks another host."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from tools import __main__ as viewrank
+from tools.evaluate.chosen_protocols import PROTOCOLS
+from training.command_line import Nested, Rest
 from training.config import Config
 from training.settings import CLASSES, concrete
 
@@ -70,3 +75,21 @@ def test_the_reference_has_every_command_setting_and_class(site: Path) -> None:
             if each.__module__.split(".")[0] in ("model", "pipeline")
         }
         assert own and all(f'id="{each.__name__.lower()}"' in classes for each in own)
+    for name, protocol in PROTOCOLS.items():
+        assert f'id="{name}"' in classes
+        settings_of = inspect.signature(protocol).parameters
+        assert settings_of and all(f"--{name}.{each} " in classes for each in settings_of)
+
+
+def test_the_reference_has_every_parameter_of_a_command(site: Path) -> None:
+    page = (site / "reference" / "commands.html").read_text()
+    parts = {text.partition('"')[0]: text for text in page.split('<h2 id="')}
+    for name in set(viewrank.commands()) - {"train", "shard"}:
+        main = import_module(viewrank._module(name)).main
+        hints = get_type_hints(main, include_extras=True)
+        for each, parameter in inspect.signature(main).parameters.items():
+            if parameter.kind is not parameter.KEYWORD_ONLY or hints[each] == Rest:
+                continue
+            dot = ".SETTING" if hints[each] == Nested else ""
+            assert each == "settings" or f"--{each}{dot} " in parts[name], (name, each)
+    assert "--encoder CLASS [--encoder.SETTING VALUE" in parts["evaluate"]

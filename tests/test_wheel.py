@@ -78,6 +78,31 @@ def test_nothing_in_it_names_a_package_that_is_not_there(built: Path) -> None:
                 assert "python -m tools." not in node.value, path
 
 
+def test_a_message_that_names_a_command_names_one_of_the_wheel(built: Path) -> None:
+    (path,) = built.rglob("launcher_options.py")
+    messages = [
+        "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.JoinedStr)
+    ]
+    (message,) = (text for text in messages if "accelerate launch" in text)
+    assert "-m viewrank train …; for a single one, viewrank train …" in message
+    assert "train.py" not in message
+
+
+def test_no_recipe_s_head_names_a_file_or_module_of_the_checkout(built: Path) -> None:
+    heads = {
+        path: [line for line in path.read_text().splitlines() if line.startswith("#")]
+        for path in built.rglob("*.yaml")
+    }
+    launched = [line for head in heads.values() for line in head if "accelerate launch" in line]
+    assert any("-m viewrank train --config" in line for line in launched)
+    assert any("-m viewrank evaluate RUN" in line for line in launched)
+    for path, head in heads.items():
+        assert head, path
+        assert not [line for line in head if "train.py" in line or "tools." in line], path
+
+
 def test_a_recipe_s_head_is_read_there_as_here(built: Path) -> None:
     for path in ROOT.glob("recipes/*.yaml"):
         there = of(built / "viewrank" / "recipes" / path.name)

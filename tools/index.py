@@ -55,8 +55,8 @@ def main(
         keys: where the key of a sample ends in a file's name: at the first dot, as WebDataset has
             it, or at the last; auto decides.
         label: component that holds the label: cls, or json:FIELD for a field of a JSON component;
-            or folder, for the first folder that not all samples have in common. By default, cls,
-            where there is one.
+            or folder, for the first folder that not all samples have in common. By default, y.i64,
+            as tools.shard writes it, or else cls, where there is one.
         max_megapixels: larger images are left out.
         min_side: images with a shorter side of fewer pixels are left out.
         max_aspect: images more elongated than this are left out.

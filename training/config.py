@@ -154,7 +154,8 @@ class Config:
     log_every: int = setting(10, resume="free", compare="own", above=0)
     """Steps between two records; between them the host never waits for the device."""
     checkpoint_every: int = setting(500, resume="free", compare="set", above=0)
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between two checkpoints; the last step is always saved. Where time is the length of the
+    run (`max_seconds` alone), so is each step after which an evaluation is made."""
     keep_checkpoints: int = setting(2, resume="free", compare="set", above=0)
     """How many of the newest checkpoints stay; two, because the disk may damage one."""
     keep_every: int = setting(0, resume="free", compare="set", at_least=0)
