@@ -16,7 +16,6 @@ process held before, with the features. The machine should be otherwise idle.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -271,8 +270,7 @@ def main() -> None:
         ]
     wanted = arguments.only or [case.get("name") for case in cases]
     cases = [{"what": what} | case for case in cases if case.get("name") in wanted]
-    installed = ["faiss-cpu"] if importlib.util.find_spec("faiss") else []
-    report = surroundings("torch", "numpy", *installed)
+    report = surroundings("torch", "numpy", "faiss-cpu")
     report["rows"] = [in_child(case, console) for case in cases]
     console.print(table(report["rows"]))
     if arguments.out:

@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -187,7 +186,7 @@ class Bench:
         self.arguments, self.scratch = arguments, scratch
         self.gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
         self.machine = re.sub(r"\W+", "-", self.gpu.lower()) if self.gpu else "cpu"
-        self.surroundings = {**surroundings(*installed()), "gpu": self.gpu}
+        self.surroundings = {**surroundings(*PACKAGES), "gpu": self.gpu}
 
     def feed(self, case: FeedCase) -> Feed:
         """Return what contestants are asked for in this case."""
@@ -240,18 +239,6 @@ def copy_images(root: Path, out: Path, count: int) -> None:
     evenly = files[:: max(1, len(files) // count)]
     for number, path in zip(range(count), cycle(evenly), strict=False):
         (out / f"{number:06d}{path.suffix}").write_bytes(path.read_bytes())
-
-
-def installed() -> list[str]:
-    """Return those packages of the contestants that are there."""
-    found = []
-    for package in PACKAGES:
-        try:
-            version(package)
-        except PackageNotFoundError:
-            continue
-        found.append(package)
-    return found
 
 
 def peers(bench: Bench) -> None:

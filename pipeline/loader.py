@@ -233,9 +233,7 @@ class Loader:
 
     def differences(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return {name: value of this loader} for all that `load_state_dict` would refuse."""
-        # A state that lacks a name is older than the name; its configuration was the same.
-        older = self._identity() | {"graph": 1, "parts": "moving"}
-        return {n: here for n, here in self._identity().items() if state.get(n, older[n]) != here}
+        return {n: here for n, here in self._identity().items() if state.get(n) != here}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; only before the first batch.

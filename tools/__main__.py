@@ -15,6 +15,7 @@ import ast
 import importlib
 import sys
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 from training.command import run_command
@@ -52,7 +53,7 @@ def _start() -> None:
             f"{name} is no command of {PROGRAM}; the nearest are {', '.join(nearest)}. "
             f"{PROGRAM} --help lists all."
         )
-    if name == "train" and sys.argv[2:] and not sys.argv[2].startswith("-"):
+    if name == "train" and _names_a_folder(sys.argv[2:]):
         name = "train_folder"
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
     if name == "train":
@@ -62,6 +63,17 @@ def _start() -> None:
         run_command(train.main, silent=is_later_rank)
     else:
         run_function(importlib.import_module(_module(name)).main)
+
+
+def _names_a_folder(words: list[str]) -> bool:
+    """Whether train's words hold a folder of images: a word that is neither flag nor value."""
+    for before, word in pairwise(["", *words]):
+        flag, equals, _ = before.partition("=")
+        if word == "--" or flag == "--config":  # train.py names what is wrong after a recipe
+            return False
+        if not word.startswith("-") and (equals or not flag.startswith("-")):
+            return True
+    return False
 
 
 def _module(name: str) -> str:

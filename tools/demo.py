@@ -13,11 +13,13 @@ from rich.console import Console
 
 from pipeline import dali
 from shards.layout import MANIFEST
+from tools.train_folder import report_of
 from training import installed
 from training.command import run_command
 from training.command_line import program
 from training.flags import FlagParser
 from training.shown_commands import run
+from training.terminal import Section, show
 
 DATA, RUN, REPORT = Path("data"), Path("runs/demo"), Path("runs/demo.html")
 RECIPE = "recipes/sample_s2r2.yaml"
@@ -28,7 +30,6 @@ def main() -> None:
     summary = (__doc__ or "").partition("\n")[0]
     FlagParser(prog=program(main), description=summary).read()
     installed.require("torch", dali.PACKAGE)  # what it starts needs them, minutes later
-    console = Console(highlight=False)
     begin = time.monotonic()
     for split in ("unlabeled", "train", "test"):
         out = DATA / f"sample-{split}"
@@ -44,21 +45,14 @@ def main() -> None:
 
     run("train", "--config", RECIPE, "--run", str(RUN))
     run("evaluate", str(RUN), "--beside_random", "true")
-    report = str(REPORT)
-    try:
-        installed.require(*installed.EXTRAS["report"])
-        run("report", str(RUN), "--out", report)
-    except ModuleNotFoundError as error:
-        report = f"none: {installed.remedy(error)}"
     made = {
         "shards": f"{DATA}/sample-*",
         "views": str(sheet),
         "run": f"{RUN} (config.yaml, metrics.jsonl, checkpoints/, encoder.safetensors)",
-        "report": report,
+        "report": report_of(RUN, REPORT),
         "wall time": f"{time.monotonic() - begin:.0f} s",
     }
-    for name, text in made.items():
-        console.print(f"{name:10}{text}", markup=False)
+    show([Section("demo", list(made.items()))], Console())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ VIEWRANK_MODULES names; their flags are their constructors' arguments.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import shlex
 import sys
@@ -23,13 +22,11 @@ from typing import Any, Literal
 import rich.progress
 from jsonargparse import set_parsing_settings
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from shards import source as sources
 from shards.engine import Engine, LocalWorkers, Ray
 from shards.layout import QUARANTINE, REASONS, ShardSet
-from shards.one_line import one_line
+from shards.shard_table import read_quarantined
 from shards.source import Source
 from shards.storage import is_remote
 from shards.writing.missing import MAX_MISSING
@@ -40,6 +37,7 @@ from training import own_modules
 from training.command import run_command
 from training.command_line import add_parameters, described, program
 from training.flags import FlagParser, one_of
+from training.terminal import Section, show
 
 
 def _sources_in(module: ModuleType) -> dict[str, type[Source]]:
@@ -273,8 +271,8 @@ def sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
         if not manifest.indexed:
             rows["duplicates"] += "; --drop_duplicates true leaves them out"
     if account.quarantined:
-        lines = shard_set.folder.read(f"{QUARANTINE}/{REASONS}").splitlines()
-        reasons = Counter(json.loads(line)["reason"] for line in lines)
+        listed = read_quarantined(shard_set.folder.read(f"{QUARANTINE}/{REASONS}"))
+        reasons = Counter(each.reason for each in listed)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         rows["quarantine"] = f"{counted}; listed in {shard_set.folder.path(QUARANTINE)}/{REASONS}"
     if manifest.remarks:
@@ -282,23 +280,8 @@ def sum_up(shard_set: ShardSet, source: Source, seconds: float) -> None:
     rows |= {f"note {i}": note for i, note in enumerate(source.notes, start=1)}
     rows["where"] = shard_set.root
     rows["next"] = f"python -m tools.preview {shlex.quote(shard_set.root)}"
-    print_rows(rows, f"{manifest.source} {manifest.split}".strip())
-
-
-def print_rows(rows: dict[str, str], title: str) -> None:
-    """Print labelled lines: as a table on a terminal, else as they are, however long."""
-    console = Console()
-    title, rows = one_line(title), {label: one_line(text) for label, text in rows.items()}
-    if not console.is_terminal:
-        for label, text in rows.items():
-            print(f"{label:14}{text}")
-        return
-    table = Table(show_header=False, title=Text(title))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for label, text in rows.items():
-        table.add_row(label, Text(text))
-    console.print(table)
+    title = f"{manifest.source} {manifest.split}".strip()
+    show([Section(title, list(rows.items()))], Console())
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from shards.layout import MANIFEST, SUBSETS, ShardSet, open_shards
 from shards.source import ImageFolder
 from shards.storage import is_remote
 from shards.writing.writing_plan import is_of
-from training import installed, packaged_recipes, shown_commands, yaml_text
+from training import installed, packaged_recipes, shown_commands
 from training.command_line import Rest, run_function
 from training.terminal import Section, show
 
@@ -84,13 +84,23 @@ def main(
     console = Console(highlight=False)
     import torch  # here, so that --help takes no seconds
 
-    devices = torch.cuda.device_count()
-    path = _recipe(recipe or (GPU if devices else CPU))
-    largest = int(yaml_text.load(path.read_text(encoding="utf-8"))["views"]["size"])
+    from training.config import gpu_available
+    from training.settings import parse
+
+    recipe = recipe or (GPU if gpu_available() else CPU)
+    _refuse_no_recipe(recipe)
+    length: list[str] = []
+    if max_seconds is not None:
+        length += ["--max_seconds", str(max_seconds).removesuffix(".0"), "--epochs", "none"]
+        length += ["--evaluate_every", "none", "--evaluations", "4", "--warmup_epochs", "0.2"]
+    # As train.py will read it, so that what is wrong shows before the images are sharded.
+    asked = parse(["--config", recipe, "--shards", str(data), "--run", str(run), *length, *more])
+    wanted, devices = asked.resolved, torch.cuda.device_count() if asked.config.on_gpu else 1
+    del asked  # and its networks
     if (data / MANIFEST).exists():
         _refuse_others(data, images)
     else:
-        _shard(images, data, _stored_side(images, largest, resize_shorter))
+        _shard(images, data, _stored_side(images, wanted["views"]["size"], resize_shorter))
     whole = open_shards(str(data))
     if len(whole) < LEAST:
         raise ValueError(f"{images} has {len(whole)} images; expected {LEAST} or more.")
@@ -98,19 +108,21 @@ def main(
     if Path(test, MANIFEST).exists():
         _refuse_other_share(test, hold_out)
     else:
-        words = ["select", str(data), TEST, "--fraction", f"{hold_out:g}", "--rest", TRAIN]
+        words = ["select", str(data), TEST, "--fraction", str(hold_out), "--rest", TRAIN]
         if len(whole.manifest.classes) > hold_out * len(whole):  # one of each would be too many
             words += ["--stratified", "false"]
         shown_commands.run(*words)
 
-    chosen = _chosen(path, whole, len(open_shards(train)))
-    words = ["--config", recipe or path.stem, "--shards", train, "--run", str(run), *chosen]
-    words += ["--evaluation_train", train, "--evaluation_test", test]
-    if max_seconds is not None:
-        words += ["--max_seconds", f"{max_seconds:g}", "--epochs", "none"]
-        words += ["--evaluate_every", "none", "--evaluations", "4", "--warmup_epochs", "0.2"]
-    _train([*words, *more], devices)
-    made = {"images": f"{len(whole):,} in {data}, {len(open_shards(test)):,} held out"}
+    held_out = len(open_shards(test))
+    words = ["--config", recipe, "--shards", train, "--run", str(run)]
+    words += _views(wanted, whole.manifest.statistics.median_shorter_side)
+    # An evaluation gives a part of the held-out images to each process.
+    batch, processes = _batch(wanted, len(open_shards(train)), min(devices, held_out))
+    words += [*batch, "--evaluation_train", train, "--evaluation_test", test, *length]
+    _train([*words, *more], processes)
+    made = {"images": f"{len(whole):,} in {data}, {held_out:,} held out"}
+    if processes < devices:
+        made["GPUs"] = f"{processes} of {devices}: there are too few images for more"
     made["encoder"] = f"{run}/encoder.safetensors"
     if features:
         table = run / "features.npz"
@@ -120,7 +132,7 @@ def main(
             shown_commands.run("embed", str(run), str(data), "--out", str(table))
         made["features"] = str(table)
     if report:
-        made["page"] = _report(run)
+        made["page"] = report_of(run, run / "report.html")
     made["seconds"] = f"{time.monotonic() - began:.0f} in all"
     show([Section(f"{images}", list(made.items()))], console)
 
@@ -149,14 +161,16 @@ def _name(images: str) -> str:
     return last or "images"
 
 
-def _recipe(name: str) -> Path:
-    """Return a recipe's file."""
-    path = Path(packaged_recipes.located(["--config", name])[1])
-    if not path.is_file():
+def _refuse_no_recipe(name: str) -> None:
+    """Refuse a recipe that is not there.
+
+    Raises:
+        ValueError: its name.
+    """
+    if not Path(packaged_recipes.located(["--config", name])[1]).is_file():
         raise ValueError(
             f"recipe={name}: there is no such file, and viewrank brings no such recipe."
         )
-    return path
 
 
 def _stored_side(images: str, largest: int, wanted: int | None) -> int:
@@ -208,7 +222,7 @@ def _refuse_other_share(test: str, hold_out: float) -> None:
     share = words[words.index("--fraction") + 1] if "--fraction" in words else None
     if share is not None and float(share) != hold_out:
         raise ValueError(
-            f"hold_out={hold_out:g}, but {test} holds out {share} of the images since an earlier "
+            f"hold_out={hold_out}, but {test} holds out {share} of the images since an earlier "
             f"command. Give --hold_out {share}; or other --data and --run."
         )
 
@@ -227,23 +241,35 @@ def _outdated(features: Path, run: Path, whole: ShardSet) -> bool:
         return True
 
 
-def _chosen(path: Path, whole: ShardSet, samples: int) -> list[str]:
-    """Return the flags by which a recipe fits small images and few of them."""
-    recipe = yaml_text.load(path.read_text(encoding="utf-8"))
-    views, groups = recipe["views"], recipe.get("more_views", [])
-    shorter = whole.manifest.statistics.median_shorter_side
-    words: list[str] = []
-    if shorter < views["size"]:
-        share = shorter / views["size"]
-        words += ["--views.size", str(_rounded(views["size"] * share))]
-        smaller: list[dict[str, Any]] = [
-            {**group, "size": _rounded(group["size"] * share)} for group in groups
-        ]
-        words += ["--more_views", json.dumps(smaller)] if smaller else []
-    batch = int(recipe["batch_size"])
+def _views(recipe: dict[str, Any], shorter: float) -> list[str]:
+    """Return the flags by which a recipe's views fit images of a shorter side, in pixels."""
+    size, groups = recipe["views"]["size"], recipe["more_views"]
+    if shorter >= size:
+        return []
+    share = shorter / size
+    words = ["--views.size", str(_rounded(size * share))]
+    smaller = [{**group, "size": _rounded(group["size"] * share)} for group in groups]
+    return words + (["--more_views", json.dumps(smaller)] if smaller else [])
+
+
+def _batch(recipe: dict[str, Any], samples: int, devices: int) -> tuple[list[str], int]:
+    """Return the flags by which a recipe's batch fits few samples, and on how many devices.
+
+    Args:
+        recipe: plain values.
+        samples: that are trained on.
+        devices: at most.
+    """
+    batch = recipe["batch_size"]
     while batch > 2 and batch > samples // 4:  # an epoch has some steps
         batch //= 2
-    return words + (["--batch_size", str(batch)] if batch != recipe["batch_size"] else [])
+    devices = max(1, min(devices, batch // 2))
+    fitting = {"batch_size": batch // devices * devices}
+    if (micro := recipe["micro_batch_size"]) is not None:
+        parts = range(devices, max(devices, micro) + 1, devices)
+        fitting["micro_batch_size"] = max(n for n in parts if fitting["batch_size"] % n == 0)
+    changed = {name: value for name, value in fitting.items() if value != recipe[name]}
+    return [word for name, value in changed.items() for word in (f"--{name}", str(value))], devices
 
 
 def _rounded(pixels: float) -> int:
@@ -262,9 +288,8 @@ def _train(words: list[str], devices: int) -> None:
     )
 
 
-def _report(run: Path) -> str:
-    """Write the page; return where it is, or why there is none."""
-    page = run / "report.html"
+def report_of(run: Path, page: Path) -> str:
+    """Write the page about a run; return where it is, or why there is none."""
     try:
         installed.require(*installed.EXTRAS["report"])
     except ModuleNotFoundError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from datetime import timedelta
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +19,11 @@ from training.command import AGAIN
 from training.stream import forget_unwritten
 
 _LIBC = ctypes.CDLL(None)
+_LAUNCHER = re.compile(  # bin/torchrun, accelerate.commands.launch, …/torch/distributed/run.py
+    r"(.*/)?(accelerate|accelerate-launch|torchrun"
+    r"|(accelerate[./]commands|torch[./]distributed)[./]\w+(\.py)?)"
+)
+"""A program, script or module that launches."""
 
 
 def follow_launcher() -> None:
@@ -78,9 +85,14 @@ def meet_again(*, cpu: bool, timeout: timedelta) -> None:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process, rather than a person's shell."""
-    words = " ".join(started_with(os.getppid()))
-    return "accelerate" in words or "torchrun" in words or "torch.distributed" in words
+    """Whether a launcher started this process, rather than a person's shell or script."""
+    words = started_with(os.getppid())
+    scripts = (  # of Python: a file, or the module after -m; options may come before it
+        word
+        for before, word in pairwise(words)
+        if not word.startswith("-") and before not in ("-X", "-W")
+    )
+    return any(map(_LAUNCHER.fullmatch, (*words[:1], *islice(scripts, 1))))
 
 
 def _adopted() -> bool:

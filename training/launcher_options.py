@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from training.config import Config, switched_on
 from training.launch import launched, started_with
@@ -100,7 +99,7 @@ def _file() -> str:
     """Return where Accelerate's own configuration file is, for people."""
     from accelerate.commands.config.config_args import default_config_file
 
-    return default_config_file.replace(str(Path.home()), "~")
+    return default_config_file.replace(os.path.expanduser("~"), "~")
 
 
 def _before_script(words: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,15 @@ def resolve(
         sources.append("flags")
     if continued:
         tuning = tuning.over(kept(config.run))
-    if config.tuned not in ("none", "None"):
-        if config.tuned == "auto":
-            path = path_for(config, shard_set, device, batch_size_per_rank, ranks_per_node)
-        else:
-            path = Path(config.tuned)
-        if path.exists() or config.tuned != "auto":
-            tuning = tuning.over(read(path))
-            sources.append(str(path))
+    path = None if config.tuned in ("auto", "none", "None") else Path(config.tuned)
+    if config.tuned == "auto":
+        with suppress(ValueError):  # a user without a home has tuned nothing
+            usual = path_for(config, shard_set, device, batch_size_per_rank, ranks_per_node)
+            # Not Path.exists: it raises where nobody may look, as in the home of somebody else.
+            path = usual if os.path.exists(usual) else None
+    if path is not None:
+        tuning = tuning.over(read(path))
+        sources.append(str(path))
     filled = tuning.filled(batch_size=batch_size_per_rank, ranks_per_node=ranks_per_node)
     return filled, " and ".join(sources) or "defaults"
 
@@ -76,7 +78,11 @@ def path_for(
     batch_size_per_rank: int,
     ranks_per_node: int,
 ) -> Path:
-    """Return the file for this machine and load, in the user's cache folder."""
+    """Return the file for this machine and load, in the user's cache folder.
+
+    Raises:
+        ValueError: the user has none.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     cores = len(os.sched_getaffinity(0))
     load = {
@@ -89,7 +95,13 @@ def path_for(
         "batch_size_per_rank": batch_size_per_rank,
     }
     digest = hashlib.sha256(json.dumps(load, sort_keys=True).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise ValueError(
+            f"there is no folder for settings of the pipeline: {error} Set HOME or "
+            "XDG_CACHE_HOME; or give --out FILE, and --tuned FILE to train.py."
+        ) from None
     short = "".join(c if c.isalnum() else "-" for c in name.lower())
     return cache / "viewrank" / f"{short}-{cores}-cores-{digest}.yaml"
 

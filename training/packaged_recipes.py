@@ -31,7 +31,7 @@ def located(words: Sequence[str]) -> list[str]:
 
 
 def _locate(name: str) -> str:
-    if not name or Path(name).exists():
+    if not name or Path(name).is_file():  # a folder may be a run that is called as its recipe
         return name
     inside = name.removeprefix("recipes/").removesuffix(".yaml")
     path = RECIPES / f"{inside}.yaml"

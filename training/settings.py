@@ -20,6 +20,7 @@ from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
 from pipeline.setting import Resume, settings_of
+from shards import durable
 from shards.storage import is_remote
 from training import (
     class_help,
@@ -219,6 +220,7 @@ def parse(
         _print_class_help(asked, command_line.prog)
     switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
     arguments = packaged_recipes.located([switches.get(word, word) for word in arguments])
+    _refuse_no_recipes(arguments)
     arguments += _without_others(arguments)
     namespace = command_line.read(arguments, choices=_choices)
     if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
@@ -313,6 +315,28 @@ def _refuse_nulls(part: Namespace, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{name}=null, but it needs a value; without, leave it out.")
         if isinstance(value, Namespace):
             _refuse_nulls(value, f"{prefix}{name}.")
+
+
+def _refuse_no_recipes(words: Sequence[str]) -> None:
+    """Refuse --config files that hold no settings; jsonargparse's message has not their names.
+
+    Raises:
+        ValueError: which file it is.
+    """
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        path = Path(value if equals else after)
+        if flag != "--config" or not path.is_file():
+            continue
+        try:
+            values = yaml_text.load(durable.read(path))
+        except yaml.YAMLError as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"--config {path} cannot be read as YAML: {text}") from None
+        except (OSError, RecursionError, UnicodeDecodeError):
+            continue  # which jsonargparse's message says
+        if not isinstance(values, dict):
+            raise ValueError(f"--config {path} holds no settings; expected lines such as steps: 5.")
 
 
 def _without_others(words: Sequence[str]) -> list[str]:

@@ -27,8 +27,7 @@ def start(command: list[str], *, shown: list[str]) -> None:
         command: program and words.
         shown: the same, as a person would type it.
     """
-    sys.stdout.write(f"\n$ {shlex.join(shown)}\n")
-    sys.stdout.flush()
+    print(f"\n$ {shlex.join(shown)}", flush=True)  # noqa: T201
     with subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
         try:
             code = process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import resource
@@ -11,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -269,15 +267,7 @@ def drift(times: Iterable[float]) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what measurements depend on: hardware, versions, commit."""
-    installed = []
-    for package in (*PACKAGES, *DALI):
-        with contextlib.suppress(PackageNotFoundError):
-            version(package)
-            installed.append(package)
-    try:
-        found = surroundings(*installed)
-    except OSError as error:  # without git or /proc, measure nevertheless
-        found = {"incomplete": str(error)}
+    found = surroundings(*PACKAGES, *DALI)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
 

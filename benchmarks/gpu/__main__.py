@@ -40,7 +40,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,12 +163,7 @@ def say(line: str) -> None:
 
 def around(arguments: argparse.Namespace) -> Row:
     """Return what figures depend on: the GPU and its driver, versions, commit."""
-    packages = []
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            version(package)
-            packages.append(package)
-    found = surroundings(*packages)
+    found = surroundings(*PACKAGES)
     found["commit"] = arguments.commit or found["commit"]
     gpu = None
     with suppress(OSError, subprocess.SubprocessError):

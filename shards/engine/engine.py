@@ -74,7 +74,3 @@ class Serial(Engine):
                     progress(number, done, size)
 
             yield number, job(task, report)
-
-
-def no_report(done: int, size: int) -> None:
-    """Ignore a task's report."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.layout import ABSENT, PRESENT, UNKNOWN
-from shards.one_line import one_line
+from shards.one_line import few, one_line
 from shards.source.coco_annotations import (
     Annotations,
     annotation_files,
@@ -19,7 +19,7 @@ from shards.source.coco_annotations import (
     splits_annotated,
 )
 from shards.source.fitted_boxes import fitted
-from shards.source.folder import EXTENSIONS, is_image, some
+from shards.source.folder import EXTENSIONS, is_image, to_walk
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.usual_names import is_leftover
@@ -65,7 +65,7 @@ class COCO(Source):
         files = _images_in(place)
         if not files:
             raise ValueError(
-                f"{place} holds no images ({', '.join(EXTENSIONS[:6])}, …). Put those of "
+                f"{place} holds no images ({few(EXTENSIONS)}). Put those of "
                 f"{self.split} there, or choose another --split."
             )
         listed = annotation_files(self._root, self.split, self._images)
@@ -136,10 +136,10 @@ class COCO(Source):
         splits = [name for name in tops if name != "annotations"]
         remedy = "Choose one as --split, or give the folder above them as --root."
         if annotated:
-            remedy = f"Annotations are there for --split {some(annotated)}. {remedy}"
+            remedy = f"Annotations are there for --split {few(annotated, what='splits')}. {remedy}"
         raise FileNotFoundError(
             f"{self._root} has no folder for split {self.split!r}, neither itself nor in images/; "
-            f"it holds {some(splits)}. {remedy}"
+            f"it holds {few(splits, what='folders')}. {remedy}"
         )
 
     def _matched(
@@ -169,8 +169,10 @@ class COCO(Source):
         if annotations.facts and not facts:
             raise ValueError(
                 f"none of {len(annotations.facts):,} images of {self._root.path(listed[0])} is in "
-                f"{self._root.path(self._images)}: it lists {some(annotations.facts)}, and there "
-                f"are {some(files)}. Choose the split that belongs to it, or correct file_name."
+                f"{self._root.path(self._images)}: it lists "
+                f"{few(annotations.facts, what='files')}, and there are "
+                f"{few(files, what='files')}. Choose the split that belongs to it, or correct "
+                "file_name."
             )
         if absent:
             self.absent = len(absent)
@@ -190,7 +192,7 @@ class COCO(Source):
         if not any("annotations" in fact for fact in facts.values()):
             name = self._root.path(f"annotations/instances_{self.split}.json")
             there = splits_annotated(self._root)
-            others = f" (there are some for {some(there)})" if there and not listed else ""
+            others = f" (there are some for {few(there)})" if there and not listed else ""
             yield f"no boxes: {name} is absent{others}"
         if facts and len(facts) < len(files):
             yield f"{len(files) - len(facts):,} images are not in the annotations"
@@ -226,6 +228,6 @@ def _images_in(folder: Folder) -> list[str]:
     """Return all files with the name of an image, sorted."""
     found: list[str] = []
     for inside, folders, files in folder.walk():
-        folders[:] = [name for name in folders if not is_leftover(name)]
+        folders[:] = to_walk(folders, files)
         found += [f"{inside}/{name}" if inside else name for name in files if is_image(name)]
     return sorted(found)

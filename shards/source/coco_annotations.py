@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.one_line import one_line
+from shards.one_line import few, one_line
 from shards.source.labels import natural
 from shards.storage import Folder, folder_at
 
@@ -200,14 +200,14 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
     if total and sum(apart.values()) == total:
         raise ValueError(
             f"{one_line(path)}: none of {total:,} annotations belongs to an image: their image_id "
-            f"is {_some(apart)}; the ids of images are {_some(annotations.by_id)}. Number one of "
+            f"is {few(apart, 4)}; the ids of images are {few(annotations.by_id, 4)}. Number one of "
             "them anew."
         )
     name = one_line(posixpath.basename(path))
     if apart:
         count = sum(apart.values())
         annotations.notes.append(
-            f"{count:,} annotations of {name} belong to no image: image_id {_some(apart)}"
+            f"{count:,} annotations of {name} belong to no image: image_id {few(apart, 4)}"
         )
     if odd:
         annotations.notes.append(
@@ -217,10 +217,5 @@ def _add_annotations(path: str, annotations: Annotations, content: dict[str, Any
         count = sum(unnamed.values())
         annotations.notes.append(
             f"{count:,} annotations of {name} have no category name: categories lacks id "
-            f"{_some(unnamed)}"
+            f"{few(unnamed, 4)}"
         )
-
-
-def _some(names: Any) -> str:
-    shown = [one_line(name) for name, _ in zip(names, range(4), strict=False)]
-    return ", ".join(shown) + ", …" * (len(names) > 4)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.one_line import one_line
+from shards.layout import MANIFEST, PLAN, QUARANTINE
+from shards.one_line import few, one_line
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.usual_names import is_leftover, is_split, splits_among
@@ -58,8 +59,9 @@ class ImageFolder(Source):
         if not self._place.exists():
             folders = [name for name in next(above.walk())[1] if not is_leftover(name)]
             raise FileNotFoundError(
-                f"{above} has no folder {split!r}; it holds {some(sorted(folders, key=natural))}. "
-                "Give one of them as --split, or leave --split out."
+                f"{above} has no folder {split!r}; it holds "
+                f"{few(sorted(folders, key=natural), what='folders')}. Give one of them as "
+                "--split, or leave --split out."
             )
 
         self.classes: list[str] = []
@@ -72,9 +74,9 @@ class ImageFolder(Source):
         listed = self._list()
         if not self._first:
             raise ValueError(
-                f"{self._place} holds no images ({', '.join(EXTENSIONS[:6])}, …), neither itself "
-                "nor in folders below; hidden names do not count. Give the folder of images or of "
-                "class folders as --root."
+                f"{self._place} holds no images ({few(EXTENSIONS)}), neither itself nor in folders "
+                "below; hidden names do not count. Give the folder of images or of class folders "
+                "as --root."
             )
         self._check_splits(listed)
         self.notes = self._remarks(listed)
@@ -85,7 +87,7 @@ class ImageFolder(Source):
         for folder, folders, files in self._place.walk():
             listed.leftovers.update(name for name in folders if is_leftover(name))
             # The walk goes on with this list, in this order.
-            folders[:] = sorted((n for n in folders if not is_leftover(n)), key=natural)
+            folders[:] = sorted(to_walk(folders, files), key=natural)
             images = sorted((name for name in files if is_image(name)), key=natural)
             listed.passed.update(_ending(name) for name in files if not is_image(name))
             splits = splits_among(folders)
@@ -133,25 +135,26 @@ class ImageFolder(Source):
         where = self._place.path(folder) if folder else self._place
         first = "/".join(filter(None, [self.split, folder, names[0]]))
         raise ValueError(
-            f"{where} holds {some(names)}, which look like splits, not like classes. Choose one: "
-            f"--split {shlex.quote(first)}; or, if they are classes: --class_of first"
+            f"{where} holds {few(names, what='folders')}, which look like splits, not like "
+            f"classes. Choose one: --split {shlex.quote(first)}; or, if they are classes: "
+            "--class_of first"
         )
 
     def _remarks(self, listed: "_Listed") -> list[str]:
         notes = []
         if passed := listed.passed:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in passed.most_common(6))
+            kinds = few(f"{count:,} {kind}" for kind, count in passed.most_common())
             notes.append(
                 f"{passed.total():,} files passed over: their names are not those of images "
-                f"({one_line(kinds)}{', …' if len(passed) > 6 else ''})"
+                f"({kinds})"
             )
         if listed.leftovers:
             notes.append(
                 f"{listed.leftovers.total():,} folders left out, which a system made: "
-                f"{some(sorted(listed.leftovers))}"
+                f"{few(sorted(listed.leftovers))}"
             )
         if listed.without:
-            notes.append(f"no images, so no class, in {some(listed.without)}")
+            notes.append(f"no images, so no class, in {few(listed.without, what='folders')}")
         deeper = len(self._folders) > len(self.classes) and not listed.direct
         if self._class_of is None and listed.deep and deeper:
             notes.append(
@@ -159,15 +162,16 @@ class ImageFolder(Source):
                 f"{one_line(listed.deep)}: --class_of deepest makes these the classes"
             )
         elif len(self.classes) == 1:
-            notes.append(f"all images are of one class: {some(self.classes)}")
+            notes.append(f"all images are of one class: {few(self.classes)}")
         if len(self.classes) > 1 and (alone := [name for name in self.classes if is_split(name)]):
             notes.append(
-                f"taken for a class: {some(alone)}; if it is a split, choose it: --split "
+                f"taken for a class: {few(alone)}; if it is a split, choose it: --split "
                 f"{shlex.quote('/'.join(filter(None, [self.split, alone[0]])))}"
             )
         for folder, names in listed.splits.items():
             if folder:
-                notes.append(f"{one_line(folder)} holds {some(names)}, which look like splits")
+                shown = few(names, what="folders")
+                notes.append(f"{one_line(folder)} holds {shown}, which look like splits")
         return notes
 
     def __len__(self) -> int:
@@ -242,16 +246,23 @@ class _Listed:
     """Class folders that hold images themselves."""
 
 
+def to_walk(folders: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Return the folders in which images are looked for: not those that systems made, nor we.
+
+    An output may lie among the images. What could not be used is below it under its own name, and
+    would be taken for more images when the same command goes on.
+
+    Args:
+        folders: that a folder holds.
+        files: that it holds.
+    """
+    written = not {PLAN, MANIFEST}.isdisjoint(files)
+    return [n for n in folders if not is_leftover(n) and not (written and n == QUARANTINE)]
+
+
 def is_image(name: str) -> bool:
     """Whether a file has the name of an image: the end is known, in whatever case."""
     return name.rpartition(".")[2].lower() in EXTENSIONS and "." in name
-
-
-def some(names: Iterable[str]) -> str:
-    """Name up to six folders."""
-    names = list(names)
-    shown = one_line(", ".join(names[:6])) or "no folders"
-    return f"{shown}, … ({len(names)} folders)" if len(names) > 6 else shown
 
 
 def _ending(name: str) -> str:

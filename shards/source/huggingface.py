@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from contextlib import suppress
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from shards.one_line import one_line
 from shards.source.labels import Labels
 from shards.source.reach import Outside, Reach
-from shards.source.source import NoImage, Sample, Source
+from shards.source.source import NoImage, Sample, Source, plain
 from shards.storage import is_remote
 
 _STATE = "state.json"
@@ -111,7 +110,7 @@ class HuggingFace(Source):
         if not 0 <= index < self._length:
             raise IndexError(index)
         row, features = self._rows()[index], self._rows().features
-        metadata = {name: _plain(row[name], features[name]) for name in self._others}
+        metadata = {name: _named(row[name], features[name]) for name in self._others}
         stored = row[self._image] or {}
         if stored.get("path"):
             metadata["file"] = stored["path"]
@@ -262,10 +261,8 @@ def _kind(feature: Any) -> str:
     return f"{kind} of {type(inner).__name__}" if inner is not None else kind
 
 
-def _plain(value: Any, feature: Any) -> Any:
+def _named(value: Any, feature: Any) -> Any:
     """Return what JSON can hold; the name of a class, not its number."""
     if hasattr(feature, "names"):
         return None if value is None or value < 0 else feature.int2str(value)
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+    return plain(value)

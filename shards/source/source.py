@@ -1,6 +1,7 @@
 """What every data set offers to the writer: samples by position, without state."""
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -200,6 +202,15 @@ class Names:
 
 def _spool() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="viewrank-")
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: numbers and text as they are, None for NaN and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
 def key_from(name: str, *, longest: int = _KEY_LENGTH) -> str:

@@ -5,9 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
 
 from shards.one_line import one_line
 from shards.source.csv_rows import MISSING
@@ -16,7 +14,7 @@ from shards.source.labels import Labels
 from shards.source.location import is_there
 from shards.source.parquet_images import ParquetImages
 from shards.source.reach import Outside, Reach
-from shards.source.source import Names, NoImage, Sample, Source, key_from
+from shards.source.source import Names, NoImage, Sample, Source, key_from, plain
 from shards.source.table_files import TableFiles
 from shards.storage import is_remote
 
@@ -180,7 +178,7 @@ class Table(Source):
                 unlabelled = isinstance(value, str) and value.strip() in missing
                 labels.append(None if unlabelled else value)
             if self._columns:
-                self._values.append(json.dumps([*map(_for_json, values)], separators=(",", ":")))
+                self._values.append(json.dumps([*map(plain, values)], separators=(",", ":")))
         if not len(self._paths):
             what = "a path" if self._image is None else "an image"
             raise ValueError(
@@ -295,11 +293,3 @@ def _plain(path: str) -> str:
     while path.startswith("./"):
         path = path[2:]
     return path
-
-
-def _for_json(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return value if isinstance(value, (str, int, float, type(None))) else str(value)

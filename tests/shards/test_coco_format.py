@@ -266,3 +266,19 @@ def test_what_cannot_be_told_apart_is_refused_with_the_cause(tmp_path: Path, set
         COCO(root=tmp_path)
     assert says.replace("TMP", str(tmp_path)) in str(refused.value)
     assert "npack" not in str(refused.value)
+
+
+def test_many_files_and_splits_are_counted_as_what_they_are(tmp_path: Path):
+    files = [f"{number}.jpg" for number in range(1200)]
+    annotated(tmp_path, files[:2], file_name=lambda name: f"x{name}")
+    for name in files:
+        (tmp_path / "train2017" / name).touch()
+    with pytest.raises(
+        ValueError, match=r"there are 0\.jpg, 1\.jpg, .*, … \(1,200 files\)\. Choose"
+    ):
+        COCO(root=tmp_path)
+    for number in range(8):
+        (tmp_path / "annotations" / f"instances_fold{number}.json").touch()
+    message = r"there for --split fold0, fold1, fold2, fold3, fold4, fold5, … \(9 splits\)\. Choose"
+    with pytest.raises(FileNotFoundError, match=message):
+        COCO(root=tmp_path, split="val2017")

@@ -10,6 +10,8 @@ import torchvision.datasets
 from PIL import Image
 
 from shards.source import ImageFolder
+from shards.writing.write import write
+from shards.writing.writing_plan import is_of
 
 
 def save(path: Path, **settings) -> np.ndarray:
@@ -287,6 +289,34 @@ def test_the_first_or_the_deepest_folder_names_the_class(tmp_path: Path, class_o
     }
     advice = "all images lie deeper than the 2 class folders, such as in a/airfield: --class_of"
     assert any(note.startswith(advice) for note in source.notes) == (class_of is None)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_output_among_the_images_is_no_image(
+    class_folders, tmp_path: Path, flat: bool, monkeypatch: pytest.MonkeyPatch
+):
+    whole = class_folders(classes=2, per_class=6)
+    root = whole / "class_00" if flat else whole
+    out, link, count = root / "out" / "shards", tmp_path / "link", 6 if flat else 12
+    link.symlink_to(root)
+    for number in range(2):
+        (whole / "class_00" / f"000{number}.jpg").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="cannot be read or decoded: 2 not an image"):
+        write(ImageFolder(root=root), out, max_missing=0)
+    left = [*out.with_name("shards.partial").rglob("*.jpg")]
+    assert left and all("quarantine" in path.parts for path in left)
+
+    monkeypatch.chdir(root)
+    shard_set = write(ImageFolder(root="."), "out/shards", max_missing=0.9)
+    assert len(shard_set) == count - 2 and [*out.rglob("*.jpg")]
+    for place in (root, ".", link, f"file://{root}"):
+        assert len(ImageFolder(root=place)) == count
+    assert is_of(shard_set, ImageFolder(root=root))
+
+
+def test_a_class_may_be_called_quarantine(tmp_path: Path):
+    source = ImageFolder(root=images_in(tmp_path, "healthy/1.jpg", "quarantine/1.jpg"))
+    assert source.classes == ["healthy", "quarantine"]
 
 
 def test_messages_and_notes_about_odd_names_stay_on_one_line(tmp_path: Path):

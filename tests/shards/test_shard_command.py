@@ -36,7 +36,7 @@ def test_a_folder_is_sharded_and_summed_up(class_folders, tmp_path: Path):
         "median",
     ):
         assert piece in ran.stdout
-    assert ran.stdout.endswith(f"{out}\nnext          python -m tools.preview {out}\n")
+    assert ran.stdout.endswith(f"{out}\n  next          python -m tools.preview {out}\n")
     manifest = open_shards(out).manifest
     assert (manifest.samples, manifest.seed) == (10, 0)
     assert manifest.command.startswith(f"python -m tools.shard folder --root {root}")
@@ -126,7 +126,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(class_folders, tmp_path: Path
     writer.send_signal(signal.SIGINT)
     stdout, stderr = writer.communicate(timeout=30)
     assert (writer.returncode, stdout) == (130, ""), stderr
-    assert stderr == (
+    assert stderr.endswith(  # a slow machine tells of its progress first
         f"what is complete stays in {partial}; the same command goes on there\ninterrupted\n"
     )
     assert not out.exists()

@@ -113,6 +113,32 @@ def test_train_starts_as_train_py_does(tmp_path: Path) -> None:
     assert asked.stderr.startswith("error: nowhere is not a folder of shards")
 
 
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("my/photos", True),
+        ("my/photos --max_seconds 240", True),
+        ("--max_seconds 240 my/photos", True),
+        ("--max_seconds=240 my/photos -- --config x", True),
+        ("--config own_cpu", False),
+        ("--seed 3 --config=own_cpu 4", False),
+        ("--shards data/x --run runs/x --views.size -1", False),
+        ("--help", False),
+        ("", False),
+    ],
+)
+def test_train_takes_a_folder_of_images_wherever_it_stands(
+    words: str, folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(viewrank, "run_command", lambda main, **_: begun.append(main.__module__))
+    monkeypatch.setattr(viewrank, "run_function", lambda main: begun.append(main.__module__))
+    monkeypatch.setattr(sys, "argv", ["viewrank", "train", *words.split()])
+    viewrank._start()
+    assert begun == ["tools.train_folder" if folder else "train"]
+    assert sys.argv[1:] == words.split()
+
+
 # ── command lines from functions ──────────────────────────────────────────────────────────────────
 
 

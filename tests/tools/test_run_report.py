@@ -439,6 +439,15 @@ def test_networks_are_asked_again_only_after_a_new_checkpoint(
     assert len(asked) == 2
 
 
+def test_what_is_being_done_is_told_of_runs_of_any_name(
+    make_shard_set: MakeShardSet, make_run: MakeRun, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "[").mkdir(parents=True)
+    page = page_of(*(make_run(f"{n}/[/x]", make_shard_set(12), saved=False) for n in ("a", "b")))
+    assert "no views" not in text_of(page) and "closing tag" not in page
+
+
 def test_a_watched_run_is_written_again_until_it_has_finished(
     make_shard_set: MakeShardSet, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from shards.layout import open_shards
 from tools import select, shard, train_folder
-from training import shown_commands
+from training import installed, shown_commands
 from training.command_line import call
 from training.settings import parse
 
@@ -33,7 +33,11 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
         if name == "select":
             call(select.main, more)
 
+    def start(command: list[str], *, shown: list[str]) -> None:
+        words.append(shown)
+
     monkeypatch.setattr(shown_commands, "run", run)
+    monkeypatch.setattr(shown_commands, "start", start)
     return words
 
 
@@ -122,6 +126,95 @@ def test_a_tenth_is_held_out_of_many_folders_of_few_images(started: Started) -> 
         images(f"days/{day}", 3, side=40)
     call(train_folder.main, ["days"])
     assert len(open_shards("data/days/subsets/test")) == 9
+
+
+def test_any_number_of_gpus_shares_the_batch_and_the_held_out_images(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    small = "{class_path: JointEmbedding, init_args: {encoder: {class_path: SmallResNet}}}"
+    Path("mine.yaml").write_text(
+        f"{{epochs: 1, batch_size: 64, micro_batch_size: 32, method: {small}}}"
+    )
+    words = [images("many", 40, side=40), "--recipe", "mine.yaml"]  # of which 4 are held out
+    for gpus, trains in ((2, 2), (3, 3), (5, 4), (8, 4)):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        started.clear()
+        call(train_folder.main, words)
+        launched = next(words for words in started if "launch" in words)
+        assert launched[launched.index("--num_processes") + 1] == str(trains)
+        config = parse(launched[launched.index("train") + 1 :]).config
+        assert config.batch_size_per_rank(trains) == 8 // trains
+        config.micro_batch_size_per_rank(trains)  # refuses what does not divide
+
+
+def test_a_large_batch_is_rounded_to_all_gpus() -> None:
+    recipe = parse(["--config", "own_gpu"]).resolved
+    assert train_folder._batch(recipe, 100_000, 3) == (["--batch_size", "255"], 3)
+    assert train_folder._batch(recipe, 100_000, 8) == ([], 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("views: {count: 3}\nepochs: 1", ""),
+        ("", "config"),
+        ("views: [", "did not find expected node content"),
+        ("views: {sise: 3}", "sise is no setting"),
+        ("epochs: 1\nviews: {size: small}", "views.size=small, but it must be a whole number"),
+    ],
+)
+def test_a_recipe_of_one_s_own_is_read_as_train_reads_it(
+    started: Started, text: str, says: str
+) -> None:
+    Path("mine.yaml").write_text(text)
+    words = [images("photos", 24, side=40), "--recipe", "mine.yaml"]
+    if says:
+        with pytest.raises(ValueError, match=says):
+            call(train_folder.main, words)
+        assert not started
+    else:
+        call(train_folder.main, words)
+        config = parse(started[2][1:]).config
+        assert (config.views.count, config.views.size, config.batch_size) == (3, 40, 4)
+
+
+def test_flags_of_train_are_read_before_anything_is_made(started: Started) -> None:
+    with pytest.raises(ValueError, match="The nearest flag is --seed"):
+        call(train_folder.main, [images("photos", 24, side=40), "--", "--sed", "3"])
+    assert not started
+
+
+@pytest.mark.parametrize("share", ["0.1428571", "0.1", "0.33333333333333331"])
+def test_a_share_and_seconds_are_passed_on_as_they_were_given(started: Started, share: str) -> None:
+    words = [images("photos", 24, side=40), "--hold_out", share, "--max_seconds", "1234567"]
+    call(train_folder.main, words)
+    call(train_folder.main, words)
+    assert [each[0] for each in started].count("train") == 2
+    assert parse(started[2][1:]).config.max_seconds == 1234567
+
+
+def test_shards_and_run_may_lie_among_the_images(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(images("photos", 40, side=40))
+    (folder / "broken.jpg").write_bytes(b"<html>")
+    monkeypatch.chdir(folder)
+    call(train_folder.main, ["."])
+    assert list(Path("data/photos/quarantine").rglob("*broken.jpg"))
+    started.clear()
+    for written in (".", "./", str(Path.cwd())):
+        call(train_folder.main, [written, "--report", "false"])
+    assert [words[0] for words in started] == ["train", "embed"] * 3
+
+
+def test_without_the_packages_of_a_page_it_says_how_to_get_them(
+    started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(installed.EXTRAS, "report", ("none_such",))
+    call(train_folder.main, [images("photos", 24, side=40)])
+    assert [words[0] for words in started] == ["shard", "select", "train", "embed"]
+    assert "  none: the package none_such is not installed here" in capsys.readouterr().out
 
 
 def test_what_cannot_be_trained_on_is_refused_before_it_is_tried(started: Started) -> None:

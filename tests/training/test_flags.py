@@ -50,6 +50,15 @@ def test_no_without_quotes_is_no_mixed_precision(tmp_path: Path) -> None:
     assert parse([*LEAST, "--config", str(recipe)]).config.mixed_precision == "no"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "holds no settings"), ("a: [1", "cannot be read as YAML")]
+)
+def test_a_recipe_without_settings_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"--config .*recipe\.yaml {words}"):
+        parse([*LEAST, "--config", str(tmp_path / "recipe.yaml")])
+
+
 def test_a_tilde_is_the_user_s_home_in_recipes_and_after_an_equals_sign(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

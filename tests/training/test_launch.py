@@ -33,3 +33,30 @@ def test_a_process_whose_launcher_has_died_ends(
             launch.follow_launcher()
     else:
         launch.follow_launcher()
+
+
+@pytest.mark.parametrize(
+    ("words", "launched"),
+    [
+        ("/venv/bin/python /venv/bin/accelerate launch train.py", True),
+        ("/venv/bin/python -u /venv/bin/accelerate-launch train.py", True),
+        ("python -m accelerate.commands.launch --multi_gpu -m viewrank train", True),
+        ("python -X dev -m torch.distributed.run train.py", True),
+        ("python3.12 -u /x/site-packages/torch/distributed/launch.py train.py", True),
+        ("/usr/bin/python3 /usr/bin/torchrun --nproc_per_node 2 train.py", True),
+        ("/usr/bin/torchrun train.py", True),
+        ("bash /home/me/accelerate_jobs/job.sh", False),
+        ("bash accelerate.sh", False),
+        ("bash job.sh accelerate", False),
+        ("sh /x/accelerate/commands/job.sh", False),
+        ("bash -c python train.py --run runs/accelerate", False),
+        ("/home/torchrun/bin/fish", False),
+        ("make accelerated", False),
+        ("", False),
+    ],
+)
+def test_a_launcher_is_known_by_its_program_alone(
+    words: str, launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "started_with", lambda _: words.split())
+    assert launch.launched() == launched

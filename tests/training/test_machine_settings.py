@@ -83,3 +83,19 @@ def test_a_file_of_something_else_is_refused_with_the_remedy(
         resolve(config(tmp_path / "run", "--tuned", str(path)), shard_set)
     for words in (str(path), "tools.tune", "--tuned none"):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("home", ["none", "unreadable"])
+def test_a_run_needs_no_home(
+    shard_set: ShardSet, tmp_path: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # of a user with no entry, as in containers
+    if home == "unreadable":  # as root may read all: a name at which stat fails too
+        monkeypatch.setenv("HOME", f"/{'x' * 300}")
+    plain = config(tmp_path / "run")
+    assert resolve(plain, shard_set) == (Tuning().filled(batch_size=8), "defaults")
+    if home == "none":
+        with pytest.raises(ValueError, match="Set HOME or XDG_CACHE_HOME; or give --out FILE"):
+            machine_settings.path_for(plain, shard_set, CPU, 8, 1)

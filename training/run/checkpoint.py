@@ -229,7 +229,7 @@ def read(root: Path) -> Checkpoint:
     try:
         record = json.loads(durable.read(root / RECORD))
         hashes = record["sha256"]
-        since = record.get("epoch_start", record.get("course", {}))  # as it was called once
+        since = record.get("epoch_start", {})
         checkpoint = Checkpoint(
             root=root,
             step=int(record["step"]),

@@ -8,6 +8,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the checkout; in a wheel, of the package."""
 PACKAGES = ("torch", "accelerate", "nvidia-dali-cuda130", "safetensors", "numpy")
 
 
@@ -15,17 +17,27 @@ def commit() -> str | None:
     """Return the git commit of this checkout, if it is one and there is git."""
     if not shutil.which("git"):
         return None
-    here = Path(__file__).parent
     asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--show-toplevel", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return asked.stdout.strip() if asked.returncode == 0 else None
+    top, _, head = asked.stdout.strip().rpartition("\n")
+    # An installed package may lie within a repository of its user's, which says nothing of it.
+    return head if asked.returncode == 0 and Path(top).resolve() == ROOT else None
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python and of those packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages or PACKAGES:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run depends on."""
+    return {"python": platform.python_version(), **installed(*PACKAGES)}
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
