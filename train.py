@@ -16,7 +16,7 @@ from training import installed  # first: it answers imports that fail
 import math
 import sys
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain
 
 import torch
 
@@ -133,7 +133,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     over = schedule.over(step, seconds)
     phase.enter("data", step=step, patience=10)  # the pipeline is built, and its buffer filled
     with monitor, loader, watch:
-        for batch in () if over else chain.from_iterable(repeat(loader)):
+        for batch in () if over else loader.endless():
             phase.enter("memory", patience=10)
             if (keys := method.memory_due(step)) is not None:
                 fill(method, keys, config, loader)

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -88,7 +88,7 @@ def one_loader(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     )
     predicted, held = loader_bytes(batches), None
     with Peak() as peak, batches:
-        for batch in islice(chain.from_iterable(repeat(batches)), 8):
+        for batch in islice(batches.endless(), 8):
             held = batch
             time.sleep(0.05)  # a step, in which the queue fills up
     del held
@@ -137,7 +137,7 @@ def one_budget(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
             begin = time.perf_counter()
             found = forecast(config, step.method, batches)
             seconds = time.perf_counter() - begin
-            for batch in islice(chain.from_iterable(repeat(batches)), STEPS):
+            for batch in islice(batches.endless(), STEPS):
                 step(batch.views, learning_rate=1e-3)
     row = case | {"precision": config.precision(), "seconds": round(seconds, 2)}
     return row | {"budget": found.describe()} | _compared(found.total, peak)
@@ -159,7 +159,7 @@ def one_flat(case: dict[str, Any], arguments: argparse.Namespace) -> dict[str, A
     held: list[float] = []
     with Loader(open_shards(arguments.shards), [group], batch_size_per_rank=8) as batches:
         steps = len(batches)
-        every = chain.from_iterable(repeat(batches))
+        every = batches.endless()
         for index, _ in enumerate(islice(every, case["batches"])):
             if index % 10 == 0:
                 held.append(anonymous() / MIB)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,7 +82,7 @@ def measure(case: dict[str, Any], shards: str) -> dict[str, Any]:
             step = Step(config, accelerator)
             method = step.method
             assert isinstance(method, QKIteration)
-            batches = chain.from_iterable(repeat(loader))
+            batches = loader.endless()
             row["step_without_memory_s"] = _steps(step, batches)
             request = method.memory_due(WARM + STEPS)
             assert isinstance(request, MemoryRequest)

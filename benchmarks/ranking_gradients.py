@@ -33,7 +33,6 @@ from training.schedule import EpochStart, Schedule
 from training.settings import parse
 from training.step import Step
 from training.surroundings import surroundings
-from training.throughput import endless
 
 BASE = "NTXent"
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -128,7 +127,7 @@ def main() -> None:
     schedule = Schedule(config, EpochStart(), steps_per_epoch=len(loader))
     stages = []
     with loader:
-        batches = (batch.views for batch in endless(loader))
+        batches = (batch.views for batch in loader.endless())
         for stage in measure(step, batches, schedule, arguments.at, arguments.batches):
             stages.append(stage)
             print(stage, file=sys.stderr, flush=True)

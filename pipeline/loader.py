@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Literal
 
@@ -161,6 +162,10 @@ class Loader:
             self.epoch, self.step = self.epoch + 1, 0
         while self.step < self._steps:
             yield self._next()  # this frame holds nothing of the batch while it waits
+
+    def endless(self) -> Iterator[Batch]:
+        """Return the batches of all epochs, one after the other, as training takes them."""
+        return chain.from_iterable(repeat(self))
 
     def _next(self) -> Batch:
         begin = time.perf_counter()

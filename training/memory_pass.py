@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain, repeat
 
 import torch
 import torch.distributed as dist
@@ -49,7 +48,7 @@ def fill(method: Method, request: MemoryRequest, config: Config, loader: Loader)
         waiting=loader.waiting,
     )
 
-    batches = ((batch.views[0], batch.id_B) for batch in chain.from_iterable(repeat(source)))
+    batches = ((batch.views[0], batch.id_B) for batch in source.endless())
     autocast = config.autocast()
     with source, torch.autocast(loader.device.type, autocast, enabled=autocast is not None):
         method.remember(request, batches)

@@ -7,10 +7,9 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pipeline.graph import ViewGroup
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Loader
 from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads, float_type
 from shards.layout import open_shards
@@ -164,7 +163,7 @@ def measure(
 
 def pipeline_turn(loader: Loader) -> Callable[[], object]:
     """Return a function that takes a batch and drops it."""
-    batches = endless(loader)
+    batches = loader.endless()
     return lambda: next(batches)
 
 
@@ -175,7 +174,7 @@ def step_turn(step: Step, views: tuple[Tensor, ...]) -> Callable[[], object]:
 
 def feed_turn(loader: Loader, step: Step) -> Callable[[], object]:
     """Return a function that trains on the next batch."""
-    batches = endless(loader)
+    batches = loader.endless()
 
     def turn() -> None:
         with record_function("loader"):
@@ -186,14 +185,9 @@ def feed_turn(loader: Loader, step: Step) -> Callable[[], object]:
     return turn
 
 
-def endless(loader: Loader) -> Iterator[Batch]:
-    """Return the batches of all epochs, one after the other, as training takes them."""
-    return chain.from_iterable(repeat(loader))
-
-
 def cached(loader: Loader) -> tuple[Tensor, ...]:
     """Return copies of the next batch's views, on the device and in the same memory layout."""
-    return tuple(views.clone() for views in next(endless(loader)).views)
+    return tuple(views.clone() for views in next(loader.endless()).views)
 
 
 def fill_cache(loader: Loader, seconds: float = math.inf) -> bool:

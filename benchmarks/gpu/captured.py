@@ -23,7 +23,7 @@ from training.command_line import UNUSED
 from training.rounds import bench
 from training.settings import parse
 from training.step_capture import WARM
-from training.throughput import Workload, endless
+from training.throughput import Workload
 
 RECORDED = ["--capture_step", "true"]
 METHODS = {
@@ -94,7 +94,7 @@ def equality(place: Sizes, method: str, optimizer: str) -> Row:
                 workload.step(
                     batch.views, id_B=batch.id_B, learning_rate=0.01, progress=(number + 1) / steps
                 ).loss.clone()
-                for number, batch in enumerate(islice(endless(loader), steps))
+                for number, batch in enumerate(islice(loader.endless(), steps))
             ]
         losses.append(torch.stack(found).tolist())
         weights.append(torch.cat([p.detach().flatten() for p in workload.step.parameters]))

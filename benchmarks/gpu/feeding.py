@@ -31,7 +31,7 @@ from pipeline.tuning import Tuning, default_threads
 from training.command_line import UNUSED
 from training.rounds import bench
 from training.settings import parse
-from training.throughput import GIB, RATE, Workload, endless, measure
+from training.throughput import GIB, RATE, Workload, measure
 
 Words = list[str]
 BARE = ["--warmup_epochs", "0", "--tuned", "none", "--profile_seconds", "0"]
@@ -157,7 +157,7 @@ def fed_from_batches(place: Sizes, words: Words, *, copied: bool) -> Row:
     workload = Workload(parse([*words_of(words), "--run", "unused", *UNUSED]).config)
     own: list[torch.Tensor] = []
     with workload.loader(Tuning()) as loader:
-        batches = endless(loader)
+        batches = loader.endless()
         batch: Batch | None = None
 
         def turn() -> None:

@@ -24,7 +24,6 @@ from pipeline.tuning import Tuning, default_threads
 from shards.layout import open_shards
 from training.throughput import (
     Measurement,
-    endless,
     fill_cache,
     measure,
     memory_gib,
@@ -127,7 +126,7 @@ def count_launches(loader: Loader, pace: Measurement) -> float:
         loader: whose batches.
         pace: how long they take: the queue of batches is to be full at both ends.
     """
-    batches = endless(loader)
+    batches = loader.endless()
     next(batches)
     settle(loader, pace)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

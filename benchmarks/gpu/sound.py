@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ from training.command_line import UNUSED
 from training.monitor import records
 from training.run import checkpoint
 from training.settings import parse
-from training.throughput import Workload, endless
+from training.throughput import Workload
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
 
@@ -157,7 +157,7 @@ def buffers(place: Sizes, finish: Literal["fused", "dali"]) -> Row:
         )
         found = []
         with loader:
-            for batch in islice(chain.from_iterable(repeat(loader)), batches):
+            for batch in islice(loader.endless(), batches):
                 if late and device.type == "cuda":
                     torch.cuda._sleep(60_000_000)  # about 30 ms: several times what a batch takes
                 found.append(batch.views[0].double().square().sum())
@@ -193,7 +193,7 @@ def losses(place: Sizes, precision: str) -> Row:
     with workload.loader(Tuning()) as loader:
         found = [
             workload.step(batch.views, learning_rate=1e-3).loss.detach()
-            for batch in islice(endless(loader), steps)
+            for batch in islice(loader.endless(), steps)
         ]
     skipped, _ = workload.step.guard.counts()
     return {"steps": steps, "losses": torch.stack(found).tolist(), "skipped_steps": skipped}

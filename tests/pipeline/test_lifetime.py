@@ -4,7 +4,7 @@ import ctypes
 import time
 import weakref
 from collections.abc import Callable
-from itertools import chain, islice, repeat
+from itertools import islice
 from threading import Thread
 from typing import Any
 
@@ -34,9 +34,6 @@ def late_readers_see_their_batch(shard_set: ShardSet, finish: Any, batches: int 
     def loader() -> Loader:
         return Loader(shard_set, GROUPS, batch_size_per_rank=8, tuning=Tuning(finish=finish))
 
-    def endless(loader: Loader) -> Any:
-        return islice(chain.from_iterable(repeat(loader)), batches)
-
     def add_up(views: torch.Tensor) -> float:
         return views.double().square().sum().item()
 
@@ -47,10 +44,10 @@ def late_readers_see_their_batch(shard_set: ShardSet, finish: Any, batches: int 
         seen[step] = add_up(views)
 
     with loader() as prompt:
-        expected = [add_up(batch.views[0]) for batch in endless(prompt)]
+        expected = [add_up(batch.views[0]) for batch in islice(prompt.endless(), batches)]
     with loader() as stressed:
         threads: list[Thread] = []
-        for step, batch in enumerate(endless(stressed)):
+        for step, batch in enumerate(islice(stressed.endless(), batches)):
             threads.append(Thread(target=read_late, args=(step, batch.views[0])))
             threads[-1].start()
             del batch
@@ -103,7 +100,7 @@ def test_a_late_kernel_sees_its_batch(make_shard_set: MakeShardSet, finish: Any)
         loader = Loader(shard_set, GROUPS, batch_size_per_rank=8, device=device, tuning=tuning)
         found: list[torch.Tensor] = []
         with loader:
-            for batch in islice(chain.from_iterable(repeat(loader)), batches):
+            for batch in islice(loader.endless(), batches):
                 if late:
                     torch.cuda._sleep(10_000_000)  # about 5 ms
                 found.append(batch.views[0].double().square().sum())

@@ -3,7 +3,7 @@
 import os
 import resource
 import shutil
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def epoch_ids(loader: Loader) -> list[int]:
 
 
 def take(loader: Loader, count: int) -> list[Batch]:
-    return list(islice(chain.from_iterable(repeat(loader)), count))
+    return list(islice(loader.endless(), count))
 
 
 def same(left: Batch, right: Batch) -> bool:
@@ -299,7 +299,7 @@ def test_the_host_never_waits_for_the_gpu(make_shard_set: MakeShardSet, finish: 
         tuning=Tuning(finish=finish),
     )
     with loader:
-        batches = chain.from_iterable(repeat(loader))
+        batches = loader.endless()
         next(batches)  # constants are copied, kernels compiled
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -1,6 +1,6 @@
 """Views of a pair set are cut from image and partner in turn, with every resampling."""
 
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def partner_id(ids: np.ndarray) -> np.ndarray:
 
 
 def take(loader: Loader, count: int) -> list[Batch]:
-    return list(islice(chain.from_iterable(repeat(loader)), count))
+    return list(islice(loader.endless(), count))
 
 
 def groups(counts: tuple[int, ...], policy: Policy, resampling: Any = "auto") -> list[ViewGroup]:

@@ -1,7 +1,7 @@
 """A place that does not answer is waited for, no batch is lost, and damage is found at once."""
 
 import threading
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ SMALL = ViewGroup(policy=SimCLRViews(), count=2, size=16)
 
 
 def take(loader: Loader, count: int) -> list[Batch]:
-    return list(islice(chain.from_iterable(repeat(loader)), count))
+    return list(islice(loader.endless(), count))
 
 
 def same(left: Batch, right: Batch) -> bool:

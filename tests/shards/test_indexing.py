@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def test_ranks_share_nothing_and_an_epoch_repeats_nothing(indexed: ShardSet) -> 
 @pytest.mark.parametrize("steps", [3, 5, 8])  # within the first epoch, at its end, in the second
 def test_a_loader_goes_on_bit_for_bit(indexed: ShardSet, steps: int) -> None:
     def take(loader: Loader, count: int) -> list[Batch]:
-        return list(islice(chain.from_iterable(repeat(loader)), count))
+        return list(islice(loader.endless(), count))
 
     def made() -> Loader:
         return Loader(indexed, [VIEWS], batch_size_per_rank=8, shuffle_buffer=16, seed=3)
