@@ -125,13 +125,8 @@ def _check(query: Features, reference: Features) -> None:
             f"Query features have size {query.h_NF.shape[1]}, reference features "
             f"{reference.h_NF.shape[1]}: compute both with networks of one method."
         )
-    for name, features in (("queries", query), ("references", reference)):
-        broken = int((~features.h_NF.isfinite().all(dim=1)).sum())
-        if broken:
-            raise ValueError(
-                f"{broken} of {len(features)} {name} have features that are not finite: training "
-                "has diverged, or the encoder overflows in float16."
-            )
+    query.refuse_broken("queries")
+    reference.refuse_broken("references")
 
 
 def _originals(query: Features, reference: Features) -> Tensor:

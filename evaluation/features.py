@@ -106,8 +106,11 @@ class Features:
             category_NK=None if category_NK is None else category_NK[keep_N],
         )
 
-    def refuse_broken(self) -> None:
+    def refuse_broken(self, what: str = "samples") -> None:
         """Refuse features that are not finite.
+
+        Args:
+            what: they are of, in the plural.
 
         It is noticed here and not in `embed`, because here all ranks hold the same rows: where one
         rank stops, all of them do.
@@ -118,7 +121,7 @@ class Features:
         broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in self.h_NF.split(ROWS))
         if broken:
             raise ValueError(
-                f"{broken} of {len(self)} samples have features that are not finite: training has "
+                f"{broken} of {len(self)} {what} have features that are not finite: training has "
                 "diverged, or the encoder overflows in float16 (evaluate in bfloat16 or float32)."
             )
 

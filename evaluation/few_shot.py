@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluation.features import Features, number_classes
+from evaluation.label_draw import shuffled_by_class
 from evaluation.score import blocks
+from shards.one_line import few
 
 SHOTS = (1, 5, 10)
 DRAWS = 100
@@ -92,33 +94,26 @@ def draw(class_N: Tensor, id_N: Tensor, *, shots: int, draws: int, seed: int) ->
         draws: R.
         seed: of the draws.
     """
-    N, generator = len(class_N), torch.Generator().manual_seed(seed)
-    order_N = id_N.argsort(stable=True)
+    generator, order_N = torch.Generator().manual_seed(seed), id_N.argsort(stable=True)
     count_K = class_N.bincount()
     first_K = count_K.cumsum(0) - count_K
     place_KS = first_K[:, None] + torch.arange(shots, device=class_N.device)
-    found = []
-    for _ in range(draws):
-        # Random order, then sorted by class: within a class the order stays random.
-        row_N = order_N[torch.randperm(N, generator=generator).to(id_N.device)]
-        row_N = row_N[class_N[row_N].argsort(stable=True)]
-        found.append(row_N[place_KS])
+    found = [shuffled_by_class(class_N, order_N, generator)[place_KS] for _ in range(draws)]
     return torch.stack(found)
 
 
 def _refuse_few(train: Features, label_K: Tensor, shots: int, classes: Sequence[str]) -> None:
     """Refuse classes with fewer samples than are drawn of each, by their names."""
     count_K = train.label_N.bincount()
-    few = (count_K < shots).nonzero()[:, 0].tolist()
-    if not few:
+    short = (count_K < shots).nonzero()[:, 0].tolist()
+    if not short:
         return
-    labels = {int(label_K[k]): int(count_K[k]) for k in few[:3]}
+    labels = {int(label_K[k]): int(count_K[k]) for k in short}
     named = [
         f"{classes[label] if label < len(classes) else label} has {count}"
         for label, count in labels.items()
     ]
-    which = ", ".join([*named, *(["…"] if len(few) > 3 else [])])
     raise ValueError(
-        f"{len(few)} of {len(count_K)} classes have fewer than {shots} train images ({which}), so "
-        f"that {shots} of each cannot be drawn"
+        f"{len(short)} of {len(count_K)} classes have fewer than {shots} train images "
+        f"({few(named, 3)}), so that {shots} of each cannot be drawn"
     )

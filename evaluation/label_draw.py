@@ -6,6 +6,7 @@ their order, or the encoder. With one seed a larger share holds a smaller one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from evaluation.overlap import shared_images
 from shards.layout import ShardSet
+from shards.one_line import few
 from shards.survey import rows_of
 
 
@@ -97,31 +99,56 @@ def place_in_class(class_N: Tensor, id_N: Tensor, *, seed: int) -> Tensor:
 
     The order in which the rows came does not matter. For the arguments see `some_of_each_class`.
     """
-    N = len(class_N)
-    shuffle_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    # Rows in random order, then sorted by class: within a class the order stays random.
-    row_N = id_N.argsort(stable=True)[shuffle_N.to(id_N.device)]
-    row_N = row_N[class_N[row_N].argsort(stable=True)]
+    generator = torch.Generator().manual_seed(seed)
+    row_N = shuffled_by_class(class_N, id_N.argsort(stable=True), generator)
     count_K = class_N.bincount()
     first_N = (count_K.cumsum(0) - count_K)[class_N[row_N]]
     place_N = torch.empty_like(row_N)
-    place_N[row_N] = torch.arange(N, device=class_N.device) - first_N
+    place_N[row_N] = torch.arange(len(row_N), device=class_N.device) - first_N
     return place_N
 
 
+def shuffled_by_class(class_N: Tensor, row_N: Tensor, generator: torch.Generator) -> Tensor:
+    """Return rows [N] sorted by class, within a class in random order.
+
+    Args:
+        class_N: class numbers.
+        row_N: the rows in an order that is always the same, such as that of their ids.
+        generator: of the random numbers, on the CPU.
+    """
+    row_N = row_N[torch.randperm(len(row_N), generator=generator).to(row_N.device)]
+    return row_N[class_N[row_N].argsort(stable=True)]
+
+
 def refuse_other_classes(train: ShardSet, test: ShardSet) -> None:
-    """Refuse two sets whose labels mean different things.
+    """Refuse a test set with classes that the training set does not name.
 
     Raises:
-        ValueError: both have classes, and other ones.
+        ValueError: both have classes, and one of the test set's is none of the other's.
     """
-    here, there = test.manifest.classes, train.manifest.classes
-    if here and there and here != there:
+    here, there = test.manifest.classes, Counter(train.manifest.classes)
+    strange = [name for name in here if there[name] != 1]  # of two of a name, which one is it?
+    if there and strange and here != train.manifest.classes:
         raise ValueError(
-            f"{test.root} has {len(here)} classes, {train.root} has {len(there)}, and their names "
-            f"differ ({sorted({*here} ^ {*there})[:3]}): labels would mean different things. Shard "
-            "two splits of one data set."
+            f"{test.root} has classes that {train.root} lacks, or names twice ({few(strange, 3)}), "
+            "so nothing that is learned there can name them. Give two splits of one data set, or "
+            "shard the test set without these classes."
         )
+
+
+def in_classes_of(train: ShardSet, test: ShardSet, label_N: Tensor) -> Tensor:
+    """Return labels of a test set as the training set numbers its classes, by their names.
+
+    Args:
+        train: has all classes of the other set; see `refuse_other_classes`.
+        test: whose labels they are.
+        label_N: -1 where there is none.
+    """
+    if train.manifest.classes == test.manifest.classes:
+        return label_N
+    number = {name: label for label, name in enumerate(train.manifest.classes)}
+    of_label = [*(number[name] for name in test.manifest.classes), -1]  # the last is of label -1
+    return torch.tensor(of_label, device=label_N.device)[label_N]
 
 
 def read_pair(train: ShardSet | None, test: ShardSet, what: str) -> LabelledSet:
@@ -151,7 +178,8 @@ def read_pair(train: ShardSet | None, test: ShardSet, what: str) -> LabelledSet:
             f"the images of {train.root} have {count}, and {what} needs 2 classes or more. Give "
             "another --train DIR."
         )
-    if not torch.isin(LabelledSet.read(test).label_K, known.label_K).any():
+    asked_K = in_classes_of(train, test, LabelledSet.read(test).label_K)
+    if not torch.isin(asked_K, known.label_K).any():
         raise ValueError(
             f"no image of {test.root} is of one of the {known.classes} classes of {train.root}. "
             "Give two splits of one data set."

@@ -16,17 +16,16 @@ no δ: 1e-4 is that of Skean et al., "Layer by Layer", ICML 2025 (https://arxiv.
 import torch
 from torch import Tensor
 
-from evaluation.rank_me import EPSILON, dimension_of
+from evaluation.rank_me import dimension_of
 
 
 @torch.no_grad()
-def run(z_VAD: Tensor, *, delta: float = 1e-4, epsilon: float = EPSILON) -> dict[str, float]:
+def run(z_VAD: Tensor, *, delta: float = 1e-4) -> dict[str, float]:
     """Return {"lidar": 1 to min(A - 1, D)} of embeddings or features of any floating dtype.
 
     Args:
         z_VAD: embeddings [V, A, D] of V views of A samples.
         delta: δ above; it matters where embeddings hardly differ between views.
-        epsilon: ε above.
 
     Raises:
         ValueError: there are fewer than 2 views or 2 samples.
@@ -49,4 +48,4 @@ def run(z_VAD: Tensor, *, delta: float = 1e-4, epsilon: float = EPSILON) -> dict
     gram = white_DA @ white_DA.T if D <= A else white_DA.T @ white_DA
     spectrum = torch.linalg.eigvalsh(gram).clamp(min=0)
     spectrum_D = torch.cat([spectrum, spectrum.new_zeros(D - len(spectrum))])
-    return {"lidar": dimension_of(spectrum_D, epsilon)}
+    return {"lidar": dimension_of(spectrum_D)}

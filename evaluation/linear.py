@@ -28,6 +28,8 @@ from evaluation.score import exact_float32
 
 GRID = tuple(10 ** (-half / 2) for half in range(13))
 """Strengths from 1 to 1e-6, two a decade."""
+FOLDS = 5
+"""Parts of the train samples, of all classes alike, that are held out in turn."""
 ENOUGH = 10_000
 """Held-out rows that say enough: of a large set fewer folds are held out in turn, at least one."""
 GAIN = 1e-4
@@ -82,9 +84,6 @@ def run(
     test: Features,
     *,
     l2_grid: Sequence[float] = GRID,
-    folds: int = 5,
-    seed: int = 0,
-    iterations: int = 200,
 ) -> dict[str, float]:
     """Choose l2 by cross-validation in train, fit on all of train, report on test.
 
@@ -92,9 +91,6 @@ def run(
         train: samples to fit; those without a label are left out.
         test: samples to report on; those without a label are left out.
         l2_grid: strengths to choose from, all above 0.
-        folds: parts of the train samples, of all classes alike, that are held out in turn.
-        seed: decides which samples are held out together.
-        iterations: L-BFGS iterations at most, for every strength.
 
     Returns:
         {"linear_top1": share of test samples classified rightly, 0 to 1; "linear_l2": the chosen}.
@@ -102,26 +98,23 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the labels do not allow classification.
     """
-    check(l2_grid, iterations)
-    if folds < 2:
-        raise ValueError(f"folds={folds}, expected 2 or more; the default is 5.")
+    check(l2_grid)
     label_K, train, test = number_classes(train, test)
     falling, K = sorted(l2_grid, reverse=True), len(label_K)
-    l2, near = _choose(train, K, falling, folds, seed, iterations)
+    l2, near = _choose(train, K, falling)
     start = None
     if near is not None:  # weak penalties take more iterations than there are: go on where it was
         start = _empty(train.h_NF, None, _rows(train.h_NF, K), K)
         start = replace(start, weight_KF=near.weight_KF, bias_K=near.bias_K)
-    probe = fit(train.h_NF, train.label_N, classes=K, l2=l2, iterations=iterations, start=start)
+    probe = fit(train.h_NF, train.label_N, classes=K, l2=l2, start=start)
     return {"linear_top1": _accuracy(probe, test.h_NF, test.label_N), "linear_l2": l2}
 
 
-def check(l2_grid: Sequence[float], iterations: int) -> None:
-    """Refuse settings that are out of range."""
-    if not l2_grid or min(l2_grid) <= 0 or iterations < 1:
+def check(l2_grid: Sequence[float]) -> None:
+    """Refuse strengths that are out of range."""
+    if not l2_grid or min(l2_grid) <= 0:
         raise ValueError(
-            f"l2_grid={tuple(l2_grid)} and iterations={iterations}: strengths must be above 0, "
-            "iterations at least 1; the defaults are 1 to 1e-6 and 200."
+            f"l2_grid={tuple(l2_grid)}: strengths must be above 0; the defaults are 1 to 1e-6."
         )
 
 
@@ -263,24 +256,17 @@ def folds_of(class_N: Tensor, id_N: Tensor, *, count: int, seed: int) -> Tensor:
     return fold_N.masked_fill(count_K[class_N] == 1, -1)
 
 
-def _choose(
-    train: Features,
-    classes: int,
-    l2_grid: Sequence[float],
-    count: int,
-    seed: int,
-    iterations: int,
-) -> tuple[float, Probe | None]:
+def _choose(train: Features, classes: int, l2_grid: Sequence[float]) -> tuple[float, Probe | None]:
     """Return the strength with the least cross-entropy of held-out rows, and a probe that has it.
 
     The grid is falling. That probe has not seen the rows of the first fold.
     """
     if len(l2_grid) == 1:
         return l2_grid[0], None
-    fold_N = folds_of(train.label_N, train.id_N, count=count, seed=seed)
-    asked = -(-ENOUGH * count // int((fold_N >= 0).sum()))
+    fold_N = folds_of(train.label_N, train.id_N, count=FOLDS, seed=0)
+    asked = -(-ENOUGH * FOLDS // int((fold_N >= 0).sum()))
     # Of few rows a fold may have none.
-    some = [fold for fold in range(count) if bool((fold_N == fold).any())][:asked]
+    some = [fold for fold in range(FOLDS) if bool((fold_N == fold).any())][:asked]
     held = [(fold_N == fold).nonzero()[:, 0] for fold in some]
     fitted = [(fold_N != fold).nonzero()[:, 0] for fold in some]
     probes: list[Probe | None] = [None] * len(some)
@@ -294,7 +280,6 @@ def _choose(
                 train.label_N,
                 classes=classes,
                 l2=l2,
-                iterations=iterations,
                 start=probes[fold],
                 chosen_N=fitted_N,
             )

@@ -28,8 +28,11 @@ from evaluation.linear import Loss, Probe
 from evaluation.protocol import Evaluation
 from evaluation.score import nearest
 from shards.layout import PRESENT, ShardSet
+from shards.one_line import few
 
 GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+HELD_OUT = 0.2
+"""Share of the train samples by which the strength is chosen."""
 
 
 def run(
@@ -38,9 +41,6 @@ def run(
     *,
     categories: Sequence[str],
     l2_grid: Sequence[float] = GRID,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-    iterations: int = 200,
 ) -> Evaluation:
     """Choose l2 on a part of train, fit on all of train, report on test.
 
@@ -50,9 +50,6 @@ def run(
         categories: names of the K columns of both.
         l2_grid: strengths to choose from, all above 0. The best validation mAP wins, the stronger
             of equals.
-        validation_fraction: share of the train samples held out for that choice, 0 to 1.
-        seed: decides which samples are held out.
-        iterations: L-BFGS iterations at most, for every strength.
 
     Returns:
         multi_label_map: mean over the categories that a test sample shows of their AP by `step`.
@@ -63,16 +60,11 @@ def run(
     Raises:
         ValueError: a setting is out of range, or the categories do not allow it.
     """
-    linear.check(l2_grid, iterations)
-    if not 0 < validation_fraction < 1:
-        raise ValueError(
-            f"validation_fraction={validation_fraction}, expected a share above 0 and below 1; the "
-            "default is 0.2."
-        )
+    linear.check(l2_grid)
     (train, train_NK), (test, test_NK) = train.annotated(), test.annotated()
     falling = sorted(l2_grid, reverse=True)
-    l2 = _choose(train, train_NK, falling, validation_fraction, seed, iterations)
-    probe = fit(train.h_NF, train_NK, l2=l2, iterations=iterations)
+    l2 = _choose(train, train_NK, falling)
+    probe = fit(train.h_NF, train_NK, l2=l2)
     found = category_precision(probe.logits(test.h_NF), test_NK)
     return Evaluation(
         {
@@ -195,7 +187,7 @@ def remarks(train: ShardSet | None, test: ShardSet) -> list[str]:
     if not there:
         return [f"{without}: {train.root} has no categories"]
     if not common_categories(train, test):
-        names = f"{_listed(there)}; {_listed(here)}"
+        names = f"{few(there, 3)}; {few(here, 3)}"
         return [f"{without}: {train.root} and {test.root} share no category ({names})"]
     if train.manifest == test.manifest:
         words = "what they say is not of held-out images"
@@ -204,7 +196,7 @@ def remarks(train: ShardSet | None, test: ShardSet) -> list[str]:
         ]
     apart = [name for name in (*there, *here) if name not in there or name not in here]
     if apart:
-        words = f"in one of {train.root} and {test.root} alone ({_listed(apart)})"
+        words = f"in one of {train.root} and {test.root} alone ({few(apart, 3)})"
         return [f"{len(apart)} categories are {words}: multi-label k-NN and probe are without them"]
     return []
 
@@ -218,12 +210,8 @@ def unlearnable(train: Features, test: Features, categories: Sequence[str]) -> l
         return []
     return [
         f"{len(names)} of {len(categories)} categories of test samples are in none of the train "
-        f"samples, or in all ({_listed(names)}): nothing can be learned of them, and they count"
+        f"samples, or in all ({few(names, 3)}): nothing can be learned of them, and they count"
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
 
 
 def _both(category_NK: Tensor) -> Tensor:
@@ -247,14 +235,7 @@ def _binary_cross_entropies(weight_K: Tensor) -> Loss:
     return loss
 
 
-def _choose(
-    train: Features,
-    category_NK: Tensor,
-    l2_grid: Sequence[float],
-    fraction: float,
-    seed: int,
-    iterations: int,
-) -> float:
+def _choose(train: Features, category_NK: Tensor, l2_grid: Sequence[float]) -> float:
     """Return the strength with the best validation mAP; the grid is in falling order."""
     if not bool(_both(category_NK).any()):
         raise ValueError(
@@ -263,7 +244,7 @@ def _choose(
         )
     if len(l2_grid) == 1:
         return l2_grid[0]
-    held_N = linear.split(_rarest(category_NK), train.id_N, fraction=fraction, seed=seed)
+    held_N = linear.split(_rarest(category_NK), train.id_N, fraction=HELD_OUT, seed=0)
     held_NK = category_NK[held_N]
     if not bool((held_NK == PRESENT).any()):
         raise ValueError(
@@ -273,9 +254,7 @@ def _choose(
     fitted_N, h_HF = (~held_N).nonzero()[:, 0], train.h_NF[held_N]
 
     def fitted(l2: float, start: Probe | None) -> Probe:
-        return fit(
-            train.h_NF, category_NK, l2=l2, iterations=iterations, start=start, chosen_N=fitted_N
-        )
+        return fit(train.h_NF, category_NK, l2=l2, start=start, chosen_N=fitted_N)
 
     def score(probe: Probe) -> float:
         return mean_precision(category_precision(probe.logits(h_HF), held_NK).step_K)

@@ -8,6 +8,7 @@ import torch
 
 from evaluation.features import Features
 from shards.layout import ShardSet
+from shards.one_line import few
 from shards.survey import contents_of
 
 
@@ -39,8 +40,7 @@ def unknown_classes(train: Features, test: Features, train_set: ShardSet) -> lis
         return []
     missing = test.label_N[strange_N].unique().tolist()
     classes = train_set.manifest.classes
-    names = [classes[label] for label in missing[:3] if label < len(classes)]
-    which = ", ".join([*names, *(["…"] if len(missing) > 3 else [])])
+    which = few((classes[label] for label in missing if label < len(classes)), 3)
     classes_text = "a class" if len(missing) == 1 else f"{len(missing)} classes"
     return [
         f"{int(strange_N.sum()):,} test samples are of {classes_text} without a sample in "

@@ -17,12 +17,11 @@ EPSILON = 1e-7
 
 
 @torch.no_grad()
-def run(z_VAD: Tensor, *, epsilon: float = EPSILON) -> dict[str, float]:
+def run(z_VAD: Tensor) -> dict[str, float]:
     """Return {"rank_me": 1 to min(V · A, D)} of embeddings or features of any floating dtype.
 
     Args:
         z_VAD: embeddings [V, A, D] of V views of A samples.
-        epsilon: ε above.
     """
     V, A, D = z_VAD.shape
     if V * A < D:
@@ -34,16 +33,15 @@ def run(z_VAD: Tensor, *, epsilon: float = EPSILON) -> dict[str, float]:
             wide_AD = z_AD.double()
             gram += wide_AD.T @ wide_AD
     # Squares of the singular values. In float64 their roots have the digits of float32's SVD.
-    return {"rank_me": dimension_of(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt(), epsilon)}
+    return {"rank_me": dimension_of(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt())}
 
 
-def dimension_of(spectrum_K: Tensor, epsilon: float) -> float:
+def dimension_of(spectrum_K: Tensor) -> float:
     """Return exp(-Σ p log p) with p = spectrum / Σ spectrum + ε; 1 if the spectrum is 0.
 
     Args:
         spectrum_K: singular values or eigenvalues [K], none negative.
-        epsilon: added to each share.
     """
     total = spectrum_K.sum()
-    share_K = spectrum_K / total + epsilon
+    share_K = spectrum_K / total + EPSILON
     return float(torch.where(total > 0, torch.special.entr(share_K).sum().exp(), 1))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from evaluation.classifier import Classifier, ClassifierStep
 from evaluation.features import eval_mode
-from evaluation.label_draw import LabelledSet
+from evaluation.label_draw import LabelledSet, in_classes_of
 from evaluation.linear import split
 from evaluation.protocol import Trial
 from evaluation.resumption import Resumption, Task
@@ -234,7 +234,7 @@ class RateSweep:
                 device, autocast = trial.device.type, trial.autocast
                 with torch.autocast(device, autocast, enabled=autocast is not None):
                     logits_RBK = classifier(batch.image_BCHW)
-                class_B = number_of[batch.label_B]
+                class_B = number_of[in_classes_of(self.known.shard_set, asked, batch.label_B)]
                 best_RBK = logits_RBK.topk(min(_TOP, logits_RBK.shape[2]), dim=2).indices
                 right_RBK = best_RBK == class_B[:, None]
                 loss_RB = F.cross_entropy(

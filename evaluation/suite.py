@@ -28,7 +28,7 @@ from evaluation import (
 )
 from evaluation.bare_encoder import BareEncoder
 from evaluation.features import Features, ImageBatch, embed, eval_mode
-from evaluation.label_draw import refuse_other_classes
+from evaluation.label_draw import in_classes_of, refuse_other_classes
 from evaluation.overlap import shared_images, unknown_classes
 from evaluation.protocol import Evaluated, Evaluation, Progressed
 from model.gather import gather_rows
@@ -41,6 +41,8 @@ from shards.layout import ShardSet
 
 # Fixed, so that two encoders are asked about the same views, at the same number of processes.
 VIEW_SEED = 20_101_007
+VIEW_SAMPLES = 1024
+"""Held-out samples that are ranked by view retrieval, at most."""
 
 
 FROZEN = (
@@ -89,7 +91,6 @@ class Suite:
         rank: this process.
         world_size: number of processes; each embeds its part.
         tuning: how the data pipelines run on this machine.
-        view_samples: how many held-out samples are ranked by view retrieval, at most.
         queries: shard set of edited copies, labelled with ids of references; None skips copy
             detection.
         references: shard set that the queries are searched in; with `queries` or not at all.
@@ -107,7 +108,6 @@ class Suite:
     rank: int = 0
     world_size: int = 1
     tuning: Tuning | None = None
-    view_samples: int = 1024
     queries: ShardSet | None = None
     references: ShardSet | None = None
     neighbours: int = 20
@@ -160,6 +160,9 @@ class Suite:
             found.append(f"no {_FITTED_WORDS}: {train.root} has a single class")
         elif train is not None and train.manifest == test.manifest:
             found.append(f"{test.root} is the set that k-NN and probe are fitted on too: {_SAME}")
+        elif train is not None and len(train.manifest.classes) > len(test.manifest.classes):
+            here, there = len(test.manifest.classes), len(train.manifest.classes)
+            found.append(f"{test.root} has {here} of the {there} classes of {train.root}")
         return found
 
     def run(self, method: Evaluated, protocols: Collection[str] = FROZEN) -> Evaluation:
@@ -223,6 +226,8 @@ class Suite:
             return
         with found.leaving_out(_FITTED_WORDS):
             train = self.features(method, self.train)
+            label_N = in_classes_of(self.train, self.test, test.label_N)
+            test = replace(test, label_N=label_N)
             found.remarks += self._shared
             found.remarks += unknown_classes(train, test, self.train)
             if "knn" in protocols:
@@ -331,7 +336,7 @@ class Suite:
     @torch.inference_mode()
     def embed_views(self, method: Evaluated) -> Tensor:
         """Return the embeddings z [V, A, D] of fresh views of held-out samples, on every rank."""
-        part = min(self.view_samples, len(self.test)) // self.world_size
+        part = min(VIEW_SAMPLES, len(self.test)) // self.world_size
         batch_size = max(1, min(128, part))
         group = replace(self.group, count=max(2, self.group.count))
         batches = max(1, part // batch_size)

@@ -9,7 +9,6 @@ and no run folder is written.
 
 from __future__ import annotations
 
-import importlib.util
 import json as json_text
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from rich.text import Text
 from pipeline.loader import Loader
 from pipeline.profile import milliseconds
 from shards import durable
-from training import header
+from training import header, installed
 from training.command_line import run_function
 from training.rounds import GOAL, What, bench
 from training.settings import Settings
@@ -63,12 +62,9 @@ def main(
             f"seconds={seconds:g} and rounds={rounds}; give more than 0 and 1 or more."
         )
     durable.check_writable(json=json, chart=chart, trace=trace)
-    if chart and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            "--chart is drawn by matplotlib, which is not installed. Install it with uv pip "
-            "install matplotlib, or with the optional group peers: uv pip install -e '.[peers]'"
-        )
-    console = Console(highlight=False)
+    if chart:
+        installed.require("matplotlib")
+    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
     with ExitStack() as live:
         update = live.enter_context(console.status("")).update if console.is_terminal else None
 
@@ -85,14 +81,15 @@ def main(
             begun=lambda *begun: show_header(console, *begun),
             say=say,
         )
-    show(console, record)
-    if json:
+    if json:  # first: who reads what is printed, such as head, may not read to its end
         text = json_text.dumps(record, indent=1, ensure_ascii=False)
         durable.replace(json, [text.encode(), b"\n"])
-        console.print(f"figures in {json}", soft_wrap=True)
     if chart:
         draw(record, chart)
-        console.print(f"chart in {chart}", soft_wrap=True)
+    show(console, record)
+    for name, path in {"figures": json, "chart": chart}.items():
+        if path:
+            console.print(f"{name} in {path}", soft_wrap=True)
     if trace:
         console.print(
             f"trace in {trace}: open it on https://ui.perfetto.dev, which keeps it in "
@@ -214,7 +211,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     if "ratio" in record and differs(record):
         title += f": fed at {record['ratio']['median']:.3f} of the step's speed"
     axes.set_title(title, loc="left", size=10)
-    chart.savefig(path, format="png")
+    with durable.replaced(path) as partial:
+        chart.savefig(partial, format="png")
     pyplot.close(chart)
 
 

@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,7 +38,9 @@ from training.terminal import Section, show
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evaluation.features import Features
     from evaluation.neighbours import Neighbours
+    from training.trained import Trained
 
 KEPT = 0.5  # share of the images that get a partner, unless said otherwise
 SHOWN = 24  # pairs on the sheet
@@ -92,44 +95,22 @@ def main(
         workers: number of processes that write; by default, one for each core.
     """
     # Here and not above, so that --help takes no seconds.
-    from evaluation.features import embed
-    from evaluation.neighbours import choose_partners, lower_for, nearest_others
-    from pipeline.images import Images
     from training.named_encoder import open_named, show_help
 
     show_help(encoder, program(main))
-    if keep is not None and lower is not None:
-        raise ValueError(
-            f"keep={keep} and lower={lower} both say which pairs are similar enough; give one of "
-            "them."
-        )
-    refuse_occupied(out)  # before mining takes its time
     sheet = sheet or _sheet_of(out)
-    if not is_remote(out):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)  # the sheet lies beside the pairs
-    durable.check_writable(sheet=sheet)
+    _refuse(out, sheet, keep, lower)
     shard_set = open_shards(shards)
     trained = open_named(None, encoder, size=size, device=device)
-    begin = time.monotonic()
-    # Un-augmented, in the order of the tars.
-    images = Images(
-        shard_set,
-        size=trained.size,
-        device=trained.device,
-        tuning=trained.tuning,
-        normalisation=trained.normalisation,
+    best = pick == "best"
+    mined = _mined(
+        shard_set, trained, keep, lower, upper=upper, count=candidates, best=best, seed=seed
     )
-    features = embed(trained.encoder, images, autocast=trained.autocast, samples=len(shard_set))
-    embedded = time.monotonic()
-    neighbours = nearest_others(features.h_NF, count=candidates, upper=upper)
-    if lower is None:
-        lower = lower_for(neighbours, KEPT if keep is None else keep)
-    chosen = choose_partners(neighbours.at_least(lower), best=pick == "best", seed=seed)
-    mined = time.monotonic()
 
-    partners, scores = (each.cpu().numpy() for each in chosen)
+    begin = time.monotonic()
+    partners, scores = mined.partner_N.cpu().numpy(), mined.score_N.cpu().numpy()
     source = Pairs(shard_set=shard_set, partners=partners, scores=scores, added=added)
-    if not np.array_equal(source.ids, features.id_N.cpu().numpy()):
+    if not np.array_equal(source.ids, mined.features.id_N.cpu().numpy()):
         raise ValueError(f"{shard_set.root} changed while it was read; mine again.")
     pair_set = _write(
         source,
@@ -141,11 +122,7 @@ def main(
     )
     _draw(shard_set, partners, scores, seed, sheet)
 
-    seconds = {
-        "embedding": embedded - begin,
-        "search": mined - embedded,
-        "writing": time.monotonic() - mined,
-    }
+    seconds = {**mined.seconds, "writing": time.monotonic() - begin}
     facts = {
         "images": f"{len(shard_set):,} of {shard_set.root}",
         "encoder": trained.name,
@@ -155,16 +132,91 @@ def main(
         "next": f"python -m tools.preview {shlex.quote(pair_set.root)}",
     }
     about = [
-        ("thresholds", f"cosine {lower:.4f} to {upper:g}"),
+        ("thresholds", f"cosine {mined.lower:.4f} to {upper:g}"),
         ("partner", f"{pick} of up to {candidates} candidates"),
     ]
-    others = _other_shares(neighbours, features.label_N, seed=seed, candidates=candidates)
+    label_N = mined.features.label_N
+    others = _other_shares(mined.neighbours, label_N, seed=seed, candidates=candidates)
     sections = [
-        Section("pairs", _pairs(*chosen, features.label_N, about)),
+        Section("pairs", _pairs(mined.partner_N, mined.score_N, label_N, about)),
         Section("other thresholds", others),
         Section("pair set", list(facts.items())),
     ]
     show(sections, Console())
+
+
+@dataclass(frozen=True)
+class _Mined:
+    """Which images mean the same."""
+
+    features: Features
+    neighbours: Neighbours
+    lower: float
+    """Smallest cosine of a pair."""
+    partner_N: Tensor
+    score_N: Tensor
+    """Cosines with the partners."""
+    seconds: dict[str, float]
+    """How long it took, by what was done."""
+
+
+def _refuse(out: str, sheet: Path, keep: float | None, lower: float | None) -> None:
+    """Refuse what cannot be mined or written, before mining takes its time."""
+    if keep is not None and lower is not None:
+        raise ValueError(
+            f"keep={keep} and lower={lower} both say which pairs are similar enough; give one of "
+            "them."
+        )
+    refuse_occupied(out)
+    if not is_remote(out):
+        Path(out).parent.mkdir(parents=True, exist_ok=True)  # the sheet lies beside the pairs
+    durable.check_writable(sheet=sheet)
+
+
+def _mined(
+    shard_set: ShardSet,
+    trained: Trained,
+    keep: float | None,
+    lower: float | None,
+    *,
+    upper: float,
+    count: int,
+    best: bool,
+    seed: int,
+) -> _Mined:
+    """Embed the images and choose their partners.
+
+    Args:
+        shard_set: the images.
+        trained: the encoder.
+        keep: as `main` has it; likewise `lower`, `upper` and `seed`.
+        lower: None if `keep` decides.
+        upper: above it is a copy.
+        count: candidates of an image.
+        best: whether the most similar of them is taken.
+        seed: of the choice.
+    """
+    from evaluation.features import embed
+    from evaluation.neighbours import choose_partners, lower_for, nearest_others
+    from pipeline.images import Images
+
+    begin = time.monotonic()
+    # Un-augmented, in the order of the tars.
+    images = Images(
+        shard_set,
+        size=trained.size,
+        device=trained.device,
+        tuning=trained.tuning,
+        normalisation=trained.normalisation,
+    )
+    features = embed(trained.encoder, images, autocast=trained.autocast, samples=len(shard_set))
+    embedded = time.monotonic()
+    neighbours = nearest_others(features.h_NF, count=count, upper=upper)
+    if lower is None:
+        lower = lower_for(neighbours, KEPT if keep is None else keep)
+    chosen = choose_partners(neighbours.at_least(lower), best=best, seed=seed)
+    seconds = {"embedding": embedded - begin, "search": time.monotonic() - embedded}
+    return _Mined(features, neighbours, lower, *chosen, seconds)
 
 
 def _write(

@@ -16,6 +16,8 @@ EXTRAS = {
     "report": ("jinja2", "plotly", "umap"),
     "disc21": ("h5py",),
     "detection": ("pycocotools",),
+    "export": ("onnx", "onnxscript", "onnxruntime", "transformers"),
+    "peers": ("matplotlib", "kornia", "lightly"),
 }
 """Packages of an optional group of pyproject.toml, by the group, as they are imported."""
 TRACEBACK = "VIEWRANK_TRACEBACK"

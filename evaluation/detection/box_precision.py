@@ -14,11 +14,12 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from evaluation.detection.detection_set import TrueBoxes
 
@@ -41,16 +42,6 @@ class FoundBoxes:
 
     def __len__(self) -> int:
         return len(self.image_D)
-
-
-def require() -> None:
-    """Refuse to begin without COCO's code.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-    """
-    if find_spec(PACKAGE) is None:
-        raise ModuleNotFoundError(f"No module named {PACKAGE!r}", name=PACKAGE)
 
 
 def coco(found: FoundBoxes, truth: TrueBoxes, frame_N2: NDArray[np.float64]) -> dict[str, float]:
@@ -184,17 +175,12 @@ def _best_overlaps(
         groups.setdefault(key, []).append(number)
     for key in groups.keys() & places.keys():
         ours, theirs = np.array(groups[key]), np.array(places[key])
-        overlap_DM = overlaps(found.box_D4[ours], truth.box_M4[theirs])
+        overlap_DM = _overlaps(found.box_D4[ours], truth.box_M4[theirs])
         at_D[ours] = theirs[overlap_DM.argmax(1)]
         overlap_D[ours] = overlap_DM.max(1)
     return overlap_D, at_D
 
 
-def overlaps(box_D4: NDArray[np.float64], box_M4: NDArray[np.float64]) -> NDArray[np.float64]:
+def _overlaps(box_D4: NDArray[np.float64], box_M4: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return intersection over union [D, M] of boxes x, y, width, height."""
-    end_D2, end_M2 = box_D4[:, :2] + box_D4[:, 2:], box_M4[:, :2] + box_M4[:, 2:]
-    low_DM2 = np.maximum(box_D4[:, None, :2], box_M4[:, :2])
-    high_DM2 = np.minimum(end_D2[:, None], end_M2)
-    inside_DM = (high_DM2 - low_DM2).clip(0).prod(2)
-    union_DM = box_D4[:, 2:].prod(1)[:, None] + box_M4[:, 2:].prod(1) - inside_DM
-    return inside_DM / union_DM
+    return box_iou(torch.from_numpy(box_D4), torch.from_numpy(box_M4), fmt="xywh").numpy()

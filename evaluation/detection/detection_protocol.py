@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from evaluation.detection.detector_training import DetectorSchedule, detect, tra
 from evaluation.protocol import Evaluation, EvaluationProtocol, Trial
 from evaluation.resumption import Resumption, Task
 from shards.layout import ShardSet
-from shards.one_line import one_line
+from shards.one_line import few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class Detection(EvaluationProtocol):
 
     def check(self, trial: Trial) -> None:
         """See `EvaluationProtocol.check`."""
-        box_precision.require()
+        import_module(box_precision.PACKAGE)  # which is needed after hours
         refuse(
             trial.encoder,
             self.kind,
@@ -140,8 +141,8 @@ class Detection(EvaluationProtocol):
         learned, asked = images.names(), test.names()
         if not {*learned} & {*asked}:
             raise ValueError(
-                f"{images.images.location} has boxes of {_some(learned)}, {test.images.location} "
-                f"of {_some(asked)}: none is in both. Give two parts of one data set."
+                f"{images.images.location} has boxes of {few(learned, 3)}, {test.images.location} "
+                f"of {few(asked, 3)}: none is in both. Give two parts of one data set."
             )
 
     def run(self, trial: Trial) -> Evaluation:
@@ -250,13 +251,8 @@ def _unlike(images: DetectionSet, test: DetectionSet) -> list[str]:
         boxes = sum(asked[name] for name in only)
         remarks.append(
             f"{boxes:,} boxes of {test.images.location} are of categories without a box in "
-            f"{images.images.location} ({_some(only)}): none is found"
+            f"{images.images.location} ({few(only, 3)}): none is found"
         )
     if only := [name for name in learned if name not in asked]:
-        remarks.append(f"{test.images.location} has no box of {_some(only)}: in no figure")
+        remarks.append(f"{test.images.location} has no box of {few(only, 3)}: in no figure")
     return remarks
-
-
-def _some(names: Collection[str]) -> str:
-    """Return a few of some names."""
-    return ", ".join([one_line(name) for name in [*names][:3]] + ["…"] * (len(names) > 3))

@@ -25,7 +25,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from evaluation.detection.detector_modules import (
     InPrecision,
-    Mean,
     PooledRegions,
     Prepared,
     Pyramid,
@@ -253,7 +252,7 @@ def _c4(
         rpn_anchor_generator=AnchorGenerator(anchors, ((0.5, 1.0, 2.0),)),
         **_kept_proposals(proposals, before=6),
         box_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-        box_head=nn.Sequential(last, *norm, Mean()),
+        box_head=nn.Sequential(last, *norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         box_predictor=FastRCNNPredictor(sizes[3], categories + 1),
     )
 

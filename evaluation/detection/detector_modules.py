@@ -176,11 +176,3 @@ class ThirdStage(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return it [B, C, H, W]."""
         return self.encoder.feature_maps(images_BCHW, stages=3)[-1]
-
-
-class Mean(nn.Module):
-    """Maps [R, C, H, W] to their means [R, C]."""
-
-    def forward(self, maps_RCHW: Tensor) -> Tensor:
-        """Return the means."""
-        return maps_RCHW.mean((2, 3))

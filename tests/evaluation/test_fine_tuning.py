@@ -20,6 +20,7 @@ from evaluation.protocol import Evaluation, EvaluationProtocol, Trial
 from model.encoder import Encoder, SmallResNet, Timm
 from pipeline.normalisation import IMAGENET
 from shards.layout import ShardSet
+from shards.source.source import Sample
 from shards.writing.write import write
 from tests.conftest import Pictures
 
@@ -134,6 +135,36 @@ def test_the_rate_is_the_best_on_held_out_labels_and_the_test_set_chooses_nothin
     changed = {name for name in done if done[name] != redone[name]}
     assert changed == {name for name in done if "all labels" in name}
     assert any("is trained on too" in remark for remark in again.remarks)
+
+
+class NotThree(Tinted):
+    """Those of nine of the classes, numbered without the fourth, or as among all."""
+
+    def __init__(self, samples: int, *, renumbered: bool) -> None:
+        super().__init__(samples, first=500)
+        self.shown = [index for index in range(samples) if index % 10 != 3]
+        self.renumbered = renumbered
+        if renumbered:
+            del self.classes[3]
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(self.shown[index])
+        return replace(sample, label=sample.label - (self.renumbered and sample.label > 3))
+
+
+@pytest.mark.parametrize("protocol", [replace(HEAD, labels=(1.0,)), PROBE])
+def test_a_test_set_that_lacks_a_class_is_matched_by_names(
+    protocol: Any, sets: tuple[ShardSet, ShardSet], tmp_path: Path
+) -> None:
+    found = []
+    for renumbered in (False, True):
+        folder = tmp_path / str(renumbered)
+        test = write(NotThree(40, renumbered=renumbered), folder / "test")
+        found.append(run(protocol, trial((sets[0], test), InMemory(folder)))[0].figures)
+    assert found[0] == found[1]
 
 
 def test_means_and_deviations_are_those_of_the_draws(

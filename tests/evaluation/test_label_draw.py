@@ -113,8 +113,12 @@ def test_sets_without_classes_or_with_others_are_refused(make_shard_set: MakeSha
     for pair in ((of([]), known), (known, of([]))):
         with pytest.raises(ValueError, match="has no labels, and learning needs those"):
             read_pair(pair[0], pair[1], "learning")
-    with pytest.raises(ValueError, match=r"names differ.*zebra"):
-        read_pair(of([*known.manifest.classes[:-1], "zebra"]), known, "learning")
+    with pytest.raises(ValueError, match=r"lacks, or names twice \(zebra\).*without these classes"):
+        read_pair(known, of([*known.manifest.classes[:-1], "zebra"]), "learning")
+    twice = [*known.manifest.classes, "class 2"]
+    with pytest.raises(ValueError, match=r"names twice \(class 2\)"):
+        read_pair(of(twice), known, "learning")
+    assert read_pair(of(twice), of(twice), "learning").classes == 10, "which one is no question"
 
 
 def test_images_that_are_in_both_sets_are_counted(make_shard_set: MakeShardSet) -> None:

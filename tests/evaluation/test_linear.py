@@ -201,10 +201,8 @@ def test_run_repeats_itself_and_works_in_inference_mode():
         assert linear.run(train, test) == expected
 
 
-@pytest.mark.parametrize(
-    "setting", [{"l2_grid": ()}, {"l2_grid": (0.0,)}, {"iterations": 0}, {"folds": 1}]
-)
-def test_impossible_settings_are_refused(setting: dict):
+@pytest.mark.parametrize("l2_grid", [(), (0.0,)])
+def test_impossible_settings_are_refused(l2_grid: tuple[float, ...]):
     train = features(20, seed=11)
-    with pytest.raises(ValueError, match=r"the defaults? (are|is)"):
-        linear.run(train, train, **setting)
+    with pytest.raises(ValueError, match="the defaults are"):
+        linear.run(train, train, l2_grid=l2_grid)

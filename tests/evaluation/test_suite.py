@@ -64,8 +64,28 @@ def test_features_are_of_every_sample(make_shard_set: MakeShardSet) -> None:
 def test_sets_whose_labels_mean_different_things_are_refused(make_shard_set: MakeShardSet) -> None:
     test = make_shard_set(40)
     train = with_classes(test, [*test.manifest.classes[:-1], "zebra"])
-    with pytest.raises(ValueError, match=r"names differ.*zebra.*two splits of one data set"):
-        Suite(test=test, train=train, group=GROUP, device=CPU)
+    with pytest.raises(ValueError, match=r"lacks.*\(zebra\).*two splits of one data set"):
+        Suite(test=train, train=test, group=GROUP, device=CPU)
+
+
+def test_a_test_set_that_lacks_a_class_is_matched_by_names(tmp_path: Path) -> None:
+    """As folders of classes are numbered: without the second, the third is the second."""
+    train = write(Labelled([0, 1, 2, 3] * 4), tmp_path / "train")
+    found = []
+    for name, labels, classes in (
+        ("all", [0, 2, 2, 0, -1], [f"class {label}" for label in range(10)]),
+        ("some", [0, 1, 1, 0, -1], ["class 0", "class 2"]),
+        ("turned", [1, 0, 0, 1, -1], ["class 2", "class 0"]),
+    ):
+        source = Labelled(labels, first=20)
+        source.classes = classes
+        test = write(source, tmp_path / name)
+        found.append(Suite(test=test, train=train, group=GROUP, device=CPU).run(method()))
+    whole, some, turned = found
+    assert PROBE | ONE | {"knn_top1"} < whole.figures.keys()
+    assert some.figures == turned.figures == whole.figures
+    (line,) = [line for line in some.remarks if line not in whole.remarks]
+    assert "has 2 of the 10 classes of" in line
 
 
 def test_fewer_samples_than_processes_are_refused(make_shard_set: MakeShardSet) -> None:

@@ -1,7 +1,9 @@
 """What tools.bench reports is consistent, and it leaves nothing else behind."""
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from shards.layout import ShardSet
@@ -88,7 +91,8 @@ def test_a_part_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "figures.json"
+    (tmp_path / "[").mkdir()
+    out = tmp_path / "[/x].json"  # a name, and no markup
     more = ["--seconds", "0.2", "--rounds", "1", "--json", str(out)]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     # In this process one thread computes: several wait long for each other on a busy machine.
@@ -99,7 +103,57 @@ def test_a_part_alone(
     torch.set_num_threads(threads)
     record = json.loads(out.read_text())
     check(record, {kind})
-    assert "ratio" not in record and "one round" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ratio" not in record and "one round" in said and f"figures in {out}" in said
+
+
+MEASURED = {
+    "rounds": 1,
+    "figures": {
+        "step": {
+            "ms_a_batch": 2.0,
+            "least": 1.0,
+            "most": 3.0,
+            "images_per_second": 10.0,
+            "views_per_second": 20.0,
+        }
+    },
+    "memory_gib": {"host": 1.0},
+    "surroundings": {"gpu": None, "cores": 2},
+    "batch_size": 8,
+    "views": 2,
+}
+
+
+def test_figures_and_chart_are_written_though_nobody_reads_what_is_printed(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `… | head -5`."""
+    monkeypatch.setattr(bench, "bench", lambda *_, **__: MEASURED)
+    reads, writes = os.pipe()
+    os.close(reads)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writes, "w"))
+    files = {name: tmp_path / f"step.{name}" for name in ("json", "png")}
+    more = ["--json", str(files["json"]), "--chart", str(files["png"])]
+    with pytest.raises(SystemExit):
+        call(bench.main, ["step", *flags, *more])
+    assert json.loads(files["json"].read_text()) == MEASURED
+    assert Image.open(files["png"]).size[0] > 400
+
+
+def test_a_chart_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    chart = tmp_path / "chart.png"
+    chart.write_bytes(b"the one before")
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space"):
+        bench.draw(MEASURED, chart)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the one before"]
 
 
 def said(least: float, middle: float, most: float, drift: float | None = 0.001) -> str:

@@ -33,7 +33,8 @@ from tools.compare.difference_columns import difference_columns
 from tools.compare.plan import Plan
 from tools.compare.table_row import TableRow
 from tools.compare.variants import Variant, check_terms, variants
-from training.command_line import run_function
+from tools.evaluate import __main__ as evaluate
+from training.command_line import read, run_function
 from training.monitor import records
 from training.paired_difference import paired_difference
 
@@ -161,6 +162,12 @@ def pretended(recipes: list[Path], more: list[str], monkeypatch: pytest.MonkeyPa
     return [*map(str, recipes), "--image_views", "480", "--seeds", "0", "1", "--points", "3"]
 
 
+def of_seed(seed: int, words: list[str]) -> list[str]:
+    """Return the words of the same comparison with one seed."""
+    at = words.index("--seeds")
+    return [*words[:at], "--seeds", str(seed), *words[at + 3 :]]
+
+
 def test_two_recipes_with_two_seeds_stopped_and_continued(
     pretended: list[str], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +244,7 @@ def test_published_weights_are_the_same_for_all_runs_at_every_start(
     settings = json.loads(os.environ["PRETENDED_SETTINGS"])
     settings = {name: each | about for name, each in settings.items()}
     monkeypatch.setenv("PRETENDED_SETTINGS", json.dumps(settings))
-    words = [*pretended, "--seeds", "0", "--out", str(tmp_path / "out"), "--", *more]
+    words = [*of_seed(0, pretended), "--out", str(tmp_path / "out"), "--", *more]
     words += ["--weights", str(file)]
     for _ in range(2):
         assert start(words, monkeypatch) == 0
@@ -270,7 +277,7 @@ def test_a_comparison_in_two_parts_is_that_in_one(
 
     part = str(tmp_path / "part" / "comparison.json")
     assert start(words("whole"), monkeypatch) == 0
-    assert start(words("part", "--seeds", "1"), monkeypatch) == 0
+    assert start(of_seed(1, words("part")), monkeypatch) == 0
     assert start(words("rest", "--add", part), monkeypatch) == 0
     trained = {run.name for run in (tmp_path / "rest" / "runs").iterdir()}
     assert trained == {"tiny_ap-seed0", "tiny_xent-seed0"}, "the others were finished"
@@ -293,8 +300,8 @@ def test_a_comparison_in_two_parts_is_that_in_one(
         del each["resolved"]["encoder_rate"]
         del each["resolved"]["method"]["init_args"]["gallery"]
     (tmp_path / "older.json").write_text(json.dumps(older))
-    flags = ("--seeds", "1", "--add", str(tmp_path / "older.json"))
-    assert start(words("newer", *flags), monkeypatch) == 0
+    flags = ("--add", str(tmp_path / "older.json"))
+    assert start(of_seed(1, words("newer", *flags)), monkeypatch) == 0
     assert not (tmp_path / "newer" / "runs").exists()
     capsys.readouterr()
 
@@ -386,9 +393,8 @@ def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
 def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
     recipes: list[Path], more: list[str], tmp_path: Path
 ) -> None:
-    sets = {"test": more[1], "train": more[1], "queries": "edited", "references": "all"}
-    words = [word for role, root in sets.items() for word in (f"--evaluation_{role}", root)]
-    (variant,) = variants(recipes[:1], [], [*more, *words], where_known=False)
+    """The recipe beside it has its sets and settings; flags come first."""
+    (variant,) = variants(recipes[:1], [], more, where_known=False)
     plan = Plan(
         out=tmp_path,
         compared=[variant],
@@ -400,17 +406,16 @@ def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
         more=more,
         allowed={},
         command="",
-        evaluate=["--protocol", "few_shot"],
+        evaluate=["--protocol", "few_shot", "--test=data/other"],
     )
     run = plan.run(variant, 0)
     (run / "checkpoints").mkdir(parents=True)
     words = plan.evaluate_command(variant, 0)
-    assert words[3:6] == [str(run), "--protocol", "few_shot"] and "--test" not in words
+    with_checkpoints = read(evaluate.main, words[3:])[1]
+    assert (with_checkpoints["run"], with_checkpoints["test"]) == (run, "data/other")
     (run / "checkpoints").rmdir()
-    words = plan.evaluate_command(variant, 0)
-    assert words[3] == str(run / "encoder.safetensors")
-    assert {role: words[words.index(f"--{role}") + 1] for role in sets} == sets
-    assert words[words.index("--keep") + 1] == str(run / "evaluations")
+    without = read(evaluate.main, plan.evaluate_command(variant, 0)[3:])[1]
+    assert without == {**with_checkpoints, "run": run / "encoder.safetensors"}
     assert "--random_init" in plan.evaluate_command(variant, 0, random=True)
     assert plan.evaluation(variant, 0) != plan.evaluation(variant, 0, random=True)
 
@@ -448,6 +453,7 @@ def test_the_figure_that_counts_is_of_what_is_sought() -> None:
 def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
     facts = {"loss": 1.0, "memory_gib": 1.0}
     lines = [
+        {"step": 5, "evaluation": "online", "knn_top1": 0.2},
         {"step": 10, "seconds": 9.0, "data_wait": 0.9, **facts},
         {"step": 15, "evaluation": "online", "knn_top1": 0.3},
         {"step": 20, "seconds": 13.0, "data_wait": 0.5, **facts},
@@ -460,8 +466,7 @@ def test_the_figures_of_a_run_leave_its_start_out(tmp_path: Path) -> None:
     assert found["images_per_second"] == pytest.approx(15 * 8 / 5)
     assert found["data_wait"] == pytest.approx((0.5 * 4 + 0.0 * 1) / 5)
     assert (found["seconds"], found["memory_gib"], found["image_views"]) == (14.0, 2.0, 25 * 16)
-    assert [(p["step"], p["seconds"]) for p in found["curve"]] == [(15, 11.0), (25, 14.0)]
-    assert child.seconds_at(5, lines[:1]) == pytest.approx(4.5)
+    assert [(p["step"], p["seconds"]) for p in found["curve"]] == [(5, 4.5), (15, 11.0), (25, 14.0)]
 
 
 def test_where_a_run_is_stands_at_the_end_of_its_records(tmp_path: Path) -> None:
@@ -506,6 +511,17 @@ def test_runs_of_equal_seconds_have_a_line_though_their_steps_differ() -> None:
     runs = [run((9, 0.1), (21, 0.3), (30, 0.5)), run((11, 0.3), (19, 0.5), (29, 0.7))]
     line = chart.curve(runs, "knn_top1", "seconds")
     assert [(x, pytest.approx(y)) for x, y, _, _ in line] == [(10, 0.2), (20, 0.4), (30, 0.6)]
+
+
+def test_the_name_of_the_folder_is_said_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "[/x]"
+    out.mkdir(parents=True)
+    (out / "comparison.json").write_text(json.dumps(made_up(steps={"m-a": 100, "m-b": 100})))
+    monkeypatch.setattr(chart, "available", lambda: False)
+    assert start(["--out", str(out), "--redraw", "true"], monkeypatch) == 0
+    assert f"in {out}: comparison.json, comparison.md" in capsys.readouterr().out
 
 
 def test_the_best_is_marked_among_those_that_had_their_budget() -> None:

@@ -1,6 +1,7 @@
 """Published weights are judged as a run is."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 
+from evaluation.detection import Detection
 from model.encoder import SmallResNet
 from shards.layout import ShardSet
 from shards.writing.write import write
@@ -19,6 +21,7 @@ from tests.conftest import MakeShardSet
 from tests.evaluation.test_suite import FOUR, Annotated
 from tests.program import BIN, ROOT, TWO, finish, kill, start
 from tools.evaluate import __main__ as evaluate
+from tools.evaluate import chosen_protocols
 from tools.evaluate.evaluated_encoder import of_run
 from tools.evaluate.kept_on_disk import KeptOnDisk
 from training import exported, weights
@@ -26,6 +29,8 @@ from training.command_line import call
 from training.run import checkpoint, run_folder, state_file
 from training.settings import Settings, parse
 
+QUICK_TUNING = ["--fine_tuning.rates", "0.1", "--fine_tuning.least_steps=2"]
+QUICK_TUNING += ["--fine_tuning.epochs", "1"]
 BY_FEATURES = ("knn_top1", "linear_top1", "linear_l2", "label_map", "label_r1", "label_r5")
 
 
@@ -144,6 +149,109 @@ def test_a_run_without_checkpoints_says_where_its_encoder_is(
         figures(tmp_path, shard_set, str(bare))
 
 
+def test_an_encoder_beside_its_recipe_is_evaluated_as_its_run_is(
+    shard_set: ShardSet, make_shard_set: MakeShardSet, tmp_path: Path
+) -> None:
+    run, train = tmp_path / "run", make_shard_set(43, height=24, width=24)
+    words = ["--shards", shard_set.root, "--run", str(run), "--steps", "1", "--device", "cpu"]
+    words += ["--evaluation_test", shard_set.root, "--evaluation_train", train.root]
+    words += ["--evaluation_neighbours", "3", "--evaluation_temperature", "0.5"]
+    words += ["--views.policy", "BYOLViews", "--views.size", "24", "--views.count", "3"]
+    settings = parse([*words, "--method.encoder", "SmallResNet", "--method.encoder.width", "4"])
+    begin(run, settings)
+    encoder = settings.config.method.encoder
+    exported.write(run / exported.NAME, encoder, exported.facts(settings, shard_set, step=0))
+
+    def found(*words: str) -> dict[str, Any]:
+        out = tmp_path / "figures.json"
+        how = ["--device", "cpu", "--mixed_precision", "no", "--json", str(out)]
+        call(evaluate.main, [*words, "--protocol", "knn", "spectra", *how])
+        return json.loads(out.read_text())
+
+    whole = found(str(run))
+    shutil.rmtree(run / "checkpoints")
+    assert found(str(run / exported.NAME)) == {**whole, "run": str(run / exported.NAME)}
+    away = str(shutil.copy(run / exported.NAME, tmp_path))
+    elsewhere = found(away, "--test", shard_set.root, "--train", train.root)
+    assert elsewhere["lidar_h"] != whole["lidar_h"], "of two SimCLR views, which nothing says"
+    (tmp_path / "config.yaml").write_text("colour: red")
+    with pytest.raises(ValueError, match=r"config.yaml, by which .* colour .*In a folder of its"):
+        found(away)
+
+
+def test_what_is_found_out_about_a_checkpoint_is_kept_by_its_run(
+    run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    """The checkpoint goes when the run has newer ones."""
+    going = shutil.copytree(run, tmp_path / "going")
+    (saved,) = (going / "checkpoints").iterdir()
+    before = {path.name for path in saved.iterdir()}
+    tuning = ["--protocol", "fine_tuning", "--fine_tuning.labels", "1", *QUICK_TUNING]
+    of_checkpoint = figures(tmp_path, shard_set, str(saved), *tuning)
+    assert {path.name for path in saved.iterdir()} == before
+    (path,) = (going / "evaluations").glob("fine_tuning-*/found.json")
+    assert json.loads(path.read_text())["figures"].items() <= of_checkpoint.items()
+
+
+def test_a_run_that_others_may_only_read_has_a_remedy(
+    run: Path, shard_set: ShardSet, tmp_path: Path
+) -> None:
+    theirs = shutil.copytree(run, tmp_path / "theirs")
+    (theirs / "evaluations").touch()  # takes no files; of modes root takes no notice
+    with pytest.raises(OSError, match=r"name a folder of your own with --keep DIR"):
+        figures(tmp_path, shard_set, str(theirs), "--protocol", "fine_tuning", *QUICK_TUNING)
+
+
+def test_figures_are_written_though_nobody_reads_what_is_printed(
+    run: Path, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `… | head -5`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writes, "w"))
+    with pytest.raises(SystemExit):
+        figures(tmp_path, shard_set, str(run), "--protocol", "retrieval")
+    assert "label_map" in json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_names_are_shown_as_they_are(
+    run: Path,
+    shard_set: ShardSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = tmp_path / "[abl]:x:.safetensors"
+    shutil.copy(run / exported.NAME, encoder)
+    sets = [tmp_path / "[red]", tmp_path / "[/x]"]
+    for folder in sets:
+        folder.mkdir(parents=True)
+        for role in ("train", "test"):
+            (folder / role).symlink_to(shard_set.root)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, which shows how far it is
+    monkeypatch.setenv("COLUMNS", "400")
+    words = [str(encoder), "--sets", *map(str, sets), "--protocol", "retrieval"]
+    call(evaluate.main, [*words, "--device", "cpu", "--mixed_precision", "no"])
+    said = capsys.readouterr()
+    assert said.out.count("[abl]:x:.safetensors") == 3, "the title, a column, its seconds"
+    assert "│ [red] │" in said.out and "[/x]/test" in said.err
+
+
+def test_a_recipe_that_comes_with_viewrank_is_found_wherever_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, flag = "recipes/detection/voc_c4.yaml", "--detection.recipe"
+    for words in ([flag, name], [f"{flag}={name}"], [flag, "detection/voc_c4"]):
+        words += ["--detection.iterations", "7"]
+        (chosen,) = chosen_protocols.chosen(["detection"], {"detection": words}, "evaluate")
+        assert isinstance(chosen.protocol, Detection)
+        assert (chosen.protocol.kind, chosen.protocol.iterations) == ("c4", 7)
+    for words in ([flag, "no.yaml"], [f"{flag}=no.yaml"], [flag]):
+        with pytest.raises(ValueError, match=r"detection.recipe=(no.yaml)? is no file; name a"):
+            chosen_protocols.chosen(["detection"], {"detection": words}, "evaluate")
+
+
 def test_the_precision_of_each_category_is_in_the_json(tmp_path: Path) -> None:
     annotated = write(Annotated(24, FOUR), tmp_path / "annotated")
     named = ["--encoder", "SmallResNet", "--size", "16", "--protocol", "multi_label"]
@@ -206,8 +314,7 @@ def test_what_cannot_be_evaluated_is_refused(words: list[str], message: str) -> 
 
 
 QUICK = ["--protocol", "fine_tuning", "augmented_probe", "--fine_tuning.labels", "0.5", "1"]
-QUICK += ["--fine_tuning.draws", "2", "--fine_tuning.rates", "0.1", "--fine_tuning.least_steps=2"]
-QUICK += ["--fine_tuning.epochs", "1", "--augmented_probe.epochs", "1"]
+QUICK += ["--fine_tuning.draws", "2", *QUICK_TUNING, "--augmented_probe.epochs", "1"]
 
 
 def test_protocols_that_train_are_named_with_their_settings(

@@ -22,6 +22,7 @@ from tools.export.huggingface_folder import crop_share
 from tools.export.timm_weights import TimmWeights
 from training import exported
 from training.command_line import call
+from training.installed import remedy
 from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
 from training.trained import load, open_run
@@ -275,9 +276,10 @@ def test_wrong_words_are_refused_before_the_work(
     for run, words, piece in refused:
         with pytest.raises(ValueError, match=piece):
             write(run, *words)
-    monkeypatch.setattr(export, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"needs onnx, onnxscript, onnxruntime.*\[export\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError) as error:
         write(vit, "onnx")
+    assert "onnx is not installed" in remedy(error.value) and "[export]" in remedy(error.value)
 
 
 def test_an_encoder_outside_of_its_run_is_checked_with_a_folder_of_images(

@@ -1,5 +1,6 @@
 """What tools.tune chooses among known speeds, and that train.py takes what it wrote."""
 
+import os
 import re
 import sys
 from collections import Counter
@@ -230,7 +231,8 @@ def test_a_pipeline_that_cannot_be_built_is_skipped_with_its_reason(
     monkeypatch.setattr(Workload, "loader", failing)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    out = tmp_path / "found.yaml"
+    (tmp_path / "[").mkdir()
+    out = tmp_path / "[/found it].yaml"  # a name, and no markup
     # What is given is no matter of the search.
     more = ["--tuning.threads", "1", "--tuning.prefetch", "1", "--seconds", "4"]
     monkeypatch.setattr(sys, "argv", ["tune", *flags, *more, "--out", str(out)])
@@ -238,9 +240,29 @@ def test_a_pipeline_that_cannot_be_built_is_skipped_with_its_reason(
     call(tune.main)
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    assert "failed: no such operator" in printed and f"--tuned {out}" in printed
+    assert "failed: no such operator" in printed and f"--tuned '{out}'" in printed
+    assert f"--out '{out}'" in out.read_text(), "the command, as a shell takes it"
     assert "threads" not in printed and "prefetch" not in printed
     assert (machine_settings.read(out).threads, machine_settings.read(out).prefetch) == (1, 1)
+
+
+def test_what_is_found_is_written_though_nobody_reads_what_is_printed(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `… | head -5`."""
+
+    def measured(*_: object, **__: object) -> Measurement:
+        return Measurement(batches=10, seconds=1.0, waited=0.0, host=0.0)
+
+    monkeypatch.setattr(tune, "measure_fed", measured)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    reads, writes = os.pipe()
+    os.close(reads)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writes, "w"))
+    out = tmp_path / "found.yaml"
+    with pytest.raises(SystemExit):
+        call(tune.main, [*flags, "--out", str(out)])
+    assert machine_settings.read(out).finish == "fused"
 
 
 @pytest.mark.parametrize(

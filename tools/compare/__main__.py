@@ -1,7 +1,8 @@
 """Train recipes under one budget, over several seeds, and compare what they learned and cost.
 
-    python -m tools.compare recipes/cifar10_cpu_*.yaml --seconds 150 --seeds 0 1 2 --out runs/cmp
-    python -m tools.compare recipes/cifar10_cpu_*.yaml --seconds 40 --seeds 0 --out runs/search \
+    python -m tools.compare recipes/cifar10_cpu_{s2r2,simclr}.yaml --seconds 150 --seeds 0 1 2 \
+        --out runs/cmp
+    python -m tools.compare recipes/cifar10_cpu_{s2r2,simclr}.yaml --seconds 40 --out runs/search \
         --vary learning_rate=1e-3,2e-3,4e-3 --best_by knn_top1 -- --evaluation_test data/val
 
 Every run is a train.py of its own, one after the other, in OUT/runs. Words after -- are flags of
@@ -108,7 +109,7 @@ def main(
         redraw: only write tables and chart again, from OUT's JSON.
         more: flags of train.py.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
     if best_by is not None:
         _check_figure(best_by)
     if redraw:
@@ -117,50 +118,25 @@ def main(
         _report(record, out, console, best_by, against)
         return
     budget = Budget(seconds=seconds, image_views=image_views)
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or points < 1:
-        raise ValueError(
-            f"seeds={list(seeds)} and points={points}; give different seeds, none negative, and 1 "
-            "point or more."
-        )
-    if not recipes:
-        raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
-    if engine == "local" and (ray_address, cpus_per_run, gpus_per_run) != (None, 1, 0):
-        raise ValueError("ray_address, cpus_per_run and gpus_per_run are for --engine ray.")
-    if cpus_per_run < 1 or gpus_per_run < 0 or (engine == "ray" and processes != 1):
-        raise ValueError(
-            f"cpus_per_run={cpus_per_run}, gpus_per_run={gpus_per_run}, processes={processes}; "
-            "give 1 core or more, and on a Ray cluster one process a run."
-        )
+    _refuse(recipes, seeds, points)
+    _refuse_engine(engine, ray_address, cpus_per_run, gpus_per_run, processes)
     installed.require(dali.PACKAGE)  # every run would fail alike
-    words = []
-    if evaluate:
-        from tools.compare import further_evaluations  # imports torch, which --help does without
-
-        words = further_evaluations.flags(evaluate)
+    words = _words(evaluate)
     compared = variants(recipes, vary or [], more, where_known=vary_where_known)
-    _check_against(
-        against, {"variants": [{"name": v.name, "recipe_name": v.recipe.stem} for v in compared]}
-    )
-    allowed = check_terms(compared, allow_differences or [])
-    samples = _check_data(compared, processes)
-    if not chart.available():
-        console.print("no chart: matplotlib is missing; uv pip install matplotlib, then --redraw")
-
-    from tools.compare.plan import Plan  # imports torch, which --help does without
-
-    plan = Plan(
+    plan = _planned(
+        compared,
+        against,
+        allow_differences or [],
         out=out,
-        compared=compared,
-        samples=samples,
         seeds=seeds,
         budget=budget,
         points=points,
         processes=processes,
         more=more,
-        allowed=allowed,
         evaluate=words,
-        command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
     )
+    if not chart.available():
+        console.print("no chart: matplotlib is missing; uv pip install matplotlib, then --redraw")
     cluster = None
     if engine == "ray":
         from tools.compare.cluster import Cluster
@@ -171,6 +147,62 @@ def main(
     _report(record, out, console, best_by, against)
     if failed:
         sys.exit(1)
+
+
+def _refuse(recipes: Sequence[Path], seeds: Sequence[int], points: int) -> None:
+    """Refuse what makes no comparison."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0 or points < 1:
+        raise ValueError(
+            f"seeds={list(seeds)} and points={points}; give different seeds, none negative, and 1 "
+            "point or more."
+        )
+    if not recipes:
+        raise ValueError("no recipe to train; name one or more YAML files, such as recipes/*.yaml.")
+
+
+def _refuse_engine(engine: str, address: str | None, cpus: int, gpus: int, processes: int) -> None:
+    """Refuse what the engine cannot do."""
+    if engine == "local" and (address, cpus, gpus) != (None, 1, 0):
+        raise ValueError("ray_address, cpus_per_run and gpus_per_run are for --engine ray.")
+    if cpus < 1 or gpus < 0 or (engine == "ray" and processes != 1):
+        raise ValueError(
+            f"cpus_per_run={cpus}, gpus_per_run={gpus}, processes={processes}; give 1 core or "
+            "more, and on a Ray cluster one process a run."
+        )
+
+
+def _words(evaluate: str | None) -> list[str]:
+    """Return the flags of tools.evaluate, after reading them."""
+    if not evaluate:
+        return []
+    from tools.compare import further_evaluations  # imports torch, which --help does without
+
+    return further_evaluations.flags(evaluate)
+
+
+def _planned(
+    compared: list[Variant], against: str | None, allowed: Sequence[str], **values: Any
+) -> Plan:
+    """Return the plan of a comparison that is fair, and that its data allow.
+
+    Args:
+        compared: what is compared.
+        against: the variant that the others are compared with, if one is named.
+        allowed: terms in which they may differ.
+        values: the plan's other fields.
+    """
+    from tools.compare.plan import Plan  # imports torch, which --help does without
+
+    _check_against(
+        against, {"variants": [{"name": v.name, "recipe_name": v.recipe.stem} for v in compared]}
+    )
+    return Plan(
+        compared=compared,
+        allowed=check_terms(compared, allowed),
+        samples=_check_data(compared, values["processes"]),
+        command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
+        **values,
+    )
 
 
 def _check_figure(name: str) -> None:
@@ -276,7 +308,7 @@ def _report(
     files = [RESULT, "comparison.md", *([drawn] if drawn else [])]
     console.print(f"in {out}: {', '.join(files)}", soft_wrap=True)
     for line in best(record, best_by) if best_by else ():
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def best(record: dict[str, Any], figure: str) -> list[str]:

@@ -199,12 +199,12 @@ class Comparison:
         return True
 
     def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     # ── what was found ──────────────────────────────────────────────────────────────────────────
 
     def _variant(self, variant: Variant) -> dict[str, Any]:
-        facts = {
+        return {
             "name": variant.name,
             "recipe_name": variant.recipe.stem,
             "recipe": str(variant.recipe),
@@ -213,7 +213,6 @@ class Comparison:
             "views_of_first_group": variant.resolved["views"]["count"],
             "resolved": variant.resolved,
         }
-        return facts
 
     def _random(self, variant: Variant, seed: int) -> dict[str, Any]:
         if known := self._earlier.random(variant, seed):

@@ -122,18 +122,14 @@ class Plan:
     def evaluate_command(self, variant: Variant, seed: int, *, random: bool = False) -> list[str]:
         """Return the command that evaluates a run, or a random encoder, as `evaluate` says.
 
-        Of a run whose checkpoints are gone, the exported encoder is evaluated.
+        Of a run whose checkpoints are gone, the exported encoder is evaluated, by the recipe that
+        lies beside it.
         """
         folder, words = self.run(variant, seed), list(self.evaluate)
         if random:
             folder = self.random(variant, seed).with_suffix("")
             words += ["--random_init", "true"]
         elif not (folder / checkpoint.FOLDER).exists():
-            words += ["--keep", str(folder / "evaluations")]
-            if "--sets" not in words:
-                for role in ("test", "train", "queries", "references"):
-                    given = variant.resolved[f"evaluation_{role}"]
-                    words += [f"--{role}", given] if given and f"--{role}" not in words else []
             folder /= exported.NAME
         found = self.evaluation(variant, seed, random=random)
         return self._evaluate(variant, folder, words, found)

@@ -239,12 +239,12 @@ def show(record: Mapping[str, Any], console: Console, against: str | None = None
         own = list(labels(record).values())
         console.print(terminal_table(own, [False] * len(own), apart))
     if alike:
-        console.print(alike, soft_wrap=True, markup=False)
+        console.print(alike, soft_wrap=True)
     if predicted := prediction_columns(record):
         console.print(Text(f"\n{TITLE}", style="bold"))
         console.print(terminal_table(predicted[0], [False] * len(predicted[0]), predicted[1]))
     for note in notes(record, found):
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
 
 
 def markdown(
@@ -301,8 +301,6 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any], label: str) -> T
     if not complete:
         marks += f" ({len(done)} of {len(record['seeds'])})"
     said += [f"{label}, seed {run['seed']}: {run['error']}" for run in mine if "error" in run]
-    if "error" in variant:
-        said.append(f"{label}: {variant['error']}")
     figures = [figures_of(run) | {name: run[name] for name in COST} for run in done]
     values = _spreads(figures, {**learned(record), **COST})
     seeds = [run["seed"] for run in done]

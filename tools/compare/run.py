@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training import exported
 from training.launch import end_with_parent
 from training.monitor import records
@@ -77,8 +79,11 @@ def result(run: Path, *, batch_size: int, views: int) -> dict[str, Any]:
     def figures(record: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in record.items() if k not in ("step", "evaluation")}
 
+    known_steps = [0, *(record["step"] for record in steps)]
+    known_seconds = [0.0, *(record["seconds"] for record in steps)]
+
     def at(step: int) -> dict[str, Any]:
-        seconds = seconds_at(step, steps)
+        seconds = float(np.interp(step, known_steps, known_seconds))
         return {"step": step, "seconds": seconds, "image_views": step * batch_size * views}
 
     return {
@@ -92,17 +97,6 @@ def result(run: Path, *, batch_size: int, views: int) -> dict[str, Any]:
         "final": figures(final),
         "curve": [at(point["step"]) | figures(point) for point in [*online, final]],
     }
-
-
-def seconds_at(step: int, steps: Sequence[dict[str, Any]]) -> float:
-    """Return the training seconds at a step, by interpolation between records."""
-    before, before_seconds = 0, 0.0
-    for record in steps:
-        if record["step"] >= step:
-            share = (step - before) / (record["step"] - before)
-            return before_seconds + share * (record["seconds"] - before_seconds)
-        before, before_seconds = record["step"], record["seconds"]
-    return before_seconds
 
 
 def _finals(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -53,7 +53,11 @@ ProtocolName = Literal[
     "fine_tuning",
     "detection",
 ]
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+_SHOWN = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    TextColumn("{task.percentage:.0f} %"),
+)
 _Sets = dict[str, "str | None"]
 
 
@@ -62,6 +66,7 @@ class _Asked:
     """What is evaluated, by which protocols, on which sets."""
 
     config: Config
+    """The recipe, or the defaults."""
     columns: Mapping[str, EvaluatedEncoder]
     """By their names."""
     frozen: Sequence[str]
@@ -137,64 +142,86 @@ def main(
         mixed_precision: precision of the encoder; auto is bf16 where the hardware multiplies it.
     """
     # Here and not above, so that --help takes no seconds.
-    from evaluation.suite import FROZEN
     from tools.evaluate import chosen_protocols, figure_table
-    from tools.evaluate.evaluated_encoder import of_encoder, of_run
     from tools.evaluate.pretraining import pretrained_on
     from training.launch import follow_launcher
-    from training.named_encoder import open_named, show_help
+    from training.named_encoder import show_help
     from training.processes import join
-    from training.settings import parse
-    from training.trained import NO_RUN, here
 
     show_help(encoder, program(main))
-    names = list(dict.fromkeys(protocol))
-    frozen = FROZEN if "frozen" in names else [name for name in FROZEN if name in names]
     settings = {
         "augmented_probe": augmented_probe,
         "disc21": disc21,
         "fine_tuning": fine_tuning,
         "detection": detection,
     }
-    chosen = chosen_protocols.chosen(names, settings, program(main))
+    chosen = chosen_protocols.chosen(protocol, settings, program(main))
     durable.check_writable(json=json)
-    alone = run is None or run.is_file()  # without a recipe
-    if alone and (random_init or beside_random):
-        raise ValueError(
-            "random weights are those that a run began with; name a run's folder, or evaluate "
-            "--encoder CLASS without --encoder.weights."
-        )
     follow_launcher()
     processes = join(device)
     how = {"size": size, "device": device, "mixed_precision": mixed_precision}
-    named = [open_named(None, encoder, **how)] if encoder else []
-    step, trained = 0, {}
-    if run is None or run.is_file():
-        config = parse([*NO_RUN, *here(device, mixed_precision)]).config
-        if run is not None or not encoder:
-            named.append(open_named(run, (), **how))
-            step = named[-1].facts["step"]
-    else:
-        config, step, trained = of_run(run, random=random_init, beside=beside_random, **how)
-        keep = keep or run / "evaluations"
-    title = str(run or named[-1].name)
-    others = {each.name: of_encoder(each, config) for each in named}
-    columns = {**trained, **others} if alone else {**others, **trained}
-    asked = _Asked(config, columns, frozen, chosen, keep, processes)
+    opened = _opened(run, encoder, random=random_init, beside=beside_random, **how)
+    title, step, folder, config, columns = opened
+    keep = keep or (folder and folder / "evaluations")
+    asked = _Asked(config, columns, _frozen(protocol), chosen, keep, processes)
+    needed = bool(asked.frozen) or not all(each.protocol.own_sets for each in chosen)
     given = {"test": test, "train": train, "queries": queries, "references": references}
-    needed = bool(frozen) or not all(each.protocol.own_sets for each in chosen)
     data = several_sets(sets, given) if sets else {"": _sets(config, title, needed, **given)}
 
     found, seconds, failed = _evaluated(asked, data)
     if processes.is_main_process:
-        if not alone:
+        if folder is not None:
             for name, lines in pretrained_on(config.shards, data, all_sets=bool(sets)).items():
                 found[name][next(reversed(found[name]))].remarks += lines
-        figure_table.show(title, found, seconds)
-        if json:
+        if json:  # first: who reads what is printed, such as head, may not read to its end
             figure_table.write(json, title, step, data, found, failed=failed)
+        figure_table.show(title, found, seconds)
     if failed or not any(last.figures for *_, last in (each.values() for each in found.values())):
         sys.exit(1)
+
+
+def _opened(
+    run: Path | None, encoder: Sequence[str], *, random: bool, beside: bool, **how: Any
+) -> tuple[str, int, Path | None, Config, dict[str, EvaluatedEncoder]]:
+    """Return the title, the step, the run's folder, the recipe or the defaults, and the columns.
+
+    Args:
+        run: as `main` has it; without one there is no folder, and the step is 0.
+        encoder: likewise.
+        random: whether the weights that the run began with are evaluated, not the trained ones.
+        beside: whether they are evaluated too.
+        how: size, device and precision.
+
+    Raises:
+        ValueError: it cannot be opened, or has no weights that it began with.
+    """
+    from tools.evaluate.evaluated_encoder import config_of, folder_of, of_encoder, of_run
+    from training.named_encoder import open_named
+
+    if (random or beside) and (run is None or run.is_file()):
+        raise ValueError(
+            "random weights are those that a run began with; name a run's folder, or evaluate "
+            "--encoder CLASS without --encoder.weights."
+        )
+    folder = folder_of(run)
+    named = [open_named(None, encoder, **how)] if encoder else []
+    step, trained = 0, {}
+    if run is not None and not run.is_file():
+        config, step, trained = of_run(run, random=random, beside=beside, **how)
+    else:
+        config = config_of(folder, how["device"], how["mixed_precision"])
+        if run is not None or not encoder:
+            named.append(open_named(run, (), **how))
+            step = named[-1].facts["step"]
+    columns = {each.name: of_encoder(each, config) for each in named}
+    return str(run or named[-1].name), step, folder, config, {**columns, **trained}
+
+
+def _frozen(protocol: Sequence[str]) -> Sequence[str]:
+    """Return the protocols of frozen features among those that are asked for."""
+    from evaluation.suite import FROZEN
+
+    return FROZEN if "frozen" in protocol else [name for name in FROZEN if name in protocol]
 
 
 def _sets(config: Config, title: str, needed: bool, **given: str | None) -> _Sets:
@@ -288,7 +315,7 @@ def _evaluated(
 
     hidden = not asked.processes.is_main_process
     console = Console(stderr=True)
-    with Progress(*_COLUMNS, console=console, transient=True, disable=hidden) as progress:
+    with Progress(*_SHOWN, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=1.0)
 
         def show(what: str, done: int, total: int) -> None:

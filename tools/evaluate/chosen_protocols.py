@@ -22,7 +22,7 @@ from evaluation.protocol import Evaluation, EvaluationProtocol, Progressed, Tria
 from shards.layout import ShardSet
 from tools.evaluate.evaluated_encoder import EvaluatedEncoder
 from tools.evaluate.kept_on_disk import KeptOnDisk
-from training import class_help
+from training import class_help, packaged_recipes
 from training.command_line import several_as_lists
 from training.flags import FlagParser
 from training.processes import smallest
@@ -79,16 +79,19 @@ def _with_recipe(words: Sequence[str], name: str) -> list[str]:
     """Return the flags of a protocol with its recipe as the parser takes it.
 
     Raises:
-        ValueError: the recipe is no file.
+        ValueError: the recipe is no file, and none that comes with viewrank.
     """
-    found, flag = [*words], f"--{name}.recipe"
-    for place, word in enumerate(words):
-        if word.partition("=")[0] != flag:
+    found, left = list[str](), iter(words)
+    for word in left:
+        flag, equals, value = word.partition("=")
+        if flag != f"--{name}.recipe":
+            found.append(word)
             continue
-        found[place] = f"--{name}" + word.removeprefix(flag)
-        path = Path(word.partition("=")[2] or "".join(words[place + 1 : place + 2]))
-        if not path.is_file():
-            raise ValueError(f"{flag}={path} is no file; name a YAML file of settings.")
+        given = value if equals else next(left, "")
+        _, path = packaged_recipes.located(["--config", given])
+        if not Path(path).is_file():
+            raise ValueError(f"{flag}={given} is no file; name a YAML file of settings.")
+        found += [f"--{name}", path]
     return found
 
 

@@ -18,7 +18,8 @@ from training import machine_settings, weights
 from training.config import Config
 from training.exported import digest_of
 from training.run import checkpoint, run_folder
-from training.trained import Precision, Trained, device_of, locate, newest, recipe
+from training.settings import parse
+from training.trained import NO_RUN, Precision, Trained, device_of, here, locate, newest, recipe
 
 RANDOM, GIVEN = "random init", "first weights"  # columns' names: what a run began with
 
@@ -44,6 +45,40 @@ class EvaluatedEncoder:
         """Return it with its network on the device, channels-last."""
         moved = self.method.to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return replace(self, method=moved)
+
+
+def folder_of(path: Path | None) -> Path | None:
+    """Return the folder of the run that something belongs to; None if it belongs to none.
+
+    Args:
+        path: folder of the run, or of one of its checkpoints; or an encoder's file, which is the
+            run's as long as it lies beside its config.yaml.
+
+    Raises:
+        ValueError: a folder is neither a run's nor a checkpoint's.
+    """
+    if path is None:
+        return None
+    if path.is_file():
+        return path.parent if (path.parent / run_folder.CONFIG).is_file() else None
+    return locate(path)[0]
+
+
+def config_of(folder: Path | None, device: str, mixed_precision: Precision) -> Config:
+    """Return the recipe that lies beside an encoder's file; the defaults if none does.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if folder is None:
+        return parse([*NO_RUN, *here(device, mixed_precision)]).config
+    try:
+        return recipe(folder, device=device, mixed_precision=mixed_precision).config
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / run_folder.CONFIG}, by which the encoder beside it is evaluated: {error} "
+            "In a folder of its own it is evaluated by the defaults."
+        ) from error
 
 
 def of_run(

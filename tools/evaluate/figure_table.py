@@ -27,7 +27,7 @@ def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -
         found: the figures.
         seconds: how long each column took, by protocol.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
     columns = list(dict.fromkeys(name for evaluations in found.values() for name in evaluations))
     several = len(found) > 1 or "" not in found
     table = Table(title=title, title_justify="left")
@@ -48,10 +48,10 @@ def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -
     for name, evaluations in found.items():
         for remark in dict.fromkeys(r for e in evaluations.values() for r in e.remarks):
             line = f"{name}: {remark}" if several else remark
-            console.print(line, soft_wrap=True, markup=False)
+            console.print(line, soft_wrap=True)
     for name, spent in seconds.items():
         text = ", ".join(f"{protocol} {each:.1f} s" for protocol, each in spent.items())
-        console.print(f"{name}: {text}", soft_wrap=True, markup=False, style="dim")
+        console.print(f"{name}: {text}", soft_wrap=True, style="dim")
 
 
 def write(

@@ -40,6 +40,9 @@ class KeptOnDisk:
         facts: all that the figures depend on, as JSON has it.
         rank: this process.
         agree: how the ranks agree.
+
+    Raises:
+        OSError: the folder cannot be made or written.
     """
 
     def __init__(
@@ -59,10 +62,17 @@ class KeptOnDisk:
         assert top is not None
         self._root = top / f"{protocol}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._rank, self._agree = rank, agree
-        self._root.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            own = f"{os.getpid()}.partial"  # another command may do so at once
-            durable.replace(self._root / FACTS, [text.encode(), b"\n"], suffix=own)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            if rank == 0:
+                own = f"{os.getpid()}.partial"  # another command may do so at once
+                durable.replace(self._root / FACTS, [text.encode(), b"\n"], suffix=own)
+        except OSError as error:  # such as of a run that others may only read
+            error.strerror = (
+                f"{error.strerror}. Protocols that train keep their state there; name a folder of "
+                "your own with --keep DIR"
+            )
+            raise
 
     @contextmanager
     def alone(self) -> Iterator[None]:

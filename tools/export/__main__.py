@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from shards import durable
 from shards.writing.output import refuse_occupied
+from training import installed
 from training.command_line import run_function
 
 if TYPE_CHECKING:
@@ -60,18 +60,14 @@ def main(
         images: folder of images, or shard set, to check with; by default the run's evaluation
             set, else its training set.
     """
-    if missing := [name for name in PACKAGES.get(to, ()) if find_spec(name) is None]:
-        raise ValueError(
-            f"--to {to} needs {', '.join(missing)}, not installed here ({sys.executable}). In "
-            "viewrank's folder: uv pip install -e '.[export]'"
-        )
+    installed.require(*PACKAGES.get(to, ()))
     # Here and not above, so that --help takes no seconds.
     from tools.export.aside import aside
     from tools.export.difference import refuse_far
     from tools.export.file_format import FOLDER
     from tools.export.real_images import real_images
     from tools.export.subject import open_subject
-    from training.run.origin import commit, versions
+    from training.run import origin
     from training.surroundings import without_absolute_paths
 
     subject = open_subject(run, projector=projector)
@@ -88,8 +84,11 @@ def main(
             "command": without_absolute_paths(
                 shlex.join(["python", "-m", "tools.export", *sys.argv[1:]])
             ),
-            "commit": commit(),
-            "versions": versions("torch", "timm", "torchvision", *PACKAGES.get(to, ())),
+            "commit": origin.commit(),
+            "versions": {
+                **origin.versions(),
+                **origin.installed("timm", "torchvision", *PACKAGES.get(to, ())),
+            },
         },
     }
     with aside(path, folder=chosen.endings == FOLDER) as partial:
@@ -187,10 +186,10 @@ def _show(
         Section("export", about),
         Section(f"beside the original, {len(shown.images)} images of {shown.location}", rows),
     ]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
     show(sections, console)
     for line in usage:
-        console.print(f"    {line}", soft_wrap=True, markup=False)
+        console.print(f"    {line}", soft_wrap=True)
 
 
 if __name__ == "__main__":

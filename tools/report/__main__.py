@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline import dali
 from shards import durable
@@ -70,7 +71,9 @@ def main(
     ]
     while True:
         with console.status("") as status:
-            parts = [run.part(lambda text: status.update(f"{one_line(text)} …")) for run in watched]
+            parts = [
+                run.part(lambda text: status.update(Text(f"{one_line(text)} …"))) for run in watched
+            ]
         again = None if all(part.facts.finished for part in parts) else watch
         content = render(parts, machine=this_machine(), refresh=again)
         durable.replace(out, [content])

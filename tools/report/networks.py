@@ -165,15 +165,14 @@ def look_at_views(networks: Networks, method: Method, samples: int) -> LookedVie
     return LookedViews(F.normalize(torch.cat(z, dim=1), dim=-1), torch.cat(pictures, dim=1))
 
 
-def bytes_of(images_NCHW: Tensor, normalisation: Normalisation, largest: int = LARGE) -> Tensor:
+def bytes_of(images_NCHW: Tensor, normalisation: Normalisation) -> Tensor:
     """Return normalised images as uint8 [N, 3, H, W] on the CPU, made smaller where they are large.
 
     Args:
         images_NCHW: normalised.
         normalisation: how they were normalised.
-        largest: height and width that is enough, in pixels.
     """
     images_NCHW = images_NCHW.float()
-    if images_NCHW.shape[-1] > largest:
-        images_NCHW = F.interpolate(images_NCHW, largest, mode="bilinear", antialias=True)
+    if images_NCHW.shape[-1] > LARGE:
+        images_NCHW = F.interpolate(images_NCHW, LARGE, mode="bilinear", antialias=True)
     return normalisation.undone(images_NCHW).cpu()

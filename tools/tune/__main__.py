@@ -12,6 +12,7 @@ train.py uses what was found.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def main(settings: Settings, *, seconds: float = 150.0, out: Path | None = None)
     if seconds <= 0:
         raise ValueError(f"seconds={seconds:g}, but the search needs more than 0.")
     durable.check_writable(out=out)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
     around = machine(torch.device("cuda" if config.on_gpu else "cpu"))
     workload = Workload(config)
     path = out or machine_settings.path_for(
@@ -75,22 +76,24 @@ def main(settings: Settings, *, seconds: float = 150.0, out: Path | None = None)
         search.run(plan)
         advice = search.advise(resamplings(workload))
         found = search.verify()
+        remarks = {
+            "made by": shlex.join(["python", "-m", "tools.tune", *sys.argv[1:]]),
+            "date": around.get("date"),
+            "machine": f"{around['gpu'] or around.get('cpu')}, {around['cores']} cores",
+            "training": search.verdict,
+        }
+        # Before the table is printed: who reads it, such as head, may not read to its end.
+        machine_settings.write(path, found, remarks=remarks)
     if not console.is_terminal:
         console.line()  # which rich leaves out there
     for line in (search.verdict, *advice):
         console.print(line, soft_wrap=True)
 
-    remarks = {
-        "made by": f"python -m tools.tune {' '.join(sys.argv[1:])}",
-        "date": around.get("date"),
-        "machine": f"{around['gpu'] or around.get('cpu')}, {around['cores']} cores",
-        "training": search.verdict,
-    }
-    machine_settings.write(path, found, remarks=remarks)
+    quoted = shlex.quote(str(path))
     use = "where train.py finds it for such images, views and batches on this machine; its header "
     use += "says so"
     if out or config.tuned != "auto":
-        console.print(f"written to {path}; train.py takes it with --tuned {path}", soft_wrap=True)
+        console.print(f"written to {path}; train.py takes it with --tuned {quoted}", soft_wrap=True)
     else:
         console.print(f"written to {path}, {use}", soft_wrap=True)
 

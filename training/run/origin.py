@@ -29,9 +29,9 @@ def commit() -> str | None:
     return head if asked.returncode == 0 and Path(top).resolve() == ROOT else None
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run depends on."""
-    return {"python": platform.python_version(), **installed(*PACKAGES)}
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of these packages; by default, what a run depends on."""
+    return {"python": platform.python_version(), **installed(*(packages or PACKAGES))}
 
 
 def installed(*packages: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Average precision of boxes, beside the definition written out and beside others' code."""
 
 import io
+import sys
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from rectangles import boxes_of
 
-from evaluation.detection import box_precision
+from evaluation.detection import Detection, box_precision
 from evaluation.detection.box_precision import FoundBoxes
 from evaluation.detection.detection_set import TrueBoxes
 
@@ -154,7 +155,7 @@ def test_a_detector_that_finds_nothing_has_figures() -> None:
 def test_without_coco_s_code_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from training.installed import remedy
 
-    monkeypatch.setattr(box_precision, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, box_precision.PACKAGE, None)
     with pytest.raises(ModuleNotFoundError) as error:
-        box_precision.require()
+        Detection().check(None)  # pyright: ignore[reportArgumentType]
     assert ".[detection]" in remedy(error.value)
