@@ -177,9 +177,11 @@ def restored(case: Path) -> tuple[Loader, State]:
     processes: Any = SimpleNamespace(world_size=1, rank=0, on_this_machine=1, machine="cpu, no")
     processes.device, processes.from_first = torch.device("cpu"), lambda *found: found
     data = open_data(config, ShardSets.open(config, rank=0), saved, processes, Phase())
+    if saved is not None:
+        run_folder.check_continues(saved, world_size=1, machine="cpu, no", reshaped=data.reshaped)
     state = State(Step(config, Accelerator(cpu=True)), data.loader, None, 0)
     if saved is not None:
-        state.restore(saved, data, processes)
+        state.restore(saved, data)
     return data.loader, state
 
 
