@@ -159,7 +159,7 @@ def test_a_large_batch_is_rounded_to_all_gpus() -> None:
     [
         ("views: {count: 3}\nepochs: 1", ""),
         ("", "config"),
-        ("views: [", "did not find expected node content"),
+        ("views: [", "cannot be read as YAML"),
         ("views: {sise: 3}", "sise is no setting"),
         ("epochs: 1\nviews: {size: small}", "views.size=small, but it must be a whole number"),
     ],
