@@ -87,6 +87,10 @@ class ImageSet(NamedTuple):
 
 
 WHOLE = (ImageSet("stl10", "STL-10", 5000), ImageSet("coco", "COCO", 5000))
+AS_MANY_VIEWS = (
+    ImageSet("stl10-views", "STL-10, equal image views", 5000),
+    ImageSet("coco-views", "COCO, equal image views", 5000),
+)
 FEW = (
     ImageSet("diverse", "1,000 images of COCO unlike each other", 1000),
     ImageSet("random", "1,000 random images of COCO", 1000),
@@ -96,6 +100,11 @@ FEW = (
 def whole() -> str:
     """Return the tables of all images, and their curves."""
     return _all_of(WHOLE)
+
+
+def as_many_views() -> str:
+    """Return the tables of runs that saw as many views."""
+    return _all_of(AS_MANY_VIEWS, over_time=False)
 
 
 def few() -> str:
@@ -135,11 +144,12 @@ def _by_share(name: str) -> dict[str, dict[str, dict[int, float]]]:
     return {method: found[method] for method in METHODS if method in found}
 
 
-def _all_of(sets: tuple[ImageSet, ...]) -> str:
+def _all_of(sets: tuple[ImageSet, ...], *, over_time: bool = True) -> str:
     tables = [part for each in sets for part in _of(each)]
     names = [path.name for each in sets for path in each.paths()]
     links = ", ".join(f"[{name}](../benchmarks/results/{name})" for name in names)
-    return "\n\n".join([*tables, _over_time(sets), f"JSON: {links}."])
+    curves = [_over_time(sets)] if over_time else []
+    return "\n\n".join([*tables, *curves, f"JSON: {links}."])
 
 
 def _of(images: ImageSet) -> Iterator[str]:

@@ -392,6 +392,7 @@ SECTIONS = [
     ),
     ReportPart("docs/ranking.md", "finals", ranking_finals.whole),
     ReportPart("docs/ranking.md", "labels", ranking_finals.labels),
+    ReportPart("docs/ranking.md", "views", ranking_finals.as_many_views),
     ReportPart("docs/ranking.md", "few", ranking_finals.few),
     ReportPart("docs/reliability.md", "measured", reliability),
 ]

@@ -2,7 +2,8 @@
 
 GPU decoders have returned wrong pixels without an error (on Hopper, in August 2026, nvJPEG's
 batched hardware path: pytorch/vision#9606, meta-pytorch/torchcodec#1634). A run that trains on them
-shows no sign of it.
+shows no sign of it. What is decoded here is one batch into new memory: a decoder that is wrong only
+while earlier work still reads the memory that it writes to is not found.
 """
 
 from __future__ import annotations

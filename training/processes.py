@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from pipeline.tuning import default_threads
 from training.config import Config, gpu_available
-from training.launch import meet_again
+from training.launch import launched, meet_again
 from training.run.failure import Phase
 
 
@@ -72,7 +72,7 @@ class Processes:
         phase.enter("preparation", patience=10)
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         if accelerator.device.type == "cpu":
-            torch.set_num_threads(default_threads(here))  # the launcher may have left just one
+            use_threads(here)
         return cls(accelerator, rank, world_size, here, precision, timeout)
 
     @property
@@ -130,8 +130,17 @@ def join(device: str) -> PartialState:
     meet_again(cpu=cpu, timeout=patience)
     processes = PartialState(cpu=cpu, timeout=patience)
     if cpu:
-        torch.set_num_threads(default_threads(local_world_size()))  # the launcher may leave one
+        use_threads(local_world_size())
     return processes
+
+
+def use_threads(ranks_per_node: int = 1) -> None:
+    """Give PyTorch a rank's share of the cores.
+
+    What a person says by OMP_NUM_THREADS stays; a launcher sets that to 1 of its own accord.
+    """
+    if "OMP_NUM_THREADS" not in os.environ or launched():
+        torch.set_num_threads(default_threads(ranks_per_node))
 
 
 def local_world_size() -> int:

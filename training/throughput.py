@@ -21,10 +21,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.profile import synchronize
-from pipeline.tuning import Tuning, default_threads, float_type
+from pipeline.tuning import Tuning, float_type
 from shards.layout import open_shards
 from training.config import Config
 from training.device_use import utilization
+from training.processes import use_threads
 from training.step import Step
 from training.surroundings import surroundings
 
@@ -80,7 +81,7 @@ class Workload:
         )
         self.device: torch.device = self._accelerator.device
         if self.device.type == "cpu":
-            torch.set_num_threads(default_threads())
+            use_threads()
         self.views = sum(group.count for group in config.groups)
 
     def loader(

@@ -92,6 +92,10 @@ class Source(ABC):
                 then counts and names the file, and goes on. `NoImage`: it need not ask.
         """
 
+    def server(self, index: int) -> str:  # noqa: ARG002
+        """Return the server of a sample's image, where samples may be of several; else ""."""
+        return ""
+
     def label(self, index: int) -> int:  # noqa: ARG002
         """Return the label of a sample whose image cannot be read; -1 if there is none."""
         return -1

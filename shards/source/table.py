@@ -237,6 +237,11 @@ class Table(Source):
             raise NoImage(errno.ENODATA, "has no image", f"row {index + 1} of {self._table}")
         return self._reach.read(named)
 
+    def server(self, index: int) -> str:
+        """Return the server that a sample's URL names."""
+        _, is_url, rest = self._paths[index].partition("://")
+        return rest.partition("/")[0] if is_url else ""
+
     def label(self, index: int) -> int:
         """Return the label of a sample, without its image."""
         return -1 if self._labels is None else int(self._labels[index])

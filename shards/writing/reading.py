@@ -1,6 +1,7 @@
 """Read the samples of a source, and tell a file that cannot be read from a place that is away.
 
-    error ─┬▶ of the place, or the place does not answer ─▶ wait, try again; at last end the writing
+    error ─┬▶ of a server that never answered; others do ─▶ count its files, ask it no more
+           ├▶ of the place, or the place does not answer ─▶ wait, try again; at last end the writing
            ├▶ of this machine: no open files, no memory ──▶ end the writing
            └▶ of the file ────────────────────────────────▶ count it, go on at once
 
@@ -13,6 +14,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from shards.outage import PAUSES, Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
@@ -23,6 +25,9 @@ _OF_THE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
 }
+_OTHERS = 4  # servers that are asked before the network is at fault
+_NEAR = 1000  # samples among which they are looked for
+_answered: set[str] = set()  # servers that have answered to this process
 _DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault, not the images
 
 
@@ -41,6 +46,7 @@ class Reader:
     def __init__(self, source: Source, *, waiting: Callable[[], object] = lambda: None) -> None:
         self._source, self._waiting = source, waiting
         self._doubtful = 0  # errors in a row that may be the place's, while it answered
+        self._dead: set[str] = set()  # servers that do not answer, while others do
 
     def __call__(self, position: int) -> Sample:
         """Return the sample at a position.
@@ -51,6 +57,10 @@ class Reader:
             OSError: any other: the sample itself cannot be read.
             ValueError: the source refuses to go on.
         """
+        server = self._source.server(position)
+        if server in self._dead:
+            raise _dead(server)
+        new = server and server not in _answered
         pauses, answered = iter(PAUSES), False
         while True:
             try:
@@ -65,6 +75,9 @@ class Reader:
                 if self._is_away(error):
                     pause, answered = next(pauses, None), False
                     hangs = isinstance(error, Unreachable) and error.errno == errno.ETIMEDOUT
+                    if new and (hangs or pause != PAUSES[0]) and self._others_answer(position):
+                        self._dead.add(server)
+                        raise _dead(server) from None
                     if pause is None or hangs:  # it has been waited for already
                         raise _gone(f"sample {position}", error) from None
                     self._waiting()
@@ -76,6 +89,7 @@ class Reader:
                     answered = True
             else:
                 self._doubtful = 0
+                _answered.add(server)
                 return sample
 
     def _is_away(self, error: OSError) -> bool:
@@ -86,11 +100,28 @@ class Reader:
         except OSError:
             return True
 
+    def _others_answer(self, position: int) -> bool:
+        """Whether a sample of another server can be read now, so that the network is up."""
+        source, asked = self._source, {self._source.server(position), *self._dead}
+        following = (n % len(source) for n in range(position + 1, position + _NEAR))
+        for other in (n for n in following if source.server(n) not in asked):
+            asked.add(source.server(other))
+            with suppress(OSError):
+                source[other]
+                return True
+            if len(asked) > len(self._dead) + _OTHERS:
+                break
+        return False
+
     def _count(self, error: OSError) -> None:
         """Count errors that the place may have made, though it seems to answer from memory."""
         self._doubtful = 0 if error.errno in _OF_THE_FILE else self._doubtful + 1
         if self._doubtful == _DOUBTFUL:
             raise _gone(f"{_DOUBTFUL} images in a row", error) from None
+
+
+def _dead(server: str) -> NoImage:
+    return NoImage(errno.EHOSTUNREACH, f"its server {server} does not answer, others do")
 
 
 def _gone(what: str, error: OSError) -> Unreachable:

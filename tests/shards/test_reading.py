@@ -99,6 +99,61 @@ def test_errors_of_connections_are_waited_for_though_the_place_seems_to_answer(
     assert pauses == [1.0, 5.0, 25.0]
 
 
+class Servers(Flaky):
+    """Pictures of three servers in turn, some of which do not answer."""
+
+    def __init__(self, *dead: str) -> None:
+        super().__init__(None, 0)
+        self.dead = {*dead}
+
+    def server(self, index: int) -> str:
+        return "abc"[index % 3]
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.server(index) in self.dead:
+            self.reads += 1
+            raise Unreachable(errno.EHOSTUNREACH, "no such host")
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server has answered yet."""
+    monkeypatch.setattr(shards.writing.reading, "_answered", set())
+
+
+@pytest.mark.usefixtures("strangers")
+def test_of_many_servers_a_dead_one_loses_its_own_images_alone(pauses: list[float]):
+    source = Servers("a")
+    read, lost, waited = Reader(source), 0, 0
+    for index in range(30):
+        try:
+            assert read(index).id == index
+        except NoImage as error:
+            assert error.strerror is not None and "server a does not answer" in error.strerror
+            lost, waited = lost + 1, len(pauses)
+    assert (lost, waited) == (10, 1)  # it was asked for again once, and then no more
+    assert source.reads == 20 + 2 + 1  # the others, it, and once another to see if there is one
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_network_that_is_down_is_not_the_servers_fault(pauses: list[float]):
+    with pytest.raises(Unreachable, match="bring the source back"):
+        Reader(Servers("a", "b", "c"))(0)
+    assert pauses == [1.0, 5.0, 25.0]
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_server_that_has_answered_is_waited_for(pauses: list[float]):
+    source = Servers()
+    read = Reader(source)
+    read(0)
+    source.dead = {"a"}
+    with pytest.raises(Unreachable, match="bring the source back"):
+        read(3)
+    assert pauses == [1.0, 5.0, 25.0]
+
+
 def test_a_file_that_is_there_again_when_its_place_is_was_not_lost(pauses: list[float]):
     """The place came back between the two questions."""
     assert Reader(Flaky(FileNotFoundError(errno.ENOENT, "", "x.jpg"), 1))(7).id == 7

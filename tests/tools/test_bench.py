@@ -96,7 +96,7 @@ def test_a_part_alone(
     more = ["--seconds", "0.2", "--rounds", "1", "--json", str(out)]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     # In this process one thread computes: several wait long for each other on a busy machine.
-    monkeypatch.setattr(throughput, "default_threads", lambda: 1)
+    monkeypatch.setattr(throughput, "use_threads", lambda: torch.set_num_threads(1))
     monkeypatch.setattr(sys, "argv", ["bench", what, *flags, *more])
     threads = torch.get_num_threads()
     call(bench.main)

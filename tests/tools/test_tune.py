@@ -52,7 +52,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tune, tune_search):
         monkeypatch.setattr(module, "default_threads", lambda: 4)
     # In this process one thread computes: several wait long for each other on a busy machine.
-    monkeypatch.setattr(throughput, "default_threads", lambda: 1)
+    monkeypatch.setattr(throughput, "use_threads", lambda: torch.set_num_threads(1))
 
 
 def test_the_fastest_of_all_settings_is_found() -> None:
