@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import IO, Any, BinaryIO
 from shards import durable
 from shards.outage import LastAnswer, Unreachable, answered, is_outage, of_place
 
-SLOWEST = 100_000  # bytes a second, with which an upload is no outage yet
+SLOWEST = 100_000  # bytes a second, with which a file on its way is no outage yet
 _BLOCK = 2**20  # bytes of a file in a store that are asked for at once
 Location = str | os.PathLike[str]
 
@@ -305,7 +306,16 @@ class RemoteFolder(Folder):
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         path, end = f"{self._prefix}/{name}", None if size is None else start + size
-        return self._ask(name, self._files.cat_file, path, start=start or None, end=end)
+        begin = time.monotonic()
+
+        def slow() -> bool:  # and not away: many files share the network
+            try:
+                much = self._files.size(path) if size is None else size
+            except Exception:  # each store's package raises others
+                much = 0
+            return time.monotonic() - begin < (much or 0) / SLOWEST
+
+        return self._ask(name, self._files.cat_file, path, start=start or None, end=end, alive=slow)
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

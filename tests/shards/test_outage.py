@@ -159,6 +159,26 @@ def test_a_long_call_is_given_up_when_its_place_answers_nothing() -> None:
     assert time.monotonic() - begin < 10
 
 
+@pytest.mark.parametrize("size", [200_000, 10])
+def test_a_read_is_given_time_by_the_size_of_its_file(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_at("memory://slow")
+    folder.write("file", bytes(size))
+    whole = MemoryFileSystem.cat_file
+
+    def slow(*words: Any, **names: Any) -> bytes:
+        time.sleep(1.0)  # 200 kB may take two seconds
+        return whole(*words, **names)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", slow)
+    if size > 10:
+        assert folder.read("file") == bytes(size)
+    else:
+        with pytest.raises(Unreachable, match="memory://slow/file has not answered"):
+            folder.read("file")
+
+
 def hang(*_: Any, **__: Any) -> Any:
     time.sleep(60)
 
