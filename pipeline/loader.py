@@ -295,7 +295,7 @@ class Loader:
         """Return what a state and its loader must have in common."""
         # In older versions a rank had another part in each epoch, and one alone the set's order.
         dealt = self.world_size > 1 or self.shard_set.manifest.indexed
-        parts = {"parts": "kept"} if dealt else {}
+        parts = {"parts": "kept, dealt by MT19937"} if dealt else {}
         return parts | {
             "whole": self._digests["whole"],
             "samples": len(self.shard_set),

@@ -73,7 +73,8 @@ def shards_of(shards: Sequence[Shard], rank: int, world_size: int, *, seed: int)
 
 
 def _dealt(shards: Sequence[Shard], seed: int) -> list[Shard]:
-    order = np.random.default_rng(seed).permutation(len(shards))
+    # RandomState, not default_rng: its stream is promised never to change (NEP 19).
+    order = np.random.RandomState([seed % 2**32, seed >> 32]).permutation(len(shards))
     return [shards[i] for i in order]
 
 

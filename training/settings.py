@@ -19,7 +19,9 @@ from model.encoder import Encoder
 from model.method import Method
 from model.objective import Objective
 from pipeline.augment import Augment, Policy
+from pipeline.graph import ViewGroup
 from pipeline.setting import Resume, settings_of
+from pipeline.tuning import Tuning
 from shards import durable
 from shards.storage import is_remote
 from training import (
@@ -51,6 +53,8 @@ EITHER_OR = (("epochs", "steps"), ("evaluate_every", "evaluations"))
 """Settings of which one at most is given: a flag replaces a recipe's other one."""
 JUDGED = (*EVALUATION_SETS, "evaluation_neighbours", "evaluation_temperature")
 """Settings that decide what the figures of an evaluation mean."""
+_PARTS = {"views": ViewGroup, "more_views": ViewGroup, "tuning": Tuning}
+"""Settings that are dataclasses, or lists of them."""
 ABOUT = {"weights": ("weights_sha256", "weights_license")}
 """Settings that say something of another one: where that is a flag, a recipe's are of its own."""
 MODE = "recipe"
@@ -257,18 +261,27 @@ def of_today(older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, An
         older: plain values.
         newer: plain values of this version; of classes that are the older ones' too, the arguments.
     """
-    fields = Config.__dataclass_fields__
+    return _new_fields(Config, older, newer) | {
+        name: _with_arguments(each, newer.get(name), _PARTS.get(name))
+        for name, each in older.items()
+    }
+
+
+def _new_fields(of: Any, older: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields that older settings lack."""
+    fields = of.__dataclass_fields__
     defaults = {n: None if f.default is MISSING else f.default for n, f in fields.items()}
-    missing = {name: defaults[name] for name in newer if name not in older and name in defaults}
-    return missing | {name: _with_arguments(each, newer.get(name)) for name, each in older.items()}
+    return {name: defaults[name] for name in newer if name not in older and name in defaults}
 
 
-def _with_arguments(older: Any, newer: Any) -> Any:
+def _with_arguments(older: Any, newer: Any, of: Any = None) -> Any:
     if isinstance(older, list) and isinstance(newer, list) and len(older) == len(newer):
-        return [_with_arguments(*pair) for pair in zip(older, newer, strict=True)]
+        return [_with_arguments(*pair, of) for pair in zip(older, newer, strict=True)]
     if not isinstance(older, dict) or not isinstance(newer, dict):
         return older
     found = {name: _with_arguments(each, newer.get(name)) for name, each in older.items()}
+    if of is not None:
+        found = _new_fields(of, older, newer) | found
     path, given = newer.get("class_path"), found.get("init_args") or {}
     if path is None or path != older.get("class_path"):
         return found

@@ -161,12 +161,15 @@ def test_an_argument_that_is_newer_than_a_run_forbids_nothing_at_its_default() -
     words = [*LEAST, "--method", "MoCo", "--method.encoder", "SmallResNet"]
     words += ["--method.queue_size", "512"]
     there = parse(words).resolved
+    del there["views"]["resampling"], there["tuning"]["minibatch"]
     del there["method"]["init_args"]["output_norm"]
     del there["method"]["init_args"]["encoder"]["init_args"]["stem_stride"]
     before = copy.deepcopy(there)
     assert parse(words).changed(there) == []
     (line,) = parse([*words, "--method.output_norm", "true"]).changed(there)
     assert line == "method.init_args.output_norm: False there, True here"
+    (line,) = parse([*words, "--views.resampling", "warp"]).changed(there)
+    assert line == "views.resampling: auto there, warp here"
     (line,) = parse([*words, "--method.encoder.stem_stride", "2"]).changed(there)
     assert line == "method.init_args.encoder.init_args.stem_stride: 1 there, 2 here"
     assert there == before
