@@ -176,6 +176,7 @@ class Suite:
             method: whose encoder, and embeddings, are evaluated.
             protocols: some of `FROZEN`; by default, all.
         """
+        torch.backends.cudnn.benchmark = False  # a set's last batch has a shape of its own
         found = Evaluation()
         found.remarks += self.remarks(protocols)
         if "views" in protocols:

@@ -30,8 +30,7 @@ class Step:
         device: torch.device = accelerator.device
         if config.capture_step:
             refuse_ranks(accelerator.num_processes)
-        if device.type == "cuda" and not config.deterministic:
-            torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        self._benchmark = device.type == "cuda" and not config.deterministic
         self._accelerator = accelerator
         self._clip = config.clip_gradient_norm
         self._samples = config.micro_batch_size_per_rank(accelerator.num_processes)
@@ -82,6 +81,8 @@ class Step:
             id_B: stable ids of the samples.
         """
         set_learning_rate(self.optimizer, learning_rate)
+        # Every step has the same shapes, and no evaluation.
+        torch.backends.cudnn.benchmark = self._benchmark
         if self._capture is not None:
             return self._capture(views, learning_rate=learning_rate, progress=progress, id_B=id_B)
         if self._graphs:  # of the encoder: what it returned last is not needed any more
