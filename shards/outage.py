@@ -27,11 +27,15 @@ _WORDS = ("timeout", "connection", "disconnected", "unavailable", "servicere")
 PAUSES = (1.0, 5.0, 25.0)
 """Seconds between attempts to read from a place that is away."""
 _ANSWER = 120.0
+_SHORT = 10.0  # of an answer to whether a place is there
 _seconds: float | None = _ANSWER
 
 
 class Unreachable(OSError):
     """A place does not answer, which is no property of what is asked for; it may answer later."""
+
+    busy = False
+    """Whether it is there and says so, by a status such as 429 or 503."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}" if self.filename else str(self.strerror)
@@ -61,6 +65,11 @@ def is_outage(error: BaseException) -> bool:
     if any(word in names for word in _WORDS):
         return "ssl" not in names and "certificate" not in names
     return error.__cause__ is not None and is_outage(error.__cause__)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an outage is one of a place that is there: it answers with a status."""
+    return any(_statuses(error))
 
 
 def _statuses(error: BaseException) -> Iterator[int]:
@@ -116,6 +125,7 @@ def answered(
     progress: LastAnswer | None = None,
     *,
     alive: Callable[[], bool] | None = None,
+    limit: float = _ANSWER,
 ) -> T:
     """Return what a call returns. If it takes too long, it is left to itself, in its thread.
 
@@ -124,13 +134,14 @@ def answered(
         work: the call.
         progress: of the call; the time that it may take is counted from there.
         alive: asks whether the place is there. As long as it is, the call may take more.
+        limit: seconds at most, if `answer_within` says no less.
 
     Raises:
         Unreachable: the place has not answered in time (see `answer_within`).
     """
     if _seconds is None:
         return work()
-    progress = progress or LastAnswer()
+    progress, limit = progress or LastAnswer(), min(limit, _seconds)
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -143,12 +154,12 @@ def answered(
     thread = Thread(target=call, name="asks a store", daemon=True)
     thread.start()
     while thread.is_alive():
-        if (left := progress.at + _seconds - time.monotonic()) > 0:
+        if (left := progress.at + limit - time.monotonic()) > 0:
             thread.join(left)
             continue
         if alive is not None:
             try:
-                there = answered(place, alive)
+                there = answered(place, alive, limit=_SHORT)
             except Unreachable:
                 there = False
             except Exception:  # an answer, too
@@ -156,7 +167,7 @@ def answered(
             if there or not thread.is_alive():
                 progress.now()
                 continue
-        text = f"{place} has not answered for {_seconds:g} s. Is it up, and the network?"
+        text = f"{place} has not answered for {limit:g} s. Is it up, and the network?"
         raise Unreachable(errno.ETIMEDOUT, text)
     if errors:
         raise errors[0]

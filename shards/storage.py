@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from shards import durable
-from shards.outage import LastAnswer, Unreachable, answered, is_outage, of_place
+from shards.outage import LastAnswer, Unreachable, answered, is_busy, is_outage, of_place
 
 SLOWEST = 100_000  # bytes a second, with which a file on its way is no outage yet
 _BLOCK = 2**20  # bytes of a file in a store that are asked for at once
@@ -409,4 +409,7 @@ def _as_os_error(location: str) -> Iterator[None]:
         # EPIPE would look like a reader of our output that has gone.
         number = errno.EIO if number in (None, errno.EPIPE) else number
         lost = is_outage(error) or isinstance(error, BrokenPipeError)
-        raise (Unreachable if lost else OSError)(number, f"{location}: {text}") from None
+        said = (Unreachable if lost else OSError)(number, f"{location}: {text}")
+        if isinstance(said, Unreachable):
+            said.busy = is_busy(error)
+        raise said from None

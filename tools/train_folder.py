@@ -115,11 +115,12 @@ def main(
 
     held_out = len(open_shards(test))
     words = ["--config", recipe, "--shards", train, "--run", str(run)]
-    words += _views(wanted, whole.manifest.statistics.median_shorter_side)
+    if not any(word.partition("=")[0] in ("--views.size", "--more_views") for word in more):
+        words += _views(wanted, whole.manifest.statistics.median_shorter_side)
     # An evaluation gives a part of the held-out images to each process.
     batch, processes = _batch(wanted, len(open_shards(train)), min(devices, held_out))
-    words += [*batch, "--evaluation_train", train, "--evaluation_test", test, *length]
-    _train([*words, *more], processes)
+    words += ["--evaluation_train", train, "--evaluation_test", test, *length]
+    _train([*words, *more, *batch], processes)
     made = {"images": f"{len(whole):,} in {data}, {held_out:,} held out"}
     if processes < devices:
         made["GPUs"] = f"{processes} of {devices}: there are too few images for more"

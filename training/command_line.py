@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,6 @@ def read(
     if "settings" in parameters:
         from training.settings import parse  # imports every network, for seconds
 
-        words = _together(words, main)
         settings = parse([*words, *UNUSED], command_line=_recipe_parser(main))
         installed.require(dali.PACKAGE)  # all of these use the pipeline
         if "folder" not in parameters:
@@ -102,7 +101,7 @@ def read(
         values |= dict.fromkeys(replaced)
         add_parameters(parser, main, *replaced)
         # As a dict: its vars would call "keys" otherwise.
-        values |= {**parser.read(_together(words, main)).as_dict(), **values}
+        values |= {**parser.read(words).as_dict(), **values}
     several = [n for n, each in parameters.items() if each.kind is each.VAR_POSITIONAL]
     return [word for name in several for word in values.pop(name)], values
 
@@ -212,30 +211,6 @@ def _without_dotted(words: list[str], name: str, *, alone: bool) -> tuple[list[s
     return rest, taken
 
 
-def _together(words: Sequence[str], main: Callable[..., None]) -> list[str]:
-    """Return words in which no flag of several values stands twice: the last would win."""
-    hints = get_type_hints(main, include_extras=True)
-    flags = {f"--{name}" for name, hint in hints.items() if _item(hint) and not _repeats(hint)}
-    rest: list[str] = []
-    values: dict[str, list[str]] = {}
-    times: Counter[str] = Counter()
-    into = rest
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag in flags:
-            into = values.setdefault(flag, [])
-            times[flag] += 1
-            if equals:
-                into.append(value)
-                into = rest
-        else:
-            into = rest if word.startswith("--") else into
-            into.append(word)
-    if max(times.values(), default=0) < 2:
-        return list(words)
-    return [*rest, *(word for flag, given in values.items() for word in (flag, *given))]
-
-
 def several_as_lists(words: Sequence[str], of: type) -> list[str]:
     """Return the flags of a class as its parser takes them: several values as one list.
 
@@ -243,14 +218,18 @@ def several_as_lists(words: Sequence[str], of: type) -> list[str]:
         words: flags --NAME.SETTING with their values.
         of: the class.
     """
+    hints, found = get_type_hints(of), list[str]()
     flags: list[tuple[str, list[str]]] = []
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag.startswith("--"):
-            flags.append((flag, [value] if equals else []))
-        else:
+        earlier = next((pair for pair in flags if pair[0] == flag), None)
+        if not flag.startswith("--"):
             flags[-1][1].append(word)
-    hints, found = get_type_hints(of), list[str]()
+        elif earlier is not None and _item(hints.get(flag.rpartition(".")[2])):  # it stands twice
+            flags.remove(earlier)
+            flags.append((flag, [*earlier[1], *([value] if equals else [])]))
+        else:
+            flags.append((flag, [value] if equals else []))
     for flag, values in flags:
         text = ", ".join(values)
         listed = _item(hints.get(flag.rpartition(".")[2])) and text not in NONE

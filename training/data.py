@@ -23,6 +23,7 @@ from training.run import checkpoint, quarantine, run_folder
 from training.run.checkpoint import Checkpoint
 from training.run.failure import Phase
 from training.schedule import EpochStart, reshaped
+from training.settings import place
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def _open(config: Config, name: str, location: str) -> ShardSet:
         return open_shards(location)
     except FileNotFoundError:
         begun = (config.run / run_folder.CONFIG).exists() and not folder_at(location).exists()
-        if not begun or run_folder.read_config(config.run).get(name) != location:
+        if not begun or place(name, location) != place(
+            name, run_folder.read_config(config.run).get(name)
+        ):
             raise
         text = "was there when this run began, and is not any more. Is its disk mounted?"
         raise Unreachable(errno.ENOENT, text, location) from None

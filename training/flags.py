@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -92,11 +93,35 @@ class FlagParser(ArgumentParser):
             ValueError: it is wrong, on one line.
         """
         try:
-            return _at_home(self.parse_args(words))
+            return _at_home(self.parse_args(None if words is None else self._together(words)))
         except RecursionError as error:
             raise ValueError("nested too deeply for a recipe; is that file one?") from error
         except Exception as error:  # jsonargparse's own error type, argparse's, and YAML's
             raise ValueError(self._plain(" ".join(str(error).split()), choices)) from error
+
+    def _together(self, words: Sequence[str]) -> list[str]:
+        """Return words in which no flag of several words stands twice: the last would win."""
+        flags = {
+            flag for each in self._actions if each.nargs == "+" for flag in each.option_strings
+        }
+        rest: list[str] = []
+        values: dict[str, list[str]] = {}
+        times: Counter[str] = Counter()
+        into = rest
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if flag in flags:
+                into = values.setdefault(flag, [])
+                times[flag] += 1
+                if equals:
+                    into.append(value)
+                    into = rest
+            else:
+                into = rest if word.startswith("--") else into
+                into.append(word)
+        if max(times.values(), default=0) < 2:
+            return list(words)
+        return [*rest, *(word for flag, given in values.items() for word in (flag, *given))]
 
     def flags(self) -> list[str]:
         """Return all flags."""
@@ -106,8 +131,6 @@ class FlagParser(ArgumentParser):
     def _plain(self, line: str, choices: Callable[[str], Iterable[str]]) -> str:
         if line.startswith('Parser key "config": '):
             return f"--config: {line.partition(': ')[2]}"
-        if "codec can't decode" in line:
-            return f"a --config file is no text in UTF-8: {line}"
         if found := re.fullmatch(r"unrecognized arguments: (.*)", line):
             return f"{line}.{self._nearest_flag(found[1])}"
         if found := re.fullmatch(r"the following arguments are required: (.*)", line):

@@ -119,6 +119,7 @@ def _side_by_side(buffers: Sequence[Tensor]) -> list[Tensor]:
     flats: list[Tensor] = []
     for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
         same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        same.sort(key=lambda buffer: buffer.numel() % 4 > 0)  # so that large ones stay aligned
         # A copy is dense, in the order of its strides.
         copies = [buffer.detach().clone(memory_format=torch.preserve_format) for buffer in same]
         flats.append(torch.cat([each.as_strided((each.numel(),), (1,)) for each in copies]))

@@ -63,9 +63,7 @@ class Processes:
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timeout),
                 DistributedDataParallelKwargs(
-                    find_unused_parameters=keeps_order(config, world_size),
-                    # Batch norm over all ranks keeps the same statistics on each by itself.
-                    broadcast_buffers=not config.sync_batch_norm,
+                    find_unused_parameters=keeps_order(config, world_size)
                 ),
             ],
         )

@@ -184,7 +184,7 @@ class Settings:
         return [
             f"{name}: {theirs.get(name)} there, {mine.get(name)} here"
             for name in {**theirs, **mine}
-            if counts(name) and _place(name, mine.get(name)) != _place(name, theirs.get(name))
+            if counts(name) and place(name, mine.get(name)) != place(name, theirs.get(name))
         ]
 
     def _rule(self, name: str) -> Resume:
@@ -193,7 +193,7 @@ class Settings:
         return resume_rule(name)
 
 
-def _place(name: str, value: Any) -> Any:
+def place(name: str, value: Any) -> Any:
     """Return a value; the name of a shard set in one way, however it was written."""
     if name not in SHARD_SETS or not isinstance(value, str):
         return value
@@ -342,11 +342,13 @@ def _refuse_no_recipes(words: Sequence[str]) -> None:
         if flag != "--config" or not path.is_file():
             continue
         try:
-            values = yaml_text.load(durable.read(path))
+            values = yaml_text.load(durable.read(path).decode())
+        except UnicodeDecodeError:
+            raise ValueError(f"--config {path} is no text in UTF-8.") from None
         except yaml.YAMLError as error:
             text = " ".join(str(error).split())
             raise ValueError(f"--config {path} cannot be read as YAML: {text}") from None
-        except (OSError, RecursionError, UnicodeDecodeError):
+        except (OSError, RecursionError):
             continue  # which jsonargparse's message says
         if not isinstance(values, dict):
             raise ValueError(f"--config {path} holds no settings; expected lines such as steps: 5.")

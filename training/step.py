@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from model.encoder import Encoder
 from model.method import Output
@@ -55,6 +56,9 @@ class Step:
             momentum=config.momentum,
         )
         self._model, self.optimizer = accelerator.prepare(method, optimizer)
+        if config.sync_batch_norm and isinstance(self._model, DistributedDataParallel):
+            # Batch norm over all ranks keeps the same statistics on each by itself.
+            self._model.broadcast_buffers = False
         self.guard = Guard(method, optimizer, scaled=accelerator.scaler is not None)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self._capture: StepCapture | None = None

@@ -139,16 +139,23 @@ def locate(path: Path) -> tuple[Path, checkpoint.Checkpoint | None]:
     """Return the run that a folder belongs to, and its checkpoint: itself, or the run's newest.
 
     Raises:
+        ValueError: see `run_of`, and `training.run.checkpoint.read`.
+    """
+    run = run_of(path)
+    return run, checkpoint.newest(path) if run == path else checkpoint.read(path)
+
+
+def run_of(path: Path) -> Path:
+    """Return the run that a folder, its own or a checkpoint's, belongs to.
+
+    Raises:
         ValueError: the folder is neither a run's nor a checkpoint's.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist; give the folder of a run or of a checkpoint.")
-    if (path / checkpoint.RECORD).exists():
-        run = path.resolve().parent.parent
-        run_folder.read_config(run)
-        return run, checkpoint.read(path)
-    run_folder.read_config(path)  # refuses a folder that is no run
-    return path, checkpoint.newest(path)
+    run = path.resolve().parent.parent if (path / checkpoint.RECORD).exists() else path
+    run_folder.read_config(run)  # refuses a folder that is no run
+    return run
 
 
 def device_of(config: Config) -> torch.device:

@@ -92,8 +92,8 @@ class Source(ABC):
                 then counts and names the file, and goes on. `NoImage`: it need not ask.
         """
 
-    def server(self, index: int) -> str:  # noqa: ARG002
-        """Return the server of a sample's image, where samples may be of several; else ""."""
+    def url(self, index: int) -> str:  # noqa: ARG002
+        """Return where a sample's image is, if samples may be of several servers; else ""."""
         return ""
 
     def label(self, index: int) -> int:  # noqa: ARG002

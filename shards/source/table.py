@@ -237,10 +237,10 @@ class Table(Source):
             raise NoImage(errno.ENODATA, "has no image", f"row {index + 1} of {self._table}")
         return self._reach.read(named)
 
-    def server(self, index: int) -> str:
-        """Return the server that a sample's URL names."""
-        _, is_url, rest = self._paths[index].partition("://")
-        return rest.partition("/")[0] if is_url else ""
+    def url(self, index: int) -> str:
+        """Return the path of an image that is not in the table, if it is a whole URL."""
+        path = self._paths[index]
+        return path if self._images is None and is_remote(path) else ""
 
     def label(self, index: int) -> int:
         """Return the label of a sample, without its image."""

@@ -1,6 +1,6 @@
 """Read the samples of a source, and tell a file that cannot be read from a place that is away.
 
-    error ─┬▶ of a server that never answered; others do ─▶ count its files, ask it no more
+    error ─┬▶ of a server that never answered; others do ─▶ count its files; ask it later
            ├▶ of the place, or the place does not answer ─▶ wait, try again; at last end the writing
            ├▶ of this machine: no open files, no memory ──▶ end the writing
            └▶ of the file ────────────────────────────────▶ count it, go on at once
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from shards.outage import PAUSES, Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
@@ -27,7 +28,9 @@ _OF_THE_FILE = {
 }
 _OTHERS = 4  # servers that are asked before the network is at fault
 _NEAR = 1000  # samples among which they are looked for
+_GIVEN_UP = 600.0  # seconds in which a server that does not answer is not asked again
 _answered: set[str] = set()  # servers that have answered to this process
+_dead: dict[str, float] = {}  # servers that did not, while others did, and when
 _DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault, not the images
 
 
@@ -46,7 +49,6 @@ class Reader:
     def __init__(self, source: Source, *, waiting: Callable[[], object] = lambda: None) -> None:
         self._source, self._waiting = source, waiting
         self._doubtful = 0  # errors in a row that may be the place's, while it answered
-        self._dead: set[str] = set()  # servers that do not answer, while others do
 
     def __call__(self, position: int) -> Sample:
         """Return the sample at a position.
@@ -57,9 +59,10 @@ class Reader:
             OSError: any other: the sample itself cannot be read.
             ValueError: the source refuses to go on.
         """
-        server = self._source.server(position)
-        if server in self._dead:
-            raise _dead(server)
+        url = self._source.url(position)
+        server = urlsplit(url).netloc if url else ""
+        if time.monotonic() < _dead.get(server, 0.0):
+            raise _lost(server, url)
         new = server and server not in _answered
         pauses, answered = iter(PAUSES), False
         while True:
@@ -75,10 +78,11 @@ class Reader:
                 if self._is_away(error):
                     pause, answered = next(pauses, None), False
                     hangs = isinstance(error, Unreachable) and error.errno == errno.ETIMEDOUT
-                    if new and (hangs or pause != PAUSES[0]) and self._others_answer(position):
-                        self._dead.add(server)
-                        raise _dead(server) from None
                     if pause is None or hangs:  # it has been waited for already
+                        busy = isinstance(error, Unreachable) and error.busy
+                        if new and not busy and self._others_answer(server, position):
+                            _dead[server] = time.monotonic() + _GIVEN_UP
+                            raise _lost(server, url) from None
                         raise _gone(f"sample {position}", error) from None
                     self._waiting()
                     time.sleep(pause)
@@ -90,6 +94,7 @@ class Reader:
             else:
                 self._doubtful = 0
                 _answered.add(server)
+                _dead.pop(server, None)
                 return sample
 
     def _is_away(self, error: OSError) -> bool:
@@ -100,16 +105,21 @@ class Reader:
         except OSError:
             return True
 
-    def _others_answer(self, position: int) -> bool:
+    def _others_answer(self, server: str, position: int) -> bool:
         """Whether a sample of another server can be read now, so that the network is up."""
-        source, asked = self._source, {self._source.server(position), *self._dead}
-        following = (n % len(source) for n in range(position + 1, position + _NEAR))
-        for other in (n for n in following if source.server(n) not in asked):
-            asked.add(source.server(other))
+        asked = {"", server, *_dead}
+        for n in range(position + 1, position + _NEAR):
+            other = n % len(self._source)
+            url = self._source.url(other)
+            there = urlsplit(url).netloc if url else ""
+            if there in asked:
+                continue
+            asked.add(there)
+            self._waiting()
             with suppress(OSError):
-                source[other]
+                self._source[other]
                 return True
-            if len(asked) > len(self._dead) + _OTHERS:
+            if len(asked) > 2 + len(_dead) + _OTHERS:
                 break
         return False
 
@@ -120,8 +130,8 @@ class Reader:
             raise _gone(f"{_DOUBTFUL} images in a row", error) from None
 
 
-def _dead(server: str) -> NoImage:
-    return NoImage(errno.EHOSTUNREACH, f"its server {server} does not answer, others do")
+def _lost(server: str, url: str) -> NoImage:
+    return NoImage(errno.EHOSTUNREACH, f"{server} does not answer, others do", url)
 
 
 def _gone(what: str, error: OSError) -> Unreachable:

@@ -159,7 +159,7 @@ def test_a_long_call_is_given_up_when_its_place_answers_nothing() -> None:
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("size", [200_000, 10])
+@pytest.mark.parametrize("size", [5_000_000, 10])
 def test_a_read_is_given_time_by_the_size_of_its_file(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +168,7 @@ def test_a_read_is_given_time_by_the_size_of_its_file(
     whole = MemoryFileSystem.cat_file
 
     def slow(*words: Any, **names: Any) -> bytes:
-        time.sleep(1.0)  # 200 kB may take two seconds
+        time.sleep(1.0)  # 5 MB may take fifty seconds
         return whole(*words, **names)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", slow)

@@ -106,11 +106,11 @@ class Servers(Flaky):
         super().__init__(None, 0)
         self.dead = {*dead}
 
-    def server(self, index: int) -> str:
-        return "abc"[index % 3]
+    def url(self, index: int) -> str:
+        return f"https://{'abc'[index % 3]}/{index}.jpg"
 
     def __getitem__(self, index: int) -> Sample:
-        if self.server(index) in self.dead:
+        if self.url(index)[8] in self.dead:
             self.reads += 1
             raise Unreachable(errno.EHOSTUNREACH, "no such host")
         return super().__getitem__(index)
@@ -120,20 +120,46 @@ class Servers(Flaky):
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """No server has answered yet."""
     monkeypatch.setattr(shards.writing.reading, "_answered", set())
+    monkeypatch.setattr(shards.writing.reading, "_dead", {})
 
 
 @pytest.mark.usefixtures("strangers")
 def test_of_many_servers_a_dead_one_loses_its_own_images_alone(pauses: list[float]):
     source = Servers("a")
-    read, lost, waited = Reader(source), 0, 0
+    lost: list[str] = []
     for index in range(30):
         try:
-            assert read(index).id == index
+            assert Reader(source)(index).id == index  # one a shard, here of one image
         except NoImage as error:
-            assert error.strerror is not None and "server a does not answer" in error.strerror
-            lost, waited = lost + 1, len(pauses)
-    assert (lost, waited) == (10, 1)  # it was asked for again once, and then no more
-    assert source.reads == 20 + 2 + 1  # the others, it, and once another to see if there is one
+            assert error.strerror == "a does not answer, others do"
+            lost.append(error.filename)
+    assert lost == [source.url(index) for index in range(0, 30, 3)]
+    assert pauses == [1.0, 5.0, 25.0]  # it was waited for once
+    assert source.reads == 20 + 4 + 1  # the others, it, and once another to see if there is one
+
+
+@pytest.mark.usefixtures("strangers", "pauses")
+def test_a_server_that_is_busy_is_not_dead():
+    class Busy(Servers):
+        def __getitem__(self, index: int) -> Sample:
+            try:
+                return super().__getitem__(index)
+            except Unreachable as error:
+                error.busy = True
+                raise
+
+    with pytest.raises(Unreachable, match="bring the source back"):
+        Reader(Busy("a"))(0)
+
+
+@pytest.mark.usefixtures("strangers", "pauses")
+def test_files_of_a_disk_do_not_say_that_the_network_is_up():
+    class Disk(Servers):
+        def url(self, index: int) -> str:
+            return "" if index % 3 else super().url(index)
+
+    with pytest.raises(Unreachable, match="bring the source back"):
+        Reader(Disk("a"))(0)
 
 
 @pytest.mark.usefixtures("strangers")

@@ -84,6 +84,16 @@ def test_a_flag_of_several_values_may_stand_twice() -> None:
     assert command_line.read(main, words) == ([], given)
 
 
+def test_a_list_of_a_class_may_stand_twice_and_a_number_s_last_value_counts() -> None:
+    class Protocol:
+        labels: list[float]
+        epochs: int
+
+    words = ["--p.labels", "0.1", "--p.epochs", "3", "--p.labels=1", "--p.epochs", "5"]
+    found = ["--p.epochs", "3", "--p.labels", "[0.1, 1]", "--p.epochs", "5"]
+    assert command_line.several_as_lists(words, Protocol) == found
+
+
 @pytest.mark.parametrize(
     ("recipe", "words", "length"),
     [

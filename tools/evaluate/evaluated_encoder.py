@@ -19,7 +19,17 @@ from training.config import Config
 from training.exported import digest_of
 from training.run import checkpoint, run_folder
 from training.settings import parse
-from training.trained import NO_RUN, Precision, Trained, device_of, here, locate, newest, recipe
+from training.trained import (
+    NO_RUN,
+    Precision,
+    Trained,
+    device_of,
+    here,
+    locate,
+    newest,
+    recipe,
+    run_of,
+)
 
 RANDOM, GIVEN = "random init", "first weights"  # columns' names: what a run began with
 
@@ -61,7 +71,7 @@ def folder_of(path: Path | None) -> Path | None:
         return None
     if path.is_file():
         return path.parent if (path.parent / run_folder.CONFIG).is_file() else None
-    return locate(path)[0]
+    return run_of(path)
 
 
 def config_of(folder: Path | None, device: str, mixed_precision: Precision) -> Config:
