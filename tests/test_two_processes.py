@@ -33,6 +33,7 @@ def test_processes_train_and_continue_bit_for_bit(
     code, out, err = finish(command(whole))
     assert code == 0, out + err
     assert f"4 images × 4 views × {count} ranks = {16 * count} embeddings ranked" in out
+    assert "not known" not in " ".join(out.split())  # what a step needs of the memory
     process = start([*command(broken), "--checkpoint_every", "4"])
     wait_for_step(process, broken, 6)
     kill(process)

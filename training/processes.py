@@ -81,7 +81,9 @@ class Processes:
     @property
     def device(self) -> torch.device:
         """What this process computes on."""
-        return self.accelerator.device
+        device = self.accelerator.device
+        # Accelerate numbers CPUs by rank: "cpu:0" is the same, and compares as another device.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def machine(self) -> str:
