@@ -26,6 +26,7 @@ from training import header, installed
 from training.command_line import run_function
 from training.rounds import GOAL, What, bench
 from training.settings import Settings
+from training.terminal import literal_console
 from training.throughput import Workload
 
 NAMES = {
@@ -64,7 +65,7 @@ def main(
     durable.check_writable(json=json, chart=chart, trace=trace)
     if chart:
         installed.require("matplotlib")
-    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
+    console = literal_console()
     with ExitStack() as live:
         update = live.enter_context(console.status("")).update if console.is_terminal else None
 

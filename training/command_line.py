@@ -138,7 +138,7 @@ def add_parameters(parser: FlagParser, main: Callable[..., Any], *skipped: str) 
         more: dict[str, Any] = {"type": item or hint, "help": helps[name]}
         if parameter.kind is parameter.VAR_POSITIONAL:
             more["nargs"] = "*"
-        elif _repeats(hint):
+        elif Repeated in (hint, *get_args(hint)):
             more["action"] = "append"
         elif item is not None:
             more["nargs"] = "+"
@@ -257,10 +257,6 @@ def _is_later_rank() -> bool:
     from training.launch import is_later_rank  # here: it imports torch
 
     return is_later_rank()
-
-
-def _repeats(hint: Any) -> bool:
-    return Repeated in (hint, *get_args(hint))
 
 
 def _item(hint: Any) -> Any:

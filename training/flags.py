@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -57,7 +56,7 @@ set_loader(MODE, load, (yaml.YAMLError,))
 
 
 def _at_home(values: Namespace) -> Namespace:
-    """Replace ~ at the beginning of values, as shells do, but not after --NAME=, nor in recipes."""
+    """Replace ~ at the beginning of values, which shells do not after --NAME=, nor in recipes."""
     for name, value in vars(values).items():
         if isinstance(value, str | Path) and str(value).startswith("~/"):
             values[name] = type(value)(os.path.expanduser(value))
@@ -104,24 +103,23 @@ class FlagParser(ArgumentParser):
         flags = {
             flag for each in self._actions if each.nargs == "+" for flag in each.option_strings
         }
+        given = [word.partition("=")[0] for word in words]
+        if all(given.count(flag) < 2 for flag in flags):
+            return list(words)
         rest: list[str] = []
         values: dict[str, list[str]] = {}
-        times: Counter[str] = Counter()
         into = rest
         for word in words:
             flag, equals, value = word.partition("=")
             if flag in flags:
                 into = values.setdefault(flag, [])
-                times[flag] += 1
                 if equals:
                     into.append(value)
                     into = rest
             else:
                 into = rest if word.startswith("--") else into
                 into.append(word)
-        if max(times.values(), default=0) < 2:
-            return list(words)
-        return [*rest, *(word for flag, given in values.items() for word in (flag, *given))]
+        return [*rest, *(word for flag, several in values.items() for word in (flag, *several))]
 
     def flags(self) -> list[str]:
         """Return all flags."""

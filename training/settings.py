@@ -224,9 +224,12 @@ def parse(
         _print_class_help(asked, command_line.prog)
     switches = {f"--no_{name}": f"--{name}=false" for name, rule in RULES.items() if rule["switch"]}
     arguments = packaged_recipes.located([switches.get(word, word) for word in arguments])
-    _refuse_no_recipes(arguments)
     arguments += _without_others(arguments)
-    namespace = command_line.read(arguments, choices=_choices)
+    try:
+        namespace = command_line.read(arguments, choices=_choices)
+    except ValueError:
+        _refuse_no_recipes(arguments)
+        raise
     if (chosen := _classes(namespace)) != DEFAULT_CLASSES:
         # jsonargparse takes what one class was given, or has by default, over to the class that
         # replaces it: NTXent would get SmoothAP's temperature.

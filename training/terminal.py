@@ -41,6 +41,11 @@ class Section:
     """All of the same length; numbers are formatted already."""
 
 
+def literal_console() -> Console:
+    """Return a console on which text means itself: a name may look like markup, as [abl] does."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def show(sections: list[Section], console: Console) -> None:
     """Print a report. Names of strangers in it stay on their line, and do not rule the terminal."""
     sections = [

@@ -12,10 +12,10 @@ absent file looks the same on a disk that is not mounted.
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from shards.outage import PAUSES, Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
@@ -60,7 +60,7 @@ class Reader:
             ValueError: the source refuses to go on.
         """
         url = self._source.url(position)
-        server = urlsplit(url).netloc if url else ""
+        server = _server(url)
         if time.monotonic() < _dead.get(server, 0.0):
             raise _lost(server, url)
         new = server and server not in _answered
@@ -110,8 +110,7 @@ class Reader:
         asked = {"", server, *_dead}
         for n in range(position + 1, position + _NEAR):
             other = n % len(self._source)
-            url = self._source.url(other)
-            there = urlsplit(url).netloc if url else ""
+            there = _server(self._source.url(other))
             if there in asked:
                 continue
             asked.add(there)
@@ -128,6 +127,10 @@ class Reader:
         self._doubtful = 0 if error.errno in _OF_THE_FILE else self._doubtful + 1
         if self._doubtful == _DOUBTFUL:
             raise _gone(f"{_DOUBTFUL} images in a row", error) from None
+
+
+def _server(url: str) -> str:
+    return re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
 
 
 def _lost(server: str, url: str) -> NoImage:

@@ -42,6 +42,7 @@ from tools.compare.result_tables import (
 from tools.compare.variants import Variant, check_terms, variants
 from training import installed
 from training.command_line import Repeated, Rest, run_function
+from training.terminal import literal_console
 
 if TYPE_CHECKING:
     from tools.compare.cluster import Cluster
@@ -109,7 +110,7 @@ def main(
         redraw: only write tables and chart again, from OUT's JSON.
         more: flags of train.py.
     """
-    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
+    console = literal_console()
     if best_by is not None:
         _check_figure(best_by)
     if redraw:

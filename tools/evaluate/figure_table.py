@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluation.figures import ordered
 from evaluation.protocol import Evaluation
 from shards import durable
 from tools.evaluate.evaluated_encoder import GIVEN, RANDOM
+from training.terminal import literal_console
 
 Found = Mapping[str, Mapping[str, Evaluation]]
 """What is found out about the columns, by their names, on each set, by its name; "" if it is
@@ -27,7 +27,7 @@ def show(title: str, found: Found, seconds: Mapping[str, Mapping[str, float]]) -
         found: the figures.
         seconds: how long each column took, by protocol.
     """
-    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
+    console = literal_console()
     columns = list(dict.fromkeys(name for evaluations in found.values() for name in evaluations))
     several = len(found) > 1 or "" not in found
     table = Table(title=title, title_justify="left")

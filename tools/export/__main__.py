@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-
 from shards import durable
 from shards.writing.output import refuse_occupied
 from training import installed
@@ -176,7 +174,7 @@ def _show(
     found: list[FeatureDifference],
 ) -> None:
     """Print what was written, how far it is from the original, and how it is read."""
-    from training.terminal import Section, show
+    from training.terminal import Section, literal_console, show
 
     rows: list[tuple[str, ...]] = [("read by", "images", "batch", "largest difference", "relative")]
     for each in found:
@@ -186,7 +184,7 @@ def _show(
         Section("export", about),
         Section(f"beside the original, {len(shown.images)} images of {shown.location}", rows),
     ]
-    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
+    console = literal_console()
     show(sections, console)
     for line in usage:
         console.print(f"    {line}", soft_wrap=True)

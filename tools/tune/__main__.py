@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.live import Live
 
 from pipeline.tuning import Tuning, default_threads
@@ -31,6 +30,7 @@ from tools.tune.search import Groups, Search
 from training import machine_settings
 from training.command_line import run_function
 from training.settings import Settings
+from training.terminal import literal_console
 from training.throughput import (
     Measurement,
     Workload,
@@ -55,7 +55,7 @@ def main(settings: Settings, *, seconds: float = 150.0, out: Path | None = None)
     if seconds <= 0:
         raise ValueError(f"seconds={seconds:g}, but the search needs more than 0.")
     durable.check_writable(out=out)
-    console = Console(highlight=False, markup=False, emoji=False)  # names mean themselves
+    console = literal_console()
     around = machine(torch.device("cuda" if config.on_gpu else "cpu"))
     workload = Workload(config)
     path = out or machine_settings.path_for(
