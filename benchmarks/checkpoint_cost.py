@@ -14,7 +14,6 @@ writes takes time from it, and with one core left.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from benchmarks.record import write
 from model.random_numbers import random_state
 from pipeline.profile import synchronize
 from training.run import checkpoint
@@ -167,10 +167,9 @@ def main() -> None:
     if arguments.rounds < 2:
         parser.error(f"--rounds {arguments.rounds} have no quartiles; take 2 or more")
     found = measure(arguments)
-    text = json.dumps(found, indent=1)
-    print(text)
+    write(found, None)
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        write(found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.record import write
 from evaluation import few_shot, knn, linear, retrieval
 from evaluation.features import Features
 from evaluation.score import blocks, exact_float32, nearest
@@ -275,7 +276,7 @@ def main() -> None:
     console.print(table(report["rows"]))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write(report, arguments.out)
         console.print(f"written to {arguments.out}")
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import CONTESTANTS, TORCHVISION_V2, VIEWRANK, Contestant, Feed, stored_images
+from benchmarks.record import write
 from benchmarks.sharding import files_below
 from training.surroundings import surroundings
 
@@ -212,7 +213,7 @@ class Bench:
         }
         here.results.mkdir(parents=True, exist_ok=True)
         path = here.results / f"feed-{name}-{self.machine}.json"
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write(record, path)
         print(f"written to {path}", file=sys.stderr)
         return path
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.objective_peers import PEERS, Loss, bytes_needed
+from benchmarks.record import write
 from model import objective
 from model.objective import Objective
 from training.surroundings import surroundings
@@ -204,7 +205,7 @@ def main() -> None:
     console.print((growth if arguments.scale else table)(report["rows"]))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write(report, arguments.out)
         console.print(f"written to {arguments.out}")
 
 

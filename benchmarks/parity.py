@@ -11,7 +11,6 @@ benchmarks/results/parity-cpu.json, and from there into docs/augmentation.md by
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from benchmarks import record
 from pipeline.augment import Augment, Blur, Color, Draw, Policy, SimCLRViews, Solarize
 from pipeline.augment.crop import Boxes, Resampling, cut, mirror
 from pipeline.dali import DataNode, Pipeline, fn, types
@@ -604,7 +604,7 @@ def main() -> None:
         "chain": [asdict(row) for row in chain_rows(pictures)],
         "hue_cost": hue_cost(options.coco, rounds=options.rounds) if options.rounds else {},
     }
-    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    record.write(results, RESULTS)
     print(tables(results))
 
 

@@ -19,8 +19,8 @@ def write(record: Mapping[str, Any], out: Path | None) -> None:
     """
     from training.surroundings import without_absolute_paths  # here: it imports torch
 
-    text = json.dumps(without_absolute_paths(dict(record)), indent=1) + "\n"
+    named = without_absolute_paths(dict(record))
     if out:
-        durable.replace(out, [text.encode()])  # a kill loses none of what took hours
+        durable.replace_json(out, named)  # a kill loses none of what took hours
     else:
-        print(text)
+        print(json.dumps(named, indent=1))

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import write
 from training.monitor import records
 from training.run import checkpoint
 from training.surroundings import surroundings
@@ -184,7 +185,7 @@ def main() -> None:
         )
     )
     if arguments.out:
-        arguments.out.write_text(json.dumps(found) + "\n")
+        write(found, arguments.out)
     if arguments.chart:
         draw(found, arguments.chart)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}")  # names that `created` gives
@@ -126,6 +127,14 @@ def replace(path: Path, pieces: Sequence[bytes | memoryview], *, suffix: str = "
     with replaced(path, suffix=suffix) as partial:
         write(partial, pieces)
     sync(path.parent)
+
+
+def replace_json(path: Path, value: Any, *, suffix: str = "partial") -> None:
+    """Write a value as JSON for people to read, as `replace` does.
+
+    In ASCII: a file's name need not be text, and what is not could not be written otherwise.
+    """
+    replace(path, [json.dumps(value, indent=1).encode(), b"\n"], suffix=suffix)
 
 
 @contextmanager

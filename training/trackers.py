@@ -154,5 +154,5 @@ def _identity(run: Path, name: str) -> str | None:
 
 
 def _keep(run: Path, name: str, identity: str) -> str:
-    durable.replace(run / f"{name}.json", [json.dumps({"id": identity}).encode(), b"\n"])
+    durable.replace_json(run / f"{name}.json", {"id": identity})
     return identity

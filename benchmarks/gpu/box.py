@@ -151,7 +151,7 @@ def fill(
         row["commit"] = head["surroundings"]["commit"]  # a file may be filled over weeks
         rows[each.name] = row
         record["complete"] = all(_is_whole(each, rows) for each in measurements)
-        durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
+        durable.replace_json(path, record)
         say(f"{place}: {row.get('failed', 'done')} ({row['took_seconds']:.0f} s)")
     return record
 

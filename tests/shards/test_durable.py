@@ -1,6 +1,7 @@
 """A file is what was written, or the file from before."""
 
 import errno
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,12 @@ def test_a_file_that_has_that_content_is_left_alone(tmp_path: Path) -> None:
     assert path.stat() == before
     durable.replace(path, [b"as ", b"beforE"])
     assert path.read_bytes() == b"as beforE" and path.stat().st_ino != before.st_ino
+
+
+def test_json_holds_names_that_are_not_text(tmp_path: Path) -> None:
+    value = {"image": os.fsdecode(b"caf\xe9.png"), "größe": [1, None, 0.5]}
+    durable.replace_json(tmp_path / "file", value)
+    assert json.loads((tmp_path / "file").read_bytes()) == value
 
 
 @pytest.mark.parametrize("size", SIZES)

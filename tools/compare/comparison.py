@@ -364,5 +364,4 @@ def _machine() -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    durable.replace(path, [text.encode()])
+    durable.replace_json(path, value)

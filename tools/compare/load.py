@@ -33,9 +33,8 @@ def measured(path: Path) -> Iterator[None]:
             "core_seconds": (time.monotonic() - begin) * len(os.sched_getaffinity(0)),
             "others": max(0.0, _busy_seconds() - busy - mine),
         }
-        text = json.dumps([*_entries(path), entry], indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(path, [text.encode()])
+        durable.replace_json(path, [*_entries(path), entry])
 
 
 def others(path: Path) -> float | None:

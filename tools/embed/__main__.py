@@ -214,7 +214,7 @@ def _agree(folder: Path, facts: dict[str, Any]) -> None:
                 f"{folder} holds parts of another command: {', '.join(other)} differ. Repeat that "
                 "one, remove the folder, or give another --out."
             )
-    durable.replace(path, [json.dumps(plan, indent=1).encode(), b"\n"])
+    durable.replace_json(path, plan)
 
 
 def _make(work: _Work, trained: Trained, processes: PartialState, batch_size: int) -> None:

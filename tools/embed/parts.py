@@ -167,7 +167,7 @@ class Maker:
             for key, why in found.items()
         ]
         path = self.folder / f"{part.name}{LEFT_OUT}"
-        durable.replace(path, [json.dumps(lines, indent=1).encode(), b"\n"])
+        durable.replace_json(path, lines)
 
     def _write(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def write(
         record["failed"] = sorted({*failed})
     if records:
         record["sets"] = records
-    durable.replace(path, [json.dumps(record, indent=1).encode(), b"\n"])
+    durable.replace_json(path, record)
 
 
 def _record(found: Mapping[str, Evaluation]) -> dict[str, object]:

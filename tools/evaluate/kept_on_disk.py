@@ -130,8 +130,7 @@ class KeptOnDisk:
     def finish(self, found: Evaluation) -> None:
         """Write down what was found out, and remove the states."""
         if self._rank == 0:
-            text = json.dumps(asdict(found), indent=1)
-            durable.replace(self._root / FOUND, [text.encode(), b"\n"])
+            durable.replace_json(self._root / FOUND, asdict(found))
         self._agree(0)
         for path in self._root.glob(f"*.rank-{self._rank}.safetensors"):
             path.unlink()

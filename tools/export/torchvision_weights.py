@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -73,4 +72,4 @@ def sidecar(path: Path) -> Path:
 
 def write_sidecar(path: Path, facts: Mapping[str, Any]) -> None:
     """Write the facts of a .pth beside it."""
-    durable.replace(sidecar(path), [json.dumps(facts, indent=1).encode(), b"\n"])
+    durable.replace_json(sidecar(path), facts)

@@ -169,11 +169,7 @@ def write(
     record |= {"time": _now(), "host": socket.gethostname(), "process": os.getpid(), **more}
     record["logs"] = {path.name: _tail(path) for path in sorted((run / RANKS).glob("rank-*.log"))}
     try:
-        durable.replace(
-            run / NAME,
-            [json.dumps(record, indent=1).encode(), b"\n"],
-            suffix=f"rank-{rank}.partial",
-        )
+        durable.replace_json(run / NAME, record, suffix=f"rank-{rank}.partial")
     except OSError as error:
         sys.stderr.write(f"warning: {run / NAME} could not be written: {error}\n")
 

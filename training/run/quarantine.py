@@ -74,5 +74,5 @@ def extend(
         return []
     for (shard, key), why in new.items():
         bad.setdefault(shard, {})[key] = why
-    durable.replace(run / NAME, [json.dumps(bad, indent=1).encode(), b"\n"])
+    durable.replace_json(run / NAME, bad)
     return [f"{shard}.tar, sample {key} {why}" for (shard, key), why in new.items()]
