@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from model.average import drop_nothing, follow, rising
 from model.encoder import Encoder
 from model.gather import gather
-from model.method.method import Method, Output, encode, large
+from model.method.method import Method, Output, embed_together, large
 from model.method.swav import swapped_prediction
 
 
@@ -192,15 +192,6 @@ class DINO(Method):
         for part in self._teacher:
             drop_nothing(part)
         return self
-
-
-def embed_together(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor, ...]) -> Tensor:
-    """Return the embeddings z [V, B, D] of all groups' views.
-
-    They pass the projector together, as in the authors' code: its batch norms, if any, notice.
-    """
-    h_VBF = torch.cat([encode(encoder, group) for group in views])
-    return projector(h_VBF.flatten(0, 1)).unflatten(0, h_VBF.shape[:2])
 
 
 class Prototypes(nn.Module):

@@ -35,6 +35,8 @@ class JointEmbedding(Method):
         output_norm: batch norm without scale and offset on the embeddings, as in GroCo.
         gallery: the views that a query is compared with. all: every view. large: the large crops of
             multi-crop, which have the first group's size; small crops are queries only.
+        views_apart: batch norm sees a view at a time, as in the code of GroCo's and Barlow Twins'
+            authors; else the views of a group together, as in SimCLR's.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class JointEmbedding(Method):
         projector_layers: int = 2,
         output_norm: bool = False,
         gallery: Literal["all", "large"] = "all",
+        views_apart: bool = False,
     ) -> None:
         super().__init__(
             encoder=encoder,
@@ -57,6 +60,7 @@ class JointEmbedding(Method):
         )
         self.objective = objective
         self.gallery = gallery
+        self.views_apart = views_apart
 
     def forward(
         self,

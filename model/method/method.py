@@ -45,7 +45,7 @@ class Method(nn.Module, ABC):
     """The result of training: evaluation and export take it. It may be another one's average."""
     projector: Projector
     views_apart = False
-    """Whether batch norm sees a view at a time, as in the authors' code; else all of a size."""
+    """Whether batch norm sees a view at a time, as in the authors' code; else a group's views."""
     trains_part = False
     """Whether a step may leave parameters without gradient, such as those of a frozen side."""
 
@@ -167,6 +167,15 @@ def encode(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
 def encode_apart(network: Callable[[Tensor], Tensor], views_VBCHW: Tensor) -> Tensor:
     """Return `network` of every view, [V, B, ...], a view at a time, for batch norm of one view."""
     return torch.stack([network(view_BCHW) for view_BCHW in views_VBCHW])
+
+
+def embed_together(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor, ...]) -> Tensor:
+    """Return the embeddings z [V, B, D] of all groups' views.
+
+    They pass the projector together, as in DINO's and SwAV's code: its batch norms notice.
+    """
+    h_VBF = torch.cat([encode(encoder, group) for group in views])
+    return projector(h_VBF.flatten(0, 1)).unflatten(0, h_VBF.shape[:2])
 
 
 def large(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

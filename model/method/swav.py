@@ -8,6 +8,7 @@ Differs from the authors' code (facebookresearch/swav, 06b1b7c):
   their own and equal one process exactly;
 - the queue is of all ranks' embeddings, not one queue a rank; it is filled from the start, and used
   once it is full and `queue_start` steps have passed;
+- view groups of one size pass the encoder each by itself, theirs together;
 - frozen prototypes are put back after the optimizer, theirs get no gradient: after many gradients
   of zero, Adam's first steps would be several times too long. But so its moments begin at once,
   and clipping counts these gradients, too.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from model.encoder import Encoder
 from model.gather import gather, own_samples
-from model.method.method import Method, Output, large_count
+from model.method.method import Method, Output, embed_together, large_count
 
 
 class SwAV(Method):
@@ -98,7 +99,7 @@ class SwAV(Method):
     def forward(self, views: tuple[Tensor, ...], id_B: Tensor | None = None) -> Output:
         """See `Method.forward`."""
         del id_B
-        z_VBD = torch.cat([self.embed(views_VBCHW) for views_VBCHW in views])
+        z_VBD = embed_together(self.encoder, self.projector, views)
         with torch.autocast(z_VBD.device.type, enabled=False):
             z_VBD = F.normalize(z_VBD.float(), dim=-1)
             z_VAD = gather(z_VBD.detach())

@@ -4,8 +4,8 @@ Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: Self-Supervised Learning via R
 Reduction", ICML 2021, https://arxiv.org/abs/2103.03230
 
 Differs from the authors' code (facebookresearch/barlowtwins, 046eec3): more than two views are
-allowed; at V = 2 the loss is theirs, except that dimensions are standardised over the samples of
-all ranks, in the whole batch, as the paper has it.
+allowed; at V = 2 the loss is theirs, with dimensions standardised over the samples of all ranks, as
+their synchronised batch norm does. Their batch norms see a view at a time: `views_apart`.
 """
 
 import torch

@@ -252,6 +252,16 @@ def test_a_queue_shorter_than_the_batch_is_refused() -> None:
         made("MoCo").refuse(counts=(2,), sizes=(8,), batch_size=11)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_batch_norm_sees_a_view_or_a_group(apart: bool) -> None:
+    torch.manual_seed(0)
+    method = JointEmbedding(encoder=Flat(), objective=SmoothAP(), views_apart=apart, **SIZES)
+    views_VBCHW = batch(0)[1]
+    rows = list(views_VBCHW) if apart else [views_VBCHW.flatten(0, 1)]
+    expected_NF = torch.cat([method.projector(method.encoder(images)) for images in rows])
+    torch.testing.assert_close(method.embed(views_VBCHW).flatten(0, 1), expected_NF)
+
+
 # ── SwAV ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -282,14 +292,13 @@ def test_rows_that_do_not_count_change_nothing() -> None:
 @pytest.mark.parametrize("queue", [0, 8])
 @pytest.mark.parametrize("small", [0, 3])
 def test_swav_equals_lightly_s_loss(queue: int, small: int) -> None:
-    method = made("SwAV").eval()  # batch norm apart, views are independent
+    method = made("SwAV")
     assert isinstance(method, SwAV)
     views = batch(0, counts=(2, small) if small else (2,))
-    scores = [
-        F.normalize(method.projector(method.encoder(view)), dim=1) @ method.prototype_PD.T
-        for group in views
-        for view in group
-    ]
+    # As in the authors' forward: a pass of all crops through the projector, and its batch norm.
+    h_NF = torch.cat([method.encoder(view) for group in views for view in group])
+    z_NF = F.normalize(method.projector(h_NF), dim=1)
+    scores = list((z_NF @ method.prototype_PD.T).split(4))
     queued = None
     if queue:
         method.queue_TLD.copy_(F.normalize(embeddings(2, 8, 5, dtype=torch.float32), dim=-1))
