@@ -21,8 +21,8 @@ from shards.bit_depth import bits_in_use, eight_bits, refuse_numbers, what_was_d
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
 # Errors that Pillow's decoders are known to raise on damaged files, besides OSError.
-_DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-_DAMAGE += (struct.error, zlib.error, MemoryError, RuntimeError, AttributeError, ZeroDivisionError)
+DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+DAMAGE += (struct.error, zlib.error, MemoryError, RuntimeError, AttributeError, ZeroDivisionError)
 _ORIENTATION = 0x0112  # EXIF tag
 # We limit the pixels, with an error and no warning (see `shards.writing.prepare`).
 Image.MAX_IMAGE_PIXELS = None
@@ -138,7 +138,7 @@ def open_with_pillow(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
         raise ValueError("no decoder knows it") from None
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
@@ -146,7 +146,7 @@ def frames(image: Image.Image) -> int:
     """Return the number of frames; 1 for a still picture."""
     try:
         return getattr(image, "n_frames", 1)
-    except (OSError, *_DAMAGE):
+    except (OSError, *DAMAGE):
         return 1
 
 
@@ -172,10 +172,10 @@ def upright_pixels(image: Image.Image, *, bits: int | None = None) -> tuple[Pixe
             done.append("first of several frames")
         image.load()
         turned = ImageOps.exif_transpose(image)
-    except (OSError, *_DAMAGE) as error:
+        if turned.getexif().get(_ORIENTATION, 1) != image.getexif().get(_ORIENTATION, 1):
+            done.append("turned upright")
+    except (OSError, *DAMAGE) as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    if turned.getexif().get(_ORIENTATION, 1) != image.getexif().get(_ORIENTATION, 1):
-        done.append("turned upright")
     mode = turned.mode
     refuse_numbers(image)
     if mode.startswith("I"):
@@ -202,7 +202,7 @@ def exif_orientation(data: bytes) -> int:
         exif = Image.Exif()
         exif.load(open_with_pillow(data).info.get("exif", b""))
         return int(exif.get(_ORIENTATION, 1))
-    except (OSError, *_DAMAGE):
+    except (OSError, *DAMAGE):
         return 1
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from tarfile import BLOCKSIZE
 from typing import Any
@@ -22,6 +23,7 @@ from shards.source.tar_links import Contents, Members, Place
 from shards.source.tar_members import Damaged, Entry, entries
 from shards.source.usual_names import is_leftover
 from shards.storage import Folder
+from shards.tar import components
 
 TEXT_BYTES = 65536  # longer components are not carried over
 ROLES = 32  # most names of images in a sample, before they are taken for parts of file names
@@ -64,7 +66,7 @@ class Scan:
     """Bytes from there to the end of the last member that is needed."""
     image_offsets: "array[int]" = field(default_factory=lambda: array("I"))
     """Of the image's bytes, from that start."""
-    labels: list[str | None] = field(default_factory=list)
+    labels: list[str | float | None] = field(default_factory=list)
     ids: "array[int]" = field(default_factory=lambda: array("q"))
     """Of those samples that have one."""
     components: Counter[str] = field(default_factory=Counter)
@@ -103,27 +105,44 @@ def split_name(name: str, last_dot: bool) -> tuple[str, str] | None:
     return (f"{folder}{slash}{stem}", component.lower()) if stem and component else None
 
 
-def scan(folder: Folder, name: str, convention: Convention) -> Scan:
+def scan(folder: Folder, name: str, convention: Convention, lines: list[str] | None = None) -> Scan:
     """Read the headers of a tar, and the labels.
 
     Members of a sample lie side by side, as WebDataset has it: a member with another key, or with
     a component that the sample has already, begins the next sample. Links are followed within the
     tar, and of members with the same name the last one counts.
 
+    Args:
+        folder: Of the tar.
+        name: Of the tar.
+        convention: How the names of members are understood.
+        lines: Of its index, if it is a shard of ours: they name the members, not the headers.
+
     Raises:
         ValueError: It is compressed, or a label cannot be read.
         OSError: It cannot be opened.
     """
-    found, unfollowed = _scan(folder, name, convention, Contents())
-    if unfollowed is None:
+    found, unfollowed = _scan(folder, name, convention, Contents(), lines)
+    if unfollowed is None or lines is not None:
         return found
     with folder.open(name) as file:
         contents = unfollowed.contents(file, file.seek(0, 2))
     return _scan(folder, name, convention, contents)[0] if contents != Contents() else found
 
 
+def _listed(lines: list[str]) -> Iterator[Entry]:
+    """Yield the members that the lines of an index name; before each is a header of one block."""
+    for line in lines:
+        for _, offset, size, name in components(line):
+            yield Entry(name, "file", offset - BLOCKSIZE, offset, size)
+
+
 def _scan(
-    folder: Folder, name: str, convention: Convention, contents: Contents
+    folder: Folder,
+    name: str,
+    convention: Convention,
+    contents: Contents,
+    lines: list[str] | None = None,
 ) -> tuple[Scan, Members | None]:
     """Return what a tar holds, and its members unless it is clear where their contents are."""
     found, members = Scan(contents=contents), Members()
@@ -142,7 +161,8 @@ def _scan(
         if file.read(6).startswith(_MAGIC):
             raise compressed(folder.path(name))
         try:
-            for entry in entries(file, file.seek(0, 2)):
+            listed = entries(file, file.seek(0, 2)) if lines is None else _listed(lines)
+            for entry in listed:
                 members.add(entry)
                 place = contents.place_of(entry)
                 if place is None:
@@ -228,8 +248,8 @@ def _is_text(component: str, size: int) -> bool:
     return component.rpartition(".")[2] in _TEXT and size <= TEXT_BYTES
 
 
-def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> str | None:
-    """Return the label as a text, one object for all that have it."""
+def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> str | float | None:
+    """Return the label: a text, one object for all that have it, or a fraction of JSON's."""
     member = next((sample[name] for name in convention.labels if name in sample), None)
     if member is None or member.data is None:
         return None
@@ -243,7 +263,8 @@ def _label_of(sample: dict[str, _Member], convention: Convention, what: str) -> 
         value = read.get(convention.label.partition(":")[2]) if isinstance(read, dict) else None
         if not isinstance(value, str | int | float | None):
             raise ValueError
-        return None if value is None else sys.intern(str(value))
+        # What 3.0 and NaN mean is for `Labels` to say, as in a table.
+        return value if value is None or isinstance(value, float) else sys.intern(str(value))
     except (ValueError, RecursionError):
         raise ValueError(
             f"the label {member.component} of {what} is not the text expected there. Choose "

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -10,11 +9,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.layout import MANIFEST
+from shards.source.beside_tars import (
+    Beside,
+    are_numbers,
+    beside_tars,
+    by_name,
+    in_common,
+    joined_classes,
+)
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import find_tars, is_there
@@ -23,7 +31,6 @@ from shards.source.tar_samples import ROLES, Convention, Scan, read_sample, scan
 from shards.storage import Folder, is_remote
 
 _THREADS = 8  # tars at a time in a store, for which most of the scan is waiting
-_MANIFEST = "manifest.json"
 
 
 class WebDataset(Source):
@@ -33,7 +40,8 @@ class WebDataset(Source):
     up to 64 KiB go into the metadata. Tars of files without labels, and those that `tar` makes of
     a folder, will do. Each tar is read through once for its headers, and a second time if it has
     links or repeated names: links are followed within their tar, and of members with one name the
-    last one counts, as for tar.
+    last one counts, as for tar. Of our own sets the index says what is a sample, so what a repair
+    has left out stays out; those whose manifests name different classes are joined by name.
     """
 
     name = "webdataset"
@@ -66,18 +74,21 @@ class WebDataset(Source):
         """
         self.split = split
         self._tars = find_tars(root, split)
-        named = _named_in_manifests(self._tars, "categories")
+        beside = {folder: beside_tars(folder) for folder in dict.fromkeys(f for f, _ in self._tars)}
+        categories = in_common([each.categories for each in beside.values()])
         alternatives = tuple(filter(None, (image or "").lower().replace(" ", "").split(";")))
         undecided = keys == "auto" and not any("." in name for name in alternatives)
-        convention = Convention(keys == "last_dot", alternatives, label, bool(named), undecided)
-        scans = self._scan(convention)
+        convention = Convention(
+            keys == "last_dot", alternatives, label, bool(categories), undecided
+        )
+        scans = self._scan(convention, beside)
         decided = undecided and _is_last_dot(scans)
         if undecided:
-            convention = Convention(decided, alternatives, label, bool(named))
+            convention = Convention(decided, alternatives, label, bool(categories))
         if decided:
-            scans = self._scan(convention)
+            scans = self._scan(convention, beside)
         self._last_dot, self._label = convention.last_dot, label
-        self.categories = [] if self._last_dot else named
+        self.categories = [] if self._last_dot else categories
         _refuse_several(scans, self._tars, convention)
 
         self._keys = Names()
@@ -86,11 +97,14 @@ class WebDataset(Source):
         self._contents = [found.contents for found in scans]
         ids = array("q")
         labels = Labels(f"{label or 'y.i64 or cls'} in the tars of {self._tars[0][0]}")
-        for found in scans:
+        named = {folder: each.classes for folder, each in beside.items()}
+        joined = joined_classes(named) if label in (None, "y.i64") else None
+        for (folder, _), found in zip(self._tars, scans, strict=True):
             self._first.append(len(self._keys))
             for index in range(len(found.keys)):
                 self._keys.append(found.keys[index])
-                labels.append(found.labels[index])
+                read = found.labels[index]
+                labels.append(read if joined is None else by_name(read, folder, named, joined))
             found.keys, found.labels = Names(), []  # all tars together take gigabytes
             self._starts.extend(found.starts)
             self._spans.extend(found.spans)
@@ -103,19 +117,30 @@ class WebDataset(Source):
         complete = len(ids) == len(self._keys)
         whole = complete and len(np.unique(np.asarray(ids))) == len(ids)
         self._ids = ids if whole else None
-        numbers, self.classes = self._named(labels, scans)
+        names = in_common([*named.values()]) if joined is None else [*joined]
+        numbers, self.classes = self._named(labels, scans, names)
         self._labels = numbers if self.classes else None
         self._tar_names = _short_names(self._tars)
         self._levels = how_much_to_say(len(self), self._name, 3)
         self.notes = self._remarks(scans, decided)
+        self.notes += self._more_than_listed(beside)
+        if joined:
+            self.notes.append(
+                f"the tars of different folders have different classes, {len(joined):,} in all: "
+                "labels were joined by name"
+            )
         if complete and not whole:
             self.notes.append("the same ids occur in several places: samples get new numbers")
 
-    def _scan(self, convention: Convention) -> list[Scan]:
+    def _scan(self, convention: Convention, beside: dict[Folder, Beside]) -> list[Scan]:
+        def scanned(tar: tuple[Folder, str]) -> Scan:
+            folder, name = tar
+            return scan(folder, name, convention, beside[folder].lines(name))
+
         # Headers of local tars are soon there, and threads would only wait for each other.
         threads = _THREADS if any(is_remote(folder.location) for folder, _ in self._tars) else 1
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda tar: scan(tar[0], tar[1], convention), self._tars))
+            return list(pool.map(scanned, self._tars))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -186,8 +211,10 @@ class WebDataset(Source):
         within = f"/{index - self._first[tar]}" if level == 2 else ""
         return f"{self._tar_names[tar]}/{key}{within}"
 
-    def _named(self, labels: Labels, scans: list[Scan]) -> tuple[NDArray[np.int32], list[str]]:
-        """Return the label of each sample, and the classes."""
+    def _named(
+        self, labels: Labels, scans: list[Scan], names: list[str]
+    ) -> tuple[NDArray[np.int32], list[str]]:
+        """Return the label of each sample, and the classes; numbers may have names."""
         if self._label == "folder":
             labels = Labels(f"the folders in the tars of {self._tars[0][0]}")
             for folder in _folders_that_differ(self._keys):
@@ -200,11 +227,21 @@ class WebDataset(Source):
                 f"no sample in the tars of {self._tars[0][0]} has a label {self._label}; there are "
                 f"{_counted(components)}. Choose one as --label, or json:FIELD, or leave it out."
             )
-        are_numbers = classes == [str(number) for number in range(len(classes))]
-        if classes and are_numbers and self._label in (None, "y.i64"):
-            names = _named_in_manifests(self._tars, "classes")
+        if classes and are_numbers(classes) and self._label in (None, "y.i64"):
             classes = names if len(names) >= len(classes) else classes
         return numbers, classes
+
+    def _more_than_listed(self, beside: dict[Folder, Beside]) -> list[str]:
+        """Return a note if tars of our own sets gave more samples than these list."""
+        more = []
+        for (folder, name), between in zip(self._tars, pairwise(self._first), strict=True):
+            shard, samples = beside[folder].shards.get(name), len(range(*between))
+            if shard is not None and samples > shard.samples:
+                more.append(f"{name} has {samples:,} samples, {shard.samples:,} by its {MANIFEST}")
+        if not more:
+            return []
+        others = f" (and {len(more) - 1:,} more tars)" if len(more) > 1 else ""
+        return [f"{more[0]}{others}, and no .idx that fits: what a repair left out comes in again"]
 
     def _remarks(self, scans: list[Scan], decided: bool) -> list[str]:
         notes = []
@@ -323,17 +360,3 @@ def _folders_that_differ(keys: Names) -> Iterator[str]:
     for index in range(len(keys)):
         folders = keys[index].split("/")[:-1]
         yield folders[depth] if depth < len(folders) else ""
-
-
-def _named_in_manifests(tars: list[tuple[Folder, str]], field: str) -> list[str]:
-    """Return the names in the manifest beside the tars; [] if there are none, or two differ."""
-    found: list[Any] = []
-    for folder in {folder.location: folder for folder, _ in tars}.values():
-        try:
-            names = json.loads(folder.read(_MANIFEST))[field]
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return []
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            return []
-        found.append(names)
-    return found[0] if found and all(a == b for a, b in pairwise(found)) else []

@@ -275,6 +275,13 @@ def test_images_too_small_or_elongated_for_a_view_are_left_out(
     assert prepare(data, ORIGINAL).height == height
 
 
+def test_a_whole_image_of_malformed_exif_is_refused_with_the_reason() -> None:
+    file = io.BytesIO()
+    Image.new("CMYK", (40, 20)).save(file, "JPEG", exif=b"Exif\0\0junkjunkjunkjunk")
+    with pytest.raises(Unusable, match="TIFF"):
+        prepare(file.getvalue(), ORIGINAL, extension="jpg")
+
+
 def test_cmyk_becomes_pillows_rgb() -> None:
     data = encoded(picture(mode="CMYK"), "JPEG")
     stored = prepare(data, ORIGINAL, extension="jpg")

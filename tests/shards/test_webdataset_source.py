@@ -1,10 +1,13 @@
 """Existing tars: written by webdataset, by tar, by tarfile; read back by place."""
 
+import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -14,13 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 from braceexpand import braceexpand
+from PIL import Image
 from webdataset.compat import WebDataset as Oracle
 from webdataset.writer import ShardWriter
 
-from shards.source import Sample, WebDataset
+from shards import as_webdataset
+from shards.health.repair import repair
+from shards.layout import ShardSet
+from shards.shard_index import lines_of
+from shards.source import Sample, Table, WebDataset
 from shards.source.location import expand, find_tars
 from shards.source.source import Names
 from shards.source.tar_members import Damaged, entries
+from shards.storage import LocalFolder
+from shards.tar import components
+from shards.writing.write import write as write_set
+from tests.conftest import Pictures
 
 Members = list[tuple[str, bytes]]
 
@@ -259,6 +271,157 @@ def test_shard_sets_of_our_own_keep_ids_labels_classes_and_metadata(tmp_path: Pa
     assert source.notes == ["1 samples have no label"]
 
 
+def labelled(folder: Path, labels: list[Any], manifest: dict[str, Any] | None = None) -> Path:
+    """A tar of images whose labels are numbers as ours, or texts as others'; None for no label."""
+    members: Members = []
+    for index, label in enumerate(labels):
+        members.append((f"{index}.jpg", jpeg(index)))
+        if isinstance(label, int):
+            members.append((f"{index}.y.i64", number(label)))
+        elif label is not None:
+            members.append((f"{index}.cls", label.encode()))
+    write(folder / "0.tar", members)
+    if manifest is not None:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_sets_with_different_classes_are_joined_by_name(tmp_path: Path):
+    cats, birds = ["cat", "dog", "eel"], ["bird", "cat"]
+    labelled(tmp_path / "a", [1, 0, -1], {"classes": cats})
+    labelled(tmp_path / "b", [1, 0, -1], {"classes": birds})
+    labelled(tmp_path / "c", ["fox", "dog", None])
+    labelled(tmp_path / "d", [None, -1], {"classes": []})
+    a, b = ["dog", "cat", None], ["cat", "bird", None]
+    expected = {"a": a, "b": b, "c": ["fox", "dog", None], "d": [None, None]}
+    for order in itertools.permutations("abcd"):
+        source = WebDataset(root=f"{tmp_path}/{{{','.join(order)}}}/*.tar")
+        names = [source.classes[s.label] if s.label >= 0 else None for s in everything(source)]
+        assert names == [name for folder in order for name in expected[folder]]
+        assert sorted(source.classes) == ["bird", "cat", "dog", "eel", "fox"]
+        if order[:2] == ("a", "b"):  # the labels of the first stay what they are
+            assert source.classes == ["cat", "dog", "eel", "bird", "fox"]
+        assert any("5 in all: labels were joined by name" in note for note in source.notes)
+
+
+def test_sets_with_equal_classes_or_numbers_for_names_keep_their_labels(tmp_path: Path):
+    for name in ("a", "b"):
+        labelled(tmp_path / name, [1, 0], {"classes": ["dog", "cat", "eel"]})
+    labelled(tmp_path / "5", [4, 0], {"classes": [*"01234"]})
+    labelled(tmp_path / "7", [6, 3], {"classes": [*"0123456"]})
+    labelled(tmp_path / "none", [1, 2])
+    same = WebDataset(root=f"{tmp_path}/{{a,b}}/*.tar")
+    assert (same.classes, [s.label for s in everything(same)]) == (
+        ["dog", "cat", "eel"],
+        [1, 0] * 2,
+    )
+    numbers = WebDataset(root=f"{tmp_path}/{{5,7,none}}/*.tar")
+    assert numbers.classes == [*"0123456"]
+    assert [s.label for s in everything(numbers)] == [4, 0, 6, 3, 1, 2]
+    assert not any("joined" in note for note in [*same.notes, *numbers.notes])
+
+
+@pytest.mark.parametrize(
+    ("other", "manifest", "says"),
+    [
+        ([2], None, "b have a label 2, without a name.*a: cat, dog; .*b: none named"),
+        ([2], {"classes": ["x", "y"]}, "b have a label 2, without a name.*a: cat, dog; .*b: x, y"),
+        ([0], {"classes": ["x", "y", "x"]}, "b have two classes called x.*: cat, dog; .*: x, y, x"),
+        ([-2], {"classes": ["x", "y"]}, "b have a label -2, without a name"),
+    ],
+)
+def test_classes_that_cannot_be_joined_by_name_are_refused(tmp_path: Path, other, manifest, says):
+    labelled(tmp_path / "a", [1, 0], {"classes": ["cat", "dog"]})
+    labelled(tmp_path / "b", other, manifest)
+    with pytest.raises(ValueError, match=says) as refused:
+        WebDataset(root=f"{tmp_path}/{{a,b}}/*.tar")
+    for piece in ("Put the manifest.json", "--label", "one by one"):
+        assert piece in str(refused.value)
+
+
+def test_the_manifest_of_an_indexed_set_names_no_labels_in_tars(tmp_path: Path):
+    labelled(tmp_path / "a", ["1", "0"], {"classes": ["by json", "others"], "indexed": True})
+    assert WebDataset(root=tmp_path / "a").classes == ["0", "1"]
+
+
+def test_a_manifest_that_may_not_be_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    labelled(tmp_path / "a", [1, 0])
+    read = LocalFolder.read
+
+    def forbidding(self: LocalFolder, name: str, *part: Any) -> bytes:
+        if not (tmp_path / "a" / name).exists():  # as a public bucket that may not be listed
+            raise PermissionError(errno.EACCES, "403, message='Forbidden'", name)
+        return read(self, name, *part)
+
+    monkeypatch.setattr(LocalFolder, "read", forbidding)
+    source = WebDataset(root=tmp_path / "a")
+    assert [s.label for s in everything(source)] == [1, 0] and source.classes == ["0", "1"]
+
+
+@pytest.fixture
+def repaired(tmp_path: Path) -> ShardSet:
+    """30 pictures, the first without its right label and the fourth without its header."""
+    shard_set = write_set(Pictures(30), tmp_path / "set", samples_per_shard=15)
+    lines = lines_of(shard_set, shard_set.manifest.shards[0])
+    with open(shard_set.tars[0], "r+b") as tar:
+        for line, name, before in ((lines[0], "y.i64", 0), (lines[3], "png", 512)):
+            tar.seek(next(at for kind, at, *_ in components(line) if kind == name) - before)
+            tar.write(b"\x07\x07")
+    assert len(repair(shard_set.root).quarantined) == 2
+    return shard_set
+
+
+def test_what_a_repair_of_our_own_set_left_out_stays_out_and_nothing_else(repaired: ShardSet):
+    source = WebDataset(root=repaired.root)
+    expected = {s["id"]: np.asarray(s["image"]) for s in as_webdataset(repaired.root)}
+    assert len(source) == len(expected) == 28
+    for sample in everything(source):
+        assert isinstance(sample.image, bytes) and sample.label == sample.id % 10
+        pixels = np.asarray(Image.open(io.BytesIO(sample.image)))
+        assert np.array_equal(pixels, expected.pop(sample.id))
+    assert expected == {} and source.notes == []
+
+
+def test_without_their_indexes_tars_of_ours_are_read_by_their_headers(
+    repaired: ShardSet, tmp_path: Path
+):
+    names = ("00001.tar", "manifest.json")
+    (tmp_path / "copied").mkdir()
+    for name in names:
+        shutil.copy(f"{repaired.root}/{name}", tmp_path / "copied")
+    copied = WebDataset(root=tmp_path / "copied")
+    assert everything(copied) == everything(WebDataset(root=f"{repaired.root}/00001.tar"))
+    assert copied.fingerprint() == WebDataset(root=f"{repaired.root}/00001.tar").fingerprint()
+    assert copied.notes == []
+
+    first = WebDataset(root=f"{repaired.root}/00000.tar")
+    index = Path(repaired.root) / "00000.idx"
+    index.write_bytes(index.read_bytes().replace(b"png", b"jpg", 1))
+    with pytest.raises(ValueError, match=r"00000.idx is not the file that was written.*--repair"):
+        WebDataset(root=repaired.root)
+    index.unlink()
+    alone = WebDataset(root=f"{repaired.root}/00000.tar")
+    assert len(first) == 13 and len(alone) < 13  # up to the header
+    assert "damaged" in alone.notes[0]
+
+
+def test_samples_that_the_manifest_of_ours_does_not_count_are_noted(tmp_path: Path):
+    shard_set = write_set(Pictures(6), tmp_path / "set")
+    line = lines_of(shard_set, shard_set.manifest.shards[0])[2]
+    with open(shard_set.tars[0], "r+b") as tar:
+        tar.seek(next(at for kind, at, *_ in components(line) if kind == "y.i64"))
+        tar.write(b"\x07")
+    repair(shard_set.root)
+    assert len(WebDataset(root=shard_set.root)) == 5
+    Path(shard_set.indexes[0]).unlink()
+    source = WebDataset(root=shard_set.root)
+    assert len(source) == 6
+    assert source.notes == [
+        "00000.tar has 6 samples, 5 by its manifest.json, and no .idx that fits: what a repair "
+        "left out comes in again"
+    ]
+
+
 def test_bare_pixels_of_our_own_shards_are_pixels(tmp_path: Path):
     pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     shape = b"".join(map(number, pixels.shape))
@@ -382,6 +545,22 @@ def test_labels_come_from_a_component_or_a_field(tmp_path: Path, label, classes,
     source = WebDataset(root=tmp_path, label=label)
     assert (source.classes, [s.label for s in everything(source)]) == (classes, labels)
     assert "1 samples have no label" in source.notes
+
+
+def test_numbers_as_pandas_writes_them_are_labels_as_in_a_table(tmp_path: Path):
+    found = ["3.0", "NaN", "0.0", "1", "null", "2.0"]
+    members: Members = []
+    for index, value in enumerate(found):
+        members += [(f"{index}.jpg", b"x"), (f"{index}.json", b'{"class": %b}' % value.encode())]
+        (tmp_path / f"{index}.jpg").touch()
+    write(tmp_path / "a.tar", members)
+    rows = "".join(f"{index}.jpg,{value}\n" for index, value in enumerate(found))
+    (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+    source, table = WebDataset(root=tmp_path, label="json:class"), Table(table=tmp_path / "t.csv")
+    labels = [source.label(index) for index in range(len(found))]
+    assert (source.classes, labels) == (["0", "1", "2", "3"], [3, -1, 0, 1, -1, 2])
+    assert table.classes == source.classes
+    assert [table.label(index) for index in range(len(found))] == labels
 
 
 @pytest.mark.parametrize(
