@@ -34,8 +34,13 @@ _seconds: float | None = _ANSWER
 class Unreachable(OSError):
     """A place does not answer, which is no property of what is asked for; it may answer later."""
 
-    busy = False
-    """Whether it is there and says so, by a status such as 429 or 503."""
+    status = 0
+    """The HTTP status of a place that is there and says so; 0 if it says nothing."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has too much to do now; any other status may be about one file."""
+        return self.status in (429, 503)
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}" if self.filename else str(self.strerror)
@@ -59,7 +64,8 @@ def is_outage(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return True
-    if any(status == 429 or 500 <= status < 600 for status in _statuses(error)):
+    status = status_of(error)
+    if status in (408, 429) or status >= 500:
         return True
     names = " ".join(each.__name__ for each in type(error).__mro__).lower()
     if any(word in names for word in _WORDS):
@@ -67,9 +73,10 @@ def is_outage(error: BaseException) -> bool:
     return error.__cause__ is not None and is_outage(error.__cause__)
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether an outage is one of a place that is there: it answers with a status."""
-    return any(_statuses(error))
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status, 400 to 599, that an error or its cause tells of; 0 if none."""
+    found = (status for status in _statuses(error) if 400 <= status < 600)
+    return next(found, 0) or (status_of(error.__cause__) if error.__cause__ is not None else 0)
 
 
 def _statuses(error: BaseException) -> Iterator[int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from shards import durable
-from shards.outage import LastAnswer, Unreachable, answered, is_busy, is_outage, of_place
+from shards.outage import LastAnswer, Unreachable, answered, is_outage, of_place, status_of
 
 SLOWEST = 100_000  # bytes a second, with which a file on its way is no outage yet
 _BLOCK = 2**20  # bytes of a file in a store that are asked for at once
@@ -397,19 +397,29 @@ def _as_os_error(location: str) -> Iterator[None]:
     """Turn any error of a store's package into an OSError that names the location."""
     try:
         yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location) from None
     except Unreachable:
         raise
     except Exception as error:  # botocore, aiohttp, google, azure: each raises other types
-        text = " ".join(str(error).split())
-        if not isinstance(error, OSError):
-            text = f"{type(error).__name__}: {text}"
-        number = getattr(error, "errno", None)
-        # EPIPE would look like a reader of our output that has gone.
-        number = errno.EIO if number in (None, errno.EPIPE) else number
-        lost = is_outage(error) or isinstance(error, BrokenPipeError)
-        said = (Unreachable if lost else OSError)(number, f"{location}: {text}")
-        if isinstance(said, Unreachable):
-            said.busy = is_busy(error)
-        raise said from None
+        cause = error.__cause__
+        if isinstance(error, FileNotFoundError) and cause is not None and is_outage(cause):
+            raise _translated(cause, location) from None  # as fsspec says that a server is away
+        raise _translated(error, location) from None
+
+
+def _translated(error: BaseException, location: str) -> OSError:
+    status, number = status_of(error), getattr(error, "errno", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError):
+        text = f"{type(error).__name__}: {text}"
+    lost = is_outage(error) or isinstance(error, BrokenPipeError)
+    # EPIPE would look like a reader of our output that has gone.
+    if number in (None, errno.EIO, errno.EPIPE):
+        refused = not lost and (isinstance(error, PermissionError) or 400 <= status < 500)
+        number = errno.EACCES if refused else errno.EIO
+    if not lost:
+        return OSError(number, f"{location}: {text}")
+    said = Unreachable(number, f"{location}: {text}")
+    said.status = status
+    return said

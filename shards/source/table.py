@@ -4,11 +4,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from shards.one_line import one_line
+from shards.outage import Unreachable
 from shards.source.csv_rows import MISSING
+from shards.source.folder import is_image
 from shards.source.keys import how_much_to_say
 from shards.source.labels import Labels
 from shards.source.location import is_there
@@ -72,6 +75,8 @@ class Table(Source):
         self.origin = self._root if self._image is None else files.name
         self._places = {self._root} if self._image is None else {f.location for f, _ in files.files}
         labelled = self._label_column(files, label)
+        if labelled is not None:
+            files.refuse_other_classes(labelled)
         self._columns = self._other_columns(files, columns, labelled)
         self.notes = self._read(files, labelled)
         self._images = None
@@ -224,8 +229,15 @@ class Table(Source):
                 **dict(zip(self._columns, others, strict=True)),
                 **({"file": path} if path else {}),
             },
-            extension="" if self._images is not None else os.path.splitext(path)[1][1:],
+            extension="" if self._images is not None else self._extension(path),
         )
+
+    def _extension(self, path: str) -> str:
+        """Return the extension of a file; of a URL, which may name a script, that of an image."""
+        if not (is_remote(path) or is_remote(self._root)):
+            return os.path.splitext(path)[1][1:]
+        name = re.split("[?#]", path, maxsplit=1)[0]
+        return os.path.splitext(name)[1][1:] if is_image(name) else ""
 
     def _bytes(self, index: int, path: str) -> bytes:
         if self._images is None:
@@ -274,23 +286,28 @@ class Table(Source):
     def _look_for_some(self) -> None:
         """Refuse a root under which none of the first files is there."""
         tried = [self._paths[i] for i in range(min(_TRIED, len(self)))]
-        outside = None
+        errors: list[OSError] = []
         for path in tried:
             try:
                 with self._reach.open(path):
                     return
-            except Outside as error:
-                outside = outside or error
-            except OSError:
-                continue
-        if outside is not None:
+            except OSError as error:
+                errors.append(error)
+        if outside := next((error for error in errors if isinstance(error, Outside)), None):
             raise ValueError(one_line(f"{self._table}: {outside.filename} {outside.strerror}"))
+        if all(isinstance(error, Unreachable) for error in errors):
+            raise errors[0]
+        none = f"none of the first {len(tried)} files of {self._table} can be opened"
+        if refused := next((error for error in errors if isinstance(error, PermissionError)), None):
+            said = f"{refused.filename or ''}: {refused.strerror}".removeprefix(": ")
+            remedy = "Get access to them, or give another folder as --root."
+            raise PermissionError(errno.EACCES, one_line(f"{none}: {said}. {remedy}"))
         first = tried[0]
         if not (first.startswith("/") or is_remote(first)):
             first = f"{self._root}/{first}"
         raise FileNotFoundError(
-            f"none of the first {len(tried)} files of {self._table} can be opened, such as "
-            f"{one_line(first)}. Give the folder that its paths start from as --root."
+            f"{none}, such as {one_line(first)}. Give the folder that its paths start from as "
+            "--root."
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from shards.one_line import one_line
@@ -33,9 +34,11 @@ class TableFiles:
         self.files = _find(table, split)
         self.is_text = not self.files[0][1].lower().endswith(".parquet")
         self.columns: dict[str, Column] = {}
+        self._of_files: list[dict[str, Column]] = []
         for folder, name in self.files:
             path = folder.path(name)
             columns = self._columns_of(path)
+            self._of_files.append(columns)
             self.columns = self.columns or columns
             for column, found in self.columns.items():
                 if column not in columns or columns[column].holds != found.holds:
@@ -43,6 +46,23 @@ class TableFiles:
                     raise ValueError(
                         f"{self._path(0)} and {path} are not one table: column {column!r} holds "
                         f"{found.holds} in the first, {there} in the second. Give one as --table."
+                    )
+
+    def refuse_other_classes(self, label: str) -> None:
+        """Refuse files in which the same numbers of a column are of other classes.
+
+        Raises:
+            ValueError: Two files name them differently.
+        """
+        first = self.columns[label].classes
+        for file, columns in enumerate(self._of_files):
+            for number, names in enumerate(zip_longest(first, columns[label].classes)):
+                if names[0] != names[1]:
+                    one, other = ("not named" if name is None else repr(name) for name in names)
+                    raise ValueError(
+                        f"{self._path(0)} and {self._path(file)} are not one table: class {number} "
+                        f"of column {label!r} is {one} in the first, {other} in the second. Write "
+                        "them anew with the same class names, or give one as --table."
                     )
 
     def _columns_of(self, path: str) -> dict[str, Column]:

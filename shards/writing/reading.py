@@ -1,13 +1,15 @@
 """Read the samples of a source, and tell a file that cannot be read from a place that is away.
 
     error ─┬▶ of a server that never answered; others do ─▶ count its files; ask it later
+           ├▶ a status such as 500; the server gives more ▶ wait, try again; at last count the file
            ├▶ of the place, or the place does not answer ─▶ wait, try again; at last end the writing
            ├▶ of this machine: no open files, no memory ──▶ end the writing
            └▶ of the file ────────────────────────────────▶ count it, go on at once
 
 To wait for a file that is absent, empty or on a bad sector would not bring it; to go on while a
 disk is away would lose all images on it. So the place itself is asked, whatever the error says: an
-absent file looks the same on a disk that is not mounted.
+absent file looks the same on a disk that is not mounted, and a forbidden one where credentials have
+run out.
 """
 
 import errno
@@ -16,6 +18,8 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+
+import numpy as np
 
 from shards.outage import PAUSES, Unreachable, is_outage
 from shards.source.source import NoImage, Sample, Source
@@ -29,9 +33,10 @@ _OF_THE_FILE = {
 _OTHERS = 4  # servers that are asked before the network is at fault
 _NEAR = 1000  # samples among which they are looked for
 _GIVEN_UP = 600.0  # seconds in which a server that does not answer is not asked again
-_answered: set[str] = set()  # servers that have answered to this process
+_answered: dict[str, int] = {}  # servers that gave this process a sample, and where the last is
+_flawed: set[str] = set()  # servers that fail at some of their files
 _dead: dict[str, float] = {}  # servers that did not, while others did, and when
-_DOUBTFUL = 20  # images in a row with errors such as EIO: the disk is at fault, not the images
+_DOUBTFUL = 20  # images in a row with errors such as EIO: the place is at fault, not the images
 
 
 class OutOfResources(OSError):
@@ -63,7 +68,6 @@ class Reader:
         server = _server(url)
         if time.monotonic() < _dead.get(server, 0.0):
             raise _lost(server, url)
-        new = server and server not in _answered
         pauses, answered = iter(PAUSES), False
         while True:
             try:
@@ -75,15 +79,11 @@ class Reader:
             except OSError as error:
                 if error.errno in _OF_THE_MACHINE:
                     raise _shortage(error) from None
-                if self._is_away(error):
+                if self._is_away(error, server, position):
                     pause, answered = next(pauses, None), False
-                    hangs = isinstance(error, Unreachable) and error.errno == errno.ETIMEDOUT
-                    if pause is None or hangs:  # it has been waited for already
-                        busy = isinstance(error, Unreachable) and error.busy
-                        if new and not busy and self._others_answer(server, position):
-                            _dead[server] = time.monotonic() + _GIVEN_UP
-                            raise _lost(server, url) from None
-                        raise _gone(f"sample {position}", error) from None
+                    if given_up := self._given_up(error, pause, url, position):
+                        raise given_up from None
+                    assert pause is not None
                     self._waiting()
                     time.sleep(pause)
                 elif answered:  # before and after: the place was there when the file was not
@@ -93,17 +93,66 @@ class Reader:
                     answered = True
             else:
                 self._doubtful = 0
-                _answered.add(server)
+                _answered[server] = position
                 _dead.pop(server, None)
                 return sample
 
-    def _is_away(self, error: OSError) -> bool:
+    def _is_away(self, error: OSError, server: str, position: int) -> bool:
         if is_outage(error):
             return True
         try:
-            return not self._source.reachable()
+            if not self._source.reachable():
+                return True
+        except PermissionError:  # an answer: many a store lets nobody list
+            return not self._gives_another(server, position)
         except OSError:
             return True
+        gave = isinstance(error, PermissionError) and server in _answered
+        return gave and not self._gives_another(server, position)
+
+    def _given_up(
+        self, error: OSError, pause: float | None, url: str, position: int
+    ) -> OSError | None:
+        """Return what to raise instead of waiting for so long; None to wait."""
+        server, unreachable = _server(url), error if isinstance(error, Unreachable) else None
+        status, busy = (unreachable.status, unreachable.busy) if unreachable else (0, False)
+        hangs = unreachable is not None and error.errno == errno.ETIMEDOUT
+        enough = pause is None or hangs  # it has been waited for already
+        again = server in _flawed and pause != PAUSES[0]
+        if status and not busy and (enough or again) and self._gives_another(server, position):
+            _flawed.add(server)
+            return NoImage(error.errno, error.strerror, url)
+        if not enough:
+            return None
+        refused = isinstance(error, PermissionError)
+        if server and refused and self._others_answer(server, position):
+            _answered.pop(server, None)  # no credentials have run out: it refuses us by itself
+            return error
+        new = server and server not in _answered
+        if new and not refused and not busy and self._others_answer(server, position):
+            _dead[server] = time.monotonic() + _GIVEN_UP
+            return _lost(server, url)
+        return _gone(f"sample {position}", error)
+
+    def _gives_another(self, server: str, position: int) -> bool:
+        """Whether another sample of the same server can be read now."""
+        samples, asked = len(self._source), {position}
+        # Not those beside it, which may be as bad.
+        anywhere = np.random.RandomState(position % 2**32).randint(0, samples, _NEAR).tolist()
+        for other in (_answered.get(server, position), *anywhere):
+            if other in asked or other >= samples or _server(self._source.url(other)) != server:
+                continue
+            asked.add(other)
+            self._waiting()
+            try:
+                self._source[other]
+            except OSError as error:
+                hangs = isinstance(error, Unreachable) and not error.status
+                if hangs or len(asked) > _DOUBTFUL:
+                    return False
+            else:
+                return True
+        return False
 
     def _others_answer(self, server: str, position: int) -> bool:
         """Whether a sample of another server can be read now, so that the network is up."""
@@ -138,10 +187,13 @@ def _lost(server: str, url: str) -> NoImage:
 
 
 def _gone(what: str, error: OSError) -> Unreachable:
+    seems, remedy = "seems to be gone", "bring the source back"
+    if isinstance(error, PermissionError):
+        seems, remedy = "refuses other samples, too", "renew the access to it"
     return Unreachable(
         error.errno,
-        f"{what} cannot be read ({error}): the source seems to be gone. Complete shards stay; "
-        "bring the source back and repeat the command.",
+        f"{what} cannot be read ({error}): the source {seems}. Complete shards stay; {remedy} and "
+        "repeat the command.",
     )
 
 

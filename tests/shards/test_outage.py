@@ -54,6 +54,7 @@ AWAY = [
     named("ServiceUnavailable"),  # google
     named("ClientResponseError", status=503),
     named("HttpError", code="429"),
+    named("ClientResponseError", status=408),
     named("ClientError", response={"ResponseMetadata": {"HTTPStatusCode": 500}}),
 ]
 REFUSED = [

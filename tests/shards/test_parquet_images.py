@@ -201,6 +201,35 @@ def test_classes_that_the_metadata_do_not_name_keep_their_numbers(tmp_path: Path
         assert any("called by their numbers" in note for note in source.notes) == (2 in labels)
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["cat", "dog"], ""),
+        (["cat", "eel"], "class 1 of column 'kind' is 'dog' in the first, 'eel' in the second"),
+        (["dog", "cat"], "class 0 of column 'kind' is 'cat' in the first, 'dog' in the second"),
+        (["cat", "dog", "eel"], "class 2 .* is not named in the first, 'eel' in the second"),
+        (["cat"], "class 1 .* is 'dog' in the first, not named in the second"),
+        (None, "class 0 .* is 'cat' in the first, not named in the second"),
+    ],
+)
+def test_files_that_name_the_same_numbers_differently_are_not_one_table(
+    tmp_path: Path, names: list[str] | None, says: str
+):
+    for set_name, of_set in (("one", ["cat", "dog"]), ("two", ["cat", "dog"]), ("two-b", names)):
+        kind = datasets.ClassLabel(names=of_set) if of_set else datasets.Value("int64")
+        features = datasets.Features({"image": datasets.Image(), "kind": kind})
+        rows = {"image": ROWS[:1], "kind": [0]}
+        there = tmp_path / f"{set_name}.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(there)
+    table = tmp_path / "*.parquet"
+    if says:
+        with pytest.raises(ValueError, match=rf"one\.parquet and .*two-b\.parquet .*{says}"):
+            Table(table=table, label="kind")
+    else:
+        assert Table(table=table, label="kind").classes == ["cat", "dog"]
+    assert len(Table(table=table, label=None)) == 3  # nothing is mixed up
+
+
 def test_what_is_ahead_is_read_once_and_memory_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,13 +1,22 @@
 """A file that cannot be read is no outage; a place that is away is one, whatever its error says."""
 
 import errno
+import io
+import json
 import os
 import pickle
+import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import shards.writing.reading
 from shards.layout import ShardSet
@@ -25,6 +34,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
     monkeypatch.setattr(shards.writing.reading.time, "sleep", waits.append)
     return waits
+
+
+@pytest.fixture(autouse=True)
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server has answered yet."""
+    monkeypatch.setattr(shards.writing.reading, "_answered", {})
+    monkeypatch.setattr(shards.writing.reading, "_dead", {})
+    monkeypatch.setattr(shards.writing.reading, "_flawed", set())
 
 
 class Flaky(Source):
@@ -116,14 +133,6 @@ class Servers(Flaky):
         return super().__getitem__(index)
 
 
-@pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server has answered yet."""
-    monkeypatch.setattr(shards.writing.reading, "_answered", set())
-    monkeypatch.setattr(shards.writing.reading, "_dead", {})
-
-
-@pytest.mark.usefixtures("strangers")
 def test_of_many_servers_a_dead_one_loses_its_own_images_alone(pauses: list[float]):
     source = Servers("a")
     lost: list[str] = []
@@ -138,21 +147,205 @@ def test_of_many_servers_a_dead_one_loses_its_own_images_alone(pauses: list[floa
     assert source.reads == 20 + 4 + 1  # the others, it, and once another to see if there is one
 
 
-@pytest.mark.usefixtures("strangers", "pauses")
-def test_a_server_that_is_busy_is_not_dead():
-    class Busy(Servers):
-        def __getitem__(self, index: int) -> Sample:
-            try:
-                return super().__getitem__(index)
-            except Unreachable as error:
-                error.busy = True
-                raise
+def of_status(status: int) -> Unreachable:
+    """Return the error of a server that answers with a status instead of the file."""
+    error = Unreachable(errno.EIO, f"it says {status}")
+    error.status = status
+    return error
 
+
+class Statuses(Servers):
+    """Pictures of three servers in turn; some of the pictures bring an error instead."""
+
+    def __init__(self, errors: Mapping[int, OSError]) -> None:
+        super().__init__()
+        self.errors = {**errors}
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.errors:
+            raise self.errors[index]
+        return super().__getitem__(index)
+
+
+@pytest.mark.usefixtures("pauses")
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("others", [True, False])
+def test_a_server_that_is_busy_is_not_dead(status: int, others: bool):
+    busy = range(0, 3 if others else 60, 3)
     with pytest.raises(Unreachable, match="bring the source back"):
-        Reader(Busy("a"))(0)
+        Reader(Statuses(dict.fromkeys(busy, of_status(status))))(0)
 
 
-@pytest.mark.usefixtures("strangers", "pauses")
+@pytest.mark.parametrize("status", [408, 500, 502, 521, 530])
+def test_a_file_at_which_its_server_always_fails_is_lost_alone(pauses: list[float], status: int):
+    """Be it the first that is asked for, or a later one."""
+    bad = (0, 9, 10, 33)  # three of one server, one of another
+    read, lost = Reader(Statuses(dict.fromkeys(bad, of_status(status)))), []
+    for index in range(40):
+        try:
+            assert read(index).id == index
+        except NoImage as error:
+            assert error.strerror == f"it says {status}"
+            lost.append(error.filename)
+    assert lost == [f"https://{'abc'[index % 3]}/{index}.jpg" for index in bad]
+    # Once for each server: that it fails at single files is known then.
+    assert pauses == [1.0, 5.0, 25.0, 1.0, 1.0, 5.0, 25.0, 1.0]
+
+
+def test_a_server_that_begins_to_fail_at_all_its_files_is_waited_for(pauses: list[float]):
+    source = Statuses({6: of_status(502)})
+    read = Reader(source)
+    read(0)
+    with pytest.raises(NoImage):
+        read(6)
+    pauses.clear()
+    source.errors.update(dict.fromkeys(range(0, 60, 3), of_status(502)))
+    with pytest.raises(Unreachable, match=r"it says 502.*bring the source back"):
+        read(9)
+    assert pauses == [1.0, 5.0, 25.0]
+
+
+def test_a_server_that_fails_at_all_its_files_from_the_first_is_dead(pauses: list[float]):
+    read = Reader(Statuses(dict.fromkeys(range(0, 60, 3), of_status(530))))
+    for index in (0, 3, 6):
+        with pytest.raises(NoImage, match="a does not answer, others do"):
+            read(index)
+    assert read(1).id == 1 and pauses == [1.0, 5.0, 25.0]
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_any_number_of_forbidden_files_in_a_row_are_only_forbidden(
+    pauses: list[float], lists: bool
+):
+    """As of a bucket some of whose objects are somebody else's, whether it may be listed or not."""
+
+    class Bucket(Flaky):
+        def __getitem__(self, index: int) -> Sample:
+            if index < 40:
+                raise PermissionError(errno.EACCES, f"no access to {index}.jpg")
+            return super().__getitem__(index)
+
+        def reachable(self) -> bool:
+            if not lists:
+                raise PermissionError(errno.EACCES, "no listing")
+            return True
+
+    read = Reader(Bucket(None, 0))
+    for _ in range(2):  # before one was read, and after it
+        for index in range(40):
+            with pytest.raises(PermissionError, match=rf"no access to {index}\.jpg"):
+                read(index)
+        assert read(59).id == 59
+    assert not pauses
+
+
+def test_a_server_that_begins_to_refuse_while_others_do_not_is_waited_for_once(
+    pauses: list[float],
+):
+    """As one that lets nobody fetch more than so many."""
+    source = Statuses({})
+    read = Reader(source)
+    read(0)
+    refused = PermissionError(errno.EACCES, "it says 403")
+    source.errors.update(dict.fromkeys(range(0, 60, 3), refused))
+    for index in (3, 6, 9):
+        with pytest.raises(PermissionError, match="it says 403"):
+            read(index)
+        assert read(index + 1).id == index + 1
+    assert pauses == [1.0, 5.0, 25.0]
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_access_that_runs_out_ends_the_writing_before_an_image_is_lost(
+    tmp_path: Path, pauses: list[float], lists: bool
+):
+    """Not even the last ones, which are fewer than may be missing."""
+
+    class Expiring(Flaky):
+        def __getitem__(self, index: int) -> Sample:
+            if self.reads >= 57:
+                self.error = PermissionError(errno.EACCES, "the token has expired")
+                self.left = 10**6
+            return super().__getitem__(index)
+
+        def reachable(self) -> bool:
+            if self.error is not None and not lists:
+                raise self.error
+            return True
+
+    says = r"the token has expired\): the source refuses other samples, too.*renew the access"
+    with pytest.raises(Unreachable, match=says):
+        write(Expiring(None, 0), tmp_path / "out", samples_per_shard=30)
+    assert pauses == [1.0, 5.0, 25.0]
+    shard_set = write(Flaky(None, 0), tmp_path / "out", samples_per_shard=30)
+    assert len(shard_set) == 60 and not shard_set.manifest.account.quarantined
+
+
+def test_a_source_all_of_which_is_forbidden_ends_the_writing_once_too_much_is_missing(
+    tmp_path: Path, pauses: list[float]
+):
+    source = Flaky(PermissionError(errno.EACCES, "no access: 403"), 10**6)
+    says = r"9 of 60 samples \(15\.0%\) cannot be read.*no access: 403"
+    with pytest.raises(ValueError, match=says):
+        write(source, tmp_path / "out", samples_per_shard=3)
+    with pytest.raises(ValueError, match=r"none of 60 images can be used.*no access: 403"):
+        write(source, tmp_path / "out", samples_per_shard=3, max_missing=1.0)
+    assert not pauses
+
+
+@contextmanager
+def serving(answers: dict[str, bytes | int]) -> Iterator[str]:
+    """Give the address of a server of files, some of which it answers with a status."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers[self.path]
+            self.send_response(answer if isinstance(answer, int) else 200)
+            data = b"" if isinstance(answer, int) else answer
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_of_a_table_of_urls_those_with_a_bad_status_are_lost_alone(
+    tmp_path: Path, pauses: list[float]
+):
+    pytest.importorskip("aiohttp", reason="aiohttp, by which fsspec asks servers, is missing")
+    bad = dict(enumerate((401, 403, 404, 410, 451, 500, 502, 521, 530), start=1))
+    answers: dict[str, bytes | int] = {}
+    for index in range(14):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(file, "JPEG")
+        answers[f"/{index}.jpg?size=o"] = bad.get(index, file.getvalue())
+    with serving(answers) as server:
+        (tmp_path / "t.csv").write_text("\n".join(["path", *(server + path for path in answers)]))
+        source = Table(table=tmp_path / "t.csv", allow_outside="http://")
+        shard_set = write(source, tmp_path / "out", max_missing=0.7)
+    account = shard_set.manifest.account
+    assert (account.written, account.quarantined, account.repaired) == (5, 9, 0)
+    lines = (tmp_path / "out" / "quarantine" / "reasons.jsonl").read_text().splitlines()
+    for line in lines:
+        row = json.loads(line)
+        index = int(re.findall(r"/(\d+)\.jpg", line)[0])
+        assert row["reason"] == "unreadable"
+        assert str(bad[index]) in row["detail"] or bad[index] in (404, 410)
+    assert len(lines) == len(bad) and pauses == [1.0, 5.0, 25.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.usefixtures("pauses")
 def test_files_of_a_disk_do_not_say_that_the_network_is_up():
     class Disk(Servers):
         def url(self, index: int) -> str:
@@ -162,14 +355,12 @@ def test_files_of_a_disk_do_not_say_that_the_network_is_up():
         Reader(Disk("a"))(0)
 
 
-@pytest.mark.usefixtures("strangers")
 def test_a_network_that_is_down_is_not_the_servers_fault(pauses: list[float]):
     with pytest.raises(Unreachable, match="bring the source back"):
         Reader(Servers("a", "b", "c"))(0)
     assert pauses == [1.0, 5.0, 25.0]
 
 
-@pytest.mark.usefixtures("strangers")
 def test_a_server_that_has_answered_is_waited_for(pauses: list[float]):
     source = Servers()
     read = Reader(source)

@@ -13,11 +13,14 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from shards.outage import Unreachable
 from shards.source import ImageFolder, Sample, Table
 from shards.source.csv_rows import MISSING
 from shards.source.labels import Labels
+from shards.storage import folder_at
 
 
 @pytest.fixture
@@ -184,6 +187,65 @@ def test_a_file_in_several_rows_has_a_key_for_each(root: Path):
         "no labels: " + f"{root / 't.csv'} has no column label",
         "3 rows name a file that another row names too",
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "extension"),
+    [
+        ("a.JPG", "JPG"),
+        ("a.jpg?width=600", "jpg"),
+        ("a.png#top", "png"),
+        ("a.jpg?of=b.png", "jpg"),
+        ("image.php?id=7", ""),
+        ("image.php", ""),
+        ("a?file=x.jpg", ""),
+        ("a", ""),
+    ],
+)
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_extension_of_a_url_is_that_of_an_image_before_its_query(
+    root: Path, file: str, extension: str, relative: bool
+):
+    folder_at("memory://urls").write(file, b"image")
+    (root / "t.csv").write_text("path\n" + ("" if relative else "memory://urls/") + file)
+    source = Table(root="memory://urls", table=root / "t.csv")
+    assert (source[0].image, source[0].extension) == (b"image", extension)
+
+
+def test_the_extension_of_a_file_is_what_follows_its_last_dot(root: Path):
+    for name in ("a.txt", "b.jpg?x"):
+        (root / name).write_bytes(b"image")
+    (root / "t.csv").write_text("path\na.txt\nb.jpg?x")
+    source = Table(root=root, table=root / "t.csv")
+    assert [sample.extension for sample in everything(source)] == ["txt", "jpg?x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (
+            PermissionError("Access Denied"),
+            PermissionError,
+            r"opened: memory://no/a.jpg: Access Denied\. Get",
+        ),
+        (FileNotFoundError("x"), FileNotFoundError, "memory://no/a.jpg. Give the folder"),
+        (ConnectionError("it is away"), Unreachable, "memory://no/a.jpg: it is away"),
+    ],
+)
+def test_why_none_of_the_first_files_can_be_opened_is_said(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    kind: type[OSError],
+    says: str,
+):
+    def refuse(*_: object, **__: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    (root / "t.csv").write_text("path\na.jpg\nb.jpg")
+    with pytest.raises(kind, match=says):
+        Table(root="memory://no", table=root / "t.csv")
 
 
 def test_it_pickles_in_few_bytes_and_its_fingerprint_changes_with_the_list(root: Path):
