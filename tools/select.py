@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from shards.layout import ShardSet, open_shards
@@ -50,8 +51,9 @@ def main(
             id; id=42 and key=42 say which is meant.
         where: FIELD=VALUE, once or several times: samples with these values in KEY.json, such as
             split=train.
-        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves: a
-            sample or more of each class that has two; a single one is in the larger subset.
+        rest: name of a second subset, of what --fraction (or, without it, --per_class) leaves.
+            A stratified fraction leaves a sample or more of each class that has two; a single one
+            is in the larger subset. --per_class may leave none of a class.
         seed: seed of --fraction and --per_class.
         stratified: take the fraction of each class, and at least one sample of each.
     """
@@ -71,21 +73,38 @@ def main(
         command=shlex.join(["python", "-m", "tools.select", *sys.argv[1:]]),
     )
     subsets = chosen if isinstance(chosen, tuple) else (chosen,)
-    show([_summary(shard_set, subset) for subset in subsets], Console())
+    counts = [_class_counts(subset) for subset in subsets]
+    drawn = int(np.count_nonzero(sum(counts)))  # classes of the subset and the rest together
+    show(
+        [
+            _summary(shard_set, subset, own, drawn)
+            for subset, own in zip(subsets, counts, strict=True)
+        ],
+        Console(),
+    )
 
 
-def _summary(whole: ShardSet, subset: ShardSet) -> Section:
-    manifest = subset.manifest
-    counts = np.zeros(len(manifest.classes), dtype=np.int64)
-    for shard in manifest.shards:
+def _class_counts(subset: ShardSet) -> NDArray[np.int64]:
+    """Return the number of samples of each class."""
+    counts = np.zeros(len(subset.manifest.classes), dtype=np.int64)
+    if not len(counts):  # labels may be there nevertheless: of a set of copies, their originals
+        return counts
+    for shard in subset.manifest.shards:
         labels = np.array([row.label for row in rows_of(subset, shard)])
         counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    return counts
+
+
+def _summary(whole: ShardSet, subset: ShardSet, counts: NDArray[np.int64], drawn: int) -> Section:
+    manifest = subset.manifest
     present = counts[counts > 0]
     classes = "none"
     if len(present):
         least, most = int(present.min()), int(present.max())
         each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         classes = f"{len(present):,} of {len(counts):,}, {each} samples each"
+    if drawn > len(present):
+        classes += f"; lacks {drawn - len(present):,} that the other subset has"
     if manifest.categories:
         classes = f"{len(manifest.categories):,} categories: a multi-label set"
     return Section(

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from shards.image import exif_orientation, open_with_pillow
+from shards.image import DAMAGE, exif_orientation, open_with_pillow
 
 Facts = dict[str, Any]
 """Of an image: width, height, and annotations in COCO's form."""
@@ -29,9 +29,9 @@ def fitted(facts: Facts, image: bytes) -> Facts:
     """
     try:
         opened = open_with_pillow(image)
-        orientation = _orientation(opened, image)
-    except (OSError, ValueError):
+    except ValueError:
         return facts
+    orientation = _orientation(opened, image)
     # Pillow opens a TIFF as it stands upright.
     stored = opened.size[::-1] if opened.format == "TIFF" and orientation > 4 else opened.size
     said = (facts.get("width") or 0, facts.get("height") or 0)
@@ -45,9 +45,15 @@ def fitted(facts: Facts, image: bytes) -> Facts:
 
 
 def _orientation(opened: Image.Image, image: bytes) -> int:
+    """Return EXIF's orientation, 1 to 8; 1, as decoders take it, if there is no such number."""
     if opened.format in ("JPEG", "MPO", "PNG"):
-        return exif_orientation(image)
-    return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = exif_orientation(image)
+    else:
+        try:
+            orientation = int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+        except (OSError, *DAMAGE):
+            orientation = 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _scaled(annotation: Facts, across: float, down: float) -> Facts:

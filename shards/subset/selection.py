@@ -75,8 +75,9 @@ def select(
         where: FIELD=VALUE on the samples' metadata; a list fits if it has the value.
         seed: of per_class and fraction, 0 to 2**32 - 1.
         stratified: take the fraction of every class, and at least one sample of each.
-        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves: a
-            sample or more of each class that has two; a single one is in the larger subset.
+        rest: name of a second subset, of what the fraction (or, without one, per_class) leaves. A
+            stratified fraction leaves a sample or more of each class that has two; a single one is
+            in the larger subset. per_class may leave none of a class.
         command: noted in the manifests.
 
     Returns:
@@ -183,11 +184,11 @@ def _criteria(
 
 def _candidates(
     shard_set: ShardSet, criteria: list[Criterion]
-) -> tuple[Mask, NDArray[np.int64], NDArray[np.int32]]:
+) -> tuple[Mask, NDArray[np.int64], NDArray[np.int64]]:
     """Return, in the order of the tars, which samples fit all criteria, and all ids and labels."""
     samples = len(shard_set)
     fit = np.ones(samples, dtype=bool)
-    ids, labels = np.empty(samples, dtype=np.int64), np.empty(samples, dtype=np.int32)
+    ids, labels = (np.empty(samples, dtype=np.int64) for _ in range(2))
     start = 0
     for shard in shard_set.manifest.shards:
         rows, end = rows_of(shard_set, shard), start + shard.samples
@@ -209,7 +210,7 @@ def _draw(ids: NDArray[np.int64], seed: int) -> NDArray[np.integer]:
     return order
 
 
-def _first(order: NDArray[np.integer], mask: Mask, strata: NDArray[np.int32], quota: Quota) -> Mask:
+def _first(order: NDArray[np.integer], mask: Mask, strata: NDArray[np.int64], quota: Quota) -> Mask:
     """Return the mask of the first quota(counts) samples of each stratum, in the order."""
     least = int(strata.min())
     counts = np.bincount(strata[mask] - least, minlength=int(strata.max()) - least + 1)

@@ -48,6 +48,11 @@ def refuse_occupied(out: Location) -> None:
         raise FileExistsError(
             f"{out} is not empty: it holds {names[0]}. Give another --out, or remove it."
         )
+    if not is_remote(out) and os.path.samefile(out, os.curdir):
+        raise FileExistsError(
+            f"{out} is the folder that the command runs in, and cannot be made anew. Give a folder "
+            f"in it as --out, such as set; or cd .. and give --out {os.path.realpath(out)}."
+        )
 
 
 @contextlib.contextmanager

@@ -117,7 +117,8 @@ def write(
     Raises:
         ValueError: a setting or a key is unusable, no image is usable, too many are missing, or
             another writing was begun there.
-        FileExistsError: `out` is not empty, or is being written by another process.
+        FileExistsError: `out` is not empty, is the working folder, or is being written by another
+            process.
         OSError: the disk is full or cannot be written; complete shards stay for another attempt.
     """
     preparation, engine = preparation or Preparation(), engine or Serial()

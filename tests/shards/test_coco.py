@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.source import COCO
+from shards.source import COCO, ImageFolder
 from shards.writing.write import write
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "coco256.tar"
@@ -174,6 +174,18 @@ def test_annotations_that_cannot_be_are_refused_with_the_cause(root: Path, conte
     with pytest.raises(ValueError) as refused:
         COCO(root=root)
     assert says in str(refused.value) and "npack" not in str(refused.value)
+
+
+def test_an_image_of_malformed_exif_is_put_aside_as_from_a_folder(root: Path, tmp_path: Path):
+    image = Image.new("RGB", (20, 10))
+    image.save(root / "train2017" / NAMES[0], "WEBP", exif=b"no TIFF at all")
+    put_aside = []
+    for source in (ImageFolder(root=root, split="train2017"), COCO(root=root)):
+        shard_set = write(source, out := tmp_path / "out" / source.name)
+        told = json.loads((out / "quarantine" / "reasons.jsonl").read_text())
+        put_aside.append((told["reason"], told["detail"], Path(told["origin"]).name))
+        assert len(shard_set) == len(source) - 1
+    assert put_aside[0] == put_aside[1] and put_aside[0][2] == NAMES[0]
 
 
 def test_an_empty_split_and_a_missing_root_are_refused(root: Path):

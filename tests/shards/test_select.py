@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ class Motley(Source):
                 "whole": index % 2 == 0,
             },
         )
+
+
+class Copied(Motley):
+    """As a set of copies has them, labels that are ids of originals: without classes, and large."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__((20,), labelled=False)
+        self.first = first
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(super().__getitem__(index), label=self.first + index if index % 3 else -1)
 
 
 SOURCE = Motley()
@@ -387,6 +399,59 @@ def test_the_command_writes_sums_up_and_says_what_is_next(whole, monkeypatch, ca
     assert ids_of(train) == ids_of(expected)
     command = " ".join(["python -m tools.select", whole.root, "train", *flags])
     assert train.manifest.command == command
+
+
+@pytest.mark.parametrize("first", [4, 2**31, 2**62])
+def test_labels_that_are_ids_of_originals_are_no_classes(tmp_path, monkeypatch, capsys, first):
+    from tools.select import main
+    from training.command_line import call
+
+    source = Copied(first)
+    whole = write(source, tmp_path / "set")
+    monkeypatch.setattr("sys.argv", ["select", whole.root, "part", "--fraction", "0.5"])
+    call(main)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "subset part samples 10 of 20 (50.00%) classes none" in text
+    labels = {sample.id: sample.label for sample in map(source.__getitem__, range(20))}
+    read = dict(read_by_dali(open_shards(f"{whole.root}/subsets/part")))
+    assert len(read) == 10 and read.items() <= labels.items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "rest"),
+    [
+        (
+            ["--per_class", "2"],
+            "5 of 5, 1 to 2 samples each shards",
+            "4 of 5, 11 to 118 samples each; lacks 1 that the other subset has shards",
+        ),
+        (
+            ["--per_class", "200"],
+            "5 of 5, 1 to 120 samples each shards",
+            "none; lacks 5 that the other subset has shards",
+        ),
+        (
+            ["--fraction", "0.1"],
+            "4 of 5, 1 to 12 samples each; lacks 1 that the other subset has shards",
+            "5 of 5, 1 to 108 samples each shards",
+        ),
+    ],
+    ids=["two", "all", "tenth"],
+)
+def test_the_command_says_how_many_classes_a_part_of_a_draw_lacks(
+    tmp_path, monkeypatch, capsys, flags, first, rest
+):
+    from tools.select import main
+    from training.command_line import call
+
+    source = Motley()
+    source.labels = np.append(source.labels, [-1, -1, -1])  # so that something is always left
+    whole = write(source, tmp_path / "set")
+    monkeypatch.setattr("sys.argv", ["select", whole.root, "a", *flags, "--rest", "b"])
+    call(main)
+    text = " ".join(capsys.readouterr().out.split())
+    before, after = text.split("subset b")
+    assert f"classes {first}" in before and f"classes {rest}" in after
 
 
 def test_a_set_below_a_path_that_is_not_utf_8_has_subsets_too(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image, ImageOps
 
+from shards.image import decode, read_header
 from shards.layout import ABSENT, PRESENT, UNKNOWN
 from shards.shard_index import lines_of
 from shards.source import VOC
@@ -181,6 +183,42 @@ def test_boxes_are_in_the_image_that_exif_has_turned(
     found = np.zeros_like(oracle)
     found[y : y + height, x : x + width] = 255
     assert np.array_equal(found, oracle)
+
+
+def exif_of(kind: int, value: bytes) -> bytes:
+    """EXIF with an orientation alone, of another kind than the numbers that it should be."""
+    entry = struct.pack("<HHHI4sI", 1, 0x0112, kind, 1 if kind != 2 else 4, value, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + entry + struct.pack("<II", 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        exif_of(3, b"\0\0\0\0"),
+        exif_of(3, b"\x09\0\0\0"),
+        exif_of(3, b"\x2c\x01\0\0"),
+        exif_of(2, b"six\0"),
+        exif_of(5, b"\x1a\0\0\0"),  # 1 / 0
+        b"no TIFF at all",
+    ],
+    ids=["0", "9", "300", "text", "fraction", "junk"],
+)
+def test_an_orientation_that_is_none_turns_no_box(root: Path, exif: bytes, kind: str):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[4:10, 6:10] = 255
+    (root / "JPEGImages" / f"{STEMS[0]}.jpg").unlink()
+    path = root / "JPEGImages" / f"{STEMS[0]}.{kind}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    header = read_header(path.read_bytes())
+    decoded = decode(header) if header else None
+    assert decoded is not None and np.array_equal(decoded > 127, pixels > 127)  # not turned
+    for scale in (1, 2):
+        box = (6 * scale + 1, 4 * scale + 1, 10 * scale, 10 * scale)
+        annotate(root, xml(thing("cat", box), size=(40 * scale, 20 * scale)))
+        facts = VOC(root=root, split="train")[0].metadata
+        assert (facts["width"], facts["height"]) == (40, 20)
+        assert facts["annotations"][0]["bbox"] == [6, 4, 4, 6]
 
 
 def test_a_size_with_its_sides_exchanged_scales_nothing(root: Path):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import stat
 import statistics
@@ -277,6 +278,24 @@ def test_a_mount_point_is_refused_before_any_work(class_folders, tmp_path: Path,
     with pytest.raises(FileExistsError, match=r"disk is where a disk is mounted.*disk/set"):
         write(ImageFolder(root=class_folders()), tmp_path / "disk")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_folder_that_a_command_runs_in_is_refused_before_any_work(
+    class_folders, tmp_path: Path, monkeypatch
+):
+    source, mine, link = ImageFolder(root=class_folders()), tmp_path / "mine", tmp_path / "link"
+    mine.mkdir()
+    link.symlink_to(mine)
+    monkeypatch.chdir(mine)
+    for out in (".", "../mine", mine, link):
+        with pytest.raises(FileExistsError, match="is the folder that the command runs in") as no:
+            write(source, out)
+        assert str(no.value).endswith(f"such as set; or cd .. and give --out {mine}.")
+        assert mine.samefile(os.curdir) and not list(tmp_path.glob("*.partial"))
+    assert len(write(source, "set")) == 12  # both remedies help
+    shutil.rmtree(mine / "set")
+    monkeypatch.chdir("..")
+    assert len(write(source, mine)) == 12
 
 
 def test_copies_are_counted_and_dropped_on_demand(class_folders, tmp_path: Path):
