@@ -167,6 +167,8 @@ def _refuse(out: str, sheet: Path, keep: float | None, lower: float | None) -> N
             f"keep={keep} and lower={lower} both say which pairs are similar enough; give one of "
             "them."
         )
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"sheet={sheet}; expected a name that ends with .png.")
     refuse_occupied(out)
     if not is_remote(out):
         Path(out).parent.mkdir(parents=True, exist_ok=True)  # the sheet lies beside the pairs
@@ -260,7 +262,8 @@ def _draw(
         (pictures[i], pictures[int(partners[i])], f"cosine {scores[i]:.3f}") for i in shown.tolist()
     ]
     title = f"{len(shown)} of {len(paired):,} pairs of {shard_set.root}"
-    pair_sheet(title, pairs).save(path)
+    with durable.replaced(path) as partial:
+        pair_sheet(title, pairs).save(partial, format="PNG")
 
 
 def _pairs(

@@ -10,10 +10,12 @@ is shown and can be run alone. The same command again goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
 import time
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -99,6 +101,7 @@ def main(
     del asked  # and its networks
     if (data / MANIFEST).exists():
         _refuse_others(data, images)
+        _refuse_other_side(data, wanted["views"]["size"], resize_shorter)
     else:
         _shard(images, data, _stored_side(images, wanted["views"]["size"], resize_shorter))
     whole = open_shards(str(data))
@@ -204,12 +207,48 @@ def _refuse_others(data: Path, images: str) -> None:
         ValueError: what it is of.
     """
     shard_set, source = open_shards(str(data)), ImageFolder(root=images)
-    if not is_of(shard_set, source):
-        found, now = shard_set.manifest.account.found, len(source)
+    if is_of(shard_set, source):
+        return
+    with suppress(OSError, ValueError):  # no --root is known, it is gone, or it is remote
+        words = shlex.split(shard_set.manifest.command)
+        before = words[words.index("--root") + 1]
+        # One folder has several names where links lead to it.
+        if os.path.samefile(before, images) and is_of(shard_set, ImageFolder(root=before)):
+            return
+    found, now = shard_set.manifest.account.found, len(source)
+    raise ValueError(
+        f"{data} is a shard set of {found:,} images, made from another folder or before its "
+        f"images changed; {images} has {now:,}. Remove it and the run, and both are made "
+        "again; or give another --data and --run."
+    )
+
+
+def _refuse_other_side(data: Path, largest: int, wanted: int | None) -> None:
+    """Refuse a shard set of images that were reduced to another side, or for a smaller recipe.
+
+    Args:
+        data: the shard set.
+        largest: size of the recipe's views, in pixels.
+        wanted: shorter side that was asked for; None where nothing was.
+
+    Raises:
+        ValueError: to which side they are reduced.
+    """
+    manifest = open_shards(str(data)).manifest
+    side = manifest.resize_shorter
+    if wanted is not None:
+        fits, what = wanted == side, f"resize_shorter={wanted}"
+    else:
+        # Where most were small anyway, they have the pixels that `_stored_side` would leave them.
+        reduced = 2 * manifest.remarks.get("reduced", 0) >= manifest.samples
+        fits = not reduced or side >= STORED * largest
+        what = f"views of {largest} px are cut from images of {STORED * largest} px"
+    if not fits:
+        state = f"reduced to a shorter side of {side} px" if side else "as large as they were"
         raise ValueError(
-            f"{data} is a shard set of {found:,} images, made from another folder or before its "
-            f"images changed; {images} has {now:,}. Remove it and the run, and both are made "
-            "again; or give another --data and --run."
+            f"{what}, but the images in {data} are {state} since an earlier command. Give "
+            f"--resize_shorter {side} to train on them; or other --data and --run, or remove "
+            f"{data} and the runs on it, and they are stored anew."
         )
 
 

@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from accelerate.state import PartialState
 from PIL import Image
 
 from model.encoder import SmallResNet
+from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
 from shards.shard_index import lines_of
 from shards.survey import rows_of
@@ -21,9 +25,10 @@ from shards.tar import components
 from tests.conftest import MakeShardSet, Pictures
 from tests.program import BIN, TWO, finish
 from tools.embed import parts
-from tools.embed.__main__ import main
+from tools.embed.__main__ import _agree, _facts_of_pixels, main
 from tools.embed.feature_file import COLUMNS, Joined
 from training.command_line import call
+from training.named_encoder import open_named
 
 SAMPLES = 42
 
@@ -127,7 +132,7 @@ def test_a_command_that_was_stopped_goes_on_and_leaves_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         embed(out, root, words)
     assert not out.exists() and f"stays in {out}.partial" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"parts of another command: dtype differ"):
+    with pytest.raises(ValueError, match=r"parts of another command or device: dtype differ"):
         embed(out, root, words, "--float16", "true")
     made.append(-1)
     embed(out, root, words)
@@ -135,6 +140,49 @@ def test_a_command_that_was_stopped_goes_on_and_leaves_the_same_bytes(
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     with pytest.raises(ValueError, match="is there already"):
         embed(out, root, words)
+
+
+def test_parts_of_another_device_are_not_joined(
+    make_shard_set: MakeShardSet,
+    encoder: tuple[SmallResNet, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, out = make_shard_set(SAMPLES).root, tmp_path / "a.npz"
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.Maker, "make", stopped)
+        embed(out, root, encoder[1])
+    PartialState._reset_state()
+    plan = tmp_path / "a.npz.partial" / "plan.json"
+    here = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**here, "device": "gpu", "decoder": ["gpu", 0.9]}))
+    with pytest.raises(ValueError, match="parts of another command or device: device differ"):
+        embed(out, root, encoder[1])
+    PartialState._reset_state()
+    assert here.pop("device") == "cpu"
+    plan.write_text(json.dumps(here))  # as versions before wrote it
+    assert "device" not in embed(out, root, encoder[1])["metadata"]
+
+
+def test_each_decoder_of_a_gpu_is_another_one_than_the_cpu_s(tmp_path: Path) -> None:
+    words = ["--encoder", "SmallResNet", "--encoder.width", "4"]
+    trained = open_named(None, words, size=32, device="cpu")
+    gpu = replace(trained, device=torch.device("cuda"))
+    kinds = [trained, gpu]
+    kinds += [replace(gpu, tuning=Tuning(decode="cpu"))]
+    kinds += [replace(gpu, tuning=Tuning(hw_decoder_load=0.0))]
+    for (i, one), (j, other) in product(enumerate(kinds), repeat=2):
+        folder = tmp_path / f"{i} {j}"
+        folder.mkdir()
+        _agree(folder, _facts_of_pixels(one))
+        with nullcontext() if i == j else pytest.raises(ValueError, match=r"(device|decoder) dif"):
+            _agree(folder, _facts_of_pixels(other))
+    cached = replace(gpu, tuning=Tuning(decode="cache"))  # which one pass has no use for
+    assert _facts_of_pixels(cached) == _facts_of_pixels(gpu)
 
 
 @pytest.mark.parametrize("samples_per_part", [8, 3])

@@ -141,6 +141,7 @@ def test_thresholds_hold_and_an_exported_encoder_will_do(
         (["--keep", "2"], ["keep=2", "up to 1"]),
         (["--candidates", "0"], ["count=0", "1 or more"]),
         (["--encoder", "nowhere"], ["nowhere does not exist"]),
+        (["--sheet", "sheet.picture"], ["sheet=sheet.picture", "ends with .png"]),
     ],
 )
 def test_wrong_input_leaves_nothing(
@@ -150,6 +151,22 @@ def test_wrong_input_leaves_nothing(
         mine(shard_set, run, tmp_path / "pairs", *more)
     assert all(word in str(error.value) for word in words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_of_before_stays_until_the_new_one_is_whole(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"before")
+
+    def full(self: Image.Image, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left.*sheet\.png"):
+        patch.setattr(Image.Image, "save", full)
+        mine_pairs._draw(shard_set, np.arange(SAMPLES)[::-1], np.ones(SAMPLES), 0, sheet)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
 def test_an_existing_folder_is_refused_first(

@@ -120,6 +120,69 @@ def test_folders_of_one_name_are_not_taken_for_each_other(started: Started) -> N
     call(train_folder.main, ["./monday/photos/"])  # the same one
 
 
+def test_a_folder_has_several_names_where_links_lead_to_it(started: Started) -> None:
+    Path("days").mkdir()
+    for name in ("here", "there"):
+        images(f"days/{name}", 3, side=40)
+        Path(name).symlink_to(f"days/{name}")
+    for first, second in (("days/here", "here"), ("there", "days/there")):
+        data = Path("data", Path(first).name)
+        train_folder._shard(first, data, 0)
+        train_folder._refuse_others(data, second)
+    Path("there").unlink()
+    Path("there").symlink_to("days/here")  # it is no name of days/there any more
+    with pytest.raises(
+        ValueError, match="data/there is a shard set of 3 images, made from another"
+    ):
+        train_folder._refuse_others(Path("data/there"), "days/there")
+
+
+def test_images_reduced_for_one_recipe_are_not_taken_for_a_larger_one(started: Started) -> None:
+    folder = images("photos", 24, side=200)
+    call(train_folder.main, [folder])
+    started.clear()
+    state = "but the images in data/photos are reduced to a shorter side of 128 px"
+    for more, what in (
+        (["--recipe", "own_gpu"], "views of 224 px are cut from images of 448 px"),
+        (["--", "--views.size", "72"], "views of 72 px are cut from images of 144 px"),
+        (["--resize_shorter", "0"], "resize_shorter=0"),
+    ):
+        with pytest.raises(ValueError, match=f"{what}, {state}.* Give --resize_shorter 128"):
+            call(train_folder.main, [folder, *more])
+    assert not started
+    call(train_folder.main, [folder, "--recipe", "own_gpu", "--resize_shorter", "128"])
+    assert parse(started[0][1:]).config.views.size == 128
+
+
+def test_another_side_than_images_were_stored_with_is_refused(started: Started) -> None:
+    whole, reduced = Path("whole"), Path("reduced")
+    folder = images("photos", 2, side=100)
+    train_folder._shard(folder, whole, 0)
+    train_folder._shard(folder, reduced, 64)
+    for data, largest, wanted in ((whole, 224, 0), (whole, 224, None), (reduced, 224, 64)):
+        train_folder._refuse_other_side(data, largest, wanted)
+    train_folder._refuse_other_side(reduced, 32, None)
+    with pytest.raises(ValueError, match=r"=64, but .* in whole are as large .*resize_shorter 0 "):
+        train_folder._refuse_other_side(whole, 32, 64)
+    for wanted in (0, 96, None):
+        with pytest.raises(ValueError, match=r"in reduced are reduced to .* 64 px since an earlie"):
+            train_folder._refuse_other_side(reduced, 33, wanted)
+
+
+def test_images_that_were_small_anyway_are_taken_for_any_recipe(started: Started) -> None:
+    folder = Path(images("photos", 3, side=64))  # just the side to which larger ones are reduced
+    for number, large in enumerate(("large", "larger", "largest")):
+        train_folder._shard(str(folder), Path(f"of {number}"), 64)
+        most = open_shards(f"of {number}").manifest.statistics.max_height
+        assert most == 64  # the larger ones are reduced
+        train_folder._refuse_other_side(Path(f"of {number}"), 224, None)
+        (file,) = Path(images(large, 1, side=100)).iterdir()
+        file.rename(folder / f"{large}.jpg")
+    train_folder._shard(str(folder), Path("of half"), 64)
+    with pytest.raises(ValueError, match="in of half are reduced"):
+        train_folder._refuse_other_side(Path("of half"), 224, None)
+
+
 def test_a_tenth_is_held_out_of_many_folders_of_few_images(started: Started) -> None:
     Path("days").mkdir()
     for day in range(30):

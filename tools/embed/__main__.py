@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,7 +113,8 @@ def main(
     with kept_on_interrupt(str(out)), _locked(folder, processes):
         dtype = "float16" if float16 else "float32"
         opened = partial(_open, trained, data, folder, dtype, samples_per_part)
-        work = _begin(opened, samples_per_part, processes)
+        making = {"samples_per_part": samples_per_part, **_facts_of_pixels(trained)}
+        work = _begin(opened, making, processes)
         begin = time.monotonic()
         _make(work, trained, processes, batch_size)
         processes.wait_for_everyone()
@@ -154,11 +155,18 @@ def _locked(folder: Path, processes: PartialState) -> Iterator[None]:
                 shutil.rmtree(folder)
 
 
-def _begin(opened: Callable[[], _Work], samples_per_part: int, processes: PartialState) -> _Work:
+def _begin(
+    opened: Callable[[], _Work], making: Mapping[str, Any], processes: PartialState
+) -> _Work:
     """Open the images, and find out which parts are not there.
 
+    Args:
+        opened: opens them.
+        making: how parts are made, which is not said in the file.
+        processes: all of the command.
+
     Raises:
-        ValueError: the parts there are of another encoder or other images.
+        ValueError: the parts there are of another encoder or other images, or made otherwise.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -166,7 +174,7 @@ def _begin(opened: Callable[[], _Work], samples_per_part: int, processes: Partia
     numbers: list[Any] = [None]
     if processes.is_main_process:  # it alone makes a temporary set
         work = opened()
-        _agree(work.folder, {**work.facts, "samples_per_part": samples_per_part})
+        _agree(work.folder, {**work.facts, **making})
         numbers = [[part.number for part in parts.missing(work.parts, work.folder)]]
         if there := len(work.parts) - len(numbers[0]):
             sys.stderr.write(f"{there} of {len(work.parts)} parts are in {work.folder}\n")
@@ -196,6 +204,16 @@ def _facts_of(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _facts_of_pixels(trained: Trained) -> dict[str, Any]:
+    """Return what decides which decoder makes the pixels: each has its own, by a level or two."""
+    if trained.device.type == "cpu":
+        return {"device": "cpu"}
+    from pipeline.tuning import Tuning
+
+    tuning = (trained.tuning or Tuning()).for_one_pass().filled(batch_size=1)
+    return {"device": "gpu", "decoder": [tuning.decode, tuning.hw_decoder_load]}
+
+
 def _facts_of_data(shard_set: ShardSet) -> dict[str, Any]:
     from training.exported import described
 
@@ -209,10 +227,11 @@ def _agree(folder: Path, facts: dict[str, Any]) -> None:
     plan = json.loads(json.dumps(facts))
     if path.exists():
         before = json.loads(durable.read(path))
-        if other := [name for name in plan if before.get(name) != plan[name]]:
+        # Earlier versions' plans have fewer names; such parts are gone on with, as they were then.
+        if other := [name for name in plan if before.get(name, plan[name]) != plan[name]]:
             raise ValueError(
-                f"{folder} holds parts of another command: {', '.join(other)} differ. Repeat that "
-                "one, remove the folder, or give another --out."
+                f"{folder} holds parts of another command or device: {', '.join(other)} differ. "
+                "Repeat that command as it was, remove the folder, or give another --out."
             )
     durable.replace_json(path, plan)
 
