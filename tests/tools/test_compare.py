@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tools.compare import result_tables as tables
 from tools.compare import run as child
 from tools.compare.budget import Budget
 from tools.compare.difference_columns import difference_columns
+from tools.compare.earlier import Earlier
 from tools.compare.plan import Plan
 from tools.compare.table_row import TableRow
 from tools.compare.variants import Variant, check_terms, variants
@@ -100,7 +103,7 @@ def stopped_at(run: Path, step: int) -> Iterator[None]:
 def without_times(value: Any) -> Any:
     """Leave out what depends on the clock, on the folder, or on the day."""
     if isinstance(value, dict):
-        left_out = {*TIMES, "command", "surroundings", "resolved"}
+        left_out = {*TIMES, "command", "surroundings", "resolved", "made_on"}
         return {k: without_times(v) for k, v in value.items() if k not in left_out}
     return [without_times(each) for each in value] if isinstance(value, list) else value
 
@@ -210,14 +213,32 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     assert "tiny_xent.yaml: no variant has knn_top1 with every seed and the whole budget" in out
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert sum("final" in run for run in record["runs"]) == 3
+    here, old = comparison._machine(), [run.get("made_on") for run in record["runs"]]
+    assert [made and made["cpu"] for made in old] == [here["cpu"], here["cpu"], None, here["cpu"]]
+    assert " of 4 runs: " not in out, "all of one machine"
     monkeypatch.delenv("PRETENDED_FAILURE")
-    assert start(words, monkeypatch) == 0
-    out = capsys.readouterr().out
-    assert "FAILED" not in out and "(1 of 2)" not in out
+    new = {**here, "date": "2031-02-03T04:05:06", "commit": "89abcde0", "gpu": "Another GPU"}
+    monkeypatch.setattr(comparison, "_machine", lambda: new)
+    # An older version said for all runs together where they were made.
+    (tmp_path / "out" / "machines" / "tiny_ap-seed0.json").unlink()
+    del record["runs"][0]["made_on"], record["manifests"]
+    (tmp_path / "out" / "comparison.json").write_text(json.dumps(record))
+    for _ in range(2):  # what is finished stays where it was made
+        assert start(words, monkeypatch) == 0
+        out = capsys.readouterr().out
+        assert "FAILED" not in out and "(1 of 2)" not in out
+        assert f"- 3 of 4 runs: {len(os.sched_getaffinity(0))} core" in out
+        assert "- 1 of 4 runs: Another GPU, 2031-02-03, commit 89abcde" in out
+        record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+        made_on = [run["made_on"] for run in record["runs"]]
+        assert made_on[:2] + made_on[3:] == old[:2] + old[3:]
+        assert made_on[2] == {name: new[name] for name in made_on[0]}
     # Another budget in the same folder would mix two experiments; so would other settings.
     changed = [word.replace("480", "960") for word in words]
     assert start(changed, monkeypatch) == 2
     assert "holds a comparison with budget" in capsys.readouterr().err
+    assert start(["5" if word == "3" else word for word in words], monkeypatch) == 2
+    assert "holds a comparison with points 3, this one has 5" in capsys.readouterr().err
     for setting, value, told in (
         ("learning_rate", "0.5", "learning_rate: 0.01 there, 0.5 here"),
         ("evaluation_neighbours", "5", "evaluation_neighbours: 20 there, 5 here"),
@@ -278,17 +299,21 @@ def test_a_comparison_in_two_parts_is_that_in_one(
     part = str(tmp_path / "part" / "comparison.json")
     assert start(words("whole"), monkeypatch) == 0
     assert start(of_seed(1, words("part")), monkeypatch) == 0
+    elsewhere = record("part")
+    for run in elsewhere["runs"]:
+        run["made_on"]["cpu"] = "another CPU"
+    Path(part).write_text(json.dumps(elsewhere))
+    capsys.readouterr()
     assert start(words("rest", "--add", part), monkeypatch) == 0
     trained = {run.name for run in (tmp_path / "rest" / "runs").iterdir()}
     assert trained == {"tiny_ap-seed0", "tiny_xent-seed0"}, "the others were finished"
     found = record("rest")
-    made_on = [run.pop("made_on", None) for run in found["runs"]]
-    assert [bool(each) for each in made_on] == [False, True, False, True]
-    assert made_on[1]["cpu"] == record("part")["surroundings"]["cpu"]
-    for each in found["random"]:
-        each.pop("made_on", None)
+    made_on, mine = [run["made_on"] for run in found["runs"]], found["surroundings"]["cpu"]
+    cpus = [each["cpu"] for each in made_on]
+    assert cpus == [mine, "another CPU", mine, "another CPU"]
     assert without_times(found) == without_times(record("whole"))
-    assert f"2 of 4 runs: {len(os.sched_getaffinity(0))} core" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(re.search(f"2 of 4 runs: .* of {re.escape(cpu)}, 20", out) for cpu in cpus)
     # Its runs go on being taken from a result that took them.
     again = str(tmp_path / "rest" / "comparison.json")
     assert start(words("again", "--add", again), monkeypatch) == 0
@@ -299,10 +324,13 @@ def test_a_comparison_in_two_parts_is_that_in_one(
     for each in older["variants"]:
         del each["resolved"]["encoder_rate"]
         del each["resolved"]["method"]["init_args"]["gallery"]
+    for run in older["runs"]:  # … and said where for all runs
+        del run["made_on"]
     (tmp_path / "older.json").write_text(json.dumps(older))
     flags = ("--add", str(tmp_path / "older.json"))
     assert start(of_seed(1, words("newer", *flags)), monkeypatch) == 0
     assert not (tmp_path / "newer" / "runs").exists()
+    assert [run["made_on"]["cpu"] for run in record("newer")["runs"]] == [mine, mine]
     capsys.readouterr()
 
     def refused(flags: list[str], file: str = part) -> str:
@@ -329,6 +357,10 @@ calls = pathlib.Path(sys.argv[2])
 calls.write_text((calls.read_text() if calls.exists() else "") + sys.argv[1] + "\\n")
 if calls.with_name("broken").exists():
     sys.exit("error: no such thing")
+if calls.with_name("empty").exists():  # as tools.evaluate does where every figure fails
+    nothing = {"run": "x", "step": 9, "remarks": ["no k-NN"], "sets": {"pets": {"test": "p"}}}
+    pathlib.Path(sys.argv[1]).write_text(json.dumps(nothing))
+    sys.exit("error: no figures")
 seed = 0.1 if "seed1" in sys.argv[1] else 0.0
 of = {"few_shot_1_top1": 0.3 + seed + 0.2 * ("ap" in sys.argv[1]), "few_shot_1_ci": 0.01}
 record = {"run": "x", "step": 9, **of, "sets": {"pets": {"knn_top1": 0.7 + seed, "test": "p"}}}
@@ -360,7 +392,11 @@ def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
     said = capsys.readouterr().out
     assert "FAILED run 1 of 4: evaluation of tiny_ap, seed 0: exit status 1: error: no such" in said
     assert "- ap, seed 0: its evaluation: exit status 1" in said
-    (tmp_path / "broken").unlink()
+    (tmp_path / "broken").rename(tmp_path / "empty")
+    assert start(words, monkeypatch) == 1
+    assert "evaluation of tiny_ap, seed 0: exit status 1: error: no fig" in capsys.readouterr().out
+    assert len(list((out / "runs").glob("*/checkpoints"))) == 4, "kept for the next try"
+    (tmp_path / "empty").unlink()
     calls.unlink()
     assert start(words, monkeypatch) == 0
     assert len(calls.read_text().splitlines()) == 2 + 4
@@ -390,6 +426,90 @@ def test_each_run_is_evaluated_besides_once_and_its_figures_are_in_the_tables(
     assert len(losses(out / "runs" / "tiny_ap-seed0")) == 15
 
 
+def test_a_random_encoder_without_figures_is_evaluated_again(
+    pretended: list[str], more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeeds = Plan.random_command  # a pretended one
+
+    def finds_nothing(self: Plan, variant: Variant, seed: int) -> list[str]:
+        code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit('error: none')"
+        return [sys.executable, "-c", code, str(self.random(variant, seed)), '{"step": 0}']
+
+    def floor() -> dict[str, Any]:
+        return json.loads((tmp_path / "out" / "comparison.json").read_text())["random"][0]
+
+    words = [*of_seed(0, pretended[1:]), "--out", str(tmp_path / "out"), "--", *more]
+    monkeypatch.setattr(Plan, "random_command", finds_nothing)
+    assert start(words, monkeypatch) == 1
+    assert "error" in floor()
+    monkeypatch.setattr(Plan, "random_command", succeeds)
+    assert start(words, monkeypatch) == 0
+    assert floor()["figures"] == {"knn_top1": 0.2}
+
+
+def plan_of(out: Path, recipes: list[Path], more: list[str], budget: Budget) -> Plan:
+    """Return the plan of a comparison with seed 0."""
+    compared = variants(recipes, [], more, where_known=False)
+    fixed: dict[str, Any] = {"seeds": [0], "points": 3, "processes": 1, "more": more}
+    return compare._planned(compared, None, [], out=out, budget=budget, evaluate=[], **fixed)
+
+
+@pytest.mark.parametrize("other", ["cpu", "gpu"])
+def test_seconds_of_another_machine_are_no_part_of_a_comparison(
+    other: str, recipes: list[Path], more: list[str], tmp_path: Path
+) -> None:
+    here = {"date": "2026-01-02", "commit": "1234567", "cpu": "one", "cores": 2, "gpu": None}
+    there = here | {other: "another"}
+    plans = {
+        name: plan_of(tmp_path / name, recipes[:1], more, budget)
+        for name, budget in {"views": Budget(image_views=480), "time": Budget(seconds=9)}.items()
+    }
+    for plan in plans.values():
+        (variant,) = plan.compared
+        folder = plan.run(variant, 0)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text(comparison.with_values(variant, seed=0).yaml())
+        comparison.check(plan, here)  # an older version said nowhere where it trained a run
+        file = plan.made_on(variant, 0)
+        file.parent.mkdir()
+        file.write_text(json.dumps(there))
+        comparison.check(plan, there | {"date": "2026-03-04", "commit": "89abcde", "cores": 1})
+    comparison.check(plans["views"], here)
+    with pytest.raises(ValueError) as error:
+        comparison.check(plans["time"], here)
+    assert f"({other}: another there, {here[other]} here)" in str(error.value)
+    assert f"another --out with --add {tmp_path / 'time' / 'comparison.json'}" in str(error.value)
+
+
+def test_a_shard_set_that_was_made_again_is_another_one(
+    recipes: list[Path], shard_set: ShardSet, tmp_path: Path
+) -> None:
+    copies = {name: tmp_path / name for name in ("train", "test")}
+    for copy in copies.values():
+        shutil.copytree(shard_set.root, copy)
+    more = ["--shards", str(copies["train"]), "--evaluation_test", str(copies["test"])]
+    out, budget = tmp_path / "out", Budget(image_views=480)
+
+    def begin(*numbers: int, of: list[str] = more) -> dict[str, Any]:
+        plan = plan_of(out, [recipes[number] for number in numbers], of, budget)
+        return comparison.Comparison(plan, Console(), Earlier([], plan)).write()
+
+    record = begin(0, 1)
+    assert not any(text.startswith("/") for text in texts(record)), "an absolute path"
+    assert begin(0)["manifests"] == record["manifests"], "of the variant that was left out, too"
+    begin(0, of=[*more, "--evaluation_test", str(shard_set.root)])  # nothing was trained yet
+    begin(0)
+    manifest = shard_set.manifest
+    text = replace(manifest, command=f"{manifest.command} again").to_json()
+    (copies["test"] / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=f"on {copies['test']} before it was made again"):
+        begin(1)
+    begin(0, of=[*more, "--evaluation_test", str(shard_set.root)])
+    del record["manifests"]  # as of an older version
+    (out / "comparison.json").write_text(json.dumps(record))
+    assert begin(1)["manifests"].keys() == {"tiny_xent"}
+
+
 def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
     recipes: list[Path], more: list[str], tmp_path: Path
 ) -> None:
@@ -399,6 +519,7 @@ def test_a_run_without_checkpoints_is_evaluated_by_its_encoder(
         out=tmp_path,
         compared=[variant],
         samples={},
+        digests={},
         seeds=[0],
         budget=Budget(seconds=1),
         points=1,

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from pipeline import dali
 from shards import durable
-from shards.layout import open_shards
+from shards.layout import ShardSet, open_shards
 from tools.compare import chart
 from tools.compare.budget import Budget
 from tools.compare.result_tables import (
@@ -197,10 +197,13 @@ def _planned(
     _check_against(
         against, {"variants": [{"name": v.name, "recipe_name": v.recipe.stem} for v in compared]}
     )
+    differences = check_terms(compared, allowed)
+    sets = _check_data(compared, values["processes"])
     return Plan(
         compared=compared,
-        allowed=check_terms(compared, allowed),
-        samples=_check_data(compared, values["processes"]),
+        allowed=differences,
+        samples={root: len(shard_set) for root, shard_set in sets.items()},
+        digests={root: shard_set.manifest.digest() for root, shard_set in sets.items()},
         command=shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]),
         **values,
     )
@@ -254,11 +257,11 @@ def _trained(
                 signal.signal(number, handler)
 
 
-def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
-    """Refuse shard sets and batches that no run can use; return samples by shard set."""
+def _check_data(compared: list[Variant], processes: int) -> dict[str, ShardSet]:
+    """Refuse shard sets and batches that no run can use; return the sets by their paths."""
     from training.config import SHARD_SETS  # imports torch, which --help does without
 
-    samples: dict[str, int] = {}
+    sets: dict[str, ShardSet] = {}
     for variant in compared:
         settings = variant.resolved
         if settings["evaluation_test"] is None:
@@ -268,15 +271,15 @@ def _check_data(compared: list[Variant], processes: int) -> dict[str, int]:
             )
         for name in SHARD_SETS:
             root = settings[name]
-            if root is not None and root not in samples:
-                samples[root] = len(open_shards(root))
-        size = settings["batch_size"]
-        if size % processes or size > samples[settings["shards"]]:
+            if root is not None and root not in sets:
+                sets[root] = open_shards(root)
+        size, samples = settings["batch_size"], len(sets[settings["shards"]])
+        if size % processes or size > samples:
             raise ValueError(
                 f"{variant.name}: batch_size={size} needs to divide by {processes} processes and "
-                f"to be at most the {samples[settings['shards']]} samples of {settings['shards']}."
+                f"to be at most the {samples} samples of {settings['shards']}."
             )
-    return samples
+    return sets
 
 
 def _read(out: Path) -> dict[str, Any]:

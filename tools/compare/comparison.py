@@ -9,7 +9,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.status import Status
 from shards import durable
 from tools.compare import load, run
 from tools.compare.cluster import Cluster
-from tools.compare.earlier import Earlier
+from tools.compare.earlier import Earlier, made_on
 from tools.compare.plan import Plan
 from tools.compare.result_tables import LEARNED, RANDOM, RESULT, main_of
 from tools.compare.run import Failed
@@ -46,7 +46,8 @@ class Comparison:
         cluster: where the runs are trained; None is this machine, one after the other.
 
     Raises:
-        ValueError: the folder holds another comparison, or runs with other settings.
+        ValueError: the folder holds another comparison, or runs with other settings or data, or a
+            part of the seconds was spent on another machine.
     """
 
     def __init__(
@@ -57,8 +58,15 @@ class Comparison:
         self._plan, self._console, self._earlier = plan, console, earlier
         self._cluster, self._writing = cluster, Lock()
         self._status: Status | None = None
-        check(plan)
         self._surroundings = _machine()  # before the runs: it includes the load of other programs
+        self._here = made_on(self._surroundings)
+        if cluster is not None:  # its machines train, and this one need be none of them
+            self._here |= {"cpu": "machines of a Ray cluster", "cores": None, "gpu": None}
+        check(plan, self._here)
+        then = _values(plan.out / RESULT) or {}
+        # A variant that this call leaves out keeps what it was trained on.
+        self._manifests = then.get("manifests", {}) | plan.manifests()
+        self._older = _older(then)
 
     def run(self) -> None:
         """Do what is missing, and write the result after each run.
@@ -94,6 +102,7 @@ class Comparison:
             {
                 "command": plan.command,
                 "budget": plan.budget.facts(),
+                "manifests": self._manifests,
                 "seeds": list(plan.seeds),
                 "points": plan.points,
                 "processes": plan.processes,
@@ -119,10 +128,10 @@ class Comparison:
         folder = found.with_suffix("")
         text = with_values(variant, seed=seed, run=str(folder)).yaml()
         config = folder / run_folder.CONFIG
-        whole = found.exists() and _values(found) is not None
-        if found.exists() and not whole:
-            self._say(f"{found} is no JSON any more; it is made again")
-        if not (whole and config.exists() and config.read_text() == text):
+        done = _done(found)
+        if found.exists() and not done:
+            self._say(f"{found} holds no figures; it is made again")
+        if not (done and config.exists() and config.read_text() == text):
             found.unlink(missing_ok=True)
             for old in self._plan.about(variant, seed, random=True):
                 old.unlink()
@@ -138,8 +147,7 @@ class Comparison:
     ) -> None:
         """Do what `--evaluate` asks of a run or a random encoder, unless that is done."""
         path = self._plan.evaluation(variant, seed, random=random)
-        done = _values(path) if path.exists() else None
-        if not self._plan.evaluate or (done is not None and "failed" not in done):
+        if not self._plan.evaluate or _done(path):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         name = (_random_name if random else _run_name)(variant, seed)
@@ -156,8 +164,9 @@ class Comparison:
                 for old in self._plan.about(variant, seed):
                     old.unlink()
             command = self._plan.run_command(variant, seed)
-            here = load.measured(self._plan.load(variant, seed))
-            with here if self._cluster is None else nullcontext():
+            _write_json(self._plan.made_on(variant, seed), self._here)
+            busy = load.measured(self._plan.load(variant, seed))
+            with busy if self._cluster is None else nullcontext():
                 trained = self._child(name, command, folder, number)
             if not trained:
                 return
@@ -222,9 +231,8 @@ class Comparison:
         found = self._plan.random(variant, seed)
         if error := self.errors.get(_random_name(variant, seed)):
             facts["error"] = error
-        elif found.exists():
-            values = _values(found) or {}
-            facts["figures"] = {k: v for k, v in values.items() if isinstance(v, float)}
+        elif figures := _figures_in(found):
+            facts["figures"] = figures
         return facts | self._evaluated(variant, seed, random=True)
 
     def _evaluated(self, variant: Variant, seed: int, *, random: bool = False) -> dict[str, Any]:
@@ -234,15 +242,7 @@ class Comparison:
         name = (_random_name if random else _run_name)(variant, seed)
         if error := self.errors.get(f"evaluation of {name}"):
             return {"error": f"its evaluation: {error}"}
-        path = self._plan.evaluation(variant, seed, random=random)
-        values = (_values(path) if path.exists() else None) or {}
-        of_sets = {"": values, **values.get("sets", {})}
-        figures = {
-            f"{figure} on {name}" if name else figure: value
-            for name, found in of_sets.items()
-            for figure, value in found.items()
-            if isinstance(value, float)
-        }
+        figures = _figures_in(self._plan.evaluation(variant, seed, random=random))
         return {"evaluated": figures} if figures else {}
 
     def _entry(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -251,6 +251,9 @@ class Comparison:
         facts: dict[str, Any] = {"variant": variant.name, "seed": seed}
         facts["command"] = shown(self._plan.run_command(variant, seed))
         if run.finished(self._plan.run(variant, seed)):
+            before = self._older.get((variant.name, seed))
+            if made := _values(self._plan.made_on(variant, seed)) or before:
+                facts["made_on"] = made
             return facts | self._figures(variant, seed) | self._evaluated(variant, seed)
         if error := self.errors.get(_run_name(variant, seed)):
             facts["error"] = error
@@ -272,18 +275,22 @@ def _one_by_one(do: Callable[[Any], None], work: Iterable[Any]) -> None:
         do(piece)
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, here: Mapping[str, Any]) -> None:
     """Refuse a folder that holds anything but a part of this comparison.
 
     More recipes, variants and seeds than before are allowed.
 
+    Args:
+        plan: the comparison.
+        here: this machine and commit; see `tools.compare.earlier`.
+
     Raises:
         ValueError: the folder differs.
     """
-    path = plan.out / RESULT
-    then = _values(path) if path.exists() else None  # one that was cut off is written again
+    then = _values(plan.out / RESULT)  # one that was cut off is written again
+    facts = {"budget": plan.budget.facts(), "points": plan.points, "processes": plan.processes}
     if then is not None:
-        for name, value in {"budget": plan.budget.facts(), "processes": plan.processes}.items():
+        for name, value in facts.items():
             if then.get(name) != value:
                 raise ValueError(
                     f"{plan.out} holds a comparison with {name} {then.get(name)}, this one has "
@@ -302,6 +309,45 @@ def check(plan: Plan) -> None:
                     f"{folder} was trained with other settings ({'; '.join(changed)}); give "
                     "another --out, or remove that folder to train it again."
                 )
+            there = _values(plan.made_on(variant, seed)) or here  # older versions did not say it
+            apart = [
+                f"{name}: {there.get(name)} there, {here[name]} here"
+                for name in ("cpu", "gpu")
+                if there.get(name) != here[name]
+            ]
+            if apart and plan.budget.seconds:
+                raise ValueError(
+                    f"{folder} was trained on another machine ({'; '.join(apart)}), where equal "
+                    "seconds are another budget. Give another --out with --add "
+                    f"{plan.out / RESULT}: the finished runs are taken over, and the table says "
+                    "where they were trained."
+                )
+    if again := _made_again(plan, then or {}):
+        raise ValueError(
+            f"{plan.out} holds a comparison on {' and '.join(again)} before it was made again: its "
+            "manifest was another one. Give another --out."
+        )
+
+
+def _made_again(plan: Plan, then: Mapping[str, Any]) -> list[str]:
+    """Return the shard sets that had another manifest when a record was written."""
+    known = then.get("manifests", {})  # older versions wrote none
+    found: dict[str, None] = {}
+    for variant, sets in plan.manifests().items():
+        for name, (root, digest) in sets.items():
+            path, was = known.get(variant, {}).get(name, (None, None))
+            if path == without_absolute_paths(root) and digest != was:  # else the settings tell
+                found[root] = None
+    return list(found)
+
+
+def _older(then: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return where a record says that runs were trained: older versions wrote it nowhere else."""
+    return {
+        (each["variant"], each["seed"]): each.get("made_on") or made_on(then["surroundings"])
+        for each in then.get("runs", ())
+        if "final" in each
+    }
 
 
 def with_values(variant: Variant, **values: Any) -> Settings:
@@ -315,12 +361,29 @@ def shown(command: list[str]) -> str:
 
 
 def _values(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file; None if it is cut off, or holds something else."""
+    """Return the content of a JSON file; None if there is none, or it is cut off or another."""
     try:
         found = json.loads(path.read_text())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _done(path: Path) -> bool:
+    """Whether an evaluation succeeded. One that found nothing, or not all, leaves a file too."""
+    return bool(_figures_in(path)) and "failed" not in (_values(path) or {})
+
+
+def _figures_in(path: Path) -> dict[str, float]:
+    """Return the figures in a JSON of tools.evaluate, those of several sets as FIGURE on SET."""
+    values = _values(path) or {}
+    of_sets = {"": values, **values.get("sets", {})}
+    return {
+        f"{figure} on {name}" if name else figure: value
+        for name, found in of_sets.items()
+        for figure, value in found.items()
+        if isinstance(value, float)
+    }
 
 
 def _random_name(variant: Variant, seed: int) -> str:

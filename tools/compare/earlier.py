@@ -7,7 +7,7 @@ is, with the machine and the commit that it was made on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from tools.compare.plan import Plan
 from tools.compare.variants import Variant
 from training.surroundings import without_absolute_paths
 
-MADE_ON = ("date", "commit", "cpu", "cores", "gpu")
-"""What is kept of the surroundings of each run."""
+_MADE_ON = ("date", "commit", "cpu", "cores", "gpu")
+
+
+def made_on(surroundings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of the surroundings of each run."""
+    return {name: surroundings.get(name) for name in _MADE_ON}
 
 
 class Earlier:
@@ -39,12 +43,12 @@ class Earlier:
             for each in record["variants"]:
                 if each["name"] in compared:
                     _check_settings(each, compared[each["name"]], path)
-            made_on = {k: record["surroundings"].get(k) for k in MADE_ON}
+            for_all = made_on(record["surroundings"])
             for kind, figures in (("runs", "final"), ("random", "figures")):
                 for entry in record[kind]:
                     whole = figures in entry and (not plan.evaluate or "evaluated" in entry)
                     if whole and entry["variant"] in compared:
-                        known = {"made_on": made_on} | entry
+                        known = {"made_on": for_all} | entry
                         self._found.setdefault((kind, entry["variant"], entry["seed"]), known)
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any] | None:

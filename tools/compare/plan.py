@@ -5,6 +5,7 @@ OUT/random/VARIANT-seed0.json   figures of the encoder before it is trained
     evaluations/VARIANT-seed0-3f2a9c0d.json, and random-VARIANT-…   what --evaluate found out
     logs/*.log                  output of the child processes
     loads/VARIANT-seed0.json    what other programs took of the processor while a run was trained
+    machines/VARIANT-seed0.json where, and by which commit, a run was trained
     comparison.json, .md, .png  the result
 """
 
@@ -23,6 +24,7 @@ from tools.compare import run
 from tools.compare.budget import Budget
 from tools.compare.variants import Variant, terms
 from training import exported
+from training.config import SHARD_SETS
 from training.run import checkpoint
 
 CHECKPOINTS = 10  # of a run: a kill costs at most a tenth of it
@@ -36,6 +38,8 @@ class Plan:
     compared: Sequence[Variant]
     samples: dict[str, int]
     """{shard set: number of samples}."""
+    digests: dict[str, str]
+    """{shard set: digest of its manifest}."""
     seeds: Sequence[int]
     budget: Budget
     points: int
@@ -75,12 +79,27 @@ class Plan:
         begin = "random-" if random else ""
         name = glob.escape(f"{begin}{variant.name}-seed{seed}-")
         found = list((self.out / "evaluations").glob(f"{name}????????.json"))
-        load = self.load(variant, seed)
-        return found if random or not load.exists() else [*found, load]
+        own = () if random else (self.load(variant, seed), self.made_on(variant, seed))
+        return [*found, *(path for path in own if path.exists())]
 
     def load(self, variant: Variant, seed: int) -> Path:
         """Return the JSON that says how busy other programs were; see `tools.compare.load`."""
         return self.out / "loads" / f"{variant.name}-seed{seed}.json"
+
+    def made_on(self, variant: Variant, seed: int) -> Path:
+        """Return the JSON that says where a run was trained; see `tools.compare.earlier`."""
+        return self.out / "machines" / f"{variant.name}-seed{seed}.json"
+
+    def manifests(self) -> dict[str, dict[str, list[str]]]:
+        """Return {variant: {setting: [shard set, digest of its manifest]}}."""
+        return {
+            variant.name: {
+                name: [root, self.digests[root]]
+                for name in SHARD_SETS
+                if (root := variant.resolved[name]) is not None
+            }
+            for variant in self.compared
+        }
 
     # ── lengths ─────────────────────────────────────────────────────────────────────────────────
 

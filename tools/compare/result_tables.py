@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -197,18 +196,35 @@ def notes(record: Mapping[str, Any], found: Sequence[TableRow]) -> list[str]:
             f"view mAP and dim. are of each recipe's own number of views ({listed}): compare them "
             "between equal numbers only"
         )
-    places = Counter(_place(run["made_on"]) for run in record["runs"] if "made_on" in run)
-    said += [f"{n} of {len(record['runs'])} runs: {place}" for place, n in places.items()]
+    said += _places(record)
     if any(not row.trained for row in found):
         said.append(f"{RANDOM}: the weights that the runs of these seeds began with")
     return said
 
 
-def _place(made_on: Mapping[str, Any]) -> str:
-    """Return where and when an earlier run was trained."""
-    cores = f"{made_on['cores']} core{'s' * (made_on['cores'] != 1)} of {made_on.get('cpu')}"
-    when = [str(made_on.get("date"))[:10], f"commit {str(made_on.get('commit'))[:7]}"]
-    return ", ".join([made_on.get("gpu") or cores, *when])
+def _places(record: Mapping[str, Any]) -> list[str]:
+    """Return where, when and by which commit the runs were trained.
+
+    Nothing if one commit trained all of them on the machine that the title names.
+    """
+    days: dict[tuple[str, str], list[str]] = {}
+    for run in record["runs"]:
+        if "final" in run:
+            made_on = run.get("made_on") or record["surroundings"]  # older versions said it for all
+            place = _machine(made_on), f"commit {str(made_on.get('commit'))[:7]}"
+            days.setdefault(place, []).append(str(made_on.get("date"))[:10])
+    if len(days) < 2 and all(where == _machine(record["surroundings"]) for where, _ in days):
+        return []
+    return [
+        f"{len(each)} of {len(record['runs'])} runs: {where}, "
+        f"{' to '.join(sorted({min(each), max(each)}))}, {commit}"
+        for (where, commit), each in days.items()
+    ]
+
+
+def _machine(made_on: Mapping[str, Any]) -> str:
+    cores, cpu = made_on.get("cores"), str(made_on.get("cpu"))
+    return made_on.get("gpu") or (f"{cores} core{'s' * (cores != 1)} of {cpu}" if cores else cpu)
 
 
 # ── for a terminal and for Markdown ───────────────────────────────────────────────────────────────
