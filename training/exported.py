@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from model.encoder import Encoder
+from pipeline.normalisation import Normalisation
 from shards import durable
 from shards.layout import Manifest, ShardSet
 from training.run import state_file
@@ -37,7 +39,9 @@ NAME = "encoder.safetensors"
 PREFIX = "network."
 """Of the names of an encoder whose network is another library's."""
 PACKAGES = ("torch", "torchvision", "timm")
-_NEEDED = {"class": str, "arguments": dict, "size": int, "mean": list, "std": list, "step": int}
+_NEEDED = {"class": str, "arguments": dict, "size": int, "step": int}
+_UNREADABLE = (safetensors.SafetensorError, ValueError, AttributeError, RecursionError, KeyError)
+"""KeyError is of numbers of a type that PyTorch does not have."""
 
 
 def export(settings: Settings, shard_set: ShardSet, encoder: Encoder, *, step: int) -> None:
@@ -141,16 +145,38 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = safetensors.torch.load(content)
         found = {name: json.loads(text) for name, text in metadata(content).items()}
         wrong = [n for n, kind in _NEEDED.items() if not isinstance(found.get(n), kind)]
+        if normalisation(found) is None:
+            wrong += ["mean", "std"]
         if wrong:
             raise ValueError(
                 f"its metadata do not say {', '.join(wrong)}; of an older version's file, name the "
                 "run's folder instead"
             )
-    except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{path} is no encoder that a run exported ({' '.join(str(error).split())})."
         ) from None
     return tensors, found
+
+
+def normalisation(facts: Mapping[str, Any]) -> Normalisation | None:
+    """Return what the mean and std of facts say; None if they are not three numbers each.
+
+    Args:
+        facts: of an exported encoder, or those that timm has of published weights.
+    """
+    mean, std = (_three_numbers(facts.get(name)) for name in ("mean", "std"))
+    return Normalisation(mean, std) if mean and std and min(std) > 0 else None
+
+
+def _three_numbers(values: Any) -> tuple[float, float, float] | None:
+    if not isinstance(values, list | tuple):
+        return None
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (red, green, blue) if isfinite(red + green + blue) else None
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -170,4 +196,4 @@ def metadata(content: bytes) -> dict[str, str]:
         ValueError: it is none.
     """
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header.get("__metadata__", {})
+    return header.get("__metadata__") or {}  # it may be null

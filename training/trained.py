@@ -167,11 +167,16 @@ def device_of(config: Config) -> torch.device:
 
 def _exported(path: Path, here: list[str]) -> Trained:
     tensors, facts = exported.read(path)
-    encoder = {"class_path": facts["class"], "init_args": facts["arguments"]}
-    words = ["--method.encoder", json.dumps(encoder), "--views.size", str(facts["size"])]
+    chosen = {"class_path": facts["class"], "init_args": facts["arguments"]}
+    words = ["--method.encoder", json.dumps(chosen), "--views.size", str(facts["size"])]
     settings = parse([*words, *NO_RUN, *here])
+    encoder = settings.config.method.encoder
     with checkpoint.fits(path, f"the {facts['class']} that its metadata say"):
-        exported.fill(settings.config.method.encoder, tensors)
+        exported.fill(encoder, tensors)
+    # It was trained on these pixels, whatever its class, or its library of today, would have.
+    pixels = exported.normalisation(facts)
+    assert pixels is not None, "refused by read"
+    encoder.mean, encoder.std = pixels.mean, pixels.std
     name = f"{path}, step {facts['step']:,}"
     began = facts.get("weights")
     return ready(settings, name, step=facts["step"], run=path.parent, weights=began)

@@ -9,9 +9,9 @@ run that continues does not need the file.
 from __future__ import annotations
 
 import json
-import pickle
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
@@ -25,12 +25,14 @@ from torch import Tensor
 
 from model.encoder import Encoder
 from model.method import Method
+from pipeline.normalisation import Normalisation
 from shards import durable
 from training import exported
+from training.command import out_of_memory
 from training.config import Config
 from training.run import checkpoint, run_folder
 from training.settings import Settings
-from training.trained import newest
+from training.trained import newest, recipe
 
 HUB = "timm:"
 """Begins the name of weights that timm downloads."""
@@ -51,6 +53,8 @@ class Weights:
     """Of the file, or of the tensors where there is none."""
     license: str | None
     """What the file says."""
+    normalisation: Normalisation | None
+    """Of the pixels that they were trained on; None if nothing says it."""
 
 
 def recorded(settings: Settings) -> Settings:
@@ -103,8 +107,18 @@ def begin(config: Config, method: Method) -> list[str]:
     """
     if config.weights is None:
         return []
-    tensors = _asked(config.weights, config.weights_sha256).tensors
-    lines = fill(method.encoder, tensors, config.weights)
+    found = _asked(config.weights, config.weights_sha256)
+    lines = fill(method.encoder, found.tensors, config.weights)
+    own = Normalisation(method.encoder.mean, method.encoder.std)
+    pixels = found.normalisation or own
+    if pixels != own:
+        name = config.weights.removeprefix(HUB) if config.weights.startswith(HUB) else "NAME.TAG"
+        lines.append(
+            f"{config.weights} was trained on pixels of mean {pixels.mean} and std {pixels.std}, "
+            f"but this run's have mean {own.mean} and std {own.std}, which the encoder has to get "
+            "used to; where it is Timm, name the tag that the weights are of: "
+            f"--method.encoder.name {name}"
+        )
     state = method.encoder.state_dict()
     for part in method.modules():
         # Moving averages and key encoders are copies of the encoder as long as nothing was trained.
@@ -137,19 +151,26 @@ def read(location: str) -> Weights:
     if path.suffix == ".safetensors":
         try:
             tensors = safetensors.torch.load(content)
-            return Weights(tensors, digest, _license(exported.metadata(content)))
+            facts = {name: _value(text) for name, text in exported.metadata(content).items()}
         except (safetensors.SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is no safetensors file ({error}).") from None
+        except KeyError as error:
+            raise ValueError(f"{path} has numbers of a type {error}, not PyTorch's.") from None
+        # Those of others may be of pixels in 0..255.
+        pixels = exported.normalisation(facts) if "class" in facts else None
+        return Weights(tensors, digest, facts.get("license"), pixels)
     try:
         # Its unpickler makes tensors and plain containers, and runs nothing of the file's.
         found = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the bytes of any other file are commands to it, by chance
+        if out_of_memory(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].removesuffix(":")
         raise ValueError(
-            f"{path} cannot be read as weights without running code of its own "
-            f"({' '.join(str(error).split())[:200]}). Where you trust it, save its tensors alone: "
-            "safetensors.torch.save_file."
+            f"{path} cannot be read as weights without running code of its own ({reason}). Where "
+            "you trust it, save its tensors alone: safetensors.torch.save_file."
         ) from None
-    return Weights(_tensors_in(found, path), digest, None)
+    return Weights(_tensors_in(found, path), digest, None, None)
 
 
 def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list[str]:
@@ -200,12 +221,11 @@ def fill(encoder: Encoder, tensors: Mapping[str, Tensor], location: str) -> list
     return lines
 
 
-def _license(metadata: Mapping[str, str]) -> str | None:
-    """Return what a safetensors file says of it: as JSON in an encoder of a run's, else as text."""
-    text = metadata.get("license")
+def _value(text: str) -> Any:
+    """Return what a safetensors file says: as JSON in an encoder of a run's, else as text."""
     try:
-        return None if text is None else json.loads(text)
-    except ValueError:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return text
 
 
@@ -219,7 +239,10 @@ def _of_run(path: Path) -> Weights:
     }
     digest = sha256(durable.read(saved.root / checkpoint.METHOD)).hexdigest()
     license = run_folder.read_config(run).get("weights_license")
-    return Weights(exported.published(state), digest, license)
+    pixels = None
+    with suppress(ValueError):  # a run of another version has its weights all the same
+        pixels = recipe(run, device="cpu").config.normalisation
+    return Weights(exported.published(state), digest, license, pixels)
 
 
 def _downloaded(name: str) -> Weights:
@@ -235,7 +258,8 @@ def _downloaded(name: str) -> Weights:
         ) from None
     tensors: dict[str, Tensor] = network.state_dict()
     published: Any = network.pretrained_cfg
-    return Weights(tensors, exported.digest_of(tensors), published.get("license"))
+    pixels = exported.normalisation(published)
+    return Weights(tensors, exported.digest_of(tensors), published.get("license"), pixels)
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from pipeline.centre_crop import CentreCrop
 from pipeline.graph import scaled_shorter
+from pipeline.normalisation import Normalisation
 from tests.conftest import MakeShardSet, Pictures
 from tools.export import __main__ as export
 from tools.export.difference import measure
 from tools.export.huggingface_folder import crop_share
+from tools.export.subject import open_subject
 from tools.export.timm_weights import TimmWeights
 from training import exported
 from training.command_line import call
@@ -143,6 +146,29 @@ def test_timm_takes_weights_strictly_and_as_pretrained(
     )
     for network in (strict, pretrained):
         assert_same(network.eval(), run_path)
+
+
+def test_the_line_that_reads_weights_by_timm_tells_it_how_images_are_prepared(
+    vit: Path, tmp_path: Path
+) -> None:
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
+
+    normalisation = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))  # none of timm's
+    subject = replace(open_subject(vit, projector=False), normalisation=normalisation)
+    out = tmp_path / "w.safetensors"
+    TimmWeights().save(subject, out, {})
+    shown = "".join(TimmWeights().usage(out, subject)).removeprefix("network = ")
+    network = eval(shown, {"timm": timm})
+    assert_same(network.eval(), vit)
+    process: Any = create_transform(**resolve_model_data_config(network))
+    prepare = CentreCrop(32, normalisation)
+    for image in images(32):
+        torch.testing.assert_close(process(image), prepare(image))
+    for image in images(48):  # the scaled ones differ by a grey level at most
+        grey_CHW = (process(image) - prepare(image)).abs() * 255
+        assert grey_CHW.max() < 1.01 / min(normalisation.std)
 
 
 def test_a_folder_is_read_by_timm_and_transformers_with_its_preparation(

@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,20 @@ def test_the_file_alone_gives_the_network_and_its_pixels(
         assert torch.equal(encoder.network.state_dict()[name], tensor)
 
 
+def test_pixels_are_those_of_the_file_whatever_the_class_has_by_now(
+    tmp_path: Path, make_shard_set: MakeShardSet
+) -> None:
+    path = export(tmp_path, make_shard_set, *NARROW, "--views.size", "32")
+    facts = exported.read(path)[1] | {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    exported.write(path, SmallResNet(width=4), facts)
+    encoder, prepare = load(path)
+    assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pixels_HWC = Pictures(1, height=32, width=32).pixels(0)
+    expected_HWC = (pixels_HWC / 255 - np.array(facts["mean"])) / np.array(facts["std"])
+    found_HWC = prepare(Image.fromarray(pixels_HWC)).permute(1, 2, 0)
+    np.testing.assert_allclose(found_HWC.numpy(), expected_HWC, atol=1e-5)
+
+
 @pytest.mark.parametrize(("size", "height", "width"), [(32, 47, 64), (128, 200, 171), (48, 30, 43)])
 def test_a_centre_crop_is_the_pipeline_s(
     size: int, height: int, width: int, make_shard_set: MakeShardSet
@@ -89,6 +105,15 @@ def test_a_photo_that_its_file_turns_is_seen_upright(orientation: int, tmp_path:
     prepare = CentreCrop(32, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     with Image.open(tmp_path / "turned.png") as turned:
         assert torch.equal(prepare(turned), prepare(ImageOps.exif_transpose(turned)))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF", b"Exif\0\0II*\0"])
+def test_damaged_exif_turns_nothing(exif: bytes, tmp_path: Path) -> None:
+    stored = Image.fromarray(Pictures(1, height=40, width=64).pixels(0))
+    stored.save(tmp_path / "damaged.png", exif=exif)
+    prepare = CentreCrop(32, Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    with Image.open(tmp_path / "damaged.png") as damaged:
+        assert torch.equal(prepare(damaged), prepare(stored))
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
@@ -136,7 +161,7 @@ def test_other_files_are_refused_by_what_they_lack(
     exported.write(path, encoder, {"size": 32, "step": 1})
     with pytest.raises(ValueError, match="do not say class, arguments, mean, std; of an older v"):
         open_encoder(path, device="cpu")
-    pixels = {"mean": encoder.mean, "std": encoder.std}
+    pixels: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std}
     facts = {"class": "os.system", "arguments": {}, "size": 32, "step": 1, **pixels}
     exported.write(path, encoder, facts)
     with pytest.raises(ValueError, match="encoder"):
@@ -145,3 +170,7 @@ def test_other_files_are_refused_by_what_they_lack(
     exported.write(path, encoder, facts)
     with pytest.raises(ValueError, match=r"does not fit the model\.encoder\.SmallResNet that its"):
         open_encoder(path, device="cpu")
+    for wrong in ([0.5, 0.5], [0.5, 0.5, None], [0.5, 0.5, math.nan], [1, 1, 10**400], [0, 0, 0]):
+        exported.write(path, encoder, {**facts, "std": wrong})
+        with pytest.raises(ValueError, match="do not say mean, std;"):
+            exported.read(path)

@@ -2,23 +2,40 @@
 
 import copy
 import hashlib
+import io
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 from model.encoder import Encoder, ResNet, SmallResNet, Timm
-from training import weights
-from training.run import checkpoint, run_folder
+from pipeline.centre_crop import CentreCrop
+from pipeline.normalisation import IMAGENET, Normalisation
+from training import exported, weights
+from training.named_encoder import open_named
+from training.own_modules import MODULES
+from training.run import checkpoint, run_folder, state_file
 from training.settings import parse
 
 Tensors = dict[str, Tensor]
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+SHIFTED = f"""
+from model.encoder import SmallResNet
+
+class ShiftedResNet(SmallResNet):
+    mean, std = {MEAN}, {STD}
+"""
+"""A class whose pixels are others than those of the class that takes its weights."""
 
 
 def saved(tensors: Any, path: Path) -> Path:
@@ -157,12 +174,68 @@ def test_files_without_weights_are_refused_and_run_nothing(
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read as weights"):
         weights.read(str(path))
-    safe = tmp_path / "cut.safetensors"
-    safe.write_bytes(b"1234567890")
-    with pytest.raises(ValueError, match="is no safetensors file"):
-        weights.read(str(safe))
     with pytest.raises(ValueError, match="does not exist; give a file"):
         weights.read(str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"shards: data\n", b"h", b"j", b"{}", b"", b"\x80\x02}q\x01(K"]
+)
+def test_files_that_are_no_weights_at_all_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read as weights .*: safetensors"):
+        weights.read(str(path))
+
+
+def test_a_legacy_file_is_refused_wherever_it_is_cut_off(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, whole, _use_new_zipfile_serialization=False)
+    content, path = whole.getvalue(), tmp_path / "legacy.pth"
+    path.write_bytes(content)
+    assert torch.equal(weights.read(str(path)).tensors["w"], torch.ones(3))
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="cannot be read as weights"):
+            weights.read(str(path))
+
+
+def test_memory_that_ends_is_not_the_file_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    path = saved({"w": torch.ones(3)}, tmp_path / "large.pth")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        weights.read(str(path))
+
+
+def safetensors_of(path: Path, metadata: dict[str, str] | None, *, dtype: str = "F32") -> str:
+    """Write a file of two bytes' or two float32s' tensor, by its specification."""
+    size = 8 if dtype == "F32" else 2
+    tensor = {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": metadata, "w": tensor}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    return str(path)
+
+
+def test_strange_safetensors_files_are_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"1234567890")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        weights.read(str(path))
+    with pytest.raises(ValueError, match="has numbers of a type 'F8_E8M0', not PyTorch's"):
+        weights.read(safetensors_of(path, {}, dtype="F8_E8M0"))
+    with pytest.raises(ValueError, match="is no encoder that a run exported"):
+        exported.read(path)
+    assert weights.read(safetensors_of(path, None)).license is None
+    deep = {"license": "[" * 100_000}
+    assert weights.read(safetensors_of(path, deep)).license == deep["license"]
+    # As others may write it: of pixels in 0..255.
+    found = weights.read(safetensors_of(path, {"mean": "[123, 116, 103]", "std": "[58, 57, 57]"}))
+    assert found.normalisation is None
 
 
 @pytest.mark.parametrize("name", ["MoCo", "DINO"])
@@ -254,3 +327,87 @@ def test_the_licence_of_a_run_s_file_is_read(tmp_path: Path) -> None:
     assert weights.read(str(path)).license == "mit"
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"license": json.dumps(None)})
     assert weights.read(str(path)).license is None
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of a class of one's own; no step has trained it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_shifted.py").write_text(SHIFTED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv(MODULES, str(folder / "own_shifted.py"))
+        yield left_by_a_run(folder / "shifted")
+
+
+def left_by_a_run(run: Path) -> Path:
+    """Write a checkpoint and the exported encoder."""
+    words = ["--shards", "x", "--run", str(run), "--steps", "1", "--device", "cpu"]
+    words += ["--method.encoder", "ShiftedResNet", "--method.encoder.width", "4"]
+    settings = parse(words)
+    method = settings.config.method
+    run_folder.prepare(run, settings, taken=False)
+    parts = {checkpoint.METHOD: method.state_dict(), checkpoint.OPTIMIZER: {}}
+    for name, part in {**parts, checkpoint.rank_file(0): {}}.items():
+        checkpoint.write_part(run, 0, name, state_file.pieces(part))
+    checkpoint.commit(run, 0, {"seconds": 0.0, "world_size": 1, "machine": "cpu, no"})
+    exported.write(run / exported.NAME, method.encoder, exported.facts(settings, None, step=0))
+    return run
+
+
+def assert_pixels_of_weights(words: list[str], network: nn.Module) -> None:
+    """Compare the encoder that words name with a network, whose input is made by hand."""
+    pixels_HWC = np.random.RandomState(0).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+    trained = open_named(None, words, size=32, device="cpu", mixed_precision="no")
+    found_CHW = CentreCrop(32, trained.normalisation)(Image.fromarray(pixels_HWC))
+    expected_HWC = (pixels_HWC / 255 - np.array(MEAN)) / np.array(STD)
+    expected_CHW = torch.from_numpy(expected_HWC.astype(np.float32)).permute(2, 0, 1)
+    with torch.inference_mode():
+        found_1F = trained.encoder.eval()(found_CHW[None])
+        torch.testing.assert_close(found_1F, network.eval()(expected_CHW[None]))
+
+
+@pytest.mark.parametrize("left", ["", exported.NAME], ids=["run", "file"])
+def test_features_are_of_the_pixels_that_a_run_s_weights_were_trained_on(
+    left: str, shifted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = SmallResNet(width=4)
+    filled(network, shifted / exported.NAME)
+    words = ["--encoder", "SmallResNet", "--encoder.width", "4"]
+    assert_pixels_of_weights([*words, "--encoder.weights", str(shifted / left)], network)
+    assert f"pixels get the mean {MEAN} and std {STD} of these weights" in capsys.readouterr().err
+
+
+def test_features_are_of_the_pixels_of_the_tag_that_timm_brings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create = timm.create_model
+    torch.manual_seed(0)
+    theirs: Any = create("test_vit", num_classes=0, dynamic_img_size=True)
+    theirs.pretrained_cfg |= {"mean": MEAN, "std": STD}
+    monkeypatch.setattr(
+        timm, "create_model", lambda n, **more: theirs if "." in n else create(n, **more)
+    )
+    words = ["--encoder", "Timm", "--encoder.name", "test_vit"]
+    assert_pixels_of_weights([*words, "--encoder.weights", "timm:test_vit.dino"], theirs)
+    assert "(0.5, 0.5, 0.5) of timm's test_vit\n" in capsys.readouterr().err
+
+    base = ["--shards", "x", "--run", "run", "--steps", "1", "--weights", "timm:test_vit.dino"]
+    config = parse([*base, "--method.encoder", "Timm", "--method.encoder.name", "test_vit"]).config
+    *_, line = weights.begin(config, config.method)
+    assert line.startswith(f"timm:test_vit.dino was trained on pixels of mean {MEAN} and std")
+    assert "but this run's have mean (0.5, 0.5, 0.5)" in line
+    assert line.endswith("--method.encoder.name test_vit.dino")
+    assert config.normalisation == Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_a_run_says_that_its_pixels_are_others_than_its_weights(shifted: Path) -> None:
+    words = ["--shards", "x", "--run", "run", "--steps", "1", "--weights", str(shifted)]
+    found = []
+    for name in ("SmallResNet", "ShiftedResNet"):
+        encoder = ["--method.encoder", name, "--method.encoder.width", "4"]
+        config = parse([*words, *encoder]).config
+        found.append(weights.begin(config, config.method))
+    (_, line), (_,) = found
+    assert line.startswith(f"{shifted} was trained on pixels of mean {MEAN} and std {STD}, but")
+    assert f"have mean {IMAGENET.mean} and std {IMAGENET.std}" in line

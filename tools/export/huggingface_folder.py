@@ -81,8 +81,15 @@ def _read_by_timm(path: Path, subject: Subject) -> tuple[str, dict[str, Any]]:
     known = of_timm(subject)
     assert known is not None, "not refused"
     architecture, arguments = known
-    overlay = {"file": str(path / WEIGHTS), "custom_load": False}
-    return architecture, {**arguments, "pretrained_cfg_overlay": overlay}
+    return architecture, {**arguments, "pretrained_cfg": published(path / WEIGHTS, subject)}
+
+
+def published(path: Path, subject: Subject) -> dict[str, Any]:
+    """Return what timm has to know of weights in a file, preparation of images included.
+
+    It stands for what timm knows of the architecture's first tag, and leaves nothing of that.
+    """
+    return {"file": str(path), **config(subject)["pretrained_cfg"]}
 
 
 def config(subject: Subject) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tools.export.architecture import of_timm
 from tools.export.file_format import NO_PROJECTOR, FileFormat, Reader, write_tensors
+from tools.export.huggingface_folder import published
 from tools.export.subject import Subject
 
 
@@ -35,9 +36,8 @@ class TimmWeights(FileFormat):
         name, arguments = _known(subject)
         strict = create_model(name, **arguments)
         strict.load_state_dict(safetensors.torch.load_file(path), strict=True)
-        pretrained = create_model(
-            name, pretrained=True, pretrained_cfg_overlay=_overlay(path), **arguments
-        )
+        known = published(path, subject)
+        pretrained = create_model(name, pretrained=True, pretrained_cfg=known, **arguments)
         return {"timm, load_state_dict": strict.eval(), "timm, pretrained": pretrained.eval()}
 
     def usage(self, path: Path, subject: Subject) -> list[str]:
@@ -46,7 +46,7 @@ class TimmWeights(FileFormat):
         words = "".join(f", {key}={value!r}" for key, value in arguments.items())
         return [
             f"network = timm.create_model({name!r}, pretrained=True{words},",
-            f"    pretrained_cfg_overlay={_overlay(path)!r})",
+            f"    pretrained_cfg={published(path, subject)!r})",
         ]
 
 
@@ -54,8 +54,3 @@ def _known(subject: Subject) -> tuple[str, dict[str, Any]]:
     known = of_timm(subject)
     assert known is not None, "not refused"
     return known
-
-
-def _overlay(path: Path) -> dict[str, Any]:
-    # Some published weights are NumPy's, which their networks read by code of their own.
-    return {"file": str(path), "custom_load": False}
