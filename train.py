@@ -107,7 +107,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
 
     # ── monitor ─────────────────────────────────────────────────────────────────────────────────
     monitor = Monitor(config.run, main=processes.first, step=step, total_steps=schedule.total_steps)
-    trackers = Trackers(settings, processes, step=step)
+    trackers = Trackers(settings, processes, phase, step=step)
     check_device(config, sets, data, say=monitor.say)
     stages = profile_that_lasts(loader, seconds=config.profile_seconds)
     monitor.header(header(config, data, processes, schedule, memory, stages))
@@ -183,11 +183,11 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
     phase.enter("finish", patience=math.inf)  # started again, it would take as long again
     recorder.report_damage()
-    if watch.checked < watch.total:
+    if not over and watch.checked < watch.total:
         monitor.say(f"the run ended after {watch.checked:,} of {watch.total:,} shards were checked")
     if reason not in (0, TIME):
         monitor.say(stop.message(reason, step, config.run))
-        processes.leave(128 + reason)
+        processes.leave(128 + reason, last=trackers.finish)
     if reason == TIME and schedule.total_steps is not None:
         limit = f"{config.max_seconds:g} s, as --max_seconds says"
         monitor.say(f"stopped at step {step:,} after {limit}")
@@ -198,7 +198,7 @@ def pretrain(settings: Settings, phase: failure.Phase) -> None:
     if processes.first:
         recorder.say(exported.usage(config.run))
         failure.clear(config.run)
-    processes.leave(0)
+    processes.leave(0, last=trackers.finish)
 
 
 if __name__ == "__main__":

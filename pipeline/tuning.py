@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 
+from pipeline.control_groups import cores
 from pipeline.setting import setting
 
 
@@ -70,7 +70,7 @@ class Tuning:
 
 def default_threads(ranks_per_node: int = 1) -> int:
     """Return how many CPU threads a rank gets: its share of the cores that it may use."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_per_node))
+    return max(1, cores() // max(1, ranks_per_node))
 
 
 def float_type(device: torch.device, autocast: torch.dtype | None) -> torch.dtype:

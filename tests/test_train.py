@@ -243,6 +243,7 @@ def test_a_finished_run_has_nothing_to_do(shard_set: ShardSet, straight: Path) -
     before = (straight / "metrics.jsonl").read_text()
     code, out, _ = train(shard_set, straight, "--steps", "14")
     assert code == 0 and "finished" in out
+    assert "shards were checked" not in out  # it read none
     assert (straight / "metrics.jsonl").read_text() == before
 
 

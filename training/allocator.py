@@ -9,6 +9,8 @@ import contextlib
 import ctypes
 import os
 
+from pipeline.control_groups import cores
+
 _M_ARENA_MAX = -8
 
 
@@ -16,7 +18,7 @@ def limit_arenas() -> None:
     """Limit threads to one arena a core; call this before they begin to allocate."""
     if "MALLOC_ARENA_MAX" not in os.environ:  # the user's own choice
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, len(os.sched_getaffinity(0)))
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, cores())
 
 
 def give_back() -> None:

@@ -8,6 +8,7 @@ from pipeline.loader import Loader
 from pipeline.profile import Profile, milliseconds
 from pipeline.tuning import default_threads
 from shards.storage import is_remote
+from training.processes import local_world_size
 
 # Shares of the time waiting for data: from the first on a run is called input-bound, below the
 # second compute-bound; in between it stays what it was.
@@ -66,7 +67,7 @@ class Bottleneck:
         manifest = self.loader.shard_set.manifest
         stage = self.profile.largest if self.profile is not None else "augment"
         tries: list[str] = []
-        cores = default_threads(self.loader.world_size)
+        cores = default_threads(local_world_size())
         if (tuning.threads or 1) < cores and not (gpu and stage == "augment"):
             tries.append(f"--tuning.threads {cores}")
         if stage == "decode" and not manifest.raw:

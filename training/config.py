@@ -163,9 +163,10 @@ class Config:
     hang_seconds: float = setting(600.0, resume="free", compare="own", at_least=0)
     """How long a step may take. After that the job ends, and names the rank that all others wait
     for; a launcher can start it again. The ranks may take as long to meet. Preparation, the first
-    step, the filling of a memory of keys, an evaluation, a checkpoint and a file in the search for
-    unreadable samples may take ten times as long. The end of a run has no limit. A store has at
-    most 120 s to answer. 0: no limit at all."""
+    step, the filling of a memory of keys, an evaluation, a checkpoint, a record's way to trackers
+    and a file in the search for unreadable samples may take ten times as long. The end of a run has
+    no limit. A store has at most 120 s to answer. 0: no limit, but a day for what ranks do
+    together."""
     max_bad_samples: int = setting(0, resume="free", compare="own", at_least=0)
     """How many samples may turn out to be unreadable. They are named, all ranks leave them out, and
     the run starts again from its last checkpoint; one more ends it."""

@@ -142,7 +142,7 @@ def _continued(
     begins_again = bool(differences) and (config.reshape_data or fewer)
     if begins_again:
         loader.close()
-        since = reshaped(saved.step, own["loader"])
+        since = reshaped(saved.step, own["loader"], before=saved.since, epochs=config.epochs)
         loader = make(seed=since.seed(config.seed))
     loader.epoch = since.epoch
     return loader, since, own, begins_again

@@ -15,6 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from pipeline import control_groups
 from pipeline.tuning import Tuning
 from shards import durable
 from shards.layout import ShardSet
@@ -84,7 +85,7 @@ def path_for(
         ValueError: the user has none.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    cores = len(os.sched_getaffinity(0))
+    cores = control_groups.cores()
     load = {
         "device": name,
         "cores": cores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -21,6 +22,10 @@ from pipeline.tuning import default_threads
 from training.config import Config, gpu_available
 from training.launch import launched, meet_again
 from training.run.failure import Phase
+
+# With those that do more, in collective operations. An evaluation may take longer than NCCL's ten
+# minutes; what hangs is ended by the watchdog, or by nobody where --hang_seconds is 0.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,25 @@ class Processes:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before its first product
             torch.use_deterministic_algorithms(True, warn_only=True)
-        # An evaluation may take longer than NCCL's ten minutes; the watchdog ends what hangs.
-        timeout = timedelta(days=1) if config.hang_seconds else timedelta(hours=1)
         phase.enter("meeting of the ranks")
-        meet_again(cpu=not config.on_gpu, timeout=timeout)
+        meet_again(cpu=not config.on_gpu, timeout=_PATIENCE)
         precision = config.precision()
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=precision,
-            log_with=list(config.trackers) or None,
-            project_dir=config.run,
             dynamo_backend="no",  # config.compile decides, not the launcher
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timeout),
+                InitProcessGroupKwargs(timeout=_PATIENCE),
                 DistributedDataParallelKwargs(
                     find_unused_parameters=keeps_order(config, world_size)
                 ),
             ],
         )
         phase.enter("preparation", patience=10)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        here = local_world_size()
         if accelerator.device.type == "cpu":
             use_threads(here)
-        return cls(accelerator, rank, world_size, here, precision, timeout)
+        return cls(accelerator, rank, world_size, here, precision, _PATIENCE)
 
     @property
     def first(self) -> bool:
@@ -90,8 +91,14 @@ class Processes:
         """Device and precision, such as "cpu, bf16": another one would round differently."""
         return f"{self.device.type}, {self.precision}"
 
-    def leave(self, code: int) -> NoReturn:
-        """End this process, after its trackers."""
+    def leave(self, code: int, *, last: Callable[[], None]) -> NoReturn:
+        """End this process.
+
+        Args:
+            code: its exit code.
+            last: is called before it leaves the others.
+        """
+        last()
         self.accelerator.end_training()
         sys.exit(code)
 
@@ -126,9 +133,8 @@ def join(device: str) -> PartialState:
         device: auto, cpu or gpu.
     """
     cpu = device == "cpu" or not gpu_available()
-    patience = timedelta(days=1)  # with those that do more
-    meet_again(cpu=cpu, timeout=patience)
-    processes = PartialState(cpu=cpu, timeout=patience)
+    meet_again(cpu=cpu, timeout=_PATIENCE)
+    processes = PartialState(cpu=cpu, timeout=_PATIENCE)
     if cpu:
         use_threads(local_world_size())
     return processes
@@ -144,8 +150,11 @@ def use_threads(ranks_per_node: int = 1) -> None:
 
 
 def local_world_size() -> int:
-    """Return how many processes of this command run on this machine, as the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Return how many processes of this command run on this machine, as the launcher says.
+
+    All of them, where it says only how many there are.
+    """
+    return int(os.environ.get("LOCAL_WORLD_SIZE", rank_and_world_size()[1]))
 
 
 def smallest(number: int) -> int:

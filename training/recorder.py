@@ -22,7 +22,7 @@ from training.device_use import memory_gib, utilization
 from training.memory_pass import share_buffers
 from training.monitor import Monitor, records
 from training.processes import Processes
-from training.schedule import Moment, Schedule
+from training.schedule import EPOCH_DIGITS, Moment, Schedule
 from training.step import Step
 from training.stopwatch import Stopwatch
 from training.trackers import Trackers
@@ -63,7 +63,7 @@ class Recorder:
         images_per_second = lap.steps * config.batch_size / lap.seconds
         seconds, seconds_per_step = self.stopwatch.seconds, lap.seconds / lap.steps
         figures: dict[str, float] = {
-            "epoch": round(self.schedule.epoch_at(step), 4),
+            "epoch": round(self.schedule.epoch_at(step), EPOCH_DIGITS),
             "loss": self._over_ranks(output.loss.detach(), "mean"),
             "batch_ap": retrieval.view_average_precision(output.z_VAD).mean().item(),
             "learning_rate": learning_rate,
@@ -90,7 +90,8 @@ class Recorder:
         figures |= self._damage()
         figures |= {name: value.item() for name, value in output.metrics.items()}
         self.monitor.step({"step": step} | figures)
-        self.trackers.log({"step": step} | figures)
+        with self.stopwatch.paused():
+            self.trackers.log({"step": step} | figures)
         V, A, _ = output.z_VAD.shape
         collapsed = self.collapse.update(
             step,
@@ -127,12 +128,13 @@ class Recorder:
         """
         if self.suite is None:  # none is made up
             return Moment(step, seconds)
-        found, times = Moment(), dict[int, float]()
+        found, moments = Moment(epoch=0.0), dict[int, Moment]()
         for record in records(self.config.run) if self.processes.first else ():
+            then = record["step"]
             if "loss" in record:
-                times[record["step"]] = record["seconds"]
-            elif "evaluation" in record and record["step"] <= step:
-                found = Moment(record["step"], times.get(record["step"], seconds))
+                moments[then] = Moment(then, record["seconds"], record["epoch"])
+            elif "evaluation" in record and then <= step:
+                found = moments.get(then, Moment(then, seconds))
         return found
 
     def evaluate_at_end(self, step: int) -> None:

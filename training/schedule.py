@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 from model.learning_rate import cosine, learning_rate
 from training.config import Config
 
+EPOCH_DIGITS = 4
+"""Decimals of the epoch in a run's records."""
+
 
 @dataclass(frozen=True)
 class EpochStart:
@@ -60,23 +63,33 @@ class EpochStart:
         return self.step + round((epoch - self.epoch) * steps_per_epoch)
 
 
-def reshaped(step: int, loader: Mapping[str, Any]) -> EpochStart:
+def reshaped(
+    step: int, loader: Mapping[str, Any], *, before: EpochStart, epochs: float | None
+) -> EpochStart:
     """Return where the epoch began of a run that goes on with other batches.
 
     Args:
         step: number of updates done.
         loader: the state of the loader then.
+        before: from which step on batches were as they are in that state.
+        epochs: length of the run; None: it is counted in steps or seconds.
     """
     per_epoch = loader["samples"] // (loader["world_size"] * loader["batch_size_per_rank"])
     done = loader["step"] == per_epoch  # else its first samples are seen again
+    if epochs is not None:  # of a run that is over, a part of an epoch was all of it
+        total = before.total_steps(steps=None, epochs=epochs, steps_per_epoch=per_epoch)
+        done = done or step >= total
     return EpochStart(step=step, epoch=loader["epoch"] + done)
 
 
 class Moment(NamedTuple):
-    """A step, and the training time at its end."""
+    """A step, and what was done at its end."""
 
     step: int = 0
     seconds: float = 0.0
+    """Training time."""
+    epoch: float | None = None
+    """As its record says, since batches may have been other ones; None: they are still the same."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ class Schedule:
             return f"{limit:g} s of training, epochs of {each:,} steps"
         text = f"{self.total_steps / each:g} epochs × {each:,} steps = {self.total_steps:,} steps"
         if self._since.step:
-            epochs = self.epoch_at(self.total_steps)
+            epochs = self._config.epochs or self.epoch_at(self.total_steps)
             text = f"{epochs:g} epochs, now of {each:,} steps, {self.total_steps:,} steps in all"
         return f"{text}, at most {limit:g} s" if limit else text
 
@@ -208,16 +221,22 @@ class Schedule:
         return Due(record=record, evaluation=evaluation, save=save, last=last)
 
     def _evaluation(self, step: int, *, since: Moment, seconds: float) -> bool:
-        count = self._config.evaluations
-        if count is None:
-            every = self._config.evaluate_every
-            return every is not None and self._epochs(since.step, every) < self._epochs(step, every)
-        if self.total_steps is not None:
-            before, now = (count * at // total for at, total in map(self._at, (since.step, step)))
-            return before < now
-        before, now = (count * self.progress(0, each) for each in (since.seconds, seconds))
-        return int(before) < int(now)
+        count, every = self._config.evaluations, self._config.evaluate_every
+        if count is not None and self.total_steps is None:
+            before, now = (count * self.progress(0, each) for each in (since.seconds, seconds))
+        elif count is not None and self._config.steps is not None:
+            before, now = (count * each / self._config.steps for each in (since.step, step))
+        else:  # by epochs, which a change of batches does not move, as it does their steps
+            if count is not None:
+                assert self.total_steps is not None
+                every = self.epoch_at(self.total_steps) / count
+            if every is None:
+                return False
+            before, now = self._epochs(since) / every, self.epoch_at(step) / every
+        return math.floor(before + 1e-9) < math.floor(now + 1e-9)  # 0.3 / 0.1 is below 3
 
-    def _epochs(self, step: int, every: float) -> int:
-        """Return how often so many epochs, which may be a fraction, are done after a step."""
-        return math.floor(self.epoch_at(step) / every + 1e-9)  # 0.3 / 0.1 is below 3
+    def _epochs(self, at: Moment) -> float:
+        """Return how many epochs were done; where a record rounds them, not fewer."""
+        if at.epoch is None:
+            return self.epoch_at(at.step)
+        return at.epoch + 0.5 * 10**-EPOCH_DIGITS

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from pipeline.control_groups import cores
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
 from pipeline.profile import synchronize
@@ -264,7 +265,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what measurements depend on: hardware, versions, commit."""
     found = surroundings(*PACKAGES, *DALI)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {**found, "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "cuda": torch.version.cuda}
+    return {**found, "cores": cores(), "gpu": gpu, "cuda": torch.version.cuda}
 
 
 def _clocks(loader: Loader | None) -> tuple[float, float]:

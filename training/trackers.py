@@ -6,7 +6,8 @@
 
 MLflow, ClearML and Trackio put their files where their own settings say. A run that continues goes
 on where it was. It makes the records since its checkpoint again: of TensorBoard the old ones are
-hidden, and Weights & Biases, online, drops the new ones; MLflow, Trackio and DVCLive show both.
+hidden, and Weights & Biases, online, drops the new ones; MLflow, Trackio and DVCLive show both. One
+that was ended before its first checkpoint begins anew, perhaps with other settings: it is another.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
 from shards import durable
 from training.config import Config
 from training.monitor import Record
 from training.processes import Processes
+from training.run.failure import Phase
+from training.run.watchdog import TRACKERS
 from training.settings import Settings
 
 _CHOSEN: Mapping[str, Callable[[], str]] = {
@@ -46,52 +51,85 @@ class Trackers:
     Args:
         settings: of the run; the trackers show all of them.
         processes: of which the first one speaks.
+        phase: is kept up to date.
         step: where the run starts.
 
     Raises:
-        ValueError: a tracker does not begin.
+        ValueError: a tracker of a new run does not begin; one that is continued goes on without.
     """
 
-    def __init__(self, settings: Settings, processes: Processes, *, step: int) -> None:
-        config = settings.config
-        self._trackers: list[Any] = []
-        if not (config.trackers and processes.first):
-            return
-        known = {name: _identity(config.run, name) for name in config.trackers}
-        flat = {name: str(value) for name, value in settings.flat().items()}
-        try:
-            options = {name: _options(name, config, step, known[name]) for name in known}
-            processes.accelerator.init_trackers(config.tracker_project, init_kwargs=options)
-            for each in processes.accelerator.trackers:
-                told = _TOLD.get(each.name)
-                goes_on = known[each.name] is not None if told else step > 0
-                if told and not goes_on:
-                    _keep(config.run, each.name, told(each.tracker))
-                # Some refuse other values than they had, and TensorBoard shows them once a start.
-                if not goes_on or each.name in _CHOSEN:
-                    each.store_init_configuration(flat)
-        except Exception as error:  # each package raises its own
-            raise ValueError(
-                f"trackers={config.trackers} cannot begin ({' '.join(str(error).split())}). Log in "
-                "as its package says, or work without a network (Weights & Biases: wandb login, or "
-                "WANDB_MODE=offline); if the run was deleted there, remove "
-                f"{config.run}/TRACKER.json. Or leave --trackers out."
-            ) from error
-        self._trackers = list(processes.accelerator.trackers)
+    def __init__(
+        self, settings: Settings, processes: Processes, phase: Phase, *, step: int
+    ) -> None:
+        self._phase = phase
+        self._begun: list[Any] = []
+        for name in settings.config.trackers if processes.first else ():
+            try:
+                self._begun.append(_begin(name, settings, step))
+            except Exception as error:  # each package raises its own
+                text = (
+                    f"{name} cannot begin ({' '.join(str(error).split())}). Log in as its package "
+                    "says, or work without a network (Weights & Biases: wandb login, or "
+                    "WANDB_MODE=offline)"
+                )
+                if step == 0:
+                    raise ValueError(f"{text}; or leave it out of --trackers.") from error
+                sys.stderr.write(
+                    f"warning: the run goes on, and {text}; if the run was deleted there, remove "
+                    f"{settings.config.run}/{name}.json\n"
+                )
+        self._open = list(self._begun)
 
     def log(self, record: Record) -> None:
         """Send a record; a tracker that fails gets no more of them, and training goes on."""
+        if not self._open:
+            return
+        name, patience = self._phase.name, self._phase.patience
+        self._phase.enter(TRACKERS, patience=max(10, patience))
         step = int(record["step"])
         figures = {n: value for n, value in record.items() if n not in ("step", "evaluation")}
-        for each in list(self._trackers):
+        for each in list(self._open):
             try:
                 each.log(figures, step=step)
                 if each.name == "wandb" and record.get("evaluation") == "final":
                     # Had the run been cut off before this, its last step would be past already.
                     each.tracker.summary.update(figures)
             except Exception as error:  # each package raises its own
-                self._trackers.remove(each)
+                self._open.remove(each)
                 sys.stderr.write(f"warning: {each.name} gets no more records: {error}\n")
+        self._phase.enter(name, patience=patience)
+
+    def finish(self) -> None:
+        """End them, those too that failed, for what they have; none ends the run by its failure."""
+        for each in self._begun:
+            try:
+                each.finish()
+            except Exception as error:  # each package raises its own
+                sys.stderr.write(f"warning: {each.name} may lack records: {error}\n")
+
+
+def _begin(name: str, settings: Settings, step: int) -> GeneralTracker:
+    """Return a tracker that has begun, and knows the settings.
+
+    Args:
+        name: of the tracker.
+        settings: of the run.
+        step: where the run starts.
+    """
+    config = settings.config
+    identity = _identity(config.run, name, new=step == 0)
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    folder = [config.run] if kind.requires_logging_directory else []
+    tracker = kind(config.tracker_project, *folder, **_options(name, config, step, identity))
+    tracker.start()
+    told = _TOLD.get(name)
+    goes_on = identity is not None if told else step > 0
+    if told and not goes_on:
+        _keep(config.run, name, told(tracker.tracker))
+    # Some refuse other values than they had, and TensorBoard shows them once a start.
+    if not goes_on or name in _CHOSEN:
+        tracker.store_init_configuration({k: str(value) for k, value in settings.flat().items()})
+    return tracker
 
 
 def _options(name: str, config: Config, step: int, identity: str | None) -> dict[str, Any]:
@@ -128,10 +166,15 @@ def _options(name: str, config: Config, step: int, identity: str | None) -> dict
     return {"dir": own, "resume": step > 0, "dvcyaml": f"{own}/dvc.yaml"}  # DVCLive
 
 
-def _identity(run: Path, name: str) -> str | None:
-    """Return which run this is to a tracker, the same at each start.
+def _identity(run: Path, name: str, *, new: bool) -> str | None:
+    """Return which run this is to a tracker, the same at each start since something was saved.
 
     None for a new run that the tracker will name, and for those that need no name.
+
+    Args:
+        run: its folder.
+        name: of the tracker.
+        new: nothing has been saved; an identity that is there is another run's.
 
     Raises:
         ValueError: the file is damaged.
@@ -139,12 +182,12 @@ def _identity(run: Path, name: str) -> str | None:
     if name not in {*_CHOSEN, *_TOLD}:
         return None
     path = run / f"{name}.json"
+    if new or not path.exists():
+        return _keep(run, name, _CHOSEN[name]()) if name in _CHOSEN else None
     try:
         identity = json.loads(durable.read(path))["id"]
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity):
             raise ValueError("its id has other characters than letters and digits")
-    except FileNotFoundError:
-        return _keep(run, name, _CHOSEN[name]()) if name in _CHOSEN else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not what was written ({error}). Restore it, or remove it: {name} then "

@@ -23,23 +23,30 @@ Bad = Mapping[str, Mapping[str, str]]
 
 
 def find_bad(
-    shard_set: ShardSet, *, progress: Callable[[], object] = lambda: None
+    shard_set: ShardSet,
+    *,
+    known: Bad | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, str]]:
     """Return the samples that training cannot use, by shard and key, with the reason.
 
     Shards that differ from what was written are decoded; where that finds no sample, all are.
-    `progress` is called before each sample, and each file that is read at once.
+
+    Args:
+        shard_set: the set.
+        known: such samples that are known already; the others are searched for.
+        progress: called before each sample, and each file that is read at once.
 
     Raises:
         Unreachable: the place of the set does not answer.
     """
     check, shards = CheckSeen(shard_set, progress), shard_set.manifest.shards
     changed = {shard.name for shard in shards if check(shard, deep=False)}
-    found: dict[str, dict[str, str]] = {}
+    known, found = known or {}, dict[str, dict[str, str]]()
     for of_changed in (True, False):
         for shard in (each for each in shards if (each.name in changed) == of_changed):
             for problem in check(shard, deep=True):
-                if problem.key:
+                if problem.key and problem.key not in known.get(shard.name, {}):
                     found.setdefault(shard.name, {})[problem.key] = problem.what
         if found:
             break

@@ -1,9 +1,12 @@
 """Samples that cannot be read are found, and what is left is read once an epoch."""
 
+import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
@@ -11,8 +14,12 @@ from pipeline.loader import Loader
 from shards.health.leave_out import find_bad, leave_out
 from shards.health.verification import explain_failure
 from shards.layout import ShardSet, open_shards
+from shards.source.source import Sample
 from shards.tar import components, index_lines
-from tests.conftest import MakeShardSet
+from shards.writing.prepare import Preparation
+from shards.writing.write import shuffled, write
+from tests.conftest import MakeShardSet, Pictures
+from training.run import quarantine
 
 
 def place_of(root: Path, shard: str, position: int) -> tuple[str, int, int]:
@@ -86,6 +93,43 @@ def test_a_shard_without_a_good_sample_goes_whole(
     }
     with pytest.raises(ValueError, match=r"no sample of .* can be read"):
         leave_out(shard_set, every, tmp_path)
+
+
+class WithOneCut(Pictures):
+    """Pictures of which one is a file that was cut off."""
+
+    cut = int(shuffled(42, 0)[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, file = super().__getitem__(index), io.BytesIO()
+        if index != self.cut:
+            return sample
+        Image.fromarray(self.pixels(index)).save(file, "JPEG")
+        return replace(sample, image=file.getvalue()[:-100])
+
+
+def test_samples_in_quarantine_hide_none_of_an_intact_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written undecodable has the right sums: only decoding its shard finds it."""
+    monkeypatch.setattr("shards.writing.write.MEASURED", 1)  # for its colours the first is decoded
+    root, run = tmp_path / "set", tmp_path / "run"
+    run.mkdir()
+    how = Preparation(verify_decode=False)
+    shard_set = write(WithOneCut(42), root, samples_per_shard=8, preparation=how)
+    zeros, offset, size = place_of(root, "00000", 2)
+    with (root / "00000.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(bytes(size))
+    (found,) = quarantine.extend(run, shard_set, limit=10)
+    assert found.startswith(f"00000.tar, sample {zeros} ")
+    assert quarantine.extend(run, shard_set, limit=1) == []
+    (found,) = quarantine.extend(run, shard_set, limit=2)
+    assert found == f"00005.tar, sample {WithOneCut.cut:06d} cannot be decoded"
+    left, count = quarantine.without(run, shard_set, rank=0)
+    assert count == 2 and len(left) == 40
+    assert {*seen(left)}.isdisjoint({int(zeros), WithOneCut.cut})
+    assert quarantine.extend(run, shard_set, limit=10) == []
 
 
 def test_a_sound_set_has_nothing_to_find(make_shard_set: MakeShardSet) -> None:

@@ -1,5 +1,6 @@
 """Features are the encoder's, each once, however the command was stopped and started."""
 
+import io
 import json
 import os
 import shutil
@@ -20,8 +21,11 @@ from model.encoder import SmallResNet
 from pipeline.tuning import Tuning
 from shards.layout import ShardSet, open_shards
 from shards.shard_index import lines_of
+from shards.source.folder import ImageFolder
 from shards.survey import rows_of
 from shards.tar import components
+from shards.writing.prepare import Preparation
+from shards.writing.write import write
 from tests.conftest import MakeShardSet, Pictures
 from tests.program import BIN, TWO, finish
 from tools.embed import parts
@@ -230,6 +234,26 @@ def test_a_part_of_which_nothing_can_be_read_is_left_out_and_named(
             assert list(found[column]) == list(expected[column][kept])
         feature_NF = np.array(found["feature"])
         np.testing.assert_allclose(feature_NF, expected["feature"][kept], rtol=1e-5, atol=1e-6)
+
+
+def test_damage_hides_no_image_that_could_never_be_decoded(
+    encoder: tuple[SmallResNet, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.writing.write.MEASURED", 1)  # for its colours the first is decoded
+    folder, file = tmp_path / "images", io.BytesIO()
+    folder.mkdir()
+    for number in range(11):
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(folder / f"{number}.png")
+    Image.effect_noise((40, 40), 50).save(file, "JPEG")
+    (folder / "cut.jpg").write_bytes(file.getvalue()[:-100])
+    how = Preparation(verify_decode=False)
+    whole = write(ImageFolder(root=folder), tmp_path / "set", samples_per_shard=4, preparation=how)
+    keys = [[row.key for row in rows_of(whole, shard)] for shard in whole.manifest.shards]
+    sound = next(shard for shard, of in enumerate(keys) if "cut" not in of)
+    zeros = zeroed(whole, shard=sound, position=1)
+    found = embed(tmp_path / "a.npz", whole.root, encoder[1])
+    assert len(found["metadata"]["left_out"]) == 2
+    assert {*found["key"]} == {key for of in keys for key in of} - {"cut", zeros}
 
 
 @pytest.mark.parametrize("by_id", [False, True])

@@ -27,7 +27,7 @@ def loader(make_shard_set: MakeShardSet) -> Loader:
 def test_a_run_that_waits_is_told_what_for_and_what_to_try(
     loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr("pipeline.tuning.cores", lambda: 4)
     verdict = Bottleneck(loader, STAGES)
     assert verdict.update(data_wait=0.9, step_seconds=1.0) is None, "the first lap warms up"
     text = verdict.update(data_wait=0.18, step_seconds=0.1) or ""
@@ -36,6 +36,26 @@ def test_a_run_that_waits_is_told_what_for_and_what_to_try(
     # More threads; pictures of 32 px can lie in the shards undecoded.
     for advice in ("--tuning.threads 4", "--encoding raw", "tools.tune"):
         assert advice in text
+
+
+def test_the_cores_are_shared_by_the_ranks_of_one_machine(
+    make_shard_set: MakeShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tuning.cores", lambda: 8)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    loader = Loader(
+        make_shard_set(16),
+        GROUPS,
+        batch_size_per_rank=4,
+        rank=0,
+        world_size=4,
+        tuning=Tuning(threads=1),
+    )
+    for ranks_per_node, threads in (("2", 4), ("4", 2)):  # two machines of two; one of four
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_per_node)
+        assert f"--tuning.threads {threads}," in Bottleneck(loader, STAGES).advice()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # by hand: as careful as it must be
+    assert "--tuning.threads 2," in Bottleneck(loader, STAGES).advice()
 
 
 def test_a_run_that_computes_is_told_how_fast_it_could_be_fed(loader: Loader) -> None:

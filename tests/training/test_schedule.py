@@ -1,19 +1,34 @@
 """The learning rate against PyTorch's own schedulers; steps and epochs agree after a reshape."""
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from model.learning_rate import learning_rate
+from training.config import Config
+from training.monitor import METRICS
+from training.recorder import Recorder
 from training.schedule import EpochStart, Moment, Schedule, reshaped
 from training.settings import parse
+
+LEAST = ["--shards", "x", "--run", "r", "--learning_rate", "1"]
 
 
 def schedule(tmp_path: Path, *words: str, steps_per_epoch: int = 10) -> Schedule:
     config = parse(["--shards", "x", "--run", str(tmp_path), *words]).config
     return Schedule(config, EpochStart(), steps_per_epoch=steps_per_epoch)
+
+
+@pytest.fixture(scope="module")
+def epochs_3() -> Config:
+    """Configuration of three epochs, read once: that takes longer than a test."""
+    return parse([*LEAST, "--epochs", "3"]).config
 
 
 def evaluations(found: Schedule, steps: int) -> list[int]:
@@ -59,7 +74,7 @@ def test_a_run_that_never_changes_counts_plainly() -> None:
 @pytest.mark.parametrize(("within", "epoch"), [(0, 4), (3, 4), (5, 5)])
 def test_the_epoch_that_is_not_done_begins_again(within: int, epoch: int) -> None:
     loader = {"epoch": 4, "step": within, "samples": 42, "world_size": 2, "batch_size_per_rank": 4}
-    since = reshaped(20 + within, loader)
+    since = reshaped(20 + within, loader, before=EpochStart(), epochs=7)
     assert since == EpochStart(step=20 + within, epoch=epoch)
     # From there to the end, every epoch that is left has all its steps.
     total = since.total_steps(steps=None, epochs=7, steps_per_epoch=3)
@@ -73,7 +88,26 @@ def test_a_run_that_is_done_is_done_with_other_batches_too() -> None:
     assert EpochStart().total_steps(steps=None, epochs=0.1, steps_per_epoch=2) == 1
 
 
-LEAST = ["--shards", "x", "--run", "r", "--learning_rate", "1"]
+@pytest.mark.parametrize("epochs", [0.3, 1.5, 2, 2.5, 2.9])
+@pytest.mark.parametrize("first", [EpochStart(), EpochStart(step=11, epoch=1)])
+def test_a_run_that_ended_in_an_epoch_does_not_begin_it_again(
+    epochs: float, first: EpochStart, epochs_3: Config
+) -> None:
+    """Whatever the new batches, and at no step before its last."""
+    done, per_epoch = first.step, 5
+    total = first.total_steps(steps=None, epochs=epochs, steps_per_epoch=per_epoch)
+    config = replace(epochs_3, epochs=epochs)
+    for epoch in range(first.epoch, 3):
+        for step in range(1, per_epoch + 1):
+            done += 1
+            loader = {"epoch": epoch, "step": step, "samples": 20}
+            loader |= {"world_size": 2, "batch_size_per_rank": 2}
+            since = reshaped(done, loader, before=first, epochs=epochs)
+            for after in (1, 2, 10, 1000):
+                found = Schedule(config, since, steps_per_epoch=after)
+                left = round((epochs - epoch - step // per_epoch) * after)
+                assert found.over(done, 0) == (done >= total or left == 0), (done, after)
+                assert found.describe().startswith(f"{epochs:g} epochs, now of {after:,} steps")
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 100), (100, 10), (10, 10)])
@@ -180,6 +214,73 @@ def test_an_evaluation_that_a_signal_has_left_out_is_made_up(tmp_path: Path) -> 
     timed = schedule(tmp_path, "--max_seconds", "40", "--evaluations", "4")
     assert timed.due(9, since=Moment(3, 9.0), seconds=12.0, leaving=False).evaluation
     assert not timed.due(9, since=Moment(8, 11.0), seconds=12.0, leaving=False).evaluation
+
+
+def last_evaluation(run: Path, step: int) -> Moment:
+    """Return what a run that goes on from a step finds in its records."""
+    recorder: Any = SimpleNamespace(  # as much of it as is asked for
+        suite=True, config=SimpleNamespace(run=run), processes=SimpleNamespace(first=True)
+    )
+    return Recorder.last_evaluation(recorder, step, 0.0)
+
+
+@pytest.mark.parametrize("per_epoch", [(200, 200), (200, 50), (50, 200)])
+@pytest.mark.parametrize("how", [{"evaluate_every": 0.3}, {"evaluations": 10}])
+@pytest.mark.parametrize("left", [[2.5], [0.2, 2.5, 2.2, 2.4], [0.9, 1.95, 1.96]])
+def test_each_evaluation_is_made_once_where_epochs_begin_again(
+    left: list[float],
+    how: dict[str, Any],
+    per_epoch: tuple[int, int],
+    tmp_path: Path,
+    epochs_3: Config,
+) -> None:
+    """A run is left after so many epochs, again and again, and goes on with other batches."""
+    config = replace(epochs_3, **how)
+    since, step, kept, metrics = EpochStart(), 0, list[float](), tmp_path / METRICS
+    for part, end in enumerate([*left, 3.0]):
+        each = per_epoch[part % 2]
+        found = Schedule(config, since, steps_per_epoch=each)
+        evaluated, again = last_evaluation(tmp_path, step), step
+        while found.epoch_at(step) < end:
+            step += 1
+            if found.due(step, since=evaluated, seconds=step, leaving=False).evaluation:
+                assert part == 0 or step > again + 1, "it is not made up at once"
+                evaluated = Moment(step, step)
+                kept.append(found.epoch_at(step))
+                loss = {"step": step, "loss": 0, "seconds": step, "epoch": round(kept[-1], 4)}
+                lines = [loss, {"step": step, "evaluation": "online"}]
+                with metrics.open("a") as file:
+                    file.write("".join(json.dumps(line) + "\n" for line in lines))
+        since = EpochStart(step, int(found.epoch_at(step)))
+    # One at the end of each tenth, but for the last step's; a step is up to a fiftieth of an epoch.
+    assert kept == pytest.approx([0.3 * (i + 1) for i in range(9)], abs=0.02)
+
+
+def test_an_evaluation_is_not_made_again_because_its_record_rounds_its_epoch(
+    epochs_3: Config,
+) -> None:
+    config = replace(epochs_3, evaluate_every=1 / 3)
+    found = Schedule(config, EpochStart(), steps_per_epoch=20_000)
+    for third in range(1, 9):
+        step = -(-third * 20_000 // 3)
+        rounded = round(step / 20_000, 4)
+        assert found.due(step, since=Moment(step - 1), seconds=0, leaving=False).evaluation
+        again = found.due(step + 1, since=Moment(step, 0, rounded), seconds=0, leaving=False)
+        assert not again.evaluation, rounded
+
+
+@pytest.mark.parametrize("length", [{"steps": 40}, {"max_seconds": 40.0}])
+def test_other_batches_move_no_evaluation_of_a_run_of_steps_or_time(
+    length: dict[str, Any], epochs_3: Config
+) -> None:
+    config = replace(epochs_3, epochs=None, evaluations=4, **length)
+    found = Schedule(config, EpochStart(step=27, epoch=5), steps_per_epoch=1000)
+    at = [
+        step
+        for step in range(28, 40)
+        if found.due(step, since=Moment(20, 20.0, 3.9), seconds=step, leaving=False).evaluation
+    ]
+    assert at == list(range(30, 40))  # each would be the first since step 20
 
 
 def test_a_run_has_one_length_and_one_kind_of_evaluation_times(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A run that continues is the same run to its trackers, and no step is there twice."""
 
+import errno
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -18,6 +20,8 @@ from accelerate.state import AcceleratorState
 
 from training.config import Tracker
 from training.processes import Processes
+from training.run.failure import Phase
+from training.run.watchdog import TRACKERS
 from training.settings import parse
 from training.trackers import Trackers
 
@@ -25,8 +29,8 @@ from training.trackers import Trackers
 class Rank:
     """A process that has met no other."""
 
-    def __init__(self, run: Path, name: str, *, first: bool) -> None:
-        self.accelerator = Accelerator(cpu=True, log_with=name, project_dir=run)
+    def __init__(self, *, first: bool) -> None:
+        self.accelerator = Accelerator(cpu=True)
         self.first = first
 
 
@@ -36,11 +40,18 @@ def alone() -> Iterator[None]:
     AcceleratorState._reset_state(True)
 
 
-def begin(run: Path, name: str, *more: str, step: int = 0, first: bool = True) -> Trackers:
+def begin(
+    run: Path,
+    names: str,
+    *more: str,
+    step: int = 0,
+    first: bool = True,
+    phase: Phase | None = None,
+) -> Trackers:
     run.mkdir(exist_ok=True)
-    least = ["--shards", "x", "--run", str(run), "--steps", "5", "--trackers", f"[{name}]"]
-    rank = cast(Processes, Rank(run, name, first=first))
-    return Trackers(parse([*least, *more]), rank, step=step)
+    least = ["--shards", "x", "--run", str(run), "--steps", "5", "--trackers", f"[{names}]"]
+    rank = cast(Processes, Rank(first=first))
+    return Trackers(parse([*least, *more]), rank, phase or Phase(), step=step)
 
 
 def test_a_continued_run_has_every_step_once_in_tensorboard(tmp_path: Path) -> None:
@@ -49,7 +60,7 @@ def test_a_continued_run_has_every_step_once_in_tensorboard(tmp_path: Path) -> N
         trackers = begin(tmp_path / "run", "tensorboard", step=step)
         for at in range(step + 1, last + 1):
             trackers.log({"step": at, "loss": loss})
-        trackers._trackers[0].finish()
+        trackers.finish()
     found = events.EventAccumulator(str(tmp_path / "run" / "viewrank"))
     found.Reload()
     assert [(each.step, each.value) for each in found.Scalars("loss")] == [
@@ -68,6 +79,8 @@ class Dashboard:
         self.summary: dict[str, Any] = {}
         self.config: Any = self
         self.broken = False
+        self.finished = 0
+        self.during: Callable[[], None] = lambda: None
         module = ModuleType("wandb")
         module.__spec__ = ModuleSpec("wandb", None)
         vars(module).update(init=self.init, config=self)
@@ -88,6 +101,12 @@ class Dashboard:
         if self.broken:
             raise ConnectionError("no network")
         self.logged.append((values, step))
+        self.during()
+
+    def finish(self) -> None:
+        if self.broken:
+            raise ConnectionError("no network")
+        self.finished += 1
 
 
 @pytest.fixture
@@ -134,6 +153,43 @@ def test_a_tracker_that_fails_is_named_once_and_ends_nothing(
     for step in (1, 2):
         trackers.log({"step": step, "loss": 0.5})
     assert capsys.readouterr().err == "warning: wandb gets no more records: no network\n"
+    trackers.finish()  # which ends the run as it is, not in an error
+    assert capsys.readouterr().err == "warning: wandb may lack records: no network\n"
+    told.broken = False
+    trackers.finish()
+    assert told.finished == 1
+
+
+def test_a_disk_that_fills_up_under_tensorboard_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writing = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    trackers = begin(tmp_path / "run", "tensorboard")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing.RecordWriter, "flush", full)
+    for step in (1, 2):
+        trackers.log({"step": step, "loss": 0.5})
+    trackers.finish()
+    more, less = capsys.readouterr().err.splitlines()
+    assert more.startswith("warning: tensorboard gets no more records: [Errno 28]")
+    assert less.startswith("warning: tensorboard may lack records: [Errno 28]")
+
+
+@pytest.mark.parametrize(("patience", "waits"), [(1, 10), (math.inf, math.inf)])
+def test_while_a_tracker_waits_the_run_says_so(
+    patience: float, waits: float, tmp_path: Path, told: Dashboard
+) -> None:
+    phase = Phase()
+    trackers = begin(tmp_path / "run", "wandb", phase=phase)
+    phase.enter("step", step=3, patience=patience)
+    before, seen = phase.since, []
+    told.during = lambda: seen.append((phase.name, phase.patience, phase.step))
+    trackers.log({"step": 3, "loss": 0.5})
+    assert seen == [(TRACKERS, waits, 3)]
+    assert (phase.name, phase.patience) == ("step", patience) and phase.since > before
 
 
 def test_a_tracker_that_does_not_begin_is_refused_in_one_line(
@@ -144,13 +200,41 @@ def test_a_tracker_that_does_not_begin_is_refused_in_one_line(
         begin(tmp_path / "run", "wandb")
 
 
+def test_a_run_goes_on_without_a_tracker_that_does_not_begin_again(
+    tmp_path: Path, told: Dashboard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    begin(run, "wandb")
+    told.broken = True
+    trackers = begin(run, "wandb, tensorboard", step=3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the run goes on, and wandb cannot begin (no network at all).")
+    trackers.log({"step": 4, "loss": 0.5})
+    trackers.finish()
+    assert not told.logged and list((run / "viewrank").glob("events.*"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_begins_anew_is_another_run(tmp_path: Path, told: Dashboard) -> None:
+    """Nothing was saved, so that its settings may be others, and its steps come again."""
+    for _ in range(2):
+        begin(tmp_path / "run", "wandb", step=0).log({"step": 3, "loss": 0.5})
+    begin(tmp_path / "run", "wandb", step=2)
+    first, second, continued = (settings["id"] for settings in told.begun)
+    assert first != second == continued
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"id": 7}', '{"id": "../../x"}', "[" * 9999])
-def test_a_damaged_identity_is_refused(tmp_path: Path, told: Dashboard, text: str) -> None:
+def test_a_damaged_identity_is_not_used(
+    tmp_path: Path, told: Dashboard, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb.json").write_text(text)
-    with pytest.raises(ValueError, match=r"wandb.json is not what was written .*another run"):
-        begin(tmp_path / "run", "wandb")
+    begin(tmp_path / "run", "wandb", step=2)
+    assert "wandb.json is not what was written" in capsys.readouterr().err
     assert not told.begun
+    begin(tmp_path / "run", "wandb")  # which overwrites it
+    assert len(told.begun) == 1
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a#b", "x" * 129])
@@ -189,7 +273,7 @@ name, run, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 trackers = begin(run, name, step=step)
 for at in (step + 1, step + 2):
     trackers.log({"step": at, "loss": 1 / at, "evaluation": "online"})
-trackers._trackers[0].finish()
+trackers.finish()
 """
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,17 +125,23 @@ class Maker:
             try:
                 features = self._embed(shard_set)
             except Unreadable:
-                bad = find_bad(shard_set)
-                if not bad:
-                    raise
-                keys = {key for found in bad.values() for key in found}
-                rows = [row for row in rows if row.key not in keys]
+                bad, features = dict[str, dict[str, str]](), None
+                while features is None:  # a shard that has changed is searched before all others
+                    new = find_bad(shard_set, known=bad)
+                    if not new:
+                        raise
+                    for name, found in new.items():
+                        bad.setdefault(name, {}).update(found)
+                    keys = {key for found in bad.values() for key in found}
+                    rows = [row for row in rows if row.key not in keys]
+                    if not rows:  # such as those of a tar that was overwritten
+                        F = self.trained.encoder.feature_size
+                        features = np.empty((0, F), np.float32), np.empty(0, np.int64)
+                        break
+                    with suppress(Unreadable):
+                        sound = aside / f"sound-{len(keys)}"
+                        features = self._embed(leave_out(shard_set, bad, sound))
                 self._note(part, bad)
-                if rows:
-                    features = self._embed(leave_out(shard_set, bad, aside / "sound"))
-                else:  # such as those of a tar that was overwritten
-                    F = self.trained.encoder.feature_size
-                    features = np.empty((0, F), np.float32), np.empty(0, np.int64)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._write(part, rows, *features)

@@ -162,9 +162,9 @@ def _failure(run: Path) -> str:
 
 def _newest_record(run: Path) -> dict[str, Any]:
     """Return the record of the newest checkpoint that has a legible one."""
-    for path in sorted((run / checkpoint.FOLDER).glob(f"[0-9]*/{checkpoint.RECORD}"), reverse=True):
+    for saved in reversed(checkpoint.complete(run)):
         try:
-            found = json.loads(durable.read(path))
+            found = json.loads(durable.read(saved / checkpoint.RECORD))
         except (ValueError, OSError):
             continue
         if isinstance(found, dict):

@@ -80,5 +80,5 @@ class WatchedRun:
 
     def _newest(self) -> str:
         """Return the name of the newest checkpoint or of the export, without reading it."""
-        saved = (self._run / checkpoint.FOLDER).glob(f"[0-9]*/{checkpoint.RECORD}")
-        return str(max(saved, default="") or (self._run / exported.NAME).exists())
+        saved = checkpoint.complete(self._run)
+        return str(saved[-1] if saved else (self._run / exported.NAME).exists())

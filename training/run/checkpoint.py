@@ -176,7 +176,7 @@ def drop_old(run: Path, *, step: int, keep: int, keep_every: int) -> None:
     Raises:
         OSError: the disk refused.
     """
-    for old in [each for each in _complete(run) if int(each.name) <= step][:-keep]:
+    for old in [each for each in complete(run) if int(each.name) <= step][:-keep]:
         if keep_every == 0 or int(old.name) % keep_every:
             # First its name: half a checkpoint is never found.
             shutil.rmtree(old.rename(run / FOLDER / f".{old.name}.partial"))
@@ -194,7 +194,7 @@ def exists(run: Path) -> bool:
 
 def last_step(run: Path) -> int | None:
     """Return the step of a run's newest checkpoint, damaged or not; None if it has none."""
-    found = _complete(run)
+    found = complete(run)
     return int(found[-1].name) if found else None
 
 
@@ -206,7 +206,7 @@ def newest(run: Path) -> Checkpoint | None:
     Raises:
         ValueError: all of them are damaged.
     """
-    found = _complete(run)
+    found = complete(run)
     for root in reversed(found):
         try:
             return read(root)
@@ -264,9 +264,16 @@ def _refuse_impossible(read: Checkpoint, *, files: int) -> None:
         raise ValueError(f"its record says {read.seconds} seconds")
 
 
-def _complete(run: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / FOLDER).glob(f"[0-9]*[0-9]/{RECORD}"))
+def complete(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first.
+
+    Copies that somebody has made beside them, as 00000500-2, are none of them.
+    """
+    named = (path.parent for path in (run / FOLDER).glob(f"[0-9]*/{RECORD}"))
+    return sorted(
+        (each for each in named if each.name.isascii() and each.name.isdecimal()),
+        key=lambda each: int(each.name),
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -59,20 +59,18 @@ def extend(
         progress: called as the search gets on.
 
     Returns:
-        The samples found, for people; an empty list if they are too many, or none was found.
+        The samples found, for people; an empty list if they are too many, or none was found that
+        is not in quarantine.
     """
     bad = read(run)
-    known = sum(map(len, bad.values()))
-    found = find_bad(shard_set, progress=progress)
-    new = {
-        (shard, key): why
-        for shard, keys in found.items()
-        for key, why in keys.items()
-        if key not in bad.get(shard, {})
-    }
-    if not new or known + len(new) > limit:
+    new = find_bad(shard_set, known=bad, progress=progress)
+    if not new or sum(map(len, (*bad.values(), *new.values()))) > limit:
         return []
-    for (shard, key), why in new.items():
-        bad.setdefault(shard, {})[key] = why
+    for shard, keys in new.items():
+        bad.setdefault(shard, {}).update(keys)
     durable.replace_json(run / NAME, bad)
-    return [f"{shard}.tar, sample {key} {why}" for (shard, key), why in new.items()]
+    return [
+        f"{shard}.tar, sample {key} {why}"
+        for shard, keys in new.items()
+        for key, why in keys.items()
+    ]

@@ -4,8 +4,8 @@ A rank that is stopped, or waits for a disk for ever, leaves all others waiting 
 operation until its timeout. Here every rank writes small files that say how far it is. When its own
 step takes too long, a rank reads the files of the others, writes down which rank all wait for and
 where its own threads are, and ends. The launcher then ends the others and, with --max_restarts,
-starts the job again from the last checkpoint. While a rank reads all of the shard set, to find
-samples that cannot be read, the others wait.
+starts the job again from the last checkpoint. While one rank reads all of the shard set, to find
+samples that cannot be read, or shows a record elsewhere, the others wait.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from shards import durable
 from training.command import AGAIN
 from training.run import failure
 
+TRACKERS = "trackers"
+"""The phase in which rank 0 sends a record through a network, which may keep it."""
+_ALONE = (failure.SEARCH, TRACKERS)  # what one rank does while the others wait
 _PERIOD = 5.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds for the last message; a lost disk never takes it
 
@@ -84,7 +87,7 @@ class Watchdog:
             # Of a process that was stopped and goes on (Ctrl-Z, a suspended job) no time went by.
             self._phase.since += max(0.0, now - before - 2 * self._period)
             before = now
-            if self._waits_for_a_search():
+            if self._waits_for_one():
                 self._phase.since = now
             elif now - self._phase.since > self._limit * self._phase.patience:
                 self._give_up()
@@ -118,12 +121,11 @@ class Watchdog:
             if rank not in self._seen or self._seen[rank][0] != told:
                 self._seen[rank] = (told, time.monotonic())
 
-    def _waits_for_a_search(self) -> bool:
-        """Whether another rank lives, and reads all of the shard set."""
+    def _waits_for_one(self) -> bool:
+        """Whether another rank lives, and does what is done alone; it has its own limit."""
         others = (seen for rank, seen in list(self._seen.items()) if rank != self._rank)
         return any(
-            self._lives(since) and _read(told).get("phase") == failure.SEARCH
-            for told, since in others
+            self._lives(since) and _read(told).get("phase") in _ALONE for told, since in others
         )
 
     def _lives(self, since: float) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back, and what is not complete is never read."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,22 @@ def test_a_folder_without_its_record_is_not_complete(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/00000002/checkpoint.json").unlink()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None and newest.step == 1
+
+
+def test_copies_beside_them_are_no_checkpoints(tmp_path: Path) -> None:
+    """Nor does a step of nine digits come before one of eight."""
+    steps = (5, 99_999_999, 100_000_000)
+    for step in steps:
+        save(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    copies = {f"00000005{more}" for more in ("-2", "_1", ".old2", " 2", "\N{SUPERSCRIPT TWO}")}
+    copies |= {"\N{ARABIC-INDIC DIGIT ONE}9", "0x9"}
+    for copy in copies:
+        shutil.copytree(folder / "00000005", folder / copy)
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.step == checkpoint.last_step(tmp_path) == steps[-1]
+    checkpoint.drop_old(tmp_path, step=steps[-1], keep=1, keep_every=0)
+    assert {path.name for path in folder.iterdir()} == copies | {"100000000"}
 
 
 def test_damage_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,23 @@ def test_a_rank_that_searches_is_waited_for_while_it_lives(tmp_path: Path) -> No
     assert "rank 1 (process 1 on b) has stopped or lost its disk" in what
 
 
+@pytest.mark.parametrize(
+    ("phase", "waits"), [(failure.SEARCH, True), (watchdog.TRACKERS, True), ("step", False)]
+)
+def test_a_rank_is_waited_for_in_what_one_alone_does(
+    phase: str, waits: bool, tmp_path: Path
+) -> None:
+    beats = tmp_path / failure.RANKS / "rank-0.json"
+    beats.parent.mkdir()
+    beats.write_text(json.dumps({"beat": 3, "step": 2, "phase": phase}))
+    others = Watchdog(tmp_path, Phase(prepared=True), rank=1, world_size=2, limit=0.4)
+    others._look()
+    assert others._waits_for_one() == waits
+    time.sleep(0.3)
+    others._look()
+    assert not others._waits_for_one()  # it does not live any more
+
+
 def test_a_disk_that_has_gone_does_not_keep_it_from_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
