@@ -118,12 +118,17 @@ class Features:
         Raises:
             ValueError: a feature is not finite.
         """
-        broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in self.h_NF.split(ROWS))
-        if broken:
-            raise ValueError(
-                f"{broken} of {len(self)} {what} have features that are not finite: training has "
-                "diverged, or the encoder overflows in float16 (evaluate in bfloat16 or float32)."
-            )
+        refuse_broken(self.h_NF, what)
+
+
+def refuse_broken(h_NF: Tensor, what: str) -> None:
+    """Refuse features, or embeddings, that are not finite; see `Features.refuse_broken`."""
+    broken = sum(int((~part.isfinite().all(dim=1)).sum()) for part in h_NF.split(ROWS))
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(h_NF)} {what} have features that are not finite: training has "
+            "diverged, or the encoder overflows in float16 (evaluate in bfloat16 or float32)."
+        )
 
 
 @contextmanager

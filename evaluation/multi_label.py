@@ -164,16 +164,24 @@ def fit(
     )
 
 
+def names_of(of: ShardSet) -> list[str]:
+    """Return the names of a set's categories, each once: sets of COCO's format may repeat one."""
+    return [*dict.fromkeys(of.manifest.categories)]
+
+
 def common_categories(train: ShardSet, test: ShardSet) -> list[str]:
     """Return the names of the categories that both sets have, in the order of train's columns."""
-    return [name for name in train.manifest.categories if name in test.manifest.categories]
+    return [name for name in names_of(train) if name in test.manifest.categories]
 
 
 def of_categories(features: Features, of: ShardSet, names: Sequence[str]) -> Features:
-    """Return the features of a set with the columns of these categories alone, in this order."""
-    assert features.category_NK is not None, of.root
-    columns = [of.manifest.categories.index(name) for name in names]
-    return replace(features, category_NK=features.category_NK[:, columns])
+    """Return the features of a set with a column for each of these categories, in this order."""
+    category_NK, places = features.category_NK, dict[str, list[int]]()
+    assert category_NK is not None, of.root
+    for column, name in enumerate(of.manifest.categories):
+        places.setdefault(name, []).append(column)
+    joined = [_joined(category_NK[:, places[name]]) for name in names]
+    return replace(features, category_NK=torch.stack(joined, dim=1))
 
 
 def remarks(train: ShardSet | None, test: ShardSet) -> list[str]:
@@ -194,7 +202,7 @@ def remarks(train: ShardSet | None, test: ShardSet) -> list[str]:
         return [
             f"{test.root} is the set that multi-label k-NN and probe are fitted on too: {words}"
         ]
-    apart = [name for name in (*there, *here) if name not in there or name not in here]
+    apart = [n for n in dict.fromkeys((*there, *here)) if n not in there or n not in here]
     if apart:
         words = f"in one of {train.root} and {test.root} alone ({few(apart, 3)})"
         return [f"{len(apart)} categories are {words}: multi-label k-NN and probe are without them"]
@@ -212,6 +220,12 @@ def unlearnable(train: Features, test: Features, categories: Sequence[str]) -> l
         f"{len(names)} of {len(categories)} categories of test samples are in none of the train "
         f"samples, or in all ({few(names, 3)}): nothing can be learned of them, and they count"
     ]
+
+
+def _joined(category_NC: Tensor) -> Tensor:
+    """Return one column [N] for those of one name: it is present where any of them is."""
+    present_N = (category_NC == PRESENT).any(dim=1)
+    return category_NC.amax(dim=1).masked_fill(present_N, PRESENT)
 
 
 def _both(category_NK: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from evaluation import (
     retrieval,
 )
 from evaluation.bare_encoder import BareEncoder
-from evaluation.features import Features, ImageBatch, embed, eval_mode
+from evaluation.features import Features, ImageBatch, embed, eval_mode, refuse_broken
 from evaluation.label_draw import in_classes_of, refuse_other_classes
 from evaluation.overlap import shared_images, unknown_classes
 from evaluation.protocol import Evaluated, Evaluation, Progressed
@@ -253,7 +253,8 @@ class Suite:
         """Add the figures of a multi-label set one by one."""
         if "multi_label" in protocols:
             with found.leaving_out("retrieval by shared categories"):
-                found.figures |= category_retrieval.run(test)
+                each = multi_label.of_categories(test, self.test, multi_label.names_of(self.test))
+                found.figures |= category_retrieval.run(each)
         names = multi_label.common_categories(self.train, self.test) if self.train else []
         if self.train is None or not names:
             return
@@ -336,7 +337,11 @@ class Suite:
 
     @torch.inference_mode()
     def embed_views(self, method: Evaluated) -> Tensor:
-        """Return the embeddings z [V, A, D] of fresh views of held-out samples, on every rank."""
+        """Return the embeddings z [V, A, D] of fresh views of held-out samples, on every rank.
+
+        Raises:
+            ValueError: one is not finite.
+        """
         part = min(VIEW_SAMPLES, len(self.test)) // self.world_size
         batch_size = max(1, min(128, part))
         group = replace(self.group, count=max(2, self.group.count))
@@ -364,7 +369,9 @@ class Suite:
             return torch.cat(parts, dim=1)
 
         own_VBD = self._on_all_ranks(compute)
-        return gather_rows(own_VBD.transpose(0, 1)).transpose(0, 1)
+        z_AVD = gather_rows(own_VBD.transpose(0, 1))
+        refuse_broken(z_AVD.flatten(0, 1), "views")
+        return z_AVD.transpose(0, 1)
 
     def _counted(self, what: str, images: Images) -> Iterator[ImageBatch]:
         done = 0

@@ -59,7 +59,10 @@ def _upright(image: Any) -> NDArray[np.uint8]:
         pixels = np.repeat(grey_HW[:, :, None], 3, axis=2)
     else:
         pixels = np.array(image.convert("RGB"))
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of damaged EXIF Pillow raises nearly anything; training takes it for none
+        orientation = 1
     if orientation in (5, 6, 7, 8):  # columns become rows
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -42,6 +42,7 @@ GIB = 2**30
 # took 0.2 to 0.4 GiB more than forecast for any batch (benchmarks/results/memory-budget-cpu.json).
 FULL, SPARE = 0.95, 0.4 * GIB
 STATES = {"adamw": 2, "sgd": 1, "lars": 1}  # what an optimizer keeps, in sizes of the weights
+AHEAD = 8  # steps that the host is ahead of a GPU at most, about: it waits only to record one
 LONGER = 1.5  # an image's longer side by its shorter one, where only that is known
 
 
@@ -140,7 +141,7 @@ def forecast(
         unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
     sharing = 1 if loader.device.type == "cuda" else ranks_here  # processes of this memory
     return MemoryForecast(
-        loader=loader_bytes(loader, B),
+        loader=loader_bytes(loader, B, dropped=min(config.log_every, AHEAD)),
         model=held + copies * trained,
         activations=activations,
         objective=objective,
@@ -199,7 +200,9 @@ def refuse(
     )
 
 
-def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
+def loader_bytes(
+    loader: Loader, batch_size_per_rank: int | None = None, *, dropped: int = AHEAD
+) -> int:
     """Return the bytes of a loader's buffers on its device.
 
     With u the uint8 views of a batch (B · V · S · S · 3, summed over groups), d its decoded images
@@ -207,16 +210,25 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
 
         u · (prefetch + 1 in hand + 2 in work) + f · (1 trained on + 1 made) + d · 4
 
-    and 4 u for supersampling's larger views. On a GPU, 2 u more that were dropped and wait for the
-    device, 4 u each for the float32 scratch of the blur and of the views' means, and for resized
-    crops one float32 image a sample that is small in one direction only. With
+    and 4 u for supersampling's larger views. On a GPU, a u more for each batch that was dropped and
+    waits for the device, 4 u each for the float32 scratch of the blur and of the views' means, and
+    for resized crops one float32 image a sample that is small in one direction only. With
     `Tuning.finish="dali"` the finished views take the place of all u but those in work. A decode
     cache is all of the set, at the largest image's size: DALI takes that at once.
+
+    DALI has a dropped batch back when the GPU has done all that was queued by then. A step that is
+    compiled or recorded is queued faster than it is done, and the host waits for none before it
+    records one.
 
     d is B images, with pairs 2 B, of the median shorter side by up to 1.5 times that. The 2 in work
     and the 4 d were found on the CPU (benchmarks/results/memory-loader-cpu.json), where DALI
     decodes ahead of the crops. The shuffle buffer is the page cache's and not counted, nor is the
     host's memory on a GPU.
+
+    Args:
+        loader: whose batches are trained on.
+        batch_size_per_rank: another than the loader's.
+        dropped: batches that wait for a GPU.
     """
     B = batch_size_per_rank or loader.batch_size_per_rank
     tuning, gpu = loader.tuning, loader.device.type == "cuda"
@@ -228,7 +240,7 @@ def loader_bytes(loader: Loader, batch_size_per_rank: int | None = None) -> int:
     total = images * 4 * B * 3 * shorter * longer
     for group in loader.groups:
         values = B * group.count * group.size**2 * 3
-        waiting = values * (tuning.prefetch + (3 if gpu else 1))
+        waiting = values * (tuning.prefetch + 1 + (dropped if gpu else 0))
         if tuning.finish == "fused":
             total += waiting + 2 * values * loader.dtype.itemsize
         else:

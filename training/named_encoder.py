@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from model.encoder import Encoder
+from pipeline.normalisation import Normalisation
 from shards.one_line import one_line
 from training import class_help, own_modules, weights
 from training.flags import OWN, FlagParser, one_of
@@ -114,12 +115,21 @@ def _of_class(
 
 
 def _fill(encoder: Encoder, location: str) -> None:
-    """Give an encoder its weights, and say what was taken."""
+    """Give an encoder its weights and the pixels that they are for, and say what was taken."""
     try:
-        lines = weights.fill(encoder, weights.read(location).tensors, location)
+        found = weights.read(location)
+        lines = weights.fill(encoder, found.tensors, location)
     except ValueError as error:  # in the words of this command line
         text = str(error).replace("--method.encoder", f"--{FLAG}")
         raise ValueError(text.replace("weights=", f"{_WEIGHTS} ")) from None
+    own = Normalisation(encoder.mean, encoder.std)
+    pixels = found.normalisation or own
+    if pixels != own:  # they are not of the tag that the name has, or that is taken without one
+        encoder.mean, encoder.std = pixels.mean, pixels.std
+        lines.append(
+            f"pixels get the mean {pixels.mean} and std {pixels.std} of these weights, not "
+            f"{own.mean} and {own.std} of {encoder.describe()}"
+        )
     sys.stderr.writelines(f"{one_line(line)}\n" for line in lines)
 
 

@@ -4,13 +4,13 @@ r"""All that a GPU has to prove, in one command and a given time.
     python -m benchmarks.gpu --minutes 9 --out results --only feeding ranking
     python -m benchmarks.gpu --minutes 3 --out /tmp/rehearsal --rehearse       on the CPU, tiny
 
-First comes what tells most: the GPU's tests, decoded pixels, a fed, compiled ViT, ranking
-32,768 embeddings, one method learning: nine and a half minutes, by estimate. Then stages
-run in the order of their value, each in its own share of the time; what one leaves over the next
-ones have. Every figure is in OUT/STAGE.json as soon as it is there, so that whatever cuts the
-command off loses only the one in the making; the same command makes what is missing, that day or
-on another machine with such a GPU. OUT/log.txt has what they print. Nothing is installed: a
-checkout, and the packages on PYTHONPATH.
+First comes what tells most: the GPU's tests, decoded pixels, a fed, compiled ViT, ranking 32,768
+embeddings, the JPEG engine's use: five minutes, by estimate; and one method learning, six more, in
+the next command where this one has not as many. Then stages run in the order of their value, each
+in its own share of the time; what one leaves over the next ones have. Every figure is in
+OUT/STAGE.json as soon as it is there, so that whatever cuts the command off loses only the one in
+the making; the same command makes what is missing, that day or on another machine with such a GPU.
+OUT/log.txt has what they print. Nothing is installed: a checkout, and the packages on PYTHONPATH.
 
 Images travel there as files of 64 MB at most, one a call, each unpacked as it comes; what was there
 is kept as long as the machine is:
@@ -22,9 +22,12 @@ is kept as long as the machine is:
     python -m benchmarks.gpu --minutes 9.5 --out results --cifar10 /tmp/images/cifar10.tar.xz \
         --coco /tmp/images/coco256 --stl10 /tmp/images/stl10 --coco2014 /tmp/images/coco
 
-Where a tool brings a folder's files back, it may take few of them and empty the folder before each
-command: work with `--out /tmp/results`, pack it as the command ends (`trap 'tar -C /tmp -cf
-$OUT/results.tar results' EXIT`), and bring what there is with the next one.
+What lends a machine may kill the command at its limit, bring back few files, of one folder, and
+empty that before each command. So take results along, write into that folder, eight files at most,
+and say how many seconds the command has spent before, on unpacking:
+
+    cp -r results "$OUT"
+    python -m benchmarks.gpu --minutes 9.5 --spent $SECONDS --out "$OUT/results"
 
 `python -m benchmarks.report OUT` shows what was found.
 """
@@ -80,7 +83,8 @@ STAGES = [
 def main() -> None:
     """Make what is missing, as long as there is time."""
     arguments = _arguments()
-    clock = Clock(time.monotonic() + 60 * arguments.minutes - SPARE - _age())
+    left = 60 * arguments.minutes - arguments.spent - _age() - SPARE
+    clock = Clock(time.monotonic() + left)
     place = Sizes(
         data=arguments.data.resolve(),
         coco=arguments.coco,
@@ -116,6 +120,8 @@ def main() -> None:
         files = [
             (place.out / f"{each.name}.json", each.measurements(place)) for each in chosen[number:]
         ]
+        while len(files) > 1 and needed(files) > clock.left:
+            files.pop()  # nothing is kept for what has no time in this command
         own = needed(files[:1])
         # What hangs leaves the others their time.
         make(stage, clock.box(max(own, clock.left - (needed(files) - own))), first=True)
@@ -187,6 +193,13 @@ def _arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--minutes", type=float, required=True, help="when it has ended")
+    parser.add_argument(
+        "--spent",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="that have passed of them before it is started, such as bash's $SECONDS",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     names = [stage.name for stage in STAGES]
     parser.add_argument("--only", nargs="+", choices=names, help="these stages alone")

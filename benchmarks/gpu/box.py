@@ -28,7 +28,7 @@ from training.launch import end_with_parent
 Row = dict[str, Any]
 LOG = "log.txt"
 MOST = 0.85
-"""Share of its time with which a measurement is begun that can be cut off."""
+"""Share of its time with which a measurement is begun that can be cut off for good."""
 SLACK = 1.0
 """Seconds between two measurements."""
 T = TypeVar("T")
@@ -171,8 +171,8 @@ def needed(files: Sequence[tuple[Path, Sequence[BoxedMeasurement]]]) -> float:
 
 
 def _least(each: BoxedMeasurement) -> float:
-    """Return the seconds with which it is begun: of what is known when cut off, most will do."""
-    return each.seconds * (1.0 if each.rescue is None else MOST)
+    """Return the seconds with which it is begun: if what is known when cut off will do, of most."""
+    return each.seconds * (1.0 if each.rescue is None or each.whole else MOST)
 
 
 def _is_made(each: BoxedMeasurement, rows: dict[str, Row]) -> bool:

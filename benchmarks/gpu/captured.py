@@ -18,7 +18,17 @@ import torch
 
 from benchmarks.gpu import material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
-from benchmarks.gpu.feeding import BARE, BF16, COMPILED, VIT, Words, cases, memory, words_of
+from benchmarks.gpu.feeding import (
+    BARE,
+    BF16,
+    COMPILED,
+    VIT,
+    Words,
+    cases,
+    forget_trials,
+    memory,
+    words_of,
+)
 from training.command_line import UNUSED
 from training.rounds import bench
 from training.settings import parse
@@ -118,7 +128,9 @@ def alone(place: Sizes, words: Words) -> Row:
         words: train.py's.
     """
     settings = parse([*words_of(words), "--run", "unused", *UNUSED])
-    found = bench(settings, "step", seconds=place.of(3.0, 0.3), rounds=place.of(3, 1))
+    seconds, rounds = place.of(3.0, 0.3), place.of(3, 1)
+    forget = partial(forget_trials, place.torch_device)
+    found = bench(settings, "step", seconds=seconds, rounds=rounds, say=forget)
     return {
         **found["figures"]["step"],
         "batch_size": found["batch_size"],

@@ -2,12 +2,13 @@
 
 Goal: 0.97 of the cached step's speed everywhere, and of ViT-S/16 with two views 5,000 samples/s.
 The compiled one comes first, since no other can reach it (reckoned, not measured: eager steps allow
-some 3,400, compiled ones 4,500 to 5,500). It is fed again with other loads of the decoding engine
-and fewer threads, and from batches that are copied at once, so that DALI has its memory back while
-the step runs; how long the host is inside the loader, and whose memory is in use, stand beside all
-of them. `host_side` and `captured` have the same cases without the step, and without the feed.
-Beside it the same step fed as most code does: a DataLoader decodes and crops, kornia augments on
-the GPU (what stable-pretraining published 870.9 samples/s for, ViT-S/16 on one H200).
+some 3,400, compiled ones 4,500 to 5,500). It is fed again with other loads of the decoding engine,
+if that decodes at all, and fewer threads; and, with views that DALI finishes, from batches that are
+copied at once, so that DALI has its memory back while the step runs. How long the host is inside
+the loader, and whose memory is in use, stand beside all of them. `host_side` and `captured` have
+the same cases without the step, and without the feed. Beside it the same step fed as most code
+does: a DataLoader decodes and crops, kornia augments on the GPU (what stable-pretraining published
+870.9 samples/s for, ViT-S/16 on one H200).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from benchmarks import peers
 from benchmarks.gpu import material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
+from benchmarks.gpu.jpeg_engine import is_idle
 from pipeline.loader import Batch
 from pipeline.profile import synchronize
 from pipeline.tuning import Tuning, default_threads
@@ -92,7 +94,7 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
         # The compiler finds it on the disk.
         found.append(BoxedMeasurement(f"{VIT}, compiled, {how}", work, 60.0))
     for copied in (False, True):
-        name = f"batches {'copied at once' if copied else 'held until the next'}"
+        name = f"finish dali, {'copied at once' if copied else 'held until the next'}"
         work = partial(fed_from_batches, place, compiled, copied=copied)
         found.append(BoxedMeasurement(name, work, place.of(35.0, 2.0)))
     for name, words in cases(place).items():
@@ -114,13 +116,23 @@ def settings_to_try(place: Sizes) -> dict[str, Words]:
         return {}
     found = {
         f"{load:g} of the decoding engine": ["--tuning.hw_decoder_load", str(load)]
-        for load in LOADS
-        if load != Tuning().filled(batch_size=1).hw_decoder_load
+        for load in loads(place)[1:]
     }
     for threads in THREADS:
         if threads != default_threads():
             found[f"{threads} threads"] = ["--tuning.threads", str(threads)]
     return found
+
+
+def loads(place: Sizes) -> Sequence[float]:
+    """Return the shares of the JPEGs to ask the decoding engine for, the default first.
+
+    That one alone, if the engine was found to decode nothing: all others would be the same.
+    """
+    default = Tuning().filled(batch_size=1).hw_decoder_load
+    assert default is not None, "a filled Tuning"
+    others = () if is_idle(place.out) else LOADS
+    return [default, *(load for load in others if load != default)]
 
 
 def words_of(words: Words) -> Words:
@@ -140,7 +152,8 @@ def fed(place: Sizes, words: Words) -> Row:
     """
     settings = parse([*words_of(words), "--run", "unused", *UNUSED])
     seconds, rounds = place.of(3.0, 0.3), place.of(3, 1)
-    found = bench(settings, "feed", seconds=seconds, rounds=rounds)
+    forget = partial(forget_trials, place.torch_device)
+    found = bench(settings, "feed", seconds=seconds, rounds=rounds, say=forget)
     kept = ("figures", "ratio", "batch_size", "views", "precision", "memory_gib", "tuning")
     return {**{name: found[name] for name in kept}, **memory(place.torch_device)}
 
@@ -148,15 +161,16 @@ def fed(place: Sizes, words: Words) -> Row:
 def fed_from_batches(place: Sizes, words: Words, *, copied: bool) -> Row:
     """Return how long the host is inside the loader, and the memory, by what becomes of a batch.
 
+    DALI finishes the views: what the fused pass makes is PyTorch's memory, whatever becomes of it.
+
     Args:
         place: where and how large.
         words: train.py's, of the case.
-        copied: into tensors that stay, and then let go, before the step begins; or held, as in
+        copied: into PyTorch's memory, and then let go, before the step begins; or held, as in
             train.py's loop, until the next one is there.
     """
     workload = Workload(parse([*words_of(words), "--run", "unused", *UNUSED]).config)
-    own: list[torch.Tensor] = []
-    with workload.loader(Tuning()) as loader:
+    with workload.loader(Tuning(finish="dali")) as loader:
         batches = loader.endless()
         batch: Batch | None = None
 
@@ -165,14 +179,12 @@ def fed_from_batches(place: Sizes, words: Words, *, copied: bool) -> Row:
             batch = next(batches)
             views: tuple[torch.Tensor, ...] = batch.views
             if copied:
-                own.extend(map(torch.empty_like, views) if not own else ())
-                for mine, its in zip(own, views, strict=True):
-                    mine.copy_(its)
-                views, batch = tuple(own), None
+                views, batch = tuple(each.clone() for each in views), None
             workload.step(views, learning_rate=RATE)
 
         device = workload.device
         measure(turn, place.of(2.0, 0.1), device, loader=loader)
+        forget_peak(device)
         found = [
             measure(turn, place.of(3.0, 0.2), device, loader=loader) for _ in range(place.of(3, 1))
         ]
@@ -186,9 +198,29 @@ def fed_from_batches(place: Sizes, words: Words, *, copied: bool) -> Row:
         }
 
 
+def forget_trials(device: torch.device, number: int, _: str) -> None:
+    """Let the peak of PyTorch's memory begin anew, for `bench` to call before a measurement.
+
+    The round before the first tries kernels, whose workspaces no later step needs.
+
+    Args:
+        device: whose memory.
+        number: of the round; those after the first leave the peak as it is.
+    """
+    if number <= 1:
+        forget_peak(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of PyTorch's memory begin anew, with what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory(device: torch.device) -> Row:
     """Return GiB of the GPU: PyTorch's at most, and what others hold, DALI above all.
 
+    PyTorch's is of the rounds that are measured: see `forget_trials`.
     The others' is what is in use but not PyTorch's: DALI, kernels, libraries and the CUDA context,
     of which an idle process has some 0.5.
     """

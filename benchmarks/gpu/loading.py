@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import material
 from benchmarks.gpu.box import BoxedMeasurement, Row, Sizes
-from benchmarks.gpu.jpeg_engine import decoding_engine_use
+from benchmarks.gpu.jpeg_engine import decoding_engine_use, is_idle
 from pipeline.augment import SimCLRViews
 from pipeline.graph import ViewGroup
 from pipeline.loader import Loader
@@ -32,6 +32,7 @@ from training.throughput import (
 )
 
 REPEATS = 3
+WARM = 1.0  # seconds before the first of them
 BATCHES = 20
 """Batches over which kernel launches are counted."""
 ASKED = ((8, 96), (2, 224), (32, 96), (2, 96), (8, 224), (32, 224))
@@ -48,11 +49,12 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     )
     of_photos = material.photos(place)
     of_raw, of_jpeg, of_png = (material.stl10(place, e) for e in ("raw", "jpeg:95", "png"))
+    no_engine = Tuning(hw_decoder_load=0.0)
     sets: list[tuple[str, BoxedMeasurement, Path, Tuning]] = [
         ("photos, JPEG", photos, of_photos, Tuning()),
         ("96 px, raw", raw, of_raw, Tuning()),
         ("photos, cached", photos, of_photos, Tuning(decode="cache")),
-        ("photos, no decoding engine", photos, of_photos, Tuning(hw_decoder_load=0.0)),
+        ("photos, no decoding engine", photos, of_photos, no_engine),
         ("96 px, JPEG", jpeg, of_jpeg, Tuning()),
         ("96 px, PNG", png, of_png, Tuning()),
         ("photos, decoded on the CPU", photos, of_photos, Tuning(decode="cpu")),
@@ -62,9 +64,11 @@ def measurements(place: Sizes) -> Sequence[BoxedMeasurement]:
     for (V, size), (name, made, root, tuning) in product(place.of(ASKED, ((2, 32),)), sets):
         if place.rehearsal and tuning.decode == "cache":
             continue  # the cache is the GPU's
+        if tuning == no_engine and is_idle(place.out):
+            continue  # the default has none either
         found.setdefault(made.name, made)
         work = partial(throughput, place, root, tuning, V=V, size=size)
-        seconds = place.of(12.0 + 10.0 * (tuning.decode == "cache"), 1.0)
+        seconds = place.of(13.0 + 10.0 * (tuning.decode == "cache"), 1.0)
         asked = f"{name}: {V} × {size} px"
         found[asked] = BoxedMeasurement(asked, work, seconds)
     return list(found.values())
@@ -94,12 +98,8 @@ def throughput(place: Sizes, root: Path, tuning: Tuning, *, V: int, size: int) -
         tuning=tuning,
     )
     with loader:
-        fill_cache(loader)
-        turn = pipeline_turn(loader)
-        seconds = place.of(2.0, 0.1)
-        runs = [measure(turn, seconds, device, loader=loader) for _ in range(place.of(REPEATS, 1))]
+        runs, engine = alone(loader, seconds=place.of(2.0, 0.1), repeats=place.of(REPEATS, 1))
         ms = sorted(1000 * run.seconds_a_batch for run in runs)
-        engine = decoding_engine_use() if device.type == "cuda" else None
         launches = count_launches(loader, runs[-1]) if device.type == "cuda" else None
     middle = ms[len(ms) // 2]
     return {
@@ -117,6 +117,27 @@ def throughput(place: Sizes, root: Path, tuning: Tuning, *, V: int, size: int) -
         "decoding_engine_use": engine,
         "memory_gib": memory_gib(device),
     }
+
+
+def alone(
+    loader: Loader, *, seconds: float, repeats: int
+) -> tuple[list[Measurement], float | None]:
+    """Return measurements of a loader without a step, and the decoding engine's use during them.
+
+    One more, which is short, is made before them and not counted: it builds the graph, fills the
+    shuffle buffer and compiles, so that all it times are batches that lie ready by then.
+
+    Args:
+        loader: whose batches.
+        seconds: of each measurement, warming up included.
+        repeats: measurements.
+    """
+    fill_cache(loader)
+    turn = pipeline_turn(loader)
+    measure(turn, min(WARM, seconds), loader.device, loader=loader)
+    runs = [measure(turn, seconds, loader.device, loader=loader) for _ in range(repeats)]
+    # At once: the use is that of the last moments, and the loader rests when its queue is full.
+    return runs, decoding_engine_use() if loader.device.type == "cuda" else None
 
 
 def count_launches(loader: Loader, pace: Measurement) -> float:

@@ -176,13 +176,20 @@ def host_side(rows: Mapping[str, Row]) -> str:
             f"{row['reader_ms']:.2f}" if "reader_ms" in row else "",
             f"{row['operators']:.0f}" if "operators" in row else "",
             f"{row['samples_per_second']:,.0f}",
+            f"{use:.0%}" if (use := row.get("decoding_engine_use")) is not None else "",
         ]
         for name, row in rows.items()
     ]
     heading = ["alone", "ms a batch", "of it the reader", "operators", "samples/s"]
-    return (
-        "**What a step waits for, without the step**\n\n" + table(heading, lines) if lines else ""
-    )
+    heading.append("JPEG engine used")
+    parts = ["**What a step waits for, without the step**", table(heading, lines)] if lines else []
+    uses = [row["decoding_engine_use"] for row in rows.values() if "decoding_engine_use" in row]
+    if any(use is not None for use in uses) and not any(uses):
+        parts.append(
+            "The GPU's JPEG engine decoded nothing of what was asked of it: all other shares would "
+            "be the same, and were not tried."
+        )
+    return "\n\n".join(parts)
 
 
 def captured(rows: Mapping[str, Row]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shards.layout import ShardSet
 from shards.one_line import one_line
 from shards.shard_index import lines_of
 from shards.source.coco import COCO
+from shards.source.fitted_boxes import fitted
 from shards.source.source import Sample
 from shards.source.voc import VOC
 from shards.survey import rows_of
@@ -35,10 +37,11 @@ class AnnotatedImages(ABC):
 
     @abstractmethod
     def facts(self) -> Iterator[Facts]:
-        """Yield what is known of each image, in their order, without reading any.
+        """Yield what is known of each image, in their order.
 
         Raises:
             ValueError: what cannot be read, and what to do.
+            OSError: an image cannot be read.
         """
 
     @abstractmethod
@@ -102,26 +105,23 @@ class SourceImages(AnnotatedImages):
 
     def __init__(self, location: str, sources: Sequence[COCO | VOC]) -> None:
         self.location, self._sources = location, sources
-        self._sizes: list[tuple[float, float]] = []
 
     def facts(self) -> Iterator[Facts]:
-        """See `AnnotatedImages.facts`; of an image whose size is not said, it is read."""
-        self._sizes.clear()
+        """See `AnnotatedImages.facts`; each file is asked for its size, as in shards."""
         for source in self._sources:
             for index in range(len(source)):
-                found = source.facts(index) or {}
+                found = {"annotations": [], **(source.facts(index) or {})}
+                found |= fitted(found, _with_size(source, index))
                 if not (found.get("width") and found.get("height")):
                     height, width, _ = _decoded(source[index]).shape
                     found |= {"width": width, "height": height}
-                self._sizes.append((found["width"], found["height"]))
                 yield found
 
     def pixels(self, index: int) -> Pixels:
         """See `AnnotatedImages.pixels`."""
-        frame = self._sizes[index]
         for source in self._sources:
             if index < len(source):
-                return _decoded(source[index], frame=frame)
+                return _decoded(source[index])
             index -= len(source)
         raise IndexError(index)
 
@@ -150,14 +150,20 @@ def in_folder(root: Path, splits: Sequence[str]) -> AnnotatedImages:
     )
 
 
-def _decoded(sample: Sample | tuple[bytes, str], *, frame: tuple[float, float] = (0, 0)) -> Pixels:
-    """Return an image's pixels, upright.
+def _with_size(source: COCO | VOC, index: int) -> bytes:
+    """Return as much of an image's file as holds its size and EXIF."""
+    head = source.head(index)
+    if head.startswith(b"\xff\xd8"):  # a JPEG: others may have EXIF at their end
+        with suppress(ValueError):
+            images.open_with_pillow(head)
+            return head
+    whole = source[index].image
+    assert isinstance(whole, bytes)
+    return whole
 
-    Args:
-        sample: of a source; or a file with its name.
-        frame: width and height as annotations have them. Where they are those of the image before
-            it is turned upright, it is not turned.
-    """
+
+def _decoded(sample: Sample | tuple[bytes, str]) -> Pixels:
+    """Return the pixels of a source's sample, or of a file with its name, upright."""
     data, name = (
         (sample.image, str(sample.metadata.get("file", sample.key)))
         if isinstance(sample, Sample)
@@ -170,8 +176,6 @@ def _decoded(sample: Sample | tuple[bytes, str], *, frame: tuple[float, float] =
     try:
         if pixels is None:
             pixels, _ = images.upright_pixels(images.open_with_pillow(data))
-        if frame[0] != frame[1] and pixels.shape[:2] == frame:  # height and width, exchanged
-            pixels = np.asarray(images.open_with_pillow(data).convert("RGB"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{one_line(name)} cannot be decoded ({one_line(str(error))}). Bring it back whole, or "

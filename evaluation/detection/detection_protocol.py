@@ -139,6 +139,13 @@ class Detection(EvaluationProtocol):
                 f"{len(images):,} images; give that or less."
             )
         learned, asked = images.names(), test.names()
+        for each, names in ((images, learned), (test, asked)):
+            if not names:
+                raise ValueError(
+                    f"{each.images.location}: all {len(each.boxes):,} boxes are groups (iscrowd), "
+                    "none of which is trained on or to be found. Give a set with boxes of single "
+                    "objects."
+                )
         if not {*learned} & {*asked}:
             raise ValueError(
                 f"{images.images.location} has boxes of {few(learned, 3)}, {test.images.location} "

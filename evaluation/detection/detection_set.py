@@ -155,8 +155,9 @@ class DetectionSet(Dataset[Any]):
         return found.hexdigest()
 
     def names(self) -> dict[str, int]:
-        """Return how many boxes there are of each category that has some, by its name."""
-        counts = np.bincount(self.boxes.label_M, minlength=len(self.categories)).tolist()
+        """Return how many boxes, without groups, there are of each category that has some."""
+        single_M = self.boxes.label_M[~self.boxes.crowd_M]
+        counts = np.bincount(single_M, minlength=len(self.categories)).tolist()
         return {n: count for n, count in zip(self.categories, counts, strict=True) if count}
 
     def of_image(self, index: int) -> slice:

@@ -10,7 +10,7 @@ Object Detection", ICCV 2017, https://arxiv.org/abs/1708.02002.
 
 C4 with that last batch norm is MoCo's (He et al., CVPR 2020, https://arxiv.org/abs/1911.05722).
 Anchors and proposals are sampled with each image's own random numbers, and losses are means over
-all ranks' samples: W ranks compute what one process would.
+all ranks' samples: W ranks compute what one process would, unless the encoder drops units or paths.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The training of a detector, and what it then finds.
 
-A step's batch and its random numbers follow from its number, so a state is weights, momentum and a
-number; ranks average their gradients. It goes on after a kill, and with any number of workers.
+A step's batch, and what is drawn of its images, follow from its number; ranks average their
+gradients. It goes on after a kill, and with any number of workers. Only an encoder that drops units
+or paths draws from a stream, which the state keeps: of each rank its own, so that another number of
+ranks drops others.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from evaluation.detection.detector import Detector
 from evaluation.protocol import Trial
 from evaluation.resumption import Task
 from model.gather import average_gradients, gather_equal_rows, gather_rows
+from model.random_numbers import random_state, set_random_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class DetectorSchedule:
         weight_decay: of all weights but those of batch norm.
         shorter: shorter sides of images in training, in pixels; one is drawn for each.
         longest: the longer side of an image, in pixels, at most.
-        seed: of order and augmentation.
+        seed: of order, augmentation, and what an encoder drops.
         workers: processes that read images.
     """
 
@@ -78,6 +81,8 @@ def train(
         ValueError: an image cannot be read, or the loss is no number any more.
     """
     learner = _Learner(trial, detector, schedule)
+    before = random_state()
+    torch.manual_seed(schedule.seed + 1_000_003 * trial.rank)  # of units and paths that are dropped
     if task.state is not None:
         learner.restore(task.state)
     order = BatchOrder(
@@ -97,6 +102,7 @@ def train(
         learner.step(*to_device(batch, trial.device))
         task.after_step(learner.state)
     learner.state()
+    set_random_state(before)
     detector.eval()
 
 
@@ -182,6 +188,7 @@ class _Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        set_random_state(state["random"])
 
     def state(self) -> Any:
         """Return all that the next steps depend on; every rank calls this after the same steps.
@@ -200,6 +207,7 @@ class _Learner:
             "detector": self._detector.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "random": random_state(),
         }
 
     def step(self, images_BCHW: Tensor, targets: list[dict[str, Any]]) -> None:
@@ -231,6 +239,8 @@ def _loaded(
         collate_fn=collated,
         pin_memory=trial.device.type == "cuda",
         worker_init_fn=_ignore_signals,
+        # Else the workers' seed is drawn, at every start, from the stream of what is dropped.
+        generator=torch.Generator(),
     )
 
 

@@ -18,7 +18,7 @@ from shards.source.coco_annotations import (
     read_annotations,
     splits_annotated,
 )
-from shards.source.fitted_boxes import fitted
+from shards.source.fitted_boxes import HEAD, fitted
 from shards.source.folder import EXTENSIONS, is_image, to_walk
 from shards.source.labels import natural
 from shards.source.source import Names, Sample, Source, key_from
@@ -36,9 +36,10 @@ class COCO(Source):
     [x, y, width, height], categories, crowd flags and captions go into the metadata.
 
     Annotations of objects make the set a multi-label one, with the categories in the order of their
-    ids. An image has a category if any annotation says so, of a crowd too, as pycocotools counts
-    (getImgIds). Of an image that is not in the annotations nothing is known. Boxes are in the
-    pixels of the image as it stands upright, whose width and height are beside them.
+    ids; ids of one name are one category. An image has a category if any annotation says so, of a
+    crowd too, as pycocotools counts (getImgIds). Of an image that is not in the annotations nothing
+    is known. Boxes are in the pixels of the image as it stands upright, whose width and height are
+    beside them, of an annotated image without boxes too.
     """
 
     name = "coco"
@@ -71,8 +72,13 @@ class COCO(Source):
         listed = annotation_files(self._root, self.split, self._images)
         annotations = read_annotations(self._root, listed)
         facts = self._matched(annotations, files, listed)
-        self.categories = [*annotations.categories.values()]
-        self._columns = {key: column for column, key in enumerate(annotations.categories)}
+        self.categories = [*dict.fromkeys(annotations.categories.values())]
+        columns = {name: column for column, name in enumerate(self.categories)}
+        self._columns = {key: columns[name] for key, name in annotations.categories.items()}
+        if len(columns) < len(self._columns):
+            named = Counter(annotations.categories.values())
+            several = few([name for name, ids in named.items() if ids > 1], what="categories")
+            annotations.notes.append(f"several ids have one name, and are one category: {several}")
         if shared:
             files = [file for file in files if file in facts]
         self.notes = [*annotations.notes, *self._what_lacks(files, facts, listed)]
@@ -95,7 +101,7 @@ class COCO(Source):
         stem, extension = os.path.splitext(name)
         facts = self.facts(index)
         image = self._root.read(facts["file"])
-        if any("bbox" in each for each in facts.get("annotations", [])):
+        if "annotations" in facts:
             facts |= fitted(facts, image)
         return Sample(
             key=key_from(name if self._long[index] else stem),
@@ -107,6 +113,10 @@ class COCO(Source):
             categories=self._shown(facts.get("annotations")),
         )
 
+    def head(self, index: int) -> bytes:
+        """Return the first bytes of an image's file, which hold a JPEG's size."""
+        return self._root.read(f"{self._images}/{self._files[index]}", 0, HEAD)
+
     def facts(self, index: int) -> dict[str, Any]:
         """Return the metadata of a sample, without reading its image."""
         file = f"{self._images}/{self._files[index]}"
@@ -115,9 +125,10 @@ class COCO(Source):
     def _shown(self, annotations: list[dict[str, Any]] | None) -> bytes:
         """Return for each category whether the annotations of an image name it."""
         if annotations is None:
-            return bytes([UNKNOWN] * len(self._columns))
-        named = {plain_id(each["category_id"]) for each in annotations if "category_id" in each}
-        return bytes(PRESENT if key in named else ABSENT for key in self._columns)
+            return bytes([UNKNOWN]) * len(self.categories)
+        ids = {plain_id(each["category_id"]) for each in annotations if "category_id" in each}
+        named = {self._columns.get(key) for key in ids}
+        return bytes(PRESENT if n in named else ABSENT for n in range(len(self.categories)))
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ where the list of samples differs."""

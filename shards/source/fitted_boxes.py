@@ -6,6 +6,7 @@ from PIL import ExifTags, Image
 
 from shards.image import DAMAGE, exif_orientation, open_with_pillow
 
+HEAD = 65536  # bytes in which a JPEG has its size and EXIF, but for odd ones
 Facts = dict[str, Any]
 """Of an image: width, height, and annotations in COCO's form."""
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from shards.layout import ABSENT, PRESENT, UNKNOWN
 from shards.one_line import one_line
-from shards.source.fitted_boxes import Facts, fitted
+from shards.source.fitted_boxes import HEAD, Facts, fitted
 from shards.source.folder import EXTENSIONS, is_image
 from shards.source.source import Names, Sample, Source, key_from
 from shards.source.usual_names import is_leftover
@@ -21,7 +21,6 @@ _IMAGES, _XML, _LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 _THREADS = 16  # in a store, where each file is a request
 _AT_ONCE = 1000  # files whose content is in memory
 _LOOKED_AT = 32  # images whose size is compared with their XML for a note
-_HEAD = 65536  # bytes of them
 _OF_A_CLASS = {"-1", "0", "1"}  # beside a name, in a list such as cat_train.txt
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -247,7 +246,7 @@ class VOC(Source):
         """Say that boxes are scaled, if they are for any of some images that are looked at."""
         some = range(0, len(self), -(-len(self) // _LOOKED_AT))
         some = [index for index in some if self.facts(index)]
-        heads = self._each(self._head, some)
+        heads = self._each(self.head, some)
         other: list[str] = []
         for index, head in zip(some, heads, strict=True):
             said = self.facts(index) or {}
@@ -263,9 +262,10 @@ class VOC(Source):
                 f"{len(other)} of {len(some)} that were looked at ({other[0]})"
             )
 
-    def _head(self, index: int) -> bytes:
+    def head(self, index: int) -> bytes:
+        """Return the first bytes of an image's file, with a JPEG's size; none if unreadable."""
         try:
-            return self._root.read(f"{_IMAGES}/{self._files[index]}", 0, _HEAD)
+            return self._root.read(f"{_IMAGES}/{self._files[index]}", 0, HEAD)
         except OSError:  # the writer will find out, and count it
             return b""
 

@@ -49,6 +49,11 @@ def mean_ap(score_NK: np.ndarray, category_NK: Tensor) -> float:
     return float(np.mean(found))
 
 
+def test_of_columns_of_one_name_present_wins_and_then_what_does_not_count():
+    category_NC = torch.tensor([[0, 0], [1, 0], [2, 1], [0, 2], [2, 2]], dtype=torch.uint8)
+    assert multi_label._joined(category_NC).tolist() == [0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(("l2", "unknown"), [(1e-1, 0.0), (1e-3, 0.0), (1e-2, 0.2)])
 def test_fit_equals_scikit_learn_at_equal_strength(l2: float, unknown: float):
     train = features(400, seed=0, unknown=unknown)

@@ -1,5 +1,6 @@
 """The suite: which figures, and whose labels."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,6 +286,54 @@ class Turned(Annotated):
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         return replace(sample, categories=sample.categories[::-1])
+
+
+class NamedTwice(Annotated):
+    """The same with two columns of the first name, each of every other image that shows it."""
+
+    def __init__(self, samples: int, categories: list[str], *, first: int = 0) -> None:
+        super().__init__(samples, categories, first=first)
+        self.categories = [categories[0], *categories]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        shown, *others = sample.categories[:-1]
+        number = (index + self.first) // 4 % 2
+        told = bytes([shown * number, shown * (1 - number), *others])
+        return replace(sample, categories=told)
+
+
+def test_columns_of_one_name_are_one_category(tmp_path: Path) -> None:
+    """As of COCO's format, where two ids have one name."""
+    found, again = (
+        Suite(
+            test=write(source(24, FOUR), tmp_path / source.__name__ / "test"),
+            train=write(source(40, FOUR, first=24), tmp_path / source.__name__ / "train"),
+            group=GROUP,
+            device=CPU,
+        ).run(method(), ("multi_label", "multi_label_linear"))
+        for source in (Annotated, NamedTwice)
+    )
+    assert set(found.figures) == SHARED | KNN | MULTI_LABEL_PROBE
+    assert found == again
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_views_that_are_not_finite_have_no_figures(
+    number: float, make_shard_set: MakeShardSet
+) -> None:
+    """Else they would be found at the first place, each by itself."""
+    broken = method()
+    with torch.no_grad():
+        next(broken.encoder.parameters())[:] = number
+    suite = Suite(test=make_shard_set(40), train=None, group=GROUP, device=CPU)
+    found = suite.run(broken, ("views", "spectra"))
+    assert not found.figures
+    for line, what in zip(
+        found.remarks, ("view retrieval, geometry", "RankMe, LiDAR of features"), strict=True
+    ):
+        assert line.startswith(f"no {what}: ")
+        assert " of 120 views have features that are not finite" in line
 
 
 def test_sets_with_classes_and_sets_with_categories_are_told_what_they_lack_if_asked(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shards.source import COCO
 from shards.writing.write import write
@@ -181,7 +181,7 @@ def test_a_width_that_is_no_number_is_as_if_it_were_absent(tmp_path: Path, side:
     with_a_box, without = source[0].metadata, source[1].metadata
     assert (with_a_box["width"], with_a_box["height"]) == (20, 16)  # as Pillow opens it
     assert with_a_box["annotations"][0]["bbox"] == [0] * 4
-    assert "width" not in without and without["height"] == 16
+    assert (without["width"], without["height"]) == (21, 16)
     assert len(write(source, tmp_path / "out")) == 2
 
 
@@ -202,6 +202,40 @@ def test_names_that_begin_with_each_other_have_keys_of_their_own(tmp_path: Path)
     assert boxes_of(source) == {f"train2017/{name}": [i] for i, name in enumerate(names)}
     keys = [source[i].key for i in range(len(names))]
     assert len(set(keys)) == len(names) and (keys[3], keys[5]) == ("b", "c")
+
+
+def test_ids_of_one_name_are_one_category(tmp_path: Path):
+    """As Roboflow writes an id 0 with the name of a class."""
+    names = ["dog", "cat", "dog"]
+    annotated(tmp_path, FILES, categories=[{"id": i, "name": n} for i, n in enumerate(names)])
+    where = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(where.read_text())
+    for entry, number in zip(content["annotations"], (2, 1, 0), strict=True):
+        entry["category_id"] = number
+    where.write_text(json.dumps(content))
+    source = COCO(root=tmp_path)
+    assert source.categories == ["dog", "cat"]
+    assert [source[i].categories for i in range(3)] == [b"\1\0", b"\0\1", b"\1\0"]
+    assert source.notes == ["several ids have one name, and are one category: dog"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_background_photo_has_the_size_that_it_is_seen_in(tmp_path: Path, orientation: int):
+    """Its annotations, none of which has a box, say the size before EXIF turns it."""
+    annotated(tmp_path, ["a.jpg", "b.jpg"], annotations="annotations/instances_train2017.json")
+    where = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(where.read_text())
+    content["annotations"] = [{"image_id": 1, "category_id": 1}]
+    where.write_text(json.dumps(content))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for number, name in enumerate(("a.jpg", "b.jpg")):
+        path = tmp_path / "train2017" / name
+        Image.new("RGB", (20 + number, 16)).save(path, exif=exif)
+        with Image.open(path) as image:
+            seen = ImageOps.exif_transpose(image).size
+        facts = COCO(root=tmp_path)[number].metadata
+        assert (facts["width"], facts["height"]) == seen
 
 
 def test_boxes_without_a_category_or_an_image_are_noted(tmp_path: Path):

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from torch.nn import Conv2d
 
 from evaluation.detection import Detection
+from evaluation.protocol import Evaluation, Trial
 from model.encoder import SmallResNet
 from shards.layout import ShardSet
 from shards.writing.write import write
@@ -334,6 +336,21 @@ def test_protocols_that_train_are_named_with_their_settings(
     for path in (tmp_path / "kept").glob("*/found.json"):  # it is read, not found out again
         path.write_text(json.dumps({"figures": {"fine_tuned_50_top1": 0.125}, "remarks": []}))
     assert figures(tmp_path, shard_set, *QUICK, *keep, str(run))["fine_tuned_50_top1"] == 0.125
+
+
+def test_networks_that_differ_in_no_weight_have_figures_of_their_own(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: object, trial: Trial) -> Evaluation:
+        (stride, _), *_ = [m.stride for m in trial.encoder.modules() if isinstance(m, Conv2d)]
+        return Evaluation({"fine_tuned_100_top1": float(stride)})
+
+    monkeypatch.setattr("evaluation.fine_tuning.FineTuning.run", run)
+    words = ["--encoder", "SmallResNet", "--encoder.width", "4", "--size", "24"]
+    words += ["--protocol", "fine_tuning", "--fine_tuning.labels", "1"]
+    words += ["--keep", str(tmp_path / "kept"), "--encoder.stem_stride"]
+    for stride in (1, 2):
+        assert figures(tmp_path, shard_set, *words, str(stride))["fine_tuned_100_top1"] == stride
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from model.method import JointEmbedding, Method, Output, QKIteration
 from model.objective import NTXent, Objective, SmoothAP
 from pipeline.loader import Loader
 from tests.conftest import MakeShardSet
-from training import free_memory
+from training import free_memory, memory_forecast
 from training.config import Config
 from training.free_memory import cgroups_free
 from training.memory_forecast import (
@@ -258,6 +258,19 @@ def test_the_loader_s_formula_at_one_size(loader: Loader) -> None:
     views, images = 16 * V * S * S * 3, 16 * 32 * 32 * 3  # square images: no side is longer
     assert loader_bytes(loader) == 5 * views + 2 * 4 * views + 4 * images
     assert loader_bytes(loader, 32) == 2 * loader_bytes(loader)
+
+
+def test_on_a_gpu_batches_wait_for_all_steps_that_the_host_is_ahead(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, method = configured(), joint()
+    views, images = 16 * V * S * S * 3, 16 * 32 * 32 * 3
+    monkeypatch.setattr(loader, "device", torch.device("cuda", 0))  # which need not be there
+    monkeypatch.setattr(memory_forecast, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(memory_forecast, "_follow", lambda *_: (0, 0))
+    for log_every, dropped in ((3, 3), (8, 8), (100, 8)):
+        found = forecast(replace(config, log_every=log_every), method, loader).loader
+        assert found == (5 + dropped) * views + 2 * 4 * views + 8 * views + 4 * images
 
 
 Write = Callable[[str, str], None]

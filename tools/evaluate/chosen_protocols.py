@@ -126,6 +126,7 @@ def prepare(
         "protocol": chosen.name,
         "settings": asdict(chosen.protocol),  # pyright: ignore[reportArgumentType]
         "encoder": column.digest,
+        "network": dict(column.network),
         "size": column.group.size,
         "normalisation": [*column.normalisation.mean, *column.normalisation.std],
         "train": train and train.manifest.digest(),

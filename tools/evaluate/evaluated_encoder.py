@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +47,8 @@ class EvaluatedEncoder:
     device: torch.device
     autocast: torch.dtype | None
     tuning: Tuning | None
+    network: Mapping[str, Any]
+    """Class and arguments of the encoder, as JSON has them: not all of them are in the weights."""
 
     @cached_property
     def digest(self) -> str:
@@ -114,8 +118,8 @@ def of_run(
         ValueError: there is no checkpoint, or the weights that it began with are not there.
     """
     run, saved = locate(path) if random else newest(path)
-    config = recipe(run, device=device, mixed_precision=mixed_precision).config
-    methods, step = {}, 0
+    settings = recipe(run, device=device, mixed_precision=mixed_precision)
+    config, methods, step = settings.config, {}, 0
     if random or beside:
         first = copy.deepcopy(config.method)
         weights.begin(config, first)
@@ -128,7 +132,9 @@ def of_run(
     group = config.views if size is None else replace(config.views, size=size)
     where = device_of(config)
     tuning = machine_settings.kept(run) if where.type == "cuda" else None
-    how = (group, config.normalisation, where, config.autocast(), tuning)
+    chosen = settings.resolved["method"]["init_args"]["encoder"]
+    network = {"class": chosen["class_path"], "arguments": chosen.get("init_args", {})}
+    how = (group, config.normalisation, where, config.autocast(), tuning, network)
     return config, step, {name: EvaluatedEncoder(method, *how) for name, method in methods.items()}
 
 
@@ -141,4 +147,5 @@ def of_encoder(trained: Trained, config: Config) -> EvaluatedEncoder:
         trained.device,
         trained.autocast,
         trained.tuning,
+        {name: trained.facts[name] for name in ("class", "arguments")},
     )

@@ -13,6 +13,7 @@ from evaluation.detection.annotated_images import (
     ShardedImages,
     in_folder,
 )
+from evaluation.detection.detection_set import DetectionSet
 from shards.source.coco import COCO
 from shards.writing.prepare import Preparation
 from shards.writing.write import write
@@ -61,24 +62,31 @@ def test_several_splits_are_one_after_the_other(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.pixels(4), drawn(4)[0])
 
 
-def test_a_photo_that_its_file_turns_upright_keeps_the_frame_of_its_boxes(tmp_path: Path) -> None:
-    coco = coco_folder(tmp_path, range(1))
-    pixels, _ = drawn(0)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.fromarray(pixels).save(coco / "train2017" / "000000.png", exif=exif)
-    images = in_folder(coco, ["train2017"])
-    assert len([*images.facts()]) == 1
-    np.testing.assert_array_equal(images.pixels(0), pixels)
+@pytest.mark.parametrize("index", [0, 2])  # without a rectangle, and with two
+def test_a_size_with_its_sides_exchanged_squashes_no_image_and_cuts_no_box(
+    index: int, tmp_path: Path
+) -> None:
+    """As where a tool took rows for columns; EXIF turns nothing."""
+    coco = coco_folder(tmp_path / "coco", range(index, 4))
+    voc = voc_folder(tmp_path / "voc", range(index, 4))
+    for path in (coco / "annotations" / "instances_train2017.json", *voc.glob("Annotations/*")):
+        text = re.sub('"width": 96, "height": 64', '"width": 64, "height": 96', path.read_text())
+        text = text.replace("<width>96</width><height>64<", "<width>64</width><height>96<")
+        path.write_text(text)
+    for images in (in_folder(coco, ["train2017"]), in_folder(voc, ["trainval"])):
+        read = DetectionSet.read(images, clip=True)
+        pixels, rectangles = drawn(index)
+        assert read.frame_N2[0].tolist() == [pixels.shape[1], pixels.shape[0]] == [96, 64]
+        boxes = read.boxes.box_M4[read.boxes.image_M == 0]
+        assert boxes.tolist() == [list(box) for _, box in rectangles]
+        np.testing.assert_array_equal(images.pixels(0), pixels)
 
 
 # Of an image that is mirrored or upside down, or has no size, nothing tells whether boxes are.
 @pytest.mark.parametrize(
     ("orientation", "sized"), [(1, True), (1, False), (5, True), (6, True), (7, True), (8, True)]
 )
-def test_boxes_in_shards_are_on_what_they_are_of(
-    orientation: int, sized: bool, tmp_path: Path
-) -> None:
+def test_boxes_are_on_what_they_are_of(orientation: int, sized: bool, tmp_path: Path) -> None:
     """Whether its file turns the image, and its annotations say its size before that."""
     coco = coco_folder(tmp_path, range(2, 3), area=5.5)
     exif = Image.Exif()
@@ -89,18 +97,22 @@ def test_boxes_in_shards_are_on_what_they_are_of(
         path.write_text(re.sub(r', "width": \d+, "height": \d+', "", path.read_text()))
     preparation = Preparation(resize_shorter=32)
     shards = write(COCO(root=coco, split="train2017"), tmp_path / "out", preparation=preparation)
-    images = ShardedImages(shards)
-    (facts,) = images.facts()
-    pixels = images.pixels(0)
-    assert min(pixels.shape[:2]) == 32
-    height, width = facts["height"] / pixels.shape[0], facts["width"] / pixels.shape[1]
-    assert height == pytest.approx(width)
-    assert len(facts["annotations"]) == 2
-    for each in facts["annotations"]:
-        x, y, w, h = each["bbox"]
-        inside = pixels[int((y + h / 2) / height), int((x + w / 2) / width)]
-        assert np.abs(inside.astype(int) - COLOURS[each["category"]]).max() < 40
-        assert each["area"] == 5.5
+    found: list[tuple[AnnotatedImages, int]] = [
+        (ShardedImages(shards), 32),
+        (in_folder(coco, ["train2017"]), 64),
+    ]
+    for images, shorter in found:
+        (facts,) = images.facts()
+        pixels = images.pixels(0)
+        assert min(pixels.shape[:2]) == shorter
+        height, width = facts["height"] / pixels.shape[0], facts["width"] / pixels.shape[1]
+        assert height == pytest.approx(width)
+        assert len(facts["annotations"]) == 2
+        for each in facts["annotations"]:
+            x, y, w, h = each["bbox"]
+            inside = pixels[int((y + h / 2) / height), int((x + w / 2) / width)]
+            assert np.abs(inside.astype(int) - COLOURS[each["category"]]).max() < 40
+            assert each["area"] == 5.5
 
 
 @pytest.mark.parametrize(
@@ -126,13 +138,17 @@ def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
 def test_boxes_may_be_in_other_pixels_than_their_image_has(tmp_path: Path) -> None:
     """As where VOC's images were made smaller, and their XML was not."""
     voc = voc_folder(tmp_path, range(3, 4))
-    pixels, _ = drawn(3)
+    pixels, rectangles = drawn(3)
     path = voc / "JPEGImages" / "000003.jpg"
     Image.fromarray(pixels).resize((20, 30)).save(path)
     images = in_folder(voc, ["trainval"])
     (facts,) = images.facts()
-    assert (facts["height"], facts["width"]) == pixels.shape[:2]
+    assert (facts["width"], facts["height"]) == (20, 30)
     assert images.pixels(0).shape == (30, 20, 3)
+    height, width, _ = pixels.shape
+    scale_4 = np.array([20 / width, 30 / height] * 2)
+    for each, (_, box) in zip(facts["annotations"], rectangles, strict=True):
+        np.testing.assert_allclose(each["bbox"], scale_4 * box, atol=0.001)
 
 
 def test_a_size_that_is_not_said_is_that_of_the_image(tmp_path: Path) -> None:

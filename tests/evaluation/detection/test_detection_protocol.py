@@ -147,6 +147,8 @@ def test_what_cannot_be_trained_is_refused_before_it(
     folder: Path, sets: dict[str, ShardSet], make_shard_set: MakeShardSet
 ) -> None:
     without = make_shard_set(42)
+    groups = coco_folder(folder.parent / "groups", range(10), iscrowd=1)
+    coco_folder(groups, range(10, 16), "val2017")
     vit = Timm(name="vit_tiny_patch16_224")
     how: Any
     for protocol, how, message in (
@@ -159,6 +161,12 @@ def test_what_cannot_be_trained_is_refused_before_it(
         (small(folder, test_splits=["test2017"]), {}, r"no folder for split 'test2017'"),
         (small(folder, train_splits=[]), {}, r"no split is named"),
         (small(folder.parent), {}, r"has neither annotations/"),
+        (small(groups), {}, r"train2017: all 13 boxes are groups .iscrowd., none of which"),
+        (
+            small(groups, train_splits=["val2017"], test_splits=["train2017"]),
+            {},
+            r"train2017: all 13 boxes are groups .iscrowd., none of which",
+        ),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             protocol.check(trial(**how))

@@ -17,6 +17,7 @@ from evaluation.detection import box_precision
 from evaluation.detection.annotated_images import in_folder
 from evaluation.detection.detection_set import DetectionSet
 from evaluation.detection.detector_training import detect, train
+from model.encoder import Encoder, SmallResNet
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,32 @@ def undisturbed(images: DetectionSet) -> dict[str, Any]:
     return trained(images, Saves(every=1000))
 
 
-def trained(images: DetectionSet, saves: Saves, **changed: Any) -> dict[str, Any]:
+class Drops(SmallResNet):
+    """Leaves out whole maps of images by chance, as timm's networks do paths."""
+
+    def __init__(self) -> None:
+        super().__init__(width=4, stem_stride=2)
+        self.dropped = list[torch.Tensor]()
+
+    def feature_maps(self, images_NCHW: torch.Tensor, *, stages: int) -> list[torch.Tensor]:
+        maps = super().feature_maps(images_NCHW, stages=stages)
+        if self.training:
+            self.dropped.append(torch.rand(len(images_NCHW), 1, 1, 1) < 0.5)
+            maps = [torch.where(self.dropped[-1], 0, each) for each in maps]
+        return maps
+
+
+def dropping() -> Drops:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Drops()
+
+
+def trained(
+    images: DetectionSet, saves: Saves, encoder: Encoder | None = None, **changed: Any
+) -> dict[str, Any]:
     """Return the weights after six steps, from the saved ones on."""
-    network = detector("fpn")
+    network = detector("fpn", encoder=encoder)
     train(trial(), saves.task(), network, images, schedule(**changed))
     return network.state_dict()
 
@@ -54,9 +78,37 @@ def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
     with pytest.raises(MemoryError):
         trained(images, saves)
     assert saves.state["steps"] == every
-    torch.manual_seed(every)  # the state of no stream is kept, because none is drawn from
+    torch.manual_seed(every)  # no stream is drawn from
     assert_same(trained(images, saves), undisturbed)
     assert_same(trained(images, saves), undisturbed)  # of a task whose training was at its end
+
+
+def test_an_encoder_that_drops_paths_drops_the_same_ones_after_a_kill(
+    images: DetectionSet, undisturbed: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    expected = trained(images, Saves(every=1000), dropping())
+    assert torch.equal(torch.get_rng_state(), before), "what comes after is as without a detector"
+    assert any(not torch.equal(expected[name], undisturbed[name]) for name in undisturbed)
+    saves = Saves(every=2, kills=1)
+    with pytest.raises(MemoryError):
+        trained(images, saves, dropping())
+    torch.manual_seed(2)
+    assert_same(trained(images, saves, dropping()), expected)
+
+
+def test_each_rank_drops_paths_of_its_own_images(images: DetectionSet) -> None:
+    def dropped(rank: int, seed: int) -> list[bool]:
+        torch.manual_seed(0)
+        network = detector("retinanet", encoder=dropping())
+        how = trial(rank=rank, world_size=2)  # whose gradients meet no others here
+        many = schedule(iterations=1, batch_size=12, seed=seed)
+        train(how, Saves(every=1000).task(), network, images, many)
+        (encoder,) = (each for each in network.modules() if isinstance(each, Drops))
+        return torch.cat(encoder.dropped).flatten().tolist()
+
+    assert len({tuple(dropped(*which)) for which in ((0, 0), (1, 0), (0, 1))}) == 3
 
 
 def test_workers_change_nothing(images: DetectionSet, undisturbed: dict[str, Any]) -> None:

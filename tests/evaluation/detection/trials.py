@@ -63,9 +63,11 @@ def small_encoder() -> SmallResNet:
         return SmallResNet(width=4, stem_stride=2)
 
 
-def detector(kind: Kind, *, train_batch_norm: bool = True) -> Detector:
+def detector(
+    kind: Kind, *, train_batch_norm: bool = True, encoder: Encoder | None = None
+) -> Detector:
     return build(
-        small_encoder(),
+        encoder or small_encoder(),
         kind,
         categories=2,
         normalisation=IMAGENET,
