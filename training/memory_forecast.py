@@ -42,7 +42,9 @@ GIB = 2**30
 # took 0.2 to 0.4 GiB more than forecast for any batch (benchmarks/results/memory-budget-cpu.json).
 FULL, SPARE = 0.95, 0.4 * GIB
 STATES = {"adamw": 2, "sgd": 1, "lars": 1}  # what an optimizer keeps, in sizes of the weights
-AHEAD = 8  # steps that the host is ahead of a GPU at most, about: it waits only to record one
+# Steps that the host is ahead of a GPU at most, about: it waits only to record one, and a step that
+# is compiled or captured costs it hardly anything.
+AHEAD, AHEAD_EAGER = 8, 2
 LONGER = 1.5  # an image's longer side by its shorter one, where only that is known
 
 
@@ -139,9 +141,10 @@ def forecast(
         activations = max(0, step - trained - objective)
     except Exception as error:  # a method of any kind, such as one whose shapes depend on values
         unknown = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+    ahead = AHEAD if config.compile or config.capture_step else AHEAD_EAGER
     sharing = 1 if loader.device.type == "cuda" else ranks_here  # processes of this memory
     return MemoryForecast(
-        loader=loader_bytes(loader, B, dropped=min(config.log_every, AHEAD)),
+        loader=loader_bytes(loader, B, dropped=min(config.log_every, ahead)),
         model=held + copies * trained,
         activations=activations,
         objective=objective,

@@ -38,12 +38,16 @@ def start(command: list[str], *, shown: list[str]) -> None:
 
     print(f"\n$ {shlex.join(shown)}", flush=True)  # noqa: T201
     process: subprocess.Popen[bytes] | None = None
-    received: list[int] = []
+    received, sent = list[int](), list[int]()
 
     def forward(number: int, _: FrameType | None) -> None:
         received.append(number)
-        if process is not None:
-            _send(process, number)
+        hand_on()
+
+    def hand_on() -> None:
+        while process is not None and len(sent) < len(received):
+            sent.append(received[len(sent)])  # before: another may come meanwhile
+            _send(process, sent[-1])
 
     def suspend(number: int, _: FrameType | None) -> None:
         if process is not None:
@@ -58,8 +62,7 @@ def start(command: list[str], *, shown: list[str]) -> None:
             start_new_session=True,  # Ctrl-C reaches it only through this process, once
             preexec_fn=end_with_parent,  # it does not outlive this process
         )
-        for number in received.copy():  # while it was started
-            _send(process, number)
+        hand_on()  # what came while it was started
         code = process.wait()
     finally:
         for number, handler in before.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
@@ -239,9 +238,12 @@ def _of_run(path: Path) -> Weights:
     }
     digest = sha256(durable.read(saved.root / checkpoint.METHOD)).hexdigest()
     license = run_folder.read_config(run).get("weights_license")
-    pixels = None
-    with suppress(ValueError):  # a run of another version has its weights all the same
+    try:
         pixels = recipe(run, device="cpu").config.normalisation
+    except MemoryError:
+        raise
+    except Exception:  # a run of another version, or of modules that are not here, has its weights
+        pixels = None
     return Weights(exported.published(state), digest, license, pixels)
 
 

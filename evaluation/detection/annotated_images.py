@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from shards.source.voc import VOC
 from shards.survey import rows_of
 from shards.tar import component, components, read_part
 
+_THREADS, _AT_ONCE = 16, 256  # files that are asked for their size, at a time and ahead
 Facts = dict[str, Any]
 """Of an image: width and height of the frame that boxes are in, and `annotations`, a list of
 {bbox [x, y, w, h], category, category_id, iscrowd, area, difficult}; only the first two are needed.
@@ -109,9 +112,9 @@ class SourceImages(AnnotatedImages):
     def facts(self) -> Iterator[Facts]:
         """See `AnnotatedImages.facts`; each file is asked for its size, as in shards."""
         for source in self._sources:
-            for index in range(len(source)):
+            for index, file in enumerate(_with_sizes(source)):
                 found = {"annotations": [], **(source.facts(index) or {})}
-                found |= fitted(found, _with_size(source, index))
+                found |= fitted(found, file)
                 if not (found.get("width") and found.get("height")):
                     height, width, _ = _decoded(source[index]).shape
                     found |= {"width": width, "height": height}
@@ -148,6 +151,17 @@ def in_folder(root: Path, splits: Sequence[str]) -> AnnotatedImages:
         f"{root} has neither annotations/, as COCO, nor JPEGImages/, as VOC. Name the folder that "
         "holds them."
     )
+
+
+def _with_sizes(source: COCO | VOC) -> Iterator[bytes]:
+    """Yield of each image's file as much as `_with_size`; several at once, where they are far."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for start in range(0, len(source), _AT_ONCE):
+            span = range(start, min(start + _AT_ONCE, len(source)))
+            yield from pool.map(partial(_with_size, source), span)
+    finally:  # at Ctrl-C nobody waits for the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def _with_size(source: COCO | VOC, index: int) -> bytes:

@@ -35,6 +35,7 @@ _NEAR = 1000  # samples among which they are looked for
 _GIVEN_UP = 600.0  # seconds in which a server that does not answer is not asked again
 _answered: dict[str, int] = {}  # servers that gave this process a sample, and where the last is
 _flawed: set[str] = set()  # servers that fail at some of their files
+_refusing: set[str] = set()  # servers that forbid files by themselves, while others do not
 _dead: dict[str, float] = {}  # servers that did not, while others did, and when
 _DOUBTFUL = 20  # images in a row with errors such as EIO: the place is at fault, not the images
 
@@ -107,8 +108,9 @@ class Reader:
             return not self._gives_another(server, position)
         except OSError:
             return True
-        gave = isinstance(error, PermissionError) and server in _answered
-        return gave and not self._gives_another(server, position)
+        gave = server in _answered and server not in _refusing
+        new = isinstance(error, PermissionError) and gave
+        return new and not self._gives_another(server, position)
 
     def _given_up(
         self, error: OSError, pause: float | None, url: str, position: int
@@ -126,7 +128,7 @@ class Reader:
             return None
         refused = isinstance(error, PermissionError)
         if server and refused and self._others_answer(server, position):
-            _answered.pop(server, None)  # no credentials have run out: it refuses us by itself
+            _refusing.add(server)  # no credentials have run out
             return error
         new = server and server not in _answered
         if new and not refused and not busy and self._others_answer(server, position):

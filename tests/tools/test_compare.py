@@ -502,8 +502,15 @@ def test_a_shard_set_that_was_made_again_is_another_one(
     manifest = shard_set.manifest
     text = replace(manifest, command=f"{manifest.command} again").to_json()
     (copies["test"] / "manifest.json").write_text(text)
+    plan = plan_of(out, recipes[1:2], more, budget)
+    (variant,) = plan.compared
+    folder = plan.run(variant, 0)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(comparison.with_values(variant, seed=0).yaml())
     with pytest.raises(ValueError, match=f"on {copies['test']} before it was made again"):
         begin(1)
+    shutil.rmtree(folder)  # what was trained on it
+    begin(1)
     begin(0, of=[*more, "--evaluation_test", str(shard_set.root)])
     del record["manifests"]  # as of an older version
     (out / "comparison.json").write_text(json.dumps(record))

@@ -268,8 +268,9 @@ def test_on_a_gpu_batches_wait_for_all_steps_that_the_host_is_ahead(
     monkeypatch.setattr(loader, "device", torch.device("cuda", 0))  # which need not be there
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda _: 0)
     monkeypatch.setattr(memory_forecast, "_follow", lambda *_: (0, 0))
-    for log_every, dropped in ((3, 3), (8, 8), (100, 8)):
-        found = forecast(replace(config, log_every=log_every), method, loader).loader
+    for log_every, compiled, dropped in ((3, True, 3), (8, True, 8), (100, True, 8), (3, False, 2)):
+        config = replace(config, log_every=log_every, compile=compiled)
+        found = forecast(config, method, loader).loader
         assert found == (5 + dropped) * views + 2 * 4 * views + 8 * views + 4 * images
 
 

@@ -9,7 +9,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -160,11 +160,13 @@ class Comparison:
             return
         folder, name = self._plan.run(variant, seed), _run_name(variant, seed)
         if not run.finished(folder):
+            where = self._plan.made_on(variant, seed)
             if not (folder / checkpoint.FOLDER).exists():  # what is left of a run that was removed
                 for old in self._plan.about(variant, seed):
                     old.unlink()
+            if not where.exists():
+                _write_json(where, self._here)
             command = self._plan.run_command(variant, seed)
-            _write_json(self._plan.made_on(variant, seed), self._here)
             busy = load.measured(self._plan.load(variant, seed))
             with busy if self._cluster is None else nullcontext():
                 trained = self._child(name, command, folder, number)
@@ -296,11 +298,14 @@ def check(plan: Plan, here: Mapping[str, Any]) -> None:
                     f"{plan.out} holds a comparison with {name} {then.get(name)}, this one has "
                     f"{value}; give another --out."
                 )
+    older, begun = _older(then or {}), set[str]()
+    more = any(not run.finished(plan.run(v, seed)) for v in plan.compared for seed in plan.seeds)
     for variant in plan.compared:
         for seed in plan.seeds:
             folder = plan.run(variant, seed)
             if not run.finished(folder) and not (folder / checkpoint.FOLDER).exists():
                 continue
+            begun.add(variant.name)
             saved = run_folder.read_config(folder)
             changed = with_values(variant, seed=seed).judged_otherwise(saved)
             changed = [text for text in changed if text.split(":")[0] not in ("steps", "epochs")]
@@ -309,32 +314,33 @@ def check(plan: Plan, here: Mapping[str, Any]) -> None:
                     f"{folder} was trained with other settings ({'; '.join(changed)}); give "
                     "another --out, or remove that folder to train it again."
                 )
-            there = _values(plan.made_on(variant, seed)) or here  # older versions did not say it
+            # Older versions said it of all runs together.
+            there = _values(plan.made_on(variant, seed)) or older.get((variant.name, seed)) or here
             apart = [
                 f"{name}: {there.get(name)} there, {here[name]} here"
                 for name in ("cpu", "gpu")
                 if there.get(name) != here[name]
             ]
-            if apart and plan.budget.seconds:
+            if apart and plan.budget.seconds and more:  # else figures alone are missing
                 raise ValueError(
                     f"{folder} was trained on another machine ({'; '.join(apart)}), where equal "
                     "seconds are another budget. Give another --out with --add "
                     f"{plan.out / RESULT}: the finished runs are taken over, and the table says "
                     "where they were trained."
                 )
-    if again := _made_again(plan, then or {}):
+    if again := _made_again(plan, then or {}, begun):
         raise ValueError(
             f"{plan.out} holds a comparison on {' and '.join(again)} before it was made again: its "
             "manifest was another one. Give another --out."
         )
 
 
-def _made_again(plan: Plan, then: Mapping[str, Any]) -> list[str]:
-    """Return the shard sets that had another manifest when a record was written."""
+def _made_again(plan: Plan, then: Mapping[str, Any], begun: Collection[str]) -> list[str]:
+    """Return the shard sets of begun variants that had another manifest in a record."""
     known = then.get("manifests", {})  # older versions wrote none
     found: dict[str, None] = {}
     for variant, sets in plan.manifests().items():
-        for name, (root, digest) in sets.items():
+        for name, (root, digest) in sets.items() if variant in begun else ():
             path, was = known.get(variant, {}).get(name, (None, None))
             if path == without_absolute_paths(root) and digest != was:  # else the settings tell
                 found[root] = None
