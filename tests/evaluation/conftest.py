@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")  # of each file: a command that one calls sets its own
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
